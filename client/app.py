@@ -1,0 +1,162 @@
+"""ClientApp: unpack, ask the site's policy and ledger, train, pack.
+
+Whatever happens, only `shared.records.pack_reply` makes an answer: a private update or a code. What went wrong is
+written to `errors.log` in the site's own folder.
+"""
+
+import contextlib
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+
+from client.ledger import BudgetExhausted, Ledger, LedgerError
+from client.policy import SiteSettings, load_site, refusal
+from client.training import LocalSteps, Mechanism, cached_patients, cached_prior, fine_tune, moments
+from shared.checkpoint import Arrays, from_bytes, to_bytes
+from shared.device import pick_device
+from shared.errors import UserError
+from shared.records import (
+    ARRAYS,
+    CODE_MEAN,
+    CODE_SQUARE,
+    CONFIG,
+    INTERNAL_ERROR,
+    MOMENTS,
+    OK,
+    UNKNOWN_SITE,
+    Request,
+    Shapes,
+    decode,
+    pack_reply,
+    update_shapes,
+)
+
+ERROR_LOG = "errors.log"
+
+app = ClientApp()
+
+
+class Refused(Exception):  # noqa: N818
+    """The site does not answer this request; the message is one of `shared.records.CODES`."""
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer one request of the server."""
+    return Message(answer(message, context.node_config, context.run_config), reply_to=message)
+
+
+def answer(message: Message, node_config: UserConfig, run_config: UserConfig) -> RecordDict:
+    """The content of the reply; never raises, and never holds more than `pack_reply` lets out."""
+    name, folder = UNKNOWN_SITE, None
+    try:
+        site = _load_site(node_config, run_config)
+        name, folder = site.name, site.folder
+        device = pick_device(str(node_config.get("device", "auto")))
+        arrays, shapes = respond(site, message.content, device)
+        return pack_reply(name, OK, arrays, shapes)
+    except Refused as refused:
+        code = str(refused)
+        _log_locally(folder, code)
+    except Exception:
+        code = INTERNAL_ERROR
+        _log_locally(folder, code)
+    return pack_reply(name, code)
+
+
+def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tuple[Arrays, Shapes]:
+    """Answer a request as far as the site's policy and ledger allow.
+
+    The order is part of the guarantee: the ledger is charged before training, and what leaves is what was committed.
+
+    Returns:
+        The update, and the names and shapes that it may have.
+
+    Raises:
+        Refused: With the code to send instead.
+    """
+    try:
+        request = Request.from_config(content[CONFIG])
+    except (KeyError, TypeError, ValueError):
+        raise Refused("bad-request") from None
+    try:
+        prior = cached_prior(site.prior_path)
+        patients = cached_patients(site.data_path, site.prior_path)
+    except UserError as error:
+        raise Refused("data-unreadable") from error
+    release = request.release
+    code = refusal(
+        site.policy,
+        private=request.private,
+        release=release,
+        delta=request.target_delta,
+        clip=request.max_grad_norm,
+        num_patients=len(patients),
+    )
+    if code is not None:
+        raise Refused(code)
+    if prior.sha256 != request.prior_sha256:
+        raise Refused("prior-mismatch")
+    trainable = {name: tuple(parameter.shape) for name, parameter in prior.generator.trainable().items()}
+    shapes = update_shapes(request.task, trainable, len(prior.code_mean))
+    try:
+        start = decode(content[ARRAYS], trainable)
+    except (KeyError, ValueError):
+        raise Refused("bad-request") from None
+
+    mechanism = Mechanism(
+        request.private, request.max_grad_norm, request.noise_multiplier, request.sample_rate, site.nominal_patients
+    )
+    steps = LocalSteps(
+        request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round
+    )
+
+    def update() -> Arrays:
+        if request.task == MOMENTS:
+            mean, square = moments(patients, mechanism)
+            return {CODE_MEAN: mean, CODE_SQUARE: square}
+        return fine_tune(prior.generator, patients, start, mechanism, steps, device)
+
+    if not request.private:
+        return update(), shapes
+    key = (request.run_id, request.server_round)
+    try:
+        ledger = Ledger(site.ledger_path)
+        if ledger.cached_reply(*key, release) is None:
+            ledger.reserve(*key, release, request.target_delta, site.policy.max_epsilon)
+            ledger.commit(*key, to_bytes(update()))
+        reply = ledger.cached_reply(*key, release)
+    except (BudgetExhausted, LedgerError) as error:
+        raise Refused(error.code) from error
+    assert reply is not None, "committed a moment ago"
+    return from_bytes(reply), shapes
+
+
+def site_folder(node_config: UserConfig, run_config: UserConfig) -> Path:
+    """The folder with the site's `site.yaml`.
+
+    A deployed node names it (`--node-config 'site="/data/site"'`); in Flower's own simulation a node has only its
+    number, which counts the sites of the run folder in the order of their names.
+    """
+    if "site" in node_config:
+        return Path(str(node_config["site"]))
+    sites = sorted((Path(str(run_config["run-dir"])) / "sites").glob("*/site.yaml"))
+    return sites[int(node_config["partition-id"])].parent
+
+
+def _load_site(node_config: UserConfig, run_config: UserConfig) -> SiteSettings:
+    try:
+        return load_site(site_folder(node_config, run_config))
+    except (UserError, KeyError, IndexError, ValueError) as error:
+        raise Refused("settings-unreadable") from error
+
+
+def _log_locally(folder: Path | None, code: str) -> None:
+    """Tell the site's own people, in a file that stays at the site."""
+    if folder is not None:
+        with contextlib.suppress(OSError), (folder / ERROR_LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {code}\n{traceback.format_exc()}\n")

@@ -1,0 +1,153 @@
+"""`fedcmr-client`: what a site's data manager does before the site takes part in a study."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from client.deidentify import KEY_NAME, read_key
+from client.ingest.prepare import REFUSED_NAME, Layout, prepare
+from client.ingest.quality import REASONS, check
+from shared.case import VENDORS
+from shared.errors import run_command
+
+console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.command
+    return run_command(lambda: command(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Commands and their options."""
+    parser = argparse.ArgumentParser(prog="fedcmr-client", description=__doc__.strip("`").replace("`", ""))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    sub = commands.add_parser("prepare", help="scans -> cases without identifiers")
+    sub.add_argument("source", type=Path, metavar="SRC", help="folder of scans; only read")
+    sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to go on with")
+    sub.add_argument("--format", required=True, choices=get_args(Layout), help="how the scans are stored")
+    sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
+    sub.add_argument("--num-processes", type=_positive, default=1, help="worker processes (default: %(default)s)")
+    sub.set_defaults(command=_prepare)
+
+    sub = commands.add_parser("check", help="summarise a folder of cases, or say what is wrong with it")
+    sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' made")
+    sub.set_defaults(command=_check)
+
+    sub = commands.add_parser("budget", help="how much privacy the site's releases have cost, and what is left")
+    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.set_defaults(command=_budget)
+
+    sub = commands.add_parser("init", help="write a commented site.yaml")
+    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder to write it to; made where needed")
+    sub.add_argument("--name", required=True, help="the site's name in the study")
+    sub.add_argument("--vendor", required=True, choices=VENDORS, help="of the site's scanners")
+    sub.add_argument("--nominal-patients", required=True, type=_positive,
+                     help="public number that divides sums over patients; need not be their count")  # fmt: skip
+    sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
+    sub.add_argument("--max-delta", type=float, help="cap on delta; below 1 / patients")
+    sub.set_defaults(command=_init)
+    return parser
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Prepare a folder and account for what was refused."""
+    key = None if options.key is None else read_key(options.key)
+    console.print(f"preparing {options.source} ({options.format}) -> {options.destination}", soft_wrap=True)
+    summary = prepare(options.source, options.destination, options.format, key=key, num_processes=options.num_processes)
+    console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
+    counts = [("studies refused", summary.refused), ("left out", summary.left_out)]
+    if any(number for _, numbers in counts for number in numbers.values()):
+        table = Table("", "reason", "number", "meaning")
+        for title, numbers in counts:
+            for code, number in sorted(numbers.items()):
+                table.add_row(title, code, str(number), REASONS[code])
+        console.print(table)
+        console.print(f"the same counts are in {options.destination / REFUSED_NAME}", soft_wrap=True)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Print what a folder of cases holds."""
+    report = check(options.destination)
+    fields = {"unknown" if t is None else f"{t:g} T": count for t, count in report.field_strengths_t.items()}
+    table = Table("", str(options.destination))
+    table.add_row("patients", str(report.num_patients))
+    table.add_row("cases", f"{report.num_cases}, {report.num_labelled} with masks")
+    table.add_row("vendor", _counts(report.vendors))
+    table.add_row("field strength", _counts(fields))
+    table.add_row("slices", _range(report.num_slices, "d"))
+    table.add_row("slice spacing", _range(report.slice_spacing_mm, ".1f", " mm"))
+    table.add_row("ejection fraction", "unknown" if report.ef is None else _range(report.ef, ".1%"))
+    console.print(table)
+
+
+def _budget(options: argparse.Namespace) -> None:
+    """Print what the ledger has charged."""
+    # Imported here: the accountant takes seconds to load, and no other command needs it.
+    from client.ledger import Ledger
+    from client.policy import load_site
+
+    settings = load_site(options.site)
+    ledger = Ledger(settings.ledger_path)
+    releases, spent = ledger.releases(), ledger.spent(settings.policy.max_delta)
+    budget = {
+        "site": settings.name,
+        "num_releases": len(releases),
+        "num_steps": sum(release.num_steps for release in releases),
+        "delta": settings.policy.max_delta,
+        "epsilon": spent if math.isfinite(spent) else None,
+        "max_epsilon": settings.policy.max_epsilon,
+        "epsilon_left": max(0.0, settings.policy.max_epsilon - spent),
+    }
+    if options.json:
+        print(json.dumps(budget, indent=2))
+        return
+    table = Table("", settings.name)
+    table.add_row("releases", f"{budget['num_releases']}, {budget['num_steps']} steps")
+    table.add_row("epsilon spent", f"{spent:.3f} at delta {budget['delta']:g}")
+    table.add_row("the site's cap", f"{budget['max_epsilon']:g}")
+    table.add_row("left", f"{budget['epsilon_left']:.3f}")
+    console.print(table)
+
+
+def _init(options: argparse.Namespace) -> None:
+    """Write a site's settings."""
+    from client.policy import SitePolicy, SiteSettings, write_site
+
+    caps = {"max_epsilon": options.max_epsilon, "max_delta": options.max_delta}
+    policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None})
+    path = write_site(options.site, SiteSettings(options.name, options.vendor, options.nominal_patients, policy=policy))
+    console.print(f"wrote {path}: read its comments before the site takes part", soft_wrap=True)
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    """For example "Siemens 20, GE 3"."""
+    return ", ".join(f"{name} {number}" for name, number in sorted(numbers.items()))
+
+
+def _range(values: tuple[float, float], form: str, unit: str = "") -> str:
+    """For example "8.0 to 10.0 mm"."""
+    low, high = (format(value, form) for value in values)
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Pseudonyms by keyed hash: the same patient always gets the same one, and only the site's key links the two."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from shared.errors import UserError
+
+KEY_NAME = "pseudonym.key"
+KEY_BYTES = 32
+
+
+def pseudonym(key: bytes, *identity: str) -> str:
+    """HMAC-SHA256 (RFC 2104) of what identifies a patient or a study, cut to 64 bits.
+
+    Guarantees: without the key a pseudonym says nothing about the identity, also to someone who can list all patient
+    numbers of a hospital. Not covered: whoever holds the key can confirm a guess, so the key stays at the site.
+
+    Args:
+        key: The site's secret.
+        identity: For example the PatientID, or the PatientID and the StudyInstanceUID.
+    """
+    digest = hmac.new(key, "\0".join(identity).encode(), hashlib.sha256).hexdigest()
+    return f"p{digest[:16]}"
+
+
+def read_key(path: Path) -> bytes:
+    """The key in a file of hexadecimal digits.
+
+    Raises:
+        UserError: There is no such file, or it holds no key.
+    """
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except FileNotFoundError:
+        raise UserError(f"key file {path} does not exist: give the one that earlier cases were prepared with") from None
+    except (OSError, ValueError):
+        raise UserError(f"key file {path} is not readable hexadecimal text") from None
+    if len(key) < KEY_BYTES:
+        raise UserError(f"key file {path} holds {len(key)} bytes, expected at least {KEY_BYTES}")
+    return key
+
+
+def read_or_make_key(folder: Path) -> bytes:
+    """The site's key `folder/pseudonym.key`, made on first use and readable by its owner only."""
+    path = folder / KEY_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return read_key(path)
+    key = secrets.token_bytes(KEY_BYTES)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key.hex() + "\n")
+    return key

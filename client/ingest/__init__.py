@@ -1,0 +1,1 @@
+"""Scans -> cases or a reason code: DICOM, ACDC and M&Ms layouts."""

@@ -1,0 +1,63 @@
+"""The layout of ACDC: `patientNNN/patientNNN_frameMM.nii.gz` with `..._gt.nii.gz`, two frames a patient.
+
+Bernard et al., IEEE TMI 2018, https://doi.org/10.1109/TMI.2018.2837502. The headers hold no position or orientation,
+the spacing may be nominal, and the field strength (1.5 T or 3 T) is not given.
+"""
+
+import math
+import re
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from client.ingest.cine import Cine, Findings, Study
+from client.ingest.nifti import read_nifti, relabel, spacing_of
+from client.ingest.quality import Unusable
+from shared.case import BACKGROUND, LV, MYO, RV
+
+NUM_FOLDS = 5
+LABELS = {0: BACKGROUND, 1: RV, 2: MYO, 3: LV}
+
+
+def find_acdc(source: Path, folds: Collection[int] | None = None) -> Findings:
+    """Patients of an ACDC folder.
+
+    Args:
+        source: The folder that holds the patients' folders, or one above it.
+        folds: Keep patients NNN with (NNN - 1) % 5 in this; None keeps all.
+    """
+    studies = []
+    for folder in sorted({*source.glob("patient*"), *source.glob("*/patient*")}):
+        match = re.fullmatch(r"patient(\d+)", folder.name)
+        if match is None or not folder.is_dir():
+            continue
+        if folds is None or (int(match[1]) - 1) % NUM_FOLDS in folds:
+            studies.append(Study(match[1], match[1], partial(read_acdc, folder)))
+    return Findings(studies)
+
+
+def read_acdc(folder: Path) -> Cine:
+    """Both frames of one patient.
+
+    Raises:
+        Unusable: A frame is missing or damaged, or its mask does not fit.
+    """
+    masks = sorted(folder.glob(f"{folder.name}_frame[0-9]*_gt.nii.gz"))
+    if len(masks) != 2:
+        raise Unusable("missing-file")
+    frames = [read_nifti(path.with_name(path.name.replace("_gt.nii.gz", ".nii.gz"))) for path in masks]
+    labels = [read_nifti(path)[0] for path in masks]
+    if len({array.shape for array in (frames[0][0], frames[1][0], *labels)}) > 1 or labels[0].ndim != 3:
+        raise Unusable("masks-differ")
+    x_mm, y_mm, z_mm = spacing_of(frames[0][1])
+    # Transposed (z, y, x), every ACDC stack is seen from the apex.
+    return Cine(
+        images=np.stack([array.T for array, _ in frames]).astype(np.float32),
+        masks=relabel(np.stack([array.T for array in labels]), LABELS),
+        spacing_mm=(z_mm, y_mm, x_mm),
+        axes=None,
+        vendor="Siemens",
+        field_strength_t=math.nan,
+    )

@@ -1,0 +1,61 @@
+"""What every reader returns: a short-axis stack over time on the scanner's own grid."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Cine:
+    """A short-axis stack as it was scanned.
+
+    Attributes:
+        images: Shape (T, Z, H, W), float32, any scale; phases in temporal order.
+        masks: Shape (T, Z, H, W), uint8 labels of `shared.case`, or None. A phase without labels is all zero.
+        spacing_mm: Slices, rows, columns.
+        axes: Shape (3, 3), unit vectors along slices, rows and columns in the patient's LPS coordinates (DICOM PS3.3
+            C.7.6.2.1.1: left, posterior, superior). None where the files do not know; the reader then promises a
+            view from the apex, up to quarter turns.
+        vendor: One of `shared.case.VENDORS` or "unknown".
+        field_strength_t: Tesla; NaN where unknown.
+    """
+
+    images: NDArray[np.float32]
+    masks: NDArray[np.uint8] | None
+    spacing_mm: tuple[float, float, float]
+    axes: NDArray[np.float64] | None
+    vendor: str
+    field_strength_t: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """One examination that looks usable from outside.
+
+    Attributes:
+        patient: What the files call the patient. Feeds the keyed hash and goes nowhere else.
+        study: The same for the examination.
+        read: Reads the scans; raises `Unusable`. Pickles, so that a worker process can call it.
+    """
+
+    patient: str = field(repr=False)
+    study: str = field(repr=False)
+    read: Callable[[], Cine] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a reader found in a folder.
+
+    Attributes:
+        studies: In a fixed order.
+        refused: Number of studies refused, by reason code.
+        left_out: Number of files, or series of a usable study, that are no part of a short-axis cine, by reason code.
+    """
+
+    studies: list[Study]
+    refused: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,82 @@
+"""The layout of M&Ms: one CSV, and `CODE/CODE_sa.nii.gz` with `CODE_sa_gt.nii.gz`, 4D, labelled at two phases.
+
+Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its masks count from the left ventricle: 1 LV,
+2 myocardium, 3 RV. The field strength is not given.
+"""
+
+import csv
+import math
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from client.ingest.cine import Cine, Findings, Study
+from client.ingest.nifti import read_nifti, relabel, spacing_of
+from client.ingest.quality import Unusable
+from client.ingest.vendor import vendor_name
+from shared.case import BACKGROUND, LV, MYO, RV
+from shared.errors import UserError
+
+LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
+COLUMNS = ("External code", "VendorName", "ED", "ES")
+RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+
+
+def find_mnms(source: Path) -> Findings:
+    """Patients that the CSV lists.
+
+    Raises:
+        UserError: There is no such CSV, or more than one.
+    """
+    tables = [rows for path in sorted(source.glob("*.csv")) if (rows := _read_table(path)) is not None]
+    if len(tables) != 1:
+        raise UserError(f"{source}: expected one CSV with the columns {', '.join(COLUMNS)}, got {len(tables)}")
+    images = {path.name.removesuffix("_sa.nii.gz"): path for path in source.rglob("*_sa.nii.gz")}
+    studies, refused = [], Counter[str]()
+    for row in tables[0]:
+        code = row["External code"]
+        if code in images and row["ED"].isdecimal() and row["ES"].isdecimal():
+            read = partial(read_mnms, images[code], row["VendorName"], (int(row["ED"]), int(row["ES"])))
+            studies.append(Study(code, code, read))
+        else:
+            refused["missing-file"] += 1
+    return Findings(studies, refused)
+
+
+def read_mnms(path: Path, vendor: str, phases: tuple[int, int]) -> Cine:
+    """The two labelled phases of one patient.
+
+    Args:
+        path: The `CODE_sa.nii.gz`.
+        vendor: As the CSV names it.
+        phases: Indices of the labelled phases, from 0.
+
+    Raises:
+        Unusable: The stack or its mask is missing or damaged, or they do not fit.
+    """
+    images, affine = read_nifti(path)
+    masks, _ = read_nifti(path.with_name(path.name.replace("_sa.nii.gz", "_sa_gt.nii.gz")))
+    if images.shape != masks.shape or images.ndim != 4 or max(phases) >= images.shape[3]:
+        raise Unusable("masks-differ")
+    x_mm, y_mm, z_mm = spacing_of(affine)
+    axes = affine[:3, :3].T * RAS_TO_LPS
+    return Cine(
+        images=images[..., list(phases)].T.astype(np.float32),
+        masks=relabel(masks[..., list(phases)].T, LABELS),
+        spacing_mm=(z_mm, y_mm, x_mm),
+        axes=(axes / np.linalg.norm(axes, axis=1, keepdims=True))[::-1],
+        vendor=vendor_name(vendor),
+        field_strength_t=math.nan,
+    )
+
+
+def _read_table(path: Path) -> list[dict[str, str]] | None:
+    """The rows of the data set's CSV; None for another file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
+    return rows if rows and set(COLUMNS) <= set(rows[0]) else None

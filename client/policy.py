@@ -1,0 +1,189 @@
+"""A site's own settings, `site.yaml`: who it is, where its data and ledger are, and what it agrees to.
+
+The server never writes or reads this file. What a request asks for beyond the policy is refused with a code.
+"""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from shared.case import VENDORS
+from shared.errors import UserError
+from shared.privacy import Release
+
+SITE_FILE = "site.yaml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+TEMPLATE = """\
+# This site's own settings. They stay at the site: the server can neither read nor change them.
+# Paths are absolute, or start from this file's folder.
+
+name: {name:<28}# as the study lists the site: letters, digits, '_' and '-'
+vendor: {vendor:<26}# of the scanner: {vendors}
+nominal_patients: {nominal_patients:<16}# a public round number near the count of patients: sums are divided by it
+data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
+ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
+prior: {prior:<27}# the public prior (.safetensors); null: the one that ships with the project
+
+policy:                           # a request that goes beyond one of these is refused
+  max_epsilon: {policy[max_epsilon]:<19}# privacy loss of a patient over the life of the ledger, all runs together
+  max_delta: {policy[max_delta]:<21}# at most 1 / nominal_patients
+  min_noise_multiplier: {policy[min_noise_multiplier]:<10}# noise of a single step, in units of the clip norm
+  max_grad_norm: {policy[max_grad_norm]:<17}# largest clip norm
+  min_patients: {policy[min_patients]:<18}# with fewer usable patients the site does not take part
+  allow_without_privacy: {policy[allow_without_privacy]:<9}# true: also answer studies without noise
+"""
+
+
+def _check(condition: bool, name: str, expected: str, value: object) -> None:
+    """Raise `Expected policy.max_epsilon > 0, got -1.0.`, for example."""
+    if not condition:
+        raise UserError(f"Expected {name} {expected}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """What a site agrees to; `TEMPLATE` explains each key."""
+
+    max_epsilon: float = 8.0
+    max_delta: float = 1e-3
+    min_noise_multiplier: float = 0.3
+    max_grad_norm: float = 10.0
+    min_patients: int = 5
+    allow_without_privacy: bool = False
+
+    def __post_init__(self) -> None:
+        _check(0 < self.max_epsilon < math.inf, "policy.max_epsilon", "> 0 and finite", self.max_epsilon)
+        _check(0 < self.max_delta < 1, "policy.max_delta", "in (0, 1)", self.max_delta)
+        _check(0 < self.min_noise_multiplier < math.inf, "policy.min_noise_multiplier", "> 0 and finite",
+               self.min_noise_multiplier)  # fmt: skip
+        _check(0 < self.max_grad_norm < math.inf, "policy.max_grad_norm", "> 0 and finite", self.max_grad_norm)
+        _check(self.min_patients >= 1, "policy.min_patients", ">= 1", self.min_patients)
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """A site, as `site.yaml` describes it; `TEMPLATE` explains each key.
+
+    Attributes:
+        folder: Where `site.yaml` lies; not a key of the file.
+    """
+
+    name: str
+    vendor: str
+    nominal_patients: int
+    data: str = "train"
+    ledger: str = "ledger"
+    prior: str | None = None
+    policy: SitePolicy = field(default_factory=SitePolicy)
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        _check(NAME.fullmatch(self.name) is not None, "name", f"to match {NAME.pattern}", self.name)
+        _check(self.vendor in VENDORS, "vendor", f"in {VENDORS}", self.vendor)
+        _check(self.nominal_patients >= self.policy.min_patients, "nominal_patients",
+               f">= policy.min_patients ({self.policy.min_patients})", self.nominal_patients)  # fmt: skip
+        # With more than one patient's worth of delta, publishing a patient outright would count as private.
+        _check(self.policy.max_delta * self.nominal_patients <= 1, "policy.max_delta",
+               f"<= 1 / nominal_patients ({1 / self.nominal_patients:.3g})", self.policy.max_delta)  # fmt: skip
+
+    @property
+    def data_path(self) -> Path:
+        """The folder of prepared cases."""
+        return self.folder / self.data
+
+    @property
+    def ledger_path(self) -> Path:
+        """The ledger's folder."""
+        return self.folder / self.ledger
+
+    @property
+    def prior_path(self) -> Path | None:
+        """The public prior; None for the one that ships with the project."""
+        return None if self.prior is None else self.folder / self.prior
+
+
+def load_site(path: Path) -> SiteSettings:
+    """Read a site's settings from its `site.yaml`, or from the folder that holds it.
+
+    Raises:
+        UserError: The file is missing, is no YAML, has an unknown or missing key, or a value that cannot be.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / SITE_FILE
+    try:
+        node = OmegaConf.load(path)
+        if "folder" in node:
+            raise UserError("Key 'folder' not in 'SiteSettings'")
+        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
+        settings = cast(SiteSettings, OmegaConf.to_object(merged))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: expected a site's settings there, got no file; write it with 'fedcmr-client init'"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    return replace(settings, folder=path.resolve().parent)
+
+
+def write_site(folder: Path, settings: SiteSettings) -> Path:
+    """Write a commented `site.yaml` into `folder`; one that is there already stays as it is.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: The folder has a `site.yaml` with other settings.
+    """
+    path = Path(folder) / SITE_FILE
+    if path.exists():
+        if load_site(path) != replace(settings, folder=path.resolve().parent):
+            raise UserError(f"{path}: expected no file or the same settings, got others; edit it or remove it")
+        return path
+    values = asdict(settings)
+    policy = {key: json.dumps(value) for key, value in values.pop("policy").items()}
+    keys = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if key != "folder"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(TEMPLATE.format(**keys, policy=policy, vendors=", ".join(VENDORS)), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def refusal(
+    policy: SitePolicy, *, private: bool, release: Release, delta: float, clip: float, num_patients: int
+) -> str | None:
+    """The code with which a site refuses a request; None where its policy allows it.
+
+    What the budget has left is the ledger's to say ("budget-exhausted").
+
+    Args:
+        policy: The site's own.
+        private: Whether the request claims privacy at all.
+        release: What the request would charge.
+        delta: At which the budget would be counted.
+        clip: L2 bound of one patient's vector.
+        num_patients: That the site could train on. This code is the one thing that depends on the patients and is not
+            covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
+    """
+    if num_patients < policy.min_patients:
+        return "too-few-patients"
+    if not private:
+        return None if policy.allow_without_privacy else "privacy-off-not-allowed"
+    if not release.noise_multiplier >= policy.min_noise_multiplier:
+        return "noise-below-minimum"
+    if not 0 < delta <= policy.max_delta:
+        return "delta-above-cap"
+    if not 0 < clip <= policy.max_grad_norm:
+        return "clip-above-cap"
+    return None

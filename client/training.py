@@ -1,0 +1,253 @@
+"""Local private training: plain PyTorch on one site's patients.
+
+One data-set item is one patient. Slices, phases, augmentations and noise draws are averaged inside the patient,
+then clipped once (De et al. 2022, https://arxiv.org/abs/2204.13650, augmentation multiplicity; Dockhorn et al. 2023,
+https://arxiv.org/abs/2210.09929, noise multiplicity).
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.appearance import appearance_code
+from shared.case import INDEX_NAME, load_cases
+from shared.checkpoint import Arrays
+from shared.device import autocast
+from shared.diffusion import flow_matching_loss
+from shared.networks.generator import Generator, Prior, load_prior
+from shared.privacy import os_generator, poisson_sample, private_mean_gradient, private_moments
+from shared.views import augment, slice_pairs, with_heart
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One patient as the generator sees it: the slices that hold the heart.
+
+    Attributes:
+        pseudonym: Seeds the patient's views.
+        images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
+        masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
+        code: Shape (K,), the standardised appearance code.
+    """
+
+    pseudonym: str
+    images: Tensor
+    masks: Tensor
+    code: Tensor
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What makes a release private, or not.
+
+    Attributes:
+        private: False switches clip and noise off.
+        max_norm: L2 clip of a patient's gradient or code.
+        noise_multiplier: Noise over clip.
+        sample_rate: Poisson sampling over patients in gradient steps.
+        nominal_patients: The site's public constant, never its count of patients.
+    """
+
+    private: bool
+    max_norm: float
+    noise_multiplier: float
+    sample_rate: float
+    nominal_patients: int
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """What a site does with its patients in one round of gradients.
+
+    Attributes:
+        num_steps: Private gradient steps.
+        learning_rate: Of each step.
+        num_views: Random views averaged into one patient's gradient.
+        seed: Of the views, together with the round, the step and the patient.
+        server_round: The round.
+    """
+
+    num_steps: int
+    learning_rate: float
+    num_views: int
+    seed: int
+    server_round: int
+
+
+def load_patients(folder: Path, prior: Prior) -> list[Patient]:
+    """A site's usable patients; one without a slice that shows the heart is left out.
+
+    Raises:
+        UserError: The folder is no folder of cases, or a case cannot be read.
+    """
+    patients = []
+    for case in load_cases(folder):
+        images, masks = slice_pairs(case)
+        keep = with_heart(masks)
+        if keep.any():
+            images, masks = images[keep], masks[keep]
+            code = prior.standardise(appearance_code(images, masks))
+            patients.append(Patient(case.info.pseudonym, images, masks, code))
+    return patients
+
+
+def cached_prior(path: Path | None) -> Prior:
+    """The public prior, read once per process."""
+    return _prior_of(path, _modified_ns(path))
+
+
+def cached_patients(folder: Path, prior_path: Path | None) -> list[Patient]:
+    """`load_patients`, once per process: a process of the simulation answers round after round."""
+    return _patients_of(folder, _modified_ns(folder / INDEX_NAME), prior_path, _modified_ns(prior_path))
+
+
+def moments(patients: list[Patient], mechanism: Mechanism) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and mean square of the patients' standardised appearance codes, each of shape (K,).
+
+    Guarantees: those of `shared.privacy.private_moments`; without privacy none.
+    """
+    codes = torch.stack([patient.code for patient in patients]).double().numpy()
+    if mechanism.private:
+        mean, square = private_moments(
+            codes, mechanism.max_norm, mechanism.noise_multiplier, mechanism.nominal_patients, os_generator()
+        )
+    else:
+        mean, square = codes.mean(axis=0), (codes**2).mean(axis=0)
+    return mean.astype(np.float32), square.astype(np.float32)
+
+
+def fine_tune(
+    generator: Generator,
+    patients: list[Patient],
+    arrays: Mapping[str, NDArray[np.float32]],
+    mechanism: Mechanism,
+    steps: LocalSteps,
+    device: torch.device,
+) -> Arrays:
+    """Patient-level DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1) on the trainable part.
+
+    Guarantees: per step one Poisson-subsampled Gaussian mechanism; neighbours differ by one patient of this site. Who
+    is sampled and the noise come from the operating system, never from the seed; the step divides by the expected
+    batch, a public constant, and an empty batch takes its noise step. Without privacy no guarantee: neither clip nor
+    noise, and everything follows from the seed.
+
+    Args:
+        generator: Its trainable part is overwritten.
+        patients: All of the site's usable patients.
+        arrays: The trainable part to start from.
+        mechanism: What makes a step private.
+        steps: What a step does.
+        device: Where the generator runs.
+
+    Returns:
+        What to add to each of `arrays`.
+    """
+    generator.to(device)
+    parameters = load_trainable(generator, arrays)
+    dimension = sum(parameter.numel() for parameter in parameters.values())
+    rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
+    for step in range(steps.num_steps):
+        sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
+        gradients = (
+            patient_gradient(
+                generator, patient, steps.num_views, view_seed(steps.seed, steps.server_round, step, patient.pseudonym)
+            )
+            for patient in sampled
+        )
+        if mechanism.private:
+            mean = private_mean_gradient(
+                gradients,
+                mechanism.max_norm,
+                mechanism.noise_multiplier,
+                dimension=dimension,
+                expected_batch_size=mechanism.sample_rate * mechanism.nominal_patients,
+                rng=rng,
+            )
+        else:
+            mean = sum(gradients, start=np.zeros(dimension)) / max(len(sampled), 1)
+        _descend(parameters, steps.learning_rate * mean)
+    return {name: parameter.detach().cpu().numpy() - arrays[name] for name, parameter in parameters.items()}
+
+
+def patient_gradient(generator: Generator, patient: Patient, num_views: int, seed: int) -> NDArray[np.float64]:
+    """Gradient of one patient's mean loss over random (slice, augmentation, t, noise) views, flattened.
+
+    Returns:
+        Shape (D,), the trainable arrays in the order of their names. Not clipped.
+    """
+    parameters = list(generator.trainable().values())
+    device = parameters[0].device
+    rng = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(patient.images), (num_views,), generator=rng)
+    images, masks = augment(patient.images[index], patient.masks[index], rng)
+    t = torch.rand(num_views, generator=rng)
+    noise = torch.randn(images.shape, generator=rng)
+    batch = [tensor.to(device) for tensor in (images, masks, patient.code.expand(num_views, -1), t, noise)]
+    with autocast(device), _contiguous_group_norms(generator):
+        loss = flow_matching_loss(generator, *batch).mean()
+    gradients = torch.autograd.grad(loss, parameters)
+    return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
+
+
+def load_trainable(generator: Generator, arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.nn.Parameter]:
+    """Put `arrays` into the generator's trainable part, and return it."""
+    parameters = generator.trainable()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(arrays[name]))
+    return parameters
+
+
+def view_seed(seed: int, server_round: int, step: int, pseudonym: str) -> int:
+    """A patient's views depend on the patient alone, never on who else is sampled."""
+    digest = hashlib.sha256(f"{seed}/{server_round}/{step}/{pseudonym}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def _contiguous_group_norms(generator: Generator) -> Iterator[None]:
+    """Feed the trainable GroupNorms in the default memory format.
+
+    On channels_last input PyTorch's CPU backward pass (2.13) crashes where only the gradients of weight and bias are
+    asked for, as for the first norm after frozen layers.
+    """
+    norms = [m for m in generator.modules() if isinstance(m, torch.nn.GroupNorm) and m.weight.requires_grad]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _descend(parameters: Mapping[str, torch.nn.Parameter], update: NDArray[np.float64]) -> None:
+    """Subtract a flat update from the parameters."""
+    offset = 0
+    with torch.no_grad():
+        for parameter in parameters.values():
+            piece = torch.from_numpy(update[offset : offset + parameter.numel()]).reshape(parameter.shape)
+            parameter.sub_(piece.to(parameter))
+            offset += parameter.numel()
+
+
+def _modified_ns(path: Path | None) -> int:
+    """Part of a cache's key: a file that was written again is read again."""
+    return path.stat().st_mtime_ns if path and path.exists() else 0
+
+
+@functools.lru_cache(maxsize=2)
+def _prior_of(path: Path | None, modified_ns: int) -> Prior:
+    return load_prior(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _patients_of(folder: Path, modified_ns: int, prior_path: Path | None, prior_modified_ns: int) -> list[Patient]:
+    return load_patients(folder, _prior_of(prior_path, prior_modified_ns))

@@ -1,0 +1,1 @@
+"""The coordinator's side: public prior, strategy, synthesis, regressor, evaluation, report, the ServerApp."""

@@ -1,0 +1,45 @@
+"""ServerApp: the federation, then synthesis, training, evaluation and report, in one run folder."""
+
+import shlex
+from pathlib import Path
+
+from flwr.app import Context, UserConfig
+from flwr.serverapp import Grid, ServerApp
+
+from server.strategy import federate
+from server.study import finish_study
+from shared.config import load
+from shared.errors import UserError
+from shared.networks.generator import load_prior
+from shared.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run or resume the study whose folder the run config names.
+
+    Raises:
+        UserError: The folder or a setting is not as expected, or the sites gave nothing to go on with.
+    """
+    run = open_run_folder(context.run_config)
+    prior = load_prior(run.prior_path())
+    with run.stage("federation") as to_do:
+        if to_do:
+            federate(grid, run, run.config, prior)
+    finish_study(run, run.config, prior)
+
+
+def open_run_folder(run_config: UserConfig) -> RunFolder:
+    """The run folder that `run-dir` names; `config`, `overrides` and `num-server-rounds` must agree with its own."""
+    path = Path(str(run_config.get("run-dir", "")))
+    if not path.is_absolute():
+        raise UserError(f"Expected run-dir to be the absolute path of a run folder, got {str(path)!r}.")
+    overrides = shlex.split(str(run_config.get("overrides", "")))
+    if num_rounds := run_config.get("num-server-rounds", 0):
+        overrides.append(f"federation.num_rounds={num_rounds}")
+    config = str(run_config.get("config", ""))
+    if config or overrides:
+        return open_run(path, load(config or path / CONFIG_NAME, overrides))
+    return load_run(path)

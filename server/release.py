@@ -1,0 +1,173 @@
+"""The synthetic data set as it leaves the study: cases, labels, datasheet, checksums, DICOM on request.
+
+The folder appears whole or not at all: everything is written beside it and renamed at the end. `SHA256SUMS` is
+checked with `sha256sum --check SHA256SUMS`, and `cases.csv` makes the folder a data set like any other one.
+"""
+
+import csv
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from server.dicom_export import export_case
+from shared.case import ED, ES, LV, Case, save_case, write_index
+from shared.errors import UserError
+from shared.progress import track
+
+DATASHEET_NAME, LABELS_NAME, CHECKSUMS_NAME = "DATASHEET.md", "labels.csv", "SHA256SUMS"
+LABEL_COLUMNS = ("pseudonym", "vendor", "ef", "ef_requested", "lv_ed_ml", "lv_es_ml")
+
+
+def write_release(
+    folder: Path,
+    cases: Sequence[Case],
+    requested_efs: Sequence[float] | None,
+    facts: Mapping[str, Any],
+    dicom: bool = False,
+) -> None:
+    """Write `folder`, replacing an earlier release there.
+
+    Args:
+        folder: For example RUN/synthetic.
+        cases: Synthetic cases; `info.ef` is the label.
+        requested_efs: Shape (len(cases),), what each heart was asked to eject; None: the labels.
+        facts: What `datasheet` takes.
+        dicom: Also write `dicom/`.
+
+    Raises:
+        UserError: `folder` holds something that is not a release.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / DATASHEET_NAME).is_file():
+        raise UserError(f"{folder} holds other files: give a new or empty folder for the synthetic data set")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for case in track(cases, "writing synthetic cases"):
+        save_case(partial, case)
+        if dicom:
+            export_case(partial / "dicom", case)
+    write_index(partial, [case.info for case in cases])
+    _write_labels(partial / LABELS_NAME, cases, requested_efs)
+    (partial / DATASHEET_NAME).write_text(datasheet(cases, facts), encoding="utf-8")
+    (partial / CHECKSUMS_NAME).write_text(checksums(partial), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def cavity_ml(case: Case, phase: int) -> float:
+    """LV volume over the slices that are there, in millilitres: area times slice spacing, summed."""
+    return float((case.masks[phase] == LV).sum() * np.prod(case.spacing_mm, dtype=np.float64) / 1000)
+
+
+def checksums(folder: Path) -> str:
+    """One `sha256  relative/path` line per file, as `sha256sum` writes and checks them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_NAME)
+    lines = (
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in paths
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def datasheet(cases: Sequence[Case], facts: Mapping[str, Any]) -> str:
+    """The data set's datasheet, after Gebru et al. (2021), https://arxiv.org/abs/1803.09010.
+
+    Args:
+        cases: The synthetic cases.
+        facts: `study` (its name), `privacy` (as in report.json; an epsilon of None means no privacy), `made_with`
+            ({name: value}, one line each), `real_data` (one sentence on what the sites' scans were).
+    """
+    vendors = sorted(Counter(case.info.vendor for case in cases).items())
+    styles = ", ".join(f"{count} in the style of {vendor}" for vendor, count in vendors)
+    efs = np.array([case.info.ef for case in cases])
+    slices = _span({case.frames.shape[1] for case in cases})
+    pixels = ", ".join(sorted({f"{case.frames.shape[2]} x {case.frames.shape[3]}" for case in cases}))
+    in_plane = ", ".join(sorted({f"{case.spacing_mm[1]:g} x {case.spacing_mm[2]:g}" for case in cases}))
+    apart = _span({round(float(case.spacing_mm[0]), 1) for case in cases})
+    return f"""# Datasheet: synthetic cardiac MRI of "{facts["study"]}"
+
+No picture in this folder shows a person. Every heart was drawn by a shape model and painted by a generator.
+
+## Composition
+
+- {len(cases)} synthetic patients: {styles}.
+- Per patient: end-diastole and end-systole, short axis, {slices} slices {apart} mm apart, of {pixels} pixels of
+  {in_plane} mm.
+- Masks: 0 background, 1 right ventricle, 2 myocardium, 3 left-ventricular cavity. The picture was painted over them;
+  nobody has drawn them afterwards.
+- Ejection fraction, from the masks: {efs.min():.2f} to {efs.max():.2f}, mean {efs.mean():.2f}. Spread evenly on
+  purpose: low and high values are more frequent than among patients.
+
+| file | content |
+|---|---|
+| `cases/<pseudonym>.npz` | `frames` float32 (2, Z, H, W) in [0, 1]; `masks` uint8 (2, Z, H, W); `spacing_mm` (3,) |
+| `cases.csv` | index: pseudonym, vendor, field strength, ejection fraction, group |
+| `{LABELS_NAME}` | `ef` of the masks, `ef_requested` of the shape model, `lv_ed_ml` and `lv_es_ml` of the cavity |
+| `dicom/` | only on request: MR Image Storage with SyntheticData (0008,001C) = YES |
+| `{CHECKSUMS_NAME}` | check with `sha256sum --check {CHECKSUMS_NAME}` |
+
+## How it was made
+
+A parametric heart gives the masks, the masks give the ejection fraction, and a generator paints the picture: trained
+beforehand on simulated hearts, then tuned at the sites. {facts["real_data"]}
+
+{chr(10).join(f"- {name}: {value}" for name, value in facts["made_with"].items())}
+
+## Privacy
+
+{_privacy(facts["privacy"])}
+
+## Intended use
+
+Training and testing of methods that measure the left ventricle, teaching, software tests.
+
+## Limits
+
+- Not for diagnosis, and not evidence about patients: prevalences, ages, sexes and diseases are not modelled.
+- A vendor's style is what the sites with that vendor's scanners contributed, not the vendor's range of products.
+- Two phases of the cycle, short axis only; no flow, no late enhancement, no implants, few artefacts.
+- A method that works on these pictures must be tested on real scans before anybody relies on it.
+"""
+
+
+def _privacy(privacy: Mapping[str, Any]) -> str:
+    """What was spent, and what the guarantee covers."""
+    if privacy.get("epsilon") is None:
+        return (
+            "**None.** The generator was trained without differential privacy. Do not give this folder to anybody who\n"
+            "may not see the scans it was trained on."
+        )
+    sites = sorted(privacy["sites"].items())
+    spent = [(name, "-" if site["epsilon"] is None else f"{site['epsilon']:.2f}") for name, site in sites]
+    return "\n".join([
+        "The sites' updates were differentially private. The guarantee covers whatever is made from the generator,",
+        f"this folder included: at most **epsilon = {privacy['epsilon']:.2f} at delta = {privacy['delta']:g}**.",
+        "",
+        f"- Unit: {privacy['unit']}. A patient scanned at two sites spends both sites' epsilons, added up.",
+        f"- Accountant: {privacy['accountant']}.",
+        "- Not covered: the choice of settings by somebody who saw the scans.",
+        "",
+        "| site | epsilon | delta |",
+        "|---|---|---|",
+        *(f"| {name} | {epsilon} | {privacy['delta']:g} |" for name, epsilon in spent),
+    ])  # fmt: skip
+
+
+def _span(values: Collection[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _write_labels(path: Path, cases: Sequence[Case], requested_efs: Sequence[float] | None) -> None:
+    asked = [case.info.ef for case in cases] if requested_efs is None else requested_efs
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(LABEL_COLUMNS)
+        for case, requested in zip(cases, asked, strict=True):
+            volumes = (f"{cavity_ml(case, phase):.2f}" for phase in (ED, ES))
+            efs = (f"{value:.6g}" for value in (case.info.ef, requested))
+            writer.writerow([case.info.pseudonym, case.info.vendor, *efs, *volumes])

@@ -1,0 +1,248 @@
+"""Federation: what our rounds add to Flower's FedAvg.
+
+Round 1 asks each site for the private moments of its appearance codes, the others for private gradient steps on the
+generator's trainable part. Weights are equal: a count of patients would be a release of its own. Every reply is checked
+before any maths, and the state is saved after every round, so that an interruption loses one round at most.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from server.federation_state import FederationState, StudySite, initial_state, make_request, read_study
+from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
+from shared.config import Config
+from shared.errors import UserError
+from shared.networks.generator import Prior
+from shared.progress import console
+from shared.records import (
+    ARRAYS,
+    CONFIG,
+    MOMENTS,
+    OK,
+    UNCHARGED_CODES,
+    UNKNOWN_SITE,
+    Request,
+    encode,
+    update_shapes,
+)
+from shared.run_folder import RunFolder
+
+NODE_POLL_S = 1.0
+NODE_WAIT_S = 120.0
+"""How long a round waits for further sites to connect once there is one."""
+
+
+class EqualWeightFedAvg(FedAvg):
+    """FedAvg with equal weights, checked replies, moments per vendor, an average over rounds, and accounting.
+
+    Attributes:
+        state: Changed by `aggregate_train`.
+        answers: The checked replies of the last round.
+    """
+
+    def __init__(self, state: FederationState, sites: Mapping[str, StudySite], ema_decay: float, timeout_s: float):
+        super().__init__()
+        self.state = state
+        self.sites = sites
+        self.ema_decay = ema_decay
+        self.timeout_s = timeout_s
+        self.answers: list[Answer] = []
+        self._num_asked = 0
+        self._request: Request | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message to every connected site; one that is fetched after the timeout has expired and costs nothing."""
+        node_ids = wait_for_nodes(grid, 1, self.timeout_s)
+        self._request, self._num_asked = Request.from_config(config), len(node_ids)
+        content = RecordDict({ARRAYS: arrays, CONFIG: config})
+        return [
+            Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN, ttl=self.timeout_s,
+                    group_id=str(server_round))
+            for node_id in node_ids
+        ]  # fmt: skip
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies, note what they cost, and apply the usable ones; without any the state's arrays stay.
+
+        Raises:
+            UserError: Every site that was asked refused. The round is not counted.
+        """
+        request = self._request
+        assert request is not None, "configure_train comes first"
+        self.answers = self._checked(request, replies)
+        self._raise_if_all_refused(server_round)
+        updates = {answer.site: answer.arrays for answer in self.answers if answer.arrays is not None}
+        self._note_releases(request)
+        if updates and request.task == MOMENTS:
+            self.state.apply_moments(updates, {site: facts.vendor for site, facts in self.sites.items()})
+        elif updates:
+            self.state.apply_gradients(updates, self.ema_decay)
+        self.state.server_round = server_round
+        return encode(self.state.arrays), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: a figure measured on a site's patients would be a release of its own."""
+        return []
+
+    def _checked(self, request: Request, replies: Iterable[Message]) -> list[Answer]:
+        """The replies as answers, in the order of the sites' names."""
+        code_size = len(next(iter(self.state.code_mean.values())))
+        trainable = {name: array.shape for name, array in self.state.arrays.items()}
+        shapes = update_shapes(request.task, trainable, code_size)
+        num_parameters = sum(int(np.prod(shape)) for shape in shapes.values())
+        max_norms = {
+            site: plausible_norm(request, num_parameters, facts.nominal_patients) for site, facts in self.sites.items()
+        }
+        answers = [
+            check_reply(reply.content, max_norms, shapes) if reply.has_content() else Answer(dropped="client-error")
+            for reply in replies
+        ]
+        return sorted(drop_duplicates(answers), key=lambda answer: answer.site)
+
+    def _raise_if_all_refused(self, server_round: int) -> None:
+        """End the run where going on cannot help."""
+        refusals = [answer for answer in self.answers if answer.code not in (OK, "")]
+        if refusals and len(refusals) == self._num_asked:
+            codes = ", ".join(f"{answer.site}: {answer.code}" for answer in refusals)
+            raise UserError(
+                f"all sites refused round {server_round} ({codes}): see site.yaml and errors.log at each site"
+            )
+
+    def _note_releases(self, request: Request) -> None:
+        """Count a site's release unless the site said that it refused.
+
+        A lost, late or broken reply may have been charged. Where a request stayed without an answer that names its
+        site, it counts for every site that was not heard from.
+        """
+        code_of = {a.site: a.code or f"dropped-{a.dropped}" for a in self.answers if a.site != UNKNOWN_SITE}
+        anonymous_refusals = sum(a.site == UNKNOWN_SITE and a.code in UNCHARGED_CODES for a in self.answers)
+        all_heard = len(code_of) + anonymous_refusals == self._num_asked
+        for site in self.sites:
+            if site in code_of or not all_heard:
+                code = code_of.get(site, "no-answer")
+                self.state.releases.setdefault(site, []).append({
+                    "round": request.server_round, "task": request.task, "code": code,
+                    "charged": code not in UNCHARGED_CODES, "release": asdict(request.release),
+                })  # fmt: skip
+
+
+def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
+    """Run the rounds that are still to do, then write the shared generator.
+
+    Writes `checkpoints/round_NNNN.safetensors` after every round (0: the start), a line of `metrics.jsonl` per round
+    and `generator.safetensors`. A run that was interrupted goes on from its newest readable checkpoint, with the same
+    run id, so that no site is charged twice for a round.
+
+    Raises:
+        UserError: All sites refused, no site connected, or no round had a usable answer.
+    """
+    sites = read_study(run)
+    folder = run.path / "checkpoints"
+    state = FederationState.load_newest(folder)
+    if state is None:
+        state = initial_state(config, prior, sites)
+        state.save(folder)
+    if state.prior_sha256 != prior.sha256:
+        raise UserError(f"{folder} belongs to another prior: give that one as 'prior', or a new run folder")
+    logged = {line["round"] for line in run.metrics() if line.get("stage") == "federation" and "round" in line}
+    for metrics in state.rounds:  # an interruption between a checkpoint and its line
+        if metrics["round"] not in logged:
+            run.metric(metrics)
+    num_rounds = config.federation.num_rounds
+    timeout_s = config.federation.reply_timeout_s
+    if state.server_round < num_rounds:
+        wait_for_nodes(grid, len(sites), timeout_s)
+    strategy = EqualWeightFedAvg(state, sites, config.federation.ema_decay, timeout_s)
+    for server_round in range(state.server_round + 1, num_rounds + 1):
+        started = time.monotonic()
+        request = make_request(config, state, server_round)
+        arrays = encode(state.arrays)
+        messages = list(strategy.configure_train(server_round, arrays, request.to_config(), grid))
+        replies = list(grid.send_and_receive(messages, timeout=timeout_s))
+        strategy.aggregate_train(server_round, replies)
+        metrics = {
+            "stage": "federation",
+            "round": server_round,
+            **summarise(strategy.answers, len(messages)),
+            "bytes_down": _num_bytes(arrays) * len(messages),
+            "bytes_up": sum(_num_bytes(reply.content.get(ARRAYS)) for reply in replies if reply.has_content()),
+            "elapsed_s": round(time.monotonic() - started, 3),
+            "epsilon": max_epsilon(state, config),
+        }
+        state.rounds.append(metrics)
+        state.save(folder)
+        run.metric(metrics)
+        run.log(describe(metrics, num_rounds, len(sites)))
+    if not any(entry["answered"] for entry in state.rounds):
+        reasons = {reason for entry in state.rounds for key in ("refused", "dropped") for reason in entry[key].values()}
+        why = ", ".join(sorted(reasons)) or "no answer"
+        raise UserError(
+            f"no site gave a usable update in {num_rounds} rounds ({why}): mend it and take a new run folder"
+        )
+    vendors = {site: facts.vendor for site, facts in sites.items()}
+    state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
+
+
+def wait_for_nodes(grid: Grid, num_wanted: int, timeout_s: float) -> list[int]:
+    """The connected nodes: at least `num_wanted`, or after `NODE_WAIT_S` those that are there.
+
+    Raises:
+        UserError: None connected within `timeout_s`.
+    """
+    started, told = time.monotonic(), -1
+    while len(node_ids := sorted(grid.get_node_ids())) < num_wanted:
+        waited = time.monotonic() - started
+        if node_ids and waited > NODE_WAIT_S:
+            break
+        if waited > timeout_s:
+            raise UserError(f"no site connected within {timeout_s:.0f} s: start the sites, then the same command again")
+        if len(node_ids) != told:
+            told = len(node_ids)
+            console.print(f"waiting for sites: {told} of {num_wanted} connected")
+        time.sleep(NODE_POLL_S)
+    return node_ids
+
+
+def summarise(answers: list[Answer], num_asked: int) -> dict[str, Any]:
+    """Who answered, who refused with which code, and what was dropped for which reason."""
+    return {
+        "answered": [answer.site for answer in answers if answer.code == OK],
+        "refused": {answer.site: answer.code for answer in answers if answer.code not in (OK, "")},
+        "dropped": {answer.site: answer.dropped for answer in answers if answer.dropped is not None},
+        "silent": num_asked - len(answers),
+    }
+
+
+def describe(metrics: Mapping[str, Any], num_rounds: int, num_sites: int) -> str:
+    """A round in one line: "round 3 of 6: 3 of 3 sites, epsilon 5.1, 12 s"."""
+    parts = [f"{len(metrics['answered'])} of {num_sites} sites"]
+    parts += [f"{site} refused: {code}" for site, code in metrics["refused"].items()]
+    parts += [f"{site} dropped: {reason}" for site, reason in metrics["dropped"].items()]
+    parts += [f"{metrics['silent']} silent"] if metrics["silent"] else []
+    epsilon = "no privacy" if metrics["epsilon"] is None else f"epsilon {metrics['epsilon']:.2f}"
+    return f"round {metrics['round']} of {num_rounds}: {', '.join(parts)}, {epsilon}, {metrics['elapsed_s']:.0f} s"
+
+
+def max_epsilon(state: FederationState, config: Config) -> float | None:
+    """The largest epsilon of any site in this run so far; None without privacy."""
+    if state.plan is None:
+        return None
+    return max((value for value, _ in state.epsilons(config.privacy.target_delta).values()), default=0.0)
+
+
+def _num_bytes(record: Any) -> int:
+    """Bytes of the arrays in a record."""
+    return sum(len(array.data) for array in record.values()) if isinstance(record, ArrayRecord) else 0

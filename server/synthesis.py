@@ -1,0 +1,189 @@
+"""Synthetic patients: heart shapes over the whole range of ejection fractions, painted by the shared generator."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.rendering import render
+from shared import checkpoint
+from shared.anatomy import Hearts, distances, draw_hearts, ejection_fraction, masks_from, slice_positions
+from shared.appearance import CodeDistribution, public_codes
+from shared.case import Case, CaseInfo
+from shared.config import SynthesisConfig
+from shared.device import autocast, pick_device
+from shared.diffusion import sample
+from shared.errors import UserError
+from shared.networks.generator import Prior
+from shared.progress import track
+from shared.views import PIXEL_MM
+
+EF_RANGE = (0.08, 0.80)
+"""Ejection fractions asked for are spread evenly over this, for every vendor."""
+_HEARTS_PER_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class SharedGenerator:
+    """What a federation adds to the public prior.
+
+    Attributes:
+        trainable: The fine-tuned parameters by name.
+        codes: Vendor -> its distribution of appearance codes.
+    """
+
+    trainable: Mapping[str, Tensor]
+    codes: Mapping[str, CodeDistribution]
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Synthetic cases and what was asked for.
+
+    Attributes:
+        cases: Frames and masks on the generator's grid; `info.ef` is measured on the masks.
+        requested_efs: Shape (len(cases),).
+    """
+
+    cases: list[Case]
+    requested_efs: list[float]
+
+
+def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
+    """Read `generator.safetensors`.
+
+    Raises:
+        UserError: It cannot be read or belongs to another prior.
+    """
+    arrays, metadata = checkpoint.load(path)
+    if metadata.get("prior_sha256") != prior.sha256:
+        raise UserError(f"{path} was trained on another prior: give that one as 'prior'")
+    groups: dict[str, dict[str, Tensor]] = {"trainable": {}, "code_mean": {}, "code_std": {}}
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = torch.from_numpy(array)
+    codes = {vendor: CodeDistribution(mean, groups["code_std"][vendor]) for vendor, mean in groups["code_mean"].items()}
+    return SharedGenerator(groups["trainable"], codes)
+
+
+def synthesize(
+    prior: Prior,
+    shared: SharedGenerator | None,
+    config: SynthesisConfig,
+    vendors: Sequence[str],
+    seed: int,
+    device_name: str = "auto",
+    description: str = "painting hearts",
+) -> SyntheticSet:
+    """Sample labelled cases, the same hearts for the same seed whatever the generator.
+
+    Args:
+        prior: The public prior; left as it was.
+        shared: What the federation added; None samples the prior alone, with its own wide range of appearances.
+        config: How many cases, slices and steps, and the vendors' shares.
+        vendors: The study's vendors, in equal shares where `config.vendor_shares` is empty.
+        seed: Of shapes, codes and noise.
+        device_name: See `shared.device`.
+        description: Words beside the progress bar.
+
+    Raises:
+        UserError: A vendor is asked for that the study has not learnt.
+    """
+    device = pick_device(device_name)
+    names = vendor_names(config, vendors)
+    unknown = sorted(set(names) - set(shared.codes)) if shared else []
+    if unknown:
+        raise UserError(f"synthesis.vendor_shares asks for {unknown[0]}, which the study has not learnt: "
+                        f"expected some of {sorted(shared.codes if shared else ())}")  # fmt: skip
+    generator = prior.generator.to(device)
+    before = {name: parameter.detach().clone() for name, parameter in generator.trainable().items()}
+    try:
+        if shared:
+            _set_trainable(generator.trainable(), shared.trainable)
+        rng = torch.Generator().manual_seed(seed)
+        requested = _spread_efs(names, rng)
+        cases: list[Case] = []
+        chunks = range(0, len(names), _HEARTS_PER_CHUNK)
+        for start in track(chunks, description):
+            part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
+            hearts = draw_hearts(part.stop - start, rng, config.num_slices, requested[part])
+            codes = torch.stack([
+                (shared.codes[name] if shared else public_codes()).sample(1, rng)[0] for name in names[part]
+            ])  # fmt: skip
+            images, masks = _paint(generator, hearts, codes, config, rng, device)
+            cases += [
+                _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[i : i + 1])
+                for i in range(len(hearts))
+            ]
+    finally:
+        _set_trainable(generator.trainable(), before)
+    return SyntheticSet(cases, requested.tolist())
+
+
+def vendor_names(config: SynthesisConfig, vendors: Sequence[str]) -> list[str]:
+    """The vendor of each case, interleaved, in the shares asked for (largest remainder)."""
+    shares = {name: share for name, share in config.vendor_shares.items() if share > 0}
+    shares = shares or dict.fromkeys(sorted(set(vendors)), 1.0)
+    total = sum(shares.values())
+    exact = {name: config.num_cases * share / total for name, share in shares.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: config.num_cases - sum(counts.values())]:
+        counts[name] += 1
+    places = [((k + 0.5) / counts[name], name) for name in counts for k in range(counts[name])]
+    return [name for _, name in sorted(places)]
+
+
+def _spread_efs(names: Sequence[str], rng: torch.Generator) -> Tensor:
+    """Evenly spread ejection fractions for every vendor, in random order; shape (len(names),)."""
+    low, high = EF_RANGE
+    efs = torch.zeros(len(names))
+    for vendor in sorted(set(names)):
+        index = torch.tensor([i for i, name in enumerate(names) if name == vendor])
+        even = low + (high - low) * (torch.arange(len(index)) + 0.5) / len(index)
+        efs[index] = even[torch.randperm(len(index), generator=rng)]
+    return efs
+
+
+def _paint(
+    generator: torch.nn.Module,
+    hearts: Hearts,
+    codes: Tensor,
+    config: SynthesisConfig,
+    rng: torch.Generator,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Images (N, S, 2, H, W) in [-1, 1] and masks of the hearts, each in its own appearance."""
+    d = distances(hearts, slice_positions(hearts, config.num_slices))
+    masks, sketch = masks_from(d), render(hearts, d, rng)
+    noise = torch.randn(sketch.shape, generator=rng)
+    flat_codes = codes.repeat_interleave(config.num_slices, dim=0)
+    images = []
+    for part in torch.arange(masks.shape[0] * masks.shape[1]).split(config.batch_size):
+        batch = [x.flatten(0, 1)[part].to(device) for x in (masks, sketch, noise)]
+        code = flat_codes[part].to(device)
+        with autocast(device):
+            images.append(sample(generator, batch[0], code, batch[1], batch[2], config.start_t, config.num_steps).cpu())
+    return torch.cat(images).reshape(sketch.shape), masks
+
+
+def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts) -> Case:
+    """One heart's (S, 2, H, W) pictures as a case."""
+    num_slices = images.shape[0]
+    frames = ((images + 1) / 2).clamp(0, 1).transpose(0, 1).numpy().astype(np.float32)
+    labels = masks.transpose(0, 1).numpy()
+    spacing_z = float(slice_positions(heart, num_slices)[0, 0]) * 2
+    info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym)
+    spacing_mm = np.array([spacing_z, PIXEL_MM, PIXEL_MM], np.float32)
+    return Case(info, np.ascontiguousarray(frames), np.ascontiguousarray(labels), spacing_mm)
+
+
+def _set_trainable(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy values into the generator's trainable part."""
+    if set(parameters) != set(values):
+        raise UserError("generator.safetensors does not fit the prior's trainable part: run the federation again")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,1 @@
+"""What a hospital and the server must agree on: settings, cases, anatomy, networks, privacy, wire records."""

@@ -1,0 +1,153 @@
+"""The one on-disk and in-memory form of a patient: two frames, their masks, spacing, vendor.
+
+A folder of cases is `cases.csv` (one row per patient, no identifiers) and `cases/<pseudonym>.npz`.
+"""
+
+import csv
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import UserError
+
+BACKGROUND, RV, MYO, LV = 0, 1, 2, 3
+ED, ES = 0, 1
+
+VENDORS = ("Siemens", "Philips", "GE", "Canon", "United Imaging")
+
+CASE_SIZE = 96
+"""Height and width of a case's frames in pixels."""
+CASE_PIXEL_MM = 1.5
+"""In-plane pixel of a case: 96 pixels show 144 mm, a dilated heart with its right ventricle."""
+
+INDEX_NAME = "cases.csv"
+PSEUDONYM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class CaseInfo:
+    """A row of `cases.csv`.
+
+    Attributes:
+        pseudonym: Letters, digits, `_` and `-`; also the name of the case's file.
+        vendor: One of `VENDORS`, or "unknown".
+        field_strength_t: Tesla; NaN where unknown.
+        ef: Left-ventricular ejection fraction in [0, 1]; NaN where unknown.
+        group: Split-safe group id: cases of one patient share it, so a split by group never divides a patient.
+    """
+
+    pseudonym: str
+    vendor: str
+    field_strength_t: float
+    ef: float
+    group: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's end-diastolic and end-systolic short-axis stacks.
+
+    Attributes:
+        info: The patient's row of `cases.csv`.
+        frames: Shape (2, Z, H, W), float32 in [0, 1], ED then ES, slices from base to apex where that is known.
+        masks: Shape (2, Z, H, W), uint8: 0 background, 1 RV, 2 myocardium, 3 LV cavity.
+        spacing_mm: Shape (3,), float32: z, y, x.
+    """
+
+    info: CaseInfo
+    frames: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+    spacing_mm: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[0] != 2 or self.frames.dtype != np.float32:
+            raise ValueError(f"Expected frames float32 (2, Z, H, W), got {self.frames.dtype} {self.frames.shape}.")
+        if self.masks.shape != self.frames.shape or self.masks.dtype != np.uint8:
+            raise ValueError(f"Expected masks uint8 {self.frames.shape}, got {self.masks.dtype} {self.masks.shape}.")
+        if not np.isfinite(self.frames).all() or self.frames.min() < 0 or self.frames.max() > 1:
+            raise ValueError("Expected finite frames in [0, 1].")
+        if self.masks.max(initial=0) > LV:
+            raise ValueError(f"Expected mask labels 0..{LV}, got {self.masks.max()}.")
+        if self.spacing_mm.shape != (3,) or not (self.spacing_mm > 0).all():
+            raise ValueError("Expected a positive spacing_mm of shape (3,).")
+
+
+def save_case(folder: Path, case: Case) -> Path:
+    """Write `folder/cases/<pseudonym>.npz` atomically; the index is written by `write_index`."""
+    if not PSEUDONYM.fullmatch(case.info.pseudonym):
+        raise ValueError(f"Expected a pseudonym of letters, digits, '_', '-', got {case.info.pseudonym!r}.")
+    path = folder / "cases" / f"{case.info.pseudonym}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, frames=case.frames, masks=case.masks, spacing_mm=case.spacing_mm)
+    os.replace(partial, path)
+    return path
+
+
+def write_index(folder: Path, infos: Sequence[CaseInfo]) -> None:
+    """Write `folder/cases.csv`, sorted by pseudonym, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (INDEX_NAME + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(CaseInfo)])
+        for info in sorted(infos, key=lambda info: info.pseudonym):
+            writer.writerow([info.pseudonym, info.vendor, _number(info.field_strength_t), _number(info.ef), info.group])
+    os.replace(partial, folder / INDEX_NAME)
+
+
+def read_index(folder: Path) -> list[CaseInfo]:
+    """Read `folder/cases.csv`.
+
+    Raises:
+        UserError: The folder or its index is missing, or a row cannot be read.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {INDEX_NAME}: prepare it with 'fedcmr-client prepare' first")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    infos = []
+    for line, row in enumerate(rows, start=2):
+        try:
+            info = CaseInfo(row["pseudonym"], row["vendor"], float(row["field_strength_t"] or "nan"),
+                            float(row["ef"] or "nan"), row["group"])  # fmt: skip
+            if not PSEUDONYM.fullmatch(info.pseudonym):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} line {line} is not a case's row: prepare the folder again") from None
+        infos.append(info)
+    return infos
+
+
+def load_case(folder: Path, info: CaseInfo) -> Case:
+    """Read one case.
+
+    Raises:
+        UserError: Its file is missing or is not a case.
+    """
+    path = folder / "cases" / f"{info.pseudonym}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Case(info, arrays["frames"], arrays["masks"], arrays["spacing_mm"])
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing although {INDEX_NAME} names it: prepare the folder again") from None
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise UserError(f"{path} is not a readable case ({type(error).__name__}): prepare the folder again") from None
+
+
+def load_cases(folder: Path) -> list[Case]:
+    """Read all cases of a folder, in the order of its index."""
+    return [load_case(folder, info) for info in read_index(folder)]
+
+
+def _number(value: float) -> str:
+    """A float for the CSV; empty where unknown."""
+    return "" if math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,91 @@
+"""Checkpoints: arrays with JSON metadata in one safetensors file, written atomically, newest readable first."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as from_bytes  # noqa: F401
+from safetensors.numpy import save as to_bytes
+
+from shared.errors import UserError
+
+Arrays = dict[str, NDArray[np.float32]]
+
+ROUND_NAME = re.compile(r"round_(\d{4,})\.safetensors")
+
+
+def save(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> None:
+    """Write `path` so that it is there whole or not at all, also after a power cut.
+
+    Args:
+        path: The file; its folder is created.
+        arrays: Any names and shapes.
+        metadata: What JSON can hold; stands readable in the file's header.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, to_bytes(contiguous, metadata={"json": json.dumps(metadata)}))
+
+
+def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Read what `save` wrote.
+
+    Raises:
+        UserError: The file is missing, truncated or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {})["json"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__})") from None
+
+
+def round_path(folder: Path, server_round: int) -> Path:
+    """The checkpoint of a finished round; round 0 is the state before the first one."""
+    return folder / f"round_{server_round:04d}.safetensors"
+
+
+def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
+    """The newest readable checkpoint of a run: one that was damaged falls back to the one before.
+
+    Returns:
+        What `load` returns, or None where no round was ever saved.
+
+    Raises:
+        UserError: There are checkpoints and none can be read. Starting afresh would spend the sites' budgets again.
+    """
+    paths = [path for path in folder.glob("round_*.safetensors") if ROUND_NAME.fullmatch(path.name)]
+    for path in sorted(paths, key=lambda path: int(path.stem.removeprefix("round_")), reverse=True):
+        try:
+            return load(path)
+        except UserError:
+            continue
+    if paths:
+        raise UserError(
+            f"none of {len(paths)} checkpoints in {folder} can be read: restore one, or use a new folder"
+        )
+    return None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to the disk, then rename over it (POSIX rename is atomic)."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

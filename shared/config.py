@@ -1,0 +1,254 @@
+"""Settings: dataclasses whose values are checked once, and `load(path, overrides)`.
+
+YAML -> OmegaConf.merge(structured(Config), default, experiment, dotlist) -> plain dataclasses. `configs/default.yaml`
+names every key with its unit; a misspelt key or a value out of range is a `UserError`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from shared.case import VENDORS
+from shared.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+BASELINES = ("predict_the_mean", "prior_only", "local_only", "federated_without_privacy", "pooled_real")
+
+
+def _check(condition: bool, name: str, expected: str, value: object) -> None:
+    """The one validation helper: `Expected privacy.target_epsilon > 0, got -1.0.`"""
+    if not condition:
+        raise UserError(f"Expected {name} {expected}, got {value!r}.")
+
+
+@dataclass
+class HospitalsConfig:
+    """Which hospitals take part; see `configs/default.yaml` for each key."""
+
+    source: str = "phantom"
+    vendors: list[str] = field(default_factory=lambda: ["Siemens", "Philips", "GE"])
+    num_train: int = 40
+    num_test: int = 15
+    num_slices: int = 8
+    num_phases: int = 10
+    acdc_train_folds: dict[str, int] = field(default_factory=lambda: {"A": 1, "B": 2})
+    acdc_test_fold: int = 3
+
+    def __post_init__(self) -> None:
+        sources = ("phantom", "acdc", "prepared")
+        _check(self.source in sources, "hospitals.source", f"in {sources}", self.source)
+        for vendor in self.vendors:
+            _check(vendor in VENDORS, "hospitals.vendors", f"in {VENDORS}", vendor)
+        _check(len(self.vendors) >= 1, "hospitals.vendors", "to name at least one vendor", self.vendors)
+        _check(self.num_train >= 2, "hospitals.num_train", ">= 2", self.num_train)
+        _check(self.num_test >= 2, "hospitals.num_test", ">= 2", self.num_test)
+        _check(6 <= self.num_slices <= 16, "hospitals.num_slices", "in 6..16", self.num_slices)
+        _check(8 <= self.num_phases <= 40, "hospitals.num_phases", "in 8..40", self.num_phases)
+        folds = [*self.acdc_train_folds.values(), self.acdc_test_fold]
+        _check(all(0 <= fold < 5 for fold in folds), "hospitals.acdc folds", "in 0..4", folds)
+        _check(len(set(folds)) == len(folds), "hospitals.acdc folds", "to be disjoint", folds)
+
+
+@dataclass
+class PretrainConfig:
+    """Training of the public prior on simulated hearts."""
+
+    num_hearts: int = 6000
+    num_steps: int = 20000
+    batch_size: int = 32
+    learning_rate: float = 4e-4
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check(self.num_hearts >= 8, "pretrain.num_hearts", ">= 8", self.num_hearts)
+        _check(self.num_steps >= 1, "pretrain.num_steps", ">= 1", self.num_steps)
+        _check(self.batch_size >= 2, "pretrain.batch_size", ">= 2", self.batch_size)
+        _check(self.learning_rate > 0, "pretrain.learning_rate", "> 0", self.learning_rate)
+        _check(0 <= self.ema_decay < 1, "pretrain.ema_decay", "in [0, 1)", self.ema_decay)
+
+
+@dataclass
+class PrivacyConfig:
+    """Patient-level differential privacy at each site."""
+
+    enabled: bool = True
+    target_epsilon: float = 8.0
+    target_delta: float = 1e-3
+    max_grad_norm: float = 1.0
+    sample_rate: float = 1.0
+    moments_share: float = 0.5
+    moments_clip: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check(self.target_epsilon > 0 and math.isfinite(self.target_epsilon), "privacy.target_epsilon", "> 0",
+               self.target_epsilon)  # fmt: skip
+        _check(0 < self.target_delta < 1, "privacy.target_delta", "in (0, 1)", self.target_delta)
+        _check(self.max_grad_norm > 0 and math.isfinite(self.max_grad_norm), "privacy.max_grad_norm", "> 0",
+               self.max_grad_norm)  # fmt: skip
+        _check(0 < self.sample_rate <= 1, "privacy.sample_rate", "in (0, 1]", self.sample_rate)
+        _check(0 < self.moments_share < 1, "privacy.moments_share", "in (0, 1)", self.moments_share)
+        _check(self.moments_clip > 0, "privacy.moments_clip", "> 0", self.moments_clip)
+
+
+@dataclass
+class FederationConfig:
+    """Rounds, local steps and the views that are averaged into one gradient per patient."""
+
+    num_rounds: int = 6
+    local_steps: int = 2
+    learning_rate: float = 0.05
+    ema_decay: float = 0.5
+    num_views: int = 16
+    num_processes: int = 2
+    reply_timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _check(self.num_rounds >= 2, "federation.num_rounds", ">= 2 (the first one releases the moments)",
+               self.num_rounds)  # fmt: skip
+        _check(self.local_steps >= 1, "federation.local_steps", ">= 1", self.local_steps)
+        _check(self.learning_rate > 0, "federation.learning_rate", "> 0", self.learning_rate)
+        _check(0 <= self.ema_decay < 1, "federation.ema_decay", "in [0, 1)", self.ema_decay)
+        _check(self.num_views >= 1, "federation.num_views", ">= 1", self.num_views)
+        _check(self.num_processes >= 1, "federation.num_processes", ">= 1", self.num_processes)
+        _check(self.reply_timeout_s > 0, "federation.reply_timeout_s", "> 0", self.reply_timeout_s)
+
+
+@dataclass
+class SynthesisConfig:
+    """What the server samples from the shared generator."""
+
+    num_cases: int = 900
+    num_slices: int = 5
+    num_steps: int = 8
+    start_t: float = 0.3
+    batch_size: int = 64
+    vendor_shares: dict[str, float] = field(default_factory=dict)
+    dicom: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.num_cases >= 2, "synthesis.num_cases", ">= 2", self.num_cases)
+        _check(1 <= self.num_slices <= 16, "synthesis.num_slices", "in 1..16", self.num_slices)
+        _check(self.num_steps >= 1, "synthesis.num_steps", ">= 1", self.num_steps)
+        _check(0 <= self.start_t < 1, "synthesis.start_t", "in [0, 1)", self.start_t)
+        _check(self.batch_size >= 1, "synthesis.batch_size", ">= 1", self.batch_size)
+        shares = self.vendor_shares
+        _check(all(vendor in VENDORS and share >= 0 for vendor, share in shares.items()), "synthesis.vendor_shares",
+               f"to give shares >= 0 to names in {VENDORS}", shares)  # fmt: skip
+        _check(not shares or sum(shares.values()) > 0, "synthesis.vendor_shares", "to have a positive sum", shares)
+
+
+@dataclass
+class RegressionConfig:
+    """Training of the ResNet50 that predicts the ejection fraction."""
+
+    num_steps: int = 900
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    ema_decay: float = 0.99
+    num_tta: int = 4
+
+    def __post_init__(self) -> None:
+        _check(self.num_steps >= 1, "regression.num_steps", ">= 1", self.num_steps)
+        _check(self.batch_size >= 2, "regression.batch_size", ">= 2", self.batch_size)
+        _check(self.learning_rate > 0, "regression.learning_rate", "> 0", self.learning_rate)
+        _check(self.weight_decay >= 0, "regression.weight_decay", ">= 0", self.weight_decay)
+        _check(0 <= self.ema_decay < 1, "regression.ema_decay", "in [0, 1)", self.ema_decay)
+        _check(self.num_tta >= 1, "regression.num_tta", ">= 1", self.num_tta)
+
+
+@dataclass
+class EvaluationConfig:
+    """Tables, intervals and the baselines beside them."""
+
+    num_bootstrap: int = 2000
+    baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
+
+    def __post_init__(self) -> None:
+        _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
+        for name in self.baselines:
+            _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
+
+
+@dataclass
+class Config:
+    """All settings of a run."""
+
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+    prior: str | None = None
+    hospitals: HospitalsConfig = field(default_factory=HospitalsConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.seed >= 0, "seed", ">= 0", self.seed)
+        _check(self.device in ("auto", "cpu", "cuda"), "device", "in ('auto', 'cpu', 'cuda')", self.device)
+        if self.hospitals.source != "phantom":
+            _check(self.data_root is not None, "data_root", f"to be set for hospitals.source={self.hospitals.source}",
+                   self.data_root)  # fmt: skip
+
+
+def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment over the defaults, with `key=value` overrides on top.
+
+    Args:
+        config: A name under `configs/` ("smoke") or the path of a YAML file.
+        overrides: For example ["privacy.target_epsilon=3", "seed=1"].
+
+    Raises:
+        UserError: The file is missing or no YAML, a key is unknown, a value has the wrong type or is out of range.
+    """
+    path = _find(config)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"Expected an override of the form key=value, got {override!r}.")
+    layers: list[Any] = [OmegaConf.structured(Config)]
+    try:
+        for file in dict.fromkeys([CONFIG_FOLDER / "default.yaml", path]):
+            layers.append(_checked_layer(layers[0], file))
+        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise UserError(f"{path.name} or an override: {reason}" + (f" (key {key})" if key else "")) from None
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise UserError(f"{path} or an override cannot be read as settings: {str(error).splitlines()[0]}") from None
+
+
+def dump(config: Config) -> str:
+    """The whole settings as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _checked_layer(schema: Any, path: Path) -> Any:
+    """One YAML file, merged alone first so that an error names the file it came from."""
+    layer = OmegaConf.load(path)
+    try:
+        OmegaConf.merge(schema, layer)
+    except OmegaConfBaseException as error:
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise UserError(f"{path}: {reason}") from None
+    return layer
+
+
+def _find(config: str | Path) -> Path:
+    """A config's file, by path or by its name under `configs/`."""
+    given = Path(config)
+    for path in (given, CONFIG_FOLDER / given, CONFIG_FOLDER / f"{given}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml")))
+    raise UserError(f"no config {str(config)!r}: give a YAML file's path or one of {names}")

@@ -1,0 +1,33 @@
+"""Errors a person can mend, and how a command line shows them."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file or setting, what was expected and what came.
+
+    The message is one line, holds no patient's value, and is shown without a traceback.
+    """
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command's body and turn what a user can mend into one line on stderr.
+
+    Returns:
+        The process's exit code: 0 done, 2 for a `UserError`, 130 after an interruption (as shells expect of SIGINT).
+    """
+    # A supervisor's SIGTERM stops a run as Ctrl-C does: what is finished stays, the same command goes on from there.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished stages and rounds are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0

@@ -1,0 +1,296 @@
+"""Patient-level differential privacy: the Gaussian mechanism, its accountant, and the plan that meets a target.
+
+One item of a data set is one patient. Everything a patient contributes is a single vector, clipped once; the sum over
+patients gets Gaussian noise of `noise_multiplier * clip`. Dwork & Roth (2014), https://doi.org/10.1561/0400000042;
+Abadi et al. (2016), https://arxiv.org/abs/1607.00133.
+
+Guarantees:
+    Unit: one patient at one site. Neighbouring relation: add or remove one patient with all slices, phases and views.
+    Sampling: Poisson over patients; divisors are public constants, never a count of the data.
+    Not covered: attacks on floating-point arithmetic, on the noise generator's internal state or on timing; a patient
+    who was scanned at two sites (the sites' epsilons add up); whatever is computed on held-out patients; and what is
+    public by design: the sites' names, vendors and nominal sizes, the number of rounds, who answered or refused.
+"""
+
+import math
+import secrets
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant, RDPAccountant
+from scipy.optimize import brentq
+
+FloatArray = NDArray[np.float64]
+
+EPSILON_ERROR = 0.01  # the PRV accountant's numerical error; its answer is an upper bound that includes it
+MAX_GRID_POINTS = 2**22  # of the PRV accountant's convolution: a few hundred megabytes, about two seconds
+
+
+@dataclass(frozen=True)
+class Release:
+    """`num_steps` runs of the Poisson-subsampled Gaussian mechanism, charged together.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise in units of the clip norm; 0 means no privacy at all.
+        sample_rate: Probability with which each patient takes part in a step, in (0, 1].
+        num_steps: At least 1.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.noise_multiplier < math.inf, "finite noise_multiplier >= 0",
+               self.noise_multiplier)  # fmt: skip
+        _check(0 < self.sample_rate <= 1, "sample_rate in (0, 1]", self.sample_rate)
+        _check(self.num_steps >= 1 and self.num_steps == int(self.num_steps), "integer num_steps >= 1", self.num_steps)
+
+
+@dataclass(frozen=True)
+class NoisePlan:
+    """What one site will release over a whole run.
+
+    Attributes:
+        moments: One release of the appearance moments; every patient takes part.
+        gradients: All private gradient steps of the run.
+    """
+
+    moments: Release
+    gradients: Release
+
+
+def epsilon(releases: Sequence[Release], delta: float) -> tuple[float, str]:
+    """The epsilon of all `releases` together at `delta`, and the accountant that found it.
+
+    Gopi et al. (2021), https://arxiv.org/abs/2106.02848 ("prv", an upper bound), or Renyi differential privacy,
+    Mironov (2017), https://arxiv.org/abs/1702.07476 ("rdp", looser) where the former fails.
+
+    Guarantees:
+        An upper bound for add/remove-one-patient neighbours, for releases that may be chosen one after another in the
+        light of what was published before, as long as their parameters do not depend on the patients.
+
+    Returns:
+        (epsilon, "prv" or "rdp"); 0 without releases, infinity where one of them had no noise.
+    """
+    _check(0 < delta < 1, "delta in (0, 1)", delta)
+    if not releases:
+        return 0.0, "prv"
+    if any(release.noise_multiplier == 0 for release in releases):
+        return math.inf, "rdp"
+    steps: dict[tuple[float, float], int] = {}
+    for release in releases:
+        mechanism = (release.noise_multiplier, release.sample_rate)
+        steps[mechanism] = steps.get(mechanism, 0) + release.num_steps
+    history = [(*mechanism, num_steps) for mechanism, num_steps in sorted(steps.items())]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # log(0) at q = 1 and "largest alpha" notes: both are handled below
+        rdp = _rdp_epsilon(history, delta)
+        prv = _prv_epsilon(history, delta, rdp)
+    return (prv, "prv") if 0 < prv <= rdp else (rdp, "rdp")  # NaN compares false
+
+
+def plan_noise(target_epsilon: float, target_delta: float, sample_rate: float, num_gradient_steps: int,
+               moments_share: float) -> NoisePlan:  # fmt: skip
+    """The least noise with which the moments and all gradient steps together stay within the target.
+
+    The budget is divided as in Gaussian differential privacy, where the squares of mu add up: Dong et al. (2019),
+    https://arxiv.org/abs/1905.02383, Corollary 3.3, with sqrt(T) q / sigma for T subsampled steps. The composition
+    itself is left to `epsilon`, so that the answer holds whatever that approximation is worth.
+
+    Args:
+        target_epsilon: Of the whole run at one site, > 0.
+        target_delta: In (0, 1).
+        sample_rate: Of the gradient steps; in (0, 1].
+        num_gradient_steps: Over all rounds.
+        moments_share: Part of mu squared that goes to the moments, in (0, 1).
+    """
+    _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
+    _check(0 < sample_rate <= 1, "sample_rate in (0, 1]", sample_rate)
+    _check(num_gradient_steps >= 1, "num_gradient_steps >= 1", num_gradient_steps)
+    _check(0 < moments_share < 1, "moments_share in (0, 1)", moments_share)
+
+    def plan(noise_multiplier: float) -> NoisePlan:
+        mu_squared = num_gradient_steps * (sample_rate / noise_multiplier) ** 2
+        moments = math.sqrt((1 - moments_share) / moments_share / mu_squared)
+        return NoisePlan(Release(moments, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
+
+    def excess(log_noise: float) -> float:
+        planned = plan(math.exp(log_noise))
+        return epsilon([planned.moments, planned.gradients], target_delta)[0] / target_epsilon - 0.9975
+
+    upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - moments_share)))  # mu = 1
+    while excess(upper) > 0:
+        upper += 1
+        _check(upper < 14, "a target_epsilon that some noise can meet", target_epsilon)
+    lower = upper - 1
+    while excess(lower) <= 0:
+        upper, lower = lower, lower - 1
+    log_noise = brentq(excess, lower, upper, xtol=5e-4)
+    while excess(log_noise) > 0.0025:  # the accountant may change hands, and jump, at the root
+        log_noise += 5e-4
+    return plan(math.exp(log_noise))
+
+
+def os_generator() -> np.random.Generator:
+    """A generator seeded with 256 bits from the operating system: for privacy noise and for sampling patients.
+
+    Never replace it by one with a seed from the settings or the server: whoever knows the seed subtracts the noise.
+    """
+    return np.random.Generator(np.random.Philox(secrets.randbits(256)))
+
+
+def poisson_sample(num_patients: int, sample_rate: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Indices of the patients of one step: each takes part independently with probability `sample_rate`.
+
+    Returns:
+        Sorted, of random length, possibly empty; an empty step is noised and counted like any other.
+    """
+    _check(0 < sample_rate <= 1, "sample_rate in (0, 1]", sample_rate)
+    return np.flatnonzero(rng.random(num_patients) < sample_rate)
+
+
+def private_sum(
+    per_patient: Iterable[FloatArray],
+    clip: float,
+    noise_multiplier: float,
+    dimension: int,
+    rng: np.random.Generator | None,
+) -> FloatArray:
+    """The Gaussian mechanism: clip every patient's vector, add them up, add noise.
+
+    Guarantees:
+        Adding or removing one patient moves the sum before noise by at most `clip` in the L2 norm, whatever the vector
+        holds (one with NaN or infinity counts as zero). The noise is N(0, (noise_multiplier * clip)^2) in each
+        coordinate, drawn in float64 from `rng`, so this is one step of a `Release` with that noise multiplier as long
+        as `rng` comes from `os_generator`. Floating-point attacks are not covered.
+
+    Args:
+        per_patient: One vector of shape (D,) per patient; none where no patient was sampled.
+        clip: L2 bound of a row, > 0; infinity is allowed without noise only.
+        noise_multiplier: >= 0; 0 only where privacy is switched off and the site's policy allows it.
+        dimension: D, which an empty batch cannot tell.
+        rng: From `os_generator`; None only without noise.
+
+    Returns:
+        Shape (D,).
+    """
+    _check(clip > 0, "clip > 0", clip)
+    _check(0 <= noise_multiplier < math.inf, "finite noise_multiplier >= 0", noise_multiplier)
+    total = np.zeros(dimension)
+    for vector in per_patient:
+        _check(vector.shape == (dimension,), f"one vector of shape ({dimension},) per patient", vector.shape)
+        total += clip_to_norm(vector, clip)
+    if noise_multiplier == 0:
+        return total
+    if rng is None or not math.isfinite(clip):
+        raise ValueError("Expected a finite clip and a noise generator with noise_multiplier > 0.")
+    return total + rng.normal(0.0, noise_multiplier * clip, size=total.shape)
+
+
+def private_mean_gradient(
+    per_patient: Iterable[FloatArray],
+    clip: float,
+    noise_multiplier: float,
+    *,
+    expected_batch_size: float,
+    dimension: int,
+    rng: np.random.Generator | None,
+) -> FloatArray:
+    """`private_sum` of gradients, each averaged over a patient's views, divided by a public constant: a DP-SGD step.
+
+    `expected_batch_size` is `sample_rate * nominal_patients`, never the number of vectors: that one is private.
+    Everything else is as in `private_sum`; shape (D,).
+    """
+    _check(0 < expected_batch_size < math.inf, "finite expected_batch_size > 0", expected_batch_size)
+    return private_sum(per_patient, clip, noise_multiplier, dimension, rng) / expected_batch_size
+
+
+def private_moments(
+    codes: FloatArray, clip: float, noise_multiplier: float, nominal_patients: int, rng: np.random.Generator | None
+) -> tuple[FloatArray, FloatArray]:
+    """First and second moments of the patients' appearance codes, from one Gaussian mechanism.
+
+    A patient's code c is clipped to norm B = `clip` and its square c * c to norm S = B^2 / 2; the vector released is
+    [c / B, (c * c) / S] / sqrt(2), of norm <= 1. S is below the bound B^2 that c * c already has, because only a code
+    with all its length in one coordinate comes near that, and a smaller S means less noise.
+
+    Guarantees:
+        One patient moves the sum before noise by at most 1 in normalised units: both moments together are one step of
+        a `Release` with this noise multiplier and sample rate 1.
+
+    Args:
+        codes: Shape (N, K), standardised units; a row with NaN or infinity counts as zero.
+        clip: B, L2 bound of a code.
+        noise_multiplier: As in `private_sum`.
+        nominal_patients: A public constant that divides the sums.
+        rng: As in `private_sum`.
+
+    Returns:
+        Mean and mean square, shape (K,) each. Noise may make the mean square smaller than the mean's square.
+    """
+    _check(0 < clip < math.inf, "finite clip > 0", clip)
+    _check(nominal_patients >= 1, "nominal_patients >= 1", nominal_patients)
+    size = codes.shape[1]
+    noised = private_sum(moment_vectors(codes, clip), 1.0, noise_multiplier, 2 * size, rng)
+    mean = noised * math.sqrt(2) / nominal_patients
+    return mean[:size] * clip, mean[size:] * (clip**2 / 2)
+
+
+def moment_vectors(codes: FloatArray, clip: float) -> FloatArray:
+    """The normalised vectors of `private_moments`, before noise; shape (N, 2 K), every row of norm <= 1."""
+    num_patients, size = codes.shape
+    vectors = np.empty((num_patients, 2 * size))
+    for vector, code in zip(vectors, codes, strict=True):
+        unit = clip_to_norm(code, clip) / clip
+        vector[:size] = unit
+        vector[size:] = clip_to_norm(unit * unit, 0.5) / 0.5
+    return vectors / math.sqrt(2)
+
+
+def clip_to_norm(vector: FloatArray, clip: float) -> FloatArray:
+    """`vector * min(1, clip / norm)` in float64, and the zero vector where any entry is not finite."""
+    vector = np.asarray(vector, dtype=np.float64)
+    peak = float(np.abs(vector).max(initial=0.0))
+    if not math.isfinite(peak):
+        return np.zeros_like(vector)
+    if peak == 0:
+        return vector
+    direction = vector / peak  # before squaring, so that no finite vector overflows
+    norm = float(np.linalg.norm(direction))
+    return vector if peak * norm <= clip else direction * (clip / norm)
+
+
+def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
+    """Renyi accountant; infinity where it has no answer."""
+    accountant = RDPAccountant()
+    accountant.history = list(history)
+    try:
+        value = float(accountant.get_epsilon(delta))
+    except ArithmeticError:  # noise so small that its square is zero
+        return math.inf
+    return max(value, 0.0) if math.isfinite(value) else math.inf
+
+
+def _prv_epsilon(history: list[tuple[float, float, int]], delta: float, rdp: float) -> float:
+    """PRV accountant, its error about half a percent at most; NaN where it fails or would need too fine a grid."""
+    error = min(EPSILON_ERROR, max(rdp / 200, 1e-4))
+    num_steps = sum(steps for _, _, steps in history)
+    spacing = error / math.sqrt(num_steps * math.log(12_000 / delta) / 2)  # Opacus' own mesh
+    if 2 * (_rdp_epsilon(history, delta / 4000) + 3) / spacing > MAX_GRID_POINTS:
+        return math.nan
+    accountant = PRVAccountant()
+    accountant.history = list(history)
+    try:
+        return float(accountant.get_epsilon(delta, eps_error=error))
+    except (RuntimeError, ValueError, ArithmeticError):
+        return math.nan
+
+
+def _check(condition: bool, expected: str, value: object) -> None:
+    """Raise `Expected sample_rate in (0, 1], got 1.5.`, for example."""
+    if not condition:
+        raise ValueError(f"Expected {expected}, got {value!r}.")

@@ -1,0 +1,203 @@
+"""Wire format: what the server asks, what a site may answer, and the check at each door.
+
+    server -> site   {"arrays": the generator's trainable part, "config": a `Request`}
+    site -> server   {"reply": {"site", "code"}, "arrays": the private update}     no arrays unless the code is "ok"
+
+Nothing else travels. `pack_reply` is the only way out of a site: an allow-list of keys, codes, names, shapes and
+dtype, so that a count, a loss, a norm or an exception's text cannot leave by accident.
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from shared.privacy import Release
+
+ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
+
+MOMENTS, GRADIENTS = "moments", "gradients"
+CODE_MEAN, CODE_SQUARE = "code_mean", "code_square"
+
+OK, INTERNAL_ERROR = "ok", "internal-error"
+UNCHARGED_CODES = frozenset({
+    "bad-request", "prior-mismatch", "settings-unreadable", "ledger-corrupt", "data-unreadable", "too-few-patients",
+    "noise-below-minimum", "delta-above-cap", "clip-above-cap", "budget-exhausted", "privacy-off-not-allowed",
+})  # fmt: skip
+"""Answers that a site gives before its ledger is charged."""
+CODES = UNCHARGED_CODES | {OK, INTERNAL_ERROR}
+
+UNKNOWN_SITE = "unknown"
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+MAX_HEADER_BYTES = 1024
+"""More than numpy's header of any array here needs."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks of a site in one round; `configs/default.yaml` explains the settings.
+
+    Attributes:
+        task: "moments" (round 1) or "gradients".
+        run_id: Of the whole run, the same after a restart: with the round, the key of the site's ledger.
+        prior_sha256: The public prior that the trainable part belongs to.
+        private: False only in a study without privacy, which each site's policy must allow.
+        max_grad_norm: L2 clip of a patient's gradient; of a patient's code in the moments task.
+        sample_rate: Poisson sampling over patients; 1 in the moments task.
+        local_steps: Private gradient steps; 1 in the moments task.
+        seed: Of the views. Never of sampling or noise when private.
+    """
+
+    task: str
+    run_id: str
+    server_round: int
+    prior_sha256: str
+    private: bool
+    noise_multiplier: float
+    sample_rate: float
+    max_grad_norm: float
+    target_delta: float
+    local_steps: int
+    learning_rate: float
+    num_views: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if type(getattr(self, field.name)) is not field.type:
+                raise ValueError(f"Expected {field.name} to be {field.type}, got {type(getattr(self, field.name))}.")
+        numbers = (self.noise_multiplier, self.sample_rate, self.max_grad_norm, self.target_delta, self.learning_rate)
+        one_look = self.sample_rate == 1 and self.local_steps == 1
+        if not (
+            all(map(math.isfinite, numbers))
+            and self.task in (MOMENTS, GRADIENTS)
+            and (self.task == GRADIENTS or one_look)
+            and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
+            and self.server_round >= 1
+            and self.noise_multiplier >= 0
+            and 0 < self.sample_rate <= 1
+            and self.max_grad_norm > 0
+            and 0 < self.target_delta < 1
+            and 1 <= self.local_steps <= 10_000
+            and self.learning_rate > 0
+            and 1 <= self.num_views <= 4096
+            and self.seed >= 0
+        ):
+            raise ValueError(f"Expected a request within its ranges, got {self}.")
+
+    @property
+    def release(self) -> Release:
+        """What answering charges: one subsampled Gaussian mechanism per local step."""
+        return Release(self.noise_multiplier, self.sample_rate, self.local_steps)
+
+    def to_config(self) -> ConfigRecord:
+        """The wire form, with kebab-case keys."""
+        return ConfigRecord({field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Request":
+        """Read the wire form.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value has another type or is out of range.
+        """
+        if set(config) != {field.name.replace("_", "-") for field in fields(cls)}:
+            raise ValueError("Expected exactly the keys of a request.")
+        return cls(**{key.replace("-", "_"): value for key, value in config.items()})
+
+
+def pack_request(arrays: Mapping[str, NDArray[np.float32]], request: Request) -> RecordDict:
+    """The content of a message to a site."""
+    return RecordDict({ARRAYS: encode(arrays), CONFIG: request.to_config()})
+
+
+def pack_reply(
+    site: str, code: str, arrays: Mapping[str, NDArray[np.float32]] | None = None, shapes: Shapes | None = None
+) -> RecordDict:
+    """The content of a message to the server: the only way out of a site.
+
+    Args:
+        site: The site's public name.
+        code: One of `CODES`.
+        arrays: The private update; exactly when the code is "ok".
+        shapes: Its allowed names and shapes.
+
+    Raises:
+        ValueError: Anything is not on the allow-list.
+    """
+    if code not in CODES or not SITE_NAME.fullmatch(site):
+        raise ValueError("Expected a site's name and a code of the allow-list.")
+    reply = RecordDict({REPLY: ConfigRecord({"site": site, "code": code})})
+    if code != OK:
+        if arrays is not None:
+            raise ValueError("Expected no arrays in a refusal.")
+        return reply
+    if arrays is None or shapes is None or set(arrays) != set(shapes):
+        raise ValueError("Expected exactly the allowed arrays.")
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or array.shape != tuple(shapes[name]) or not np.isfinite(array).all():
+            raise ValueError(f"Expected {name} to be finite float32 {tuple(shapes[name])}.")
+    reply[ARRAYS] = encode(arrays)
+    return reply
+
+
+def update_shapes(task: str, trainable: Shapes, code_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a task's update: the two moments of the code, or one delta per trainable array."""
+    return {CODE_MEAN: (code_size,), CODE_SQUARE: (code_size,)} if task == MOMENTS else dict(trainable)
+
+
+def encode(arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
+    """Arrays to the wire, in the order of their names."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(arrays[name], np.float32)) for name in sorted(arrays)})
+
+
+def decode(record: Mapping[str, Any], shapes: Shapes) -> dict[str, NDArray[np.float32]]:
+    """Arrays from the wire, each checked before a byte of it is interpreted.
+
+    An `Array`'s metadata may lie about its payload and the payload's own header may claim any size, so both are
+    compared with what is expected, and the payload must be exactly as long as that.
+
+    Raises:
+        ValueError: Its text is a reason code: "names", "dtype", "shape", "payload" or "non-finite".
+    """
+    if set(record) != set(shapes):
+        raise ValueError("names")
+    arrays = {}
+    for name, shape in shapes.items():
+        array = record[name]
+        if not isinstance(array, Array) or array.dtype != "float32" or array.stype != "numpy.ndarray":
+            raise ValueError("dtype")
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError("shape")
+        arrays[name] = _payload(array.data, tuple(shape))
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError("non-finite")
+    return arrays
+
+
+def _payload(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A .npy file of float32 in memory, which must be exactly one array of this shape."""
+    num_bytes = 4 * math.prod(shape)
+    if not num_bytes < len(data) <= num_bytes + MAX_HEADER_BYTES:
+        raise ValueError("payload")
+    header = io.BytesIO(data[:MAX_HEADER_BYTES])
+    try:
+        version = np.lib.format.read_magic(header)
+        claimed_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
+    except Exception:
+        raise ValueError("payload") from None
+    offset = header.tell()
+    if (version, claimed_shape, fortran_order, dtype) != ((1, 0), shape, False, np.dtype("<f4")):
+        raise ValueError("payload")
+    if len(data) - offset != num_bytes:
+        raise ValueError("payload")
+    return np.frombuffer(data, "<f4", offset=offset).reshape(shape).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Simulated hospitals with their scanners, the whole path on one machine, and the benchmarks."""

@@ -1,0 +1,1 @@
+"""Commands that measure speed, memory and utility, each printing its own table."""

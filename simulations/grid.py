@@ -1,0 +1,230 @@
+"""In-process grid: Flower's Message API without ports and without Ray.
+
+The real ClientApp answers for each site, in spawned worker processes or, with one process, in this one. Every task
+runs on one thread, so that results do not depend on the number of processes.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Self
+
+import torch
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app as client_app
+from shared.config import Config
+from shared.progress import track
+from shared.run_folder import RunFolder
+
+RUN_ID = 1
+FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
+
+
+@dataclass
+class Worker:
+    """A process that answers for one site at a time."""
+
+    process: BaseProcess
+    connection: Connection
+
+
+class InProcessGrid(Grid):
+    """A grid whose nodes are contexts in this process tree.
+
+    Use it as a context manager: no worker outlives it, also after an interruption.
+
+    Args:
+        node_configs: One node's settings per site, as `flower-supernode --node-config` would give them.
+        num_processes: Worker processes; 1 answers in this process.
+    """
+
+    def __init__(self, node_configs: list[UserConfig], num_processes: int):
+        self._contexts = {
+            node_id: Context(RUN_ID, node_id, node_config, RecordDict(), run_config={})
+            for node_id, node_config in enumerate(node_configs, start=FIRST_NODE_ID)
+        }
+        self._num_workers = min(num_processes, len(node_configs)) if num_processes > 1 else 0
+        self._workers: list[Worker] = []
+        self._num_messages = 0
+        self._run = Run.create_empty(RUN_ID)
+        # What a Flower runtime sets before it calls a ServerApp: without it no message can be made.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SUPERLINK_NODE_ID
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def set_run(self, run: Run) -> None:
+        """Take over a run's description."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run's description."""
+        return replace(self._run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message; Flower itself prefers the `Message` constructor."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """One node per site, always connected."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not offered: a message is answered where it is sent, by `send_and_receive`."""
+        raise NotImplementedError("InProcessGrid answers in send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Not offered, see `push_messages`."""
+        raise NotImplementedError("InProcessGrid answers in send_and_receive")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Let every node answer its message; one that dies or is late is missing from the replies."""
+        queue = deque(messages)
+        for message in queue:
+            self._num_messages += 1
+            message.metadata.__dict__["_message_id"] = str(self._num_messages)
+        if not queue:
+            return []
+        description = f"round {queue[0].metadata.group_id}: sites"
+        answers = self._answer_in_workers(queue, timeout) if self._num_workers else self._answer_here(queue)
+        return list(track(answers, description, total=len(queue)))
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            _stop(worker)
+        self._workers.clear()
+
+    def _answer_here(self, queue: deque[Message]) -> Iterator[Message]:
+        """Answer one after the other, in this process."""
+        while queue:
+            message = queue.popleft()
+            yield _answer(message, self._contexts[message.metadata.dst_node_id])
+
+    def _answer_in_workers(self, queue: deque[Message], timeout: float | None) -> Iterator[Message]:
+        """Keep every worker busy until all have answered, died or run out of time."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        busy: list[Worker] = []
+        try:
+            while queue or busy:
+                while queue and len(busy) < self._num_workers:
+                    worker = self._idle_worker(busy)
+                    message = queue.popleft()
+                    worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
+                    busy.append(worker)
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    return
+                ready = wait([worker.connection for worker in busy], remaining)
+                for worker in [worker for worker in busy if worker.connection in ready]:
+                    try:
+                        reply = worker.connection.recv()
+                    except (EOFError, ConnectionError):  # it died
+                        self._drop(worker)
+                        continue
+                    finally:
+                        busy.remove(worker)
+                    yield reply
+        finally:
+            for worker in busy:
+                self._drop(worker)
+
+    def _idle_worker(self, busy: list[Worker]) -> Worker:
+        """A worker that is not busy, started where there is none."""
+        for worker in self._workers:
+            if worker not in busy and worker.process.is_alive():
+                return worker
+        spawn = multiprocessing.get_context("spawn")
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=_work, args=(there,), daemon=True)
+        with _interrupts_ignored():
+            process.start()
+        there.close()
+        self._workers.append(Worker(process, here))
+        return self._workers[-1]
+
+    def _drop(self, worker: Worker) -> None:
+        """End a worker that is late or dead; the next message gets a new one."""
+        _stop(worker)
+        self._workers.remove(worker)
+
+
+def make_grid(run: RunFolder, config: Config) -> InProcessGrid:
+    """The grid of a run folder's sites."""
+    names = run.site_names()
+    node_configs: list[UserConfig] = [
+        {"site": str(run.path.resolve() / "sites" / name), "device": config.device} for name in names
+    ]
+    return InProcessGrid(node_configs, config.federation.num_processes)
+
+
+def run_server_app(grid: Grid, run_config: UserConfig) -> None:
+    """Run the real ServerApp on a grid, with the settings that `flwr run --run-config` would give it."""
+    from server.app import app as server_app  # here: workers import this module and need no server
+
+    server_app(grid, Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), run_config))
+
+
+def _answer(message: Message, context: Context) -> Message:
+    """Call the ClientApp on one thread."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return client_app(message, context)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _work(connection: Connection) -> None:
+    """A worker's life: answer until the pipe ends."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(_answer(*connection.recv()))
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process started in here ignores Ctrl-C from its first moment: that is the parent's to handle."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _die_with_parent() -> None:
+    """Leave at once, also amid a computation, when the parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _stop(worker: Worker) -> None:
+    """Kill a worker's process: it holds nothing that its site's files do not."""
+    worker.process.kill()
+    worker.process.join()
+    worker.connection.close()

@@ -1,0 +1,146 @@
+"""The whole path on one machine: hospitals, prepared cases, the federation, the study, a summary."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.ingest.prepare import prepare
+from client.policy import SitePolicy, SiteSettings, write_site
+from shared.case import CaseInfo, read_index
+from shared.config import Config
+from shared.errors import UserError
+from shared.networks.generator import load_prior
+from shared.run_folder import RunFolder, open_run
+from simulations.baselines import run_baselines
+from simulations.grid import make_grid, run_server_app
+from simulations.hospital import write_hospital
+
+STAGES = ("hospitals", "prepare", "federation", "report")
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """One site of a simulation.
+
+    Attributes:
+        name: Of the site's folder.
+        vendor: Of its scanner.
+        train: Folder of its prepared cases, or where they will be.
+        nominal_patients: The public number that divides its updates.
+    """
+
+    name: str
+    vendor: str
+    train: Path
+    nominal_patients: int
+
+
+def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
+    """Run the study, or go on with it.
+
+    Args:
+        config: The settings.
+        out: The run folder.
+        until: Stop after this one of `STAGES`; None runs all.
+
+    Raises:
+        UserError: What the user can mend.
+    """
+    load_prior(None if config.prior is None else Path(config.prior))
+    run = open_run(out, config)
+    if config.hospitals.source == "phantom":
+        with run.stage("hospitals") as to_do:
+            if to_do:
+                _write_hospitals(run, config)
+    if until == "hospitals":
+        return run
+    with run.stage("prepare") as to_do:
+        if to_do:
+            _prepare(run, config)
+    if until == "prepare":
+        return run
+    run_baselines(run, config)
+    with make_grid(run, config) as grid:
+        run_server_app(grid, {"run-dir": str(run.path.resolve()), "config": "", "overrides": "", "num-server-rounds": 0})
+    return run
+
+
+def _write_hospitals(run: RunFolder, config: Config) -> None:
+    """The simulated hospitals' exports: DICOM with masks, train and test patients apart."""
+    hospitals = config.hospitals
+    for index, vendor in enumerate(hospitals.vendors):
+        name = _site_name(vendor, index)
+        for part, num in (("train", hospitals.num_train), ("test", hospitals.num_test)):
+            write_hospital(
+                run.path / "hospitals" / name / part, vendor, num, hospitals.num_slices, hospitals.num_phases,
+                seed=config.seed * 1000 + 2 * index + (part == "test"), prefix=f"{name}-{part}",
+                num_processes=os.cpu_count() or 1,
+            )  # fmt: skip
+
+
+def _prepare(run: RunFolder, config: Config) -> None:
+    """Prepare every site's training cases and the held-out ones, and write the study's public facts."""
+    source = config.hospitals.source
+    root = Path(config.data_root) if config.data_root is not None else Path()
+    if source != "phantom" and not root.is_dir():
+        raise UserError(f"data_root={root} is not a folder: give the one that holds the scans")
+    sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, config, root)
+    for site in sites:
+        policy = SitePolicy(
+            max_epsilon=config.privacy.target_epsilon,
+            max_delta=config.privacy.target_delta,
+            min_patients=2,
+            allow_without_privacy=not config.privacy.enabled,
+        )
+        data = os.path.relpath(site.train, run.path / "sites" / site.name)
+        write_site(
+            run.path / "sites" / site.name,
+            SiteSettings(site.name, site.vendor, site.nominal_patients, data=data, prior=config.prior, policy=policy),
+        )
+    facts = {site.name: {"vendor": site.vendor, "nominal_patients": site.nominal_patients} for site in sites}
+    (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+
+
+def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
+    """One site per vendor; its test patients become part of the test set `hospitals`."""
+    sites = []
+    for index, vendor in enumerate(config.hospitals.vendors):
+        name = _site_name(vendor, index)
+        train = run.path / "sites" / name / "train"
+        for part, target in (("train", train), ("test", run.path / "test" / "hospitals" / name)):
+            prepare(run.path / "hospitals" / name / part, target, "dicom", num_processes=os.cpu_count() or 1)
+        sites.append(Hospital(name, vendor, train, config.hospitals.num_train))
+    return sites
+
+
+def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
+    """Sites and test set by the fixed folds of ACDC's patient numbers."""
+    sites = []
+    for name, fold in config.hospitals.acdc_train_folds.items():
+        train = run.path / "sites" / name / "train"
+        prepare(root, train, "acdc", folds=[fold], num_processes=os.cpu_count() or 1)
+        infos = read_index(train)
+        sites.append(Hospital(name, _vendor(infos), train, len(infos)))
+    folds = [config.hospitals.acdc_test_fold]
+    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, num_processes=os.cpu_count() or 1)
+    return sites
+
+
+def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
+    """Sites whose cases are prepared already: DATA_ROOT/SITE/train is used in place, DATA_ROOT/SITE/test is copied."""
+    names = sorted(path.parent.parent.name for path in root.glob("*/train/cases.csv"))
+    if not names:
+        raise UserError(f"{root} holds no SITE/train/cases.csv: prepare the sites with 'fedcmr-client prepare'")
+    sites = []
+    for name in names:
+        train = (root / name / "train").resolve()
+        infos = read_index(train)
+        if not infos:
+            raise UserError(f"{train} has no case: prepare it again or take the site out of {root}")
+        sites.append(Hospital(name, _vendor(infos), train, len(infos)))
+        test = root / name / "test"
+        if test.is_dir():
+            copy_cases(test, run.path / "test" / "hospitals" / name)
+    return sites

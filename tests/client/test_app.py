@@ -1,0 +1,218 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, Metadata, RecordDict
+
+from client import app as client_app
+from client import ledger as client_ledger
+from client import policy, training
+from client.app import app, site_folder
+from client.ledger import Ledger
+from shared.privacy import Release
+from shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
+
+CANARY = "patient-4711"
+
+
+@pytest.fixture
+def site(make_study):
+    """A site's folder, with a policy of epsilon 8."""
+    return make_study().path / "sites" / "a"
+
+
+@pytest.fixture
+def arrays(prior):
+    return {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
+
+
+@pytest.fixture
+def request_of(prior):
+    def make(**changes):
+        request = Request(
+            task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, private=True,
+            noise_multiplier=4.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3, local_steps=1,
+            learning_rate=0.1, num_views=2, seed=0,
+        )  # fmt: skip
+        if changes.get("task") == "moments":
+            changes = {"server_round": 1, "max_grad_norm": 4.0} | changes
+        return replace(request, **changes)
+
+    return make
+
+
+def ask(site, content, node_config=None):
+    """The ClientApp's reply, as Flower would call it."""
+    metadata = Metadata(1, "m1", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")
+    context = Context(1, 2, {"site": str(site), "device": "cpu"} if node_config is None else node_config, RecordDict(), {})
+    return app(Message(content, metadata=metadata), context)
+
+
+def code_of(reply):
+    assert not reply.has_error()
+    assert set(reply.content["reply"]) == {"site", "code"}
+    code = reply.content["reply"]["code"]
+    assert set(reply.content) == ({"reply", "arrays"} if code == OK else {"reply"})
+    return code
+
+
+def test_gradients_come_back_in_the_shapes_of_the_trainable_part(site, arrays, request_of):
+    reply = ask(site, pack_request(arrays, request_of()))
+    assert code_of(reply) == OK
+    shapes = {name: array.shape for name, array in arrays.items()}
+    update = decode(reply.content["arrays"], shapes)
+    assert any(np.abs(array).max() > 0 for array in update.values())
+
+
+def test_moments_come_back_in_the_shape_of_the_code(site, arrays, request_of, prior):
+    reply = ask(site, pack_request(arrays, request_of(task="moments")))
+    assert code_of(reply) == OK
+    size = len(prior.code_mean)
+    decode(reply.content["arrays"], {"code_mean": (size,), "code_square": (size,)})
+
+
+def test_a_release_is_charged_before_training_and_once(site, arrays, request_of, monkeypatch):
+    ledger = Ledger(site / "ledger")
+    charged_at_training = []
+
+    def spy(*args, **kwargs):
+        charged_at_training.extend(ledger.releases())
+        return training.fine_tune(*args, **kwargs)
+
+    monkeypatch.setattr(client_app, "fine_tune", spy)
+    content = pack_request(arrays, request_of(local_steps=2))
+    first = ask(site, content)
+    assert charged_at_training == [Release(4.0, 1.0, 2)]
+    again = ask(site, content)
+    assert first.content["arrays"] == again.content["arrays"], "a repeated message must not draw new noise"
+    assert len(charged_at_training) == 1, "nor train again"
+    assert ledger.releases() == [Release(4.0, 1.0, 2)]
+
+
+def test_training_that_was_interrupted_is_repeated_without_a_second_charge(site, arrays, request_of, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise MemoryError(CANARY)
+
+    content = pack_request(arrays, request_of())
+    with monkeypatch.context() as patch:
+        patch.setattr(client_app, "fine_tune", interrupted)
+        assert code_of(ask(site, content)) == INTERNAL_ERROR
+    assert code_of(ask(site, content)) == OK
+    assert Ledger(site / "ledger").releases() == [request_of().release]
+
+
+def test_another_round_is_charged_until_the_budget_ends(site, arrays, request_of):
+    codes = [
+        code_of(ask(site, pack_request(arrays, request_of(server_round=r, noise_multiplier=1.0, local_steps=3))))
+        for r in range(2, 6)
+    ]
+    assert codes[0] == OK and codes[-1] == "budget-exhausted"
+    assert Ledger(site / "ledger").spent(1e-3) <= 8.0
+
+
+@pytest.mark.parametrize("where", ["load_site", "Request", "cached_patients", "refusal", "fine_tune", "Ledger"])
+def test_an_exceptions_text_never_leaves_the_site(site, arrays, request_of, monkeypatch, where):
+    def broken(*args, **kwargs):
+        raise RuntimeError(CANARY)
+
+    if where == "Request":
+        monkeypatch.setattr(client_app.Request, "from_config", broken)
+    else:
+        monkeypatch.setattr(client_app, where, broken)
+    reply = ask(site, pack_request(arrays, request_of()))
+    assert code_of(reply) == INTERNAL_ERROR
+    assert CANARY not in repr(reply) and CANARY not in str(vars(reply))
+    assert CANARY not in repr(vars(reply.content["reply"]))
+    if where != "load_site":
+        assert CANARY in (site / "errors.log").read_text(), "the site's own people should find it"
+
+
+@pytest.mark.parametrize("smuggled", ["extra", "dtype", "shape", "nan"])
+def test_an_update_off_the_allow_list_does_not_leave(site, arrays, request_of, monkeypatch, smuggled):
+    def crooked(*args, **kwargs):
+        update = training.fine_tune(*args, **kwargs)
+        name = next(iter(update))
+        if smuggled == "extra":
+            update["num_patients"] = np.array([40], np.float32)
+        elif smuggled == "dtype":
+            update[name] = update[name].astype(np.float64)
+        elif smuggled == "shape":
+            update[name] = update[name][None]
+        else:
+            update[name] = np.full_like(update[name], np.nan)
+        return update
+
+    monkeypatch.setattr(client_app, "fine_tune", crooked)
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == INTERNAL_ERROR
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"noise_multiplier": 0.1}, "noise-below-minimum"),
+        ({"target_delta": 0.01}, "delta-above-cap"),
+        ({"max_grad_norm": 100.0}, "clip-above-cap"),
+        ({"private": False}, "privacy-off-not-allowed"),
+        ({"prior_sha256": "00" * 32}, "prior-mismatch"),
+        ({"noise_multiplier": 0.3, "local_steps": 50}, "budget-exhausted"),
+    ],
+)
+def test_the_policy_refuses_with_a_code_and_charges_nothing(site, arrays, request_of, changes, code):
+    assert code_of(ask(site, pack_request(arrays, request_of(**changes)))) == code
+    assert Ledger(site / "ledger").releases() == []
+
+
+def test_a_study_without_privacy_needs_the_sites_consent_and_is_deterministic(make_study, arrays, request_of):
+    site = make_study(allow_without_privacy=True).path / "sites" / "a"
+    content = pack_request(arrays, request_of(private=False, noise_multiplier=0.0))
+    first, again = ask(site, content), ask(site, content)
+    assert code_of(first) == OK
+    assert first.content["arrays"] == again.content["arrays"]
+    assert Ledger(site / "ledger").releases() == []
+
+
+def test_bad_requests_are_answered_with_a_code(site, arrays, request_of):
+    content = pack_request(arrays, request_of())
+    del content["config"]["seed"]
+    assert code_of(ask(site, content)) == "bad-request"
+    assert code_of(ask(site, RecordDict())) == "bad-request"
+    wrong = {**arrays, "extra": np.zeros(1, np.float32)}
+    assert code_of(ask(site, pack_request(wrong, request_of()))) == "bad-request"
+    assert Ledger(site / "ledger").releases() == []
+
+
+def test_unusable_sites_are_answered_with_a_code(site, arrays, request_of):
+    content = pack_request(arrays, request_of())
+    assert code_of(ask(site, content, {})) == "settings-unreadable"
+    assert code_of(ask(site.parent, content)) == "settings-unreadable"
+    (site / "ledger").mkdir(exist_ok=True)
+    (site / "ledger" / client_ledger.LEDGER_NAME).write_text("{}\n")
+    assert code_of(ask(site, content)) == "ledger-corrupt"
+    (site / "train" / "cases.csv").unlink()
+    assert code_of(ask(site, content)) == "data-unreadable"
+    (site / policy.SITE_FILE).write_text("name: [1\n")
+    assert code_of(ask(site, content)) == "settings-unreadable"
+
+
+def test_in_flowers_own_simulation_a_node_is_a_site_by_its_number(make_study):
+    run = make_study()
+    folders = [site_folder({"partition-id": index}, {"run-dir": str(run.path)}) for index in range(3)]
+    assert [folder.name for folder in folders] == ["a", "b", "c"]
+    with pytest.raises(IndexError):
+        site_folder({"partition-id": 3}, {"run-dir": str(run.path)})
+
+
+def test_every_code_of_policy_and_ledger_may_leave():
+    codes = {client_ledger.BudgetExhausted.code, client_ledger.LedgerError.code}
+    for release in (Release(0.0, 1.0, 1), Release(1.0, 1.0, 1)):
+        for private in (True, False):
+            for delta in (1e-3, 0.5):
+                for num_patients in (0, 10):
+                    for clip in (1.0, 1e9):
+                        code = policy.refusal(policy.SitePolicy(), private=private, release=release, delta=delta,
+                                              clip=clip, num_patients=num_patients)  # fmt: skip
+                        codes |= {code} - {None}
+    assert len(codes) >= 7
+    assert codes <= CODES
+    assert json.dumps(sorted(codes))

@@ -1,0 +1,358 @@
+"""DICOM exports: written here, one disc in a ring beside a second disc, beating."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MRImageStorage
+
+from client.ingest.dicom import find_dicom
+from client.ingest.locate import find_centre, find_frames
+from client.ingest.normalise import normalise
+from client.ingest.prepare import prepare
+from client.ingest.quality import Unusable
+from client.ingest.vendor import field_strength, vendor_name
+from shared.case import LV, RV, load_cases
+
+KEY = bytes(range(32))
+NUM_PHASES, NUM_SLICES, ROWS, COLUMNS, PIXEL_MM, SLICE_MM = 8, 5, 88, 96, 2.0, 9.0
+COLUMN_AXIS = np.array([0.8, 0.0, 0.6])
+ROW_AXIS = np.array([0.36, 0.8, -0.48])
+NORMAL = np.cross(COLUMN_AXIS, ROW_AXIS)  # from apex to base
+CENTRE = (48, 50)
+
+
+def beating_heart() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, shape (T, Z, H, W), slices from apex to base."""
+    rows, columns = np.mgrid[:ROWS, :COLUMNS]
+    masks = np.zeros((NUM_PHASES, NUM_SLICES, ROWS, COLUMNS), np.uint8)
+    for t in range(NUM_PHASES):
+        contraction = 0.5 - 0.5 * np.cos(2 * np.pi * t / NUM_PHASES)
+        for z in range(NUM_SLICES):
+            cavity = (7 + z) * (1 - 0.4 * contraction)
+            from_lv = np.hypot(rows - CENTRE[0], columns - CENTRE[1])
+            from_rv = np.hypot(rows - CENTRE[0] + 14, columns - CENTRE[1] + 14)
+            masks[t, z, from_rv < (8 + z) * (1 - 0.25 * contraction)] = 1
+            masks[t, z, from_lv < cavity + 4] = 2
+            masks[t, z, from_lv < cavity] = 3
+    noise = np.random.default_rng(0).normal(0, 4, masks.shape)
+    return (np.array([60, 300, 110, 320])[masks] + noise).round().astype(np.int16), masks
+
+
+def write_image(path: Path, pixels: np.ndarray, **elements: object) -> None:
+    """One classic MR image; `elements` replace or, with None, remove what a good one has."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = elements.pop("transfer_syntax", ExplicitVRLittleEndian)
+    values = {
+        "SOPClassUID": MRImageStorage, "SOPInstanceUID": "1.2.3.4", "PatientID": "ID-1", "PatientName": "Doe^Jane",
+        "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1", "Manufacturer": "Philips Healthcare",
+        "MagneticFieldStrength": "1.5", "ImageOrientationPatient": [*COLUMN_AXIS, *ROW_AXIS],
+        "ImagePositionPatient": [0.0, 0.0, 0.0], "PixelSpacing": [PIXEL_MM, PIXEL_MM], "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1], "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+    }  # fmt: skip
+    for keyword, value in (values | elements).items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    dataset.PixelData = pixels.astype("<i2").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def write_study(
+    folder: Path, *, patient="ID-1", study="1.2.3", masks=True, skip=(), series_per_slice=False, view=None, **elements
+) -> None:
+    """A study's export.
+
+    Args:
+        folder: Of the study.
+        patient: PatientID.
+        study: StudyInstanceUID.
+        masks: Also write masks.nii.gz.
+        skip: (slice, phase) pairs to leave out; None for all of a kind.
+        series_per_slice: One series per slice instead of one for all.
+        view: Transposes or flips pixels and axes together: (transposed, rows flipped, columns flipped).
+        elements: Fixed values, or functions of (z, t).
+    """
+    images, labels = beating_heart()
+    axes, origin = (
+        {"row": ROW_AXIS, "column": COLUMN_AXIS},
+        -PIXEL_MM * (CENTRE[0] * ROW_AXIS + CENTRE[1] * COLUMN_AXIS),
+    )
+    transposed, *flipped = view or (False, False, False)
+    if transposed:
+        images, axes = images.swapaxes(2, 3), {"row": COLUMN_AXIS, "column": ROW_AXIS}
+    for axis, name, flip in ((2, "row", flipped[0]), (3, "column", flipped[1])):
+        if flip:
+            origin = origin + axes[name] * PIXEL_MM * (images.shape[axis] - 1)
+            images, axes[name] = np.flip(images, axis), -axes[name]
+    for z, t in np.ndindex(NUM_SLICES, NUM_PHASES):
+        if any((z if a is None else a, t if b is None else b) == (z, t) for a, b in skip):
+            continue
+        number = z * NUM_PHASES + t + 1
+        values = {
+            "PatientID": patient, "StudyInstanceUID": study, "SOPInstanceUID": f"{study}.9.{number}",
+            "SeriesInstanceUID": f"{study}.{z if series_per_slice else 0}", "InstanceNumber": number,
+            "TriggerTime": f"{t * 90.5:.1f}", "ImagePositionPatient": list(origin + z * SLICE_MM * NORMAL),
+            "ImageOrientationPatient": [*axes["column"], *axes["row"]],
+        }  # fmt: skip
+        values |= {key: value(z, t) if callable(value) else value for key, value in elements.items()}
+        # Names say nothing about the order.
+        write_image(folder / f"{(number * 37) % 101:03d}.dcm", images[t, z], **values)
+    if masks:
+        affine = np.eye(4)
+        affine[:3] = np.column_stack([COLUMN_AXIS * PIXEL_MM, ROW_AXIS * PIXEL_MM, NORMAL * SLICE_MM,
+                                      -PIXEL_MM * (CENTRE[0] * ROW_AXIS + CENTRE[1] * COLUMN_AXIS)])  # fmt: skip
+        nifti = nibabel.Nifti1Image(labels.transpose(3, 2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
+        nibabel.save(nifti, folder / "masks.nii.gz")
+
+
+def refusal(source: Path) -> str:
+    """The reason code of the only study."""
+    found = find_dicom(source)
+    if not found.studies:
+        return next(iter(found.refused))
+    with pytest.raises(Unusable) as error:
+        normalise(found.studies[0].read())
+    return error.value.code
+
+
+def true_ef() -> float:
+    labels = beating_heart()[1]
+    volumes = [sum(int((plane == 3).sum()) for plane in phase) for phase in labels]
+    return 1 - min(volumes) / max(volumes)
+
+
+def test_a_study_becomes_one_case_with_the_ejection_fraction_of_its_masks(tmp_path):
+    write_study(tmp_path / "scans" / "one")
+    prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY)
+    (case,) = load_cases(tmp_path / "out")
+    assert case.info.ef == pytest.approx(true_ef(), abs=1e-5)
+    assert (case.info.vendor, case.info.field_strength_t) == ("Philips", 1.5)
+    assert case.spacing_mm == pytest.approx([SLICE_MM, 1.5, 1.5])
+    cavity = (case.masks == LV).sum(axis=(2, 3))
+    assert (np.diff(cavity[0]) < 0).all(), "slices run from base to apex"
+    assert 1 - cavity[1].sum() / cavity[0].sum() == pytest.approx(true_ef(), abs=0.002)
+    rv, lv = (np.argwhere(case.masks[0] == label).mean(axis=0)[1:] for label in (RV, LV))
+    assert (rv < lv).all(), "the right ventricle is at the upper left"
+    # Blood is bright where the masks say cavity.
+    assert case.frames[case.masks == LV].mean() > 0.9 > 0.3 > case.frames[case.masks == 2].mean()
+
+
+@pytest.mark.parametrize("view", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+def test_every_flip_and_transpose_of_the_picture_gives_the_same_case(tmp_path, view):
+    for name, turned in (("plain", None), ("turned", view)):
+        write_study(tmp_path / name, view=turned)
+    plain, turned = (normalise(find_dicom(tmp_path / name).studies[0].read()) for name in ("plain", "turned"))
+    assert np.abs(plain.frames - turned.frames).max() < 1e-3
+    assert np.mean(plain.masks != turned.masks) < 1e-3
+
+
+@pytest.mark.parametrize("view", [(1, 0, 0), (0, 1, 0), (1, 1, 1)])
+def test_orientation_without_masks_comes_from_the_header(tmp_path, view):
+    write_study(tmp_path / "plain", masks=False)
+    write_study(tmp_path / "turned", masks=False, view=view)
+    plain, turned = (normalise(find_dicom(tmp_path / name).studies[0].read()) for name in ("plain", "turned"))
+    assert np.abs(plain.frames - turned.frames).mean() < 0.01
+
+
+def test_without_masks_heart_and_frames_are_found_by_what_moves(tmp_path):
+    write_study(tmp_path, masks=False)
+    cine = find_dicom(tmp_path).studies[0].read()
+    assert find_frames(cine) == (0, NUM_PHASES // 2)
+    row, column = find_centre(cine)
+    assert np.hypot(row - CENTRE[0] + 7, column - CENTRE[1] + 7) * PIXEL_MM < 15
+    prepare(tmp_path, tmp_path.parent / "out", "dicom", key=KEY)
+    (case,) = load_cases(tmp_path.parent / "out")
+    assert np.isnan(case.info.ef)
+    assert not case.masks.any()
+
+
+def test_a_stack_may_be_one_series_per_slice_beside_a_long_axis_series(tmp_path):
+    write_study(tmp_path, series_per_slice=True)
+    for t in range(NUM_PHASES):
+        write_image(tmp_path / "long" / f"{t}", np.zeros((64, 64)), SeriesInstanceUID="1.2.3.77", InstanceNumber=t,
+                    SOPInstanceUID=f"1.2.3.77.{t}", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])  # fmt: skip
+    write_image(tmp_path / "localiser", np.zeros((64, 64)), SeriesInstanceUID="1.2.3.78", SOPInstanceUID="1.2.3.78.0")
+    found = find_dicom(tmp_path)
+    assert found.left_out == {"other-orientation": 1, "not-cine": 1}
+    assert found.studies[0].read().images.shape == (NUM_PHASES, NUM_SLICES, ROWS, COLUMNS)
+
+
+def test_an_axial_cine_stack_is_not_taken_for_short_axis(tmp_path):
+    write_study(tmp_path, masks=False, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                ImagePositionPatient=lambda z, t: [0, 0, 9.0 * z])  # fmt: skip
+    assert refusal(tmp_path) == "no-short-axis-cine"
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [{"InstanceNumber": None}, {"TriggerTime": "0"}, {"TriggerTime": None}],
+    ids=["by trigger time", "constant trigger time", "no trigger time"],
+)
+def test_phases_are_ordered_by_what_the_header_knows(tmp_path, elements):
+    write_study(tmp_path, **elements)
+    images = find_dicom(tmp_path).studies[0].read().images
+    assert np.array_equal(images, beating_heart()[0])
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("ambiguous-phase-order", {"TriggerTime": "0", "InstanceNumber": None}),
+        ("uneven-phases", {"skip": [(2, 3)]}),
+        ("uneven-spacing", {"skip": [(3, None)]}),
+        ("no-short-axis-cine", {"skip": [(2, None), (3, None), (4, None)]}),
+        ("ambiguous-stack", {"SeriesInstanceUID": lambda z, t: f"1.2.3.{t % 2}", "skip": []}),
+        ("slices-not-aligned", {"ImagePositionPatient": lambda z, t: list(z * 9.0 * NORMAL + (z == 2) * 9 * ROW_AXIS)}),
+        ("unreadable-pixels", {"RescaleSlope": "0", "RescaleIntercept": "0"}),
+        ("masks-misaligned", {"ImagePositionPatient": lambda z, t: list(400 + z * 9.0 * NORMAL)}),
+    ],
+)
+def test_what_cannot_be_a_case_is_refused_with_its_reason(tmp_path, monkeypatch, reason, changes):
+    if reason == "ambiguous-stack":
+        monkeypatch.setattr("client.ingest.short_axis.MIN_PHASES", 4)
+    write_study(tmp_path, **changes)
+    assert refusal(tmp_path) == reason
+
+
+def test_constant_images_are_refused(tmp_path):
+    write_study(tmp_path, RescaleSlope="1e-12", masks=False)
+    cine = find_dicom(tmp_path).studies[0].read()
+    cine.images[:] = 5
+    with pytest.raises(Unusable, match="constant-image"):
+        normalise(cine)
+
+
+def test_masks_are_placed_by_their_affine_whatever_the_order_of_their_voxels(tmp_path):
+    write_study(tmp_path)
+    expected = find_dicom(tmp_path).studies[0].read().masks
+    nifti = nibabel.load(tmp_path / "masks.nii.gz")
+    other = nifti.as_reoriented(np.array([[2, -1], [0, -1], [1, 1]]))
+    assert other.shape[:3] != nifti.shape[:3]
+    nibabel.save(nibabel.Nifti1Image(np.asarray(other.dataobj), other.affine), tmp_path / "masks.nii.gz")
+    assert np.array_equal(find_dicom(tmp_path).studies[0].read().masks, expected)
+    assert np.array_equal(expected, beating_heart()[1])
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("masks-differ", lambda labels: labels[..., 0]),
+        ("masks-differ", lambda labels: labels[..., :-1]),
+        ("masks-implausible", lambda labels: labels * 2),
+        ("masks-implausible", lambda labels: np.where(labels == 3, 2, labels)),
+        ("masks-implausible", lambda labels: labels * (np.arange(NUM_PHASES) == 3).astype(np.uint8)),
+    ],
+    ids=["3D", "one phase short", "unknown label", "no left ventricle", "one phase labelled"],
+)
+def test_unusable_masks_refuse_the_study(tmp_path, reason, change):
+    write_study(tmp_path)
+    nifti = nibabel.load(tmp_path / "masks.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(change(np.asarray(nifti.dataobj)), nifti.affine), tmp_path / "masks.nii.gz")
+    assert refusal(tmp_path) == reason
+
+
+def test_one_mask_file_above_two_studies_belongs_to_neither(tmp_path):
+    write_study(tmp_path / "a", study="1.2.3", masks=False)
+    write_study(tmp_path / "b", study="1.2.4", masks=False)
+    write_study(tmp_path / "c", study="1.2.5")
+    (tmp_path / "c" / "masks.nii.gz").rename(tmp_path / "masks.nii.gz")
+    found = find_dicom(tmp_path)
+    assert (len(found.studies), found.refused) == (0, {"ambiguous-masks": 3})
+
+
+def test_rescaling_and_photometric_interpretation_are_applied(tmp_path):
+    write_study(tmp_path / "plain", masks=False)
+    write_study(tmp_path / "other", masks=False, RescaleSlope="-2", RescaleIntercept="7", study="1.2.4",
+                PhotometricInterpretation="MONOCHROME1")  # fmt: skip
+    plain, other = (study.read().images for study in find_dicom(tmp_path).studies)
+    assert np.array_equal(other, 2 * plain - 7)
+
+
+def test_other_files_are_counted_and_the_study_goes_on(tmp_path):
+    write_study(tmp_path / "study")
+    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "text.dcm").write_text("hello")
+    (tmp_path / "folder.dcm").mkdir()
+    (tmp_path / "link.dcm").symlink_to(tmp_path / "study" / "037.dcm")
+    pixels = np.zeros((8, 8))
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "study" / "037.dcm").read_bytes())
+    write_image(tmp_path / "ct.dcm", pixels, SOPClassUID=CTImageStorage)
+    write_image(tmp_path / "deflated.dcm", pixels, transfer_syntax=DeflatedExplicitVRLittleEndian)
+    write_image(tmp_path / "nowhere.dcm", pixels, ImagePositionPatient=None)
+    write_image(tmp_path / "flat.dcm", pixels, PixelSpacing=[0, 1])
+    write_image(tmp_path / "nobody.dcm", pixels, StudyInstanceUID=None)
+    whole = (tmp_path / "study" / "037.dcm").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(whole[:200])
+    found = find_dicom(tmp_path)
+    assert len(found.studies) == 1
+    counts = dict(found.left_out)
+    assert counts.pop("not-dicom") + counts.pop("not-mr-image") + counts.pop("damaged-header", 0) == 4
+    assert counts == {"no-regular-file": 1, "duplicate": 1, "deflated": 1, "no-geometry": 2, "no-uid": 1}
+
+
+def test_cut_pixels_refuse_the_study(tmp_path):
+    write_study(tmp_path)
+    path = tmp_path / "037.dcm"
+    path.write_bytes(path.read_bytes()[:-500])
+    assert refusal(tmp_path) == "unreadable-pixels"
+
+
+def test_cases_of_one_patient_share_a_group_and_patients_without_an_id_stay_apart(tmp_path):
+    for name, patient, study in (
+        ("a", "ID-1", "1.2.3"),
+        ("b", "ID-1", "1.2.4"),
+        ("c", "", "1.2.5"),
+        ("d", " ", "1.2.6"),
+    ):
+        write_study(tmp_path / "scans" / name, patient=patient, study=study)
+    prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY)
+    groups = [case.info.group for case in load_cases(tmp_path / "out")]
+    assert (len(groups), len(set(groups))) == (4, 3)
+
+
+def test_no_identifier_leaves_in_any_byte_of_output_log_or_error(tmp_path, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    study = tmp_path / "scans" / "CANARY-folder"
+    planted = {"PatientName": "CANARY^Name", "PatientBirthDate": "19770707", "InstitutionName": "CANARY hospital",
+               "StudyDescription": "CANARY text", "MagneticFieldStrength": "CANARY"}  # fmt: skip
+    write_study(study, patient="CANARY-id", **planted)
+    write_study(tmp_path / "scans" / "CANARY-bad", study="1.2.4", patient="CANARY-2", skip=[(1, 1)])
+    (tmp_path / "scans" / "CANARY.dcm").write_bytes((study / "037.dcm").read_bytes()[:1500])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        summary = prepare(tmp_path / "scans", tmp_path / "out", "dicom")
+    out, err = capfd.readouterr()
+    texts = [out, err, caplog.text, repr(summary), *(str(warning.message) for warning in caught)]
+    texts += [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")]
+    raw = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    for canary in ("CANARY", "19770707", "1.2.3"):
+        assert not any(canary in text for text in texts)
+        assert canary.encode() not in raw
+    assert json.loads((tmp_path / "out" / "refused.json").read_text())["studies"] == {"uneven-phases": 1}
+
+
+@pytest.mark.parametrize(
+    ("manufacturer", "vendor"),
+    [
+        ("SIEMENS", "Siemens"), ("Siemens Healthineers", "Siemens"), ("Philips Medical Systems", "Philips"),
+        ("GE MEDICAL SYSTEMS", "GE"), ("CANON_MEC", "Canon"), ("TOSHIBA_MEC", "Canon"), ("UIH", "United Imaging"),
+        ("", "unknown"), ("Gemini", "unknown"), ("Hitachi", "unknown"),
+    ],
+)  # fmt: skip
+def test_manufacturers_get_one_spelling(manufacturer, vendor):
+    assert vendor_name(manufacturer) == vendor
+
+
+@pytest.mark.parametrize(("written", "tesla"), [(1.5, 1.5), (15000, 1.5), (3, 3), (0, np.nan), (99, np.nan)])
+def test_field_strength_is_tesla_or_unknown(written, tesla):
+    assert field_strength(written) == pytest.approx(tesla, nan_ok=True)

@@ -1,0 +1,75 @@
+"""The real scans beside the project, where they are: a few patients of the public development fold."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from client.ingest.dicom import find_dicom
+from client.ingest.locate import find_centre, find_frames
+from client.ingest.prepare import prepare
+from client.ingest.quality import check
+from shared.case import LV, RV, load_cases
+
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real"
+KEY = bytes(32)
+pytestmark = [pytest.mark.real, pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans in {REAL}")]
+
+
+def assert_comparable(case) -> None:
+    """Heart in the middle, right ventricle at the upper left, base first."""
+    labelled = np.argwhere(case.masks > 0)[:, 2:].mean(axis=0)
+    rv, lv = (np.argwhere(case.masks == label)[:, 2:].mean(axis=0) for label in (RV, LV))
+    area = (case.masks[0] > 0).sum(axis=(1, 2))
+    area = area[area > 0]
+    assert np.abs(labelled - 47.5).max() < 1.5
+    assert (rv < lv).all()
+    assert area[: len(area) // 2].sum() > area[-(len(area) // 2) :].sum()
+
+
+def test_acdc_patients_prepare_and_keep_their_ejection_fraction(tmp_path):
+    source = tmp_path / "some"
+    source.mkdir()
+    expected = []
+    for number in (1, 41, 96):
+        folder = REAL / "acdc" / f"patient{number:03d}"
+        (source / folder.name).symlink_to(folder)
+        masks = [np.asarray(nibabel.load(path).dataobj) for path in folder.glob("*_gt.nii.gz")]
+        volumes = [sum(value == 3 for value in mask.ravel().tolist()) for mask in masks]
+        expected.append(1 - min(volumes) / max(volumes))
+    prepare(source, tmp_path / "out", "acdc", folds=[0], key=KEY)
+    cases = load_cases(tmp_path / "out")
+    assert sorted(case.info.ef for case in cases) == pytest.approx(sorted(expected), abs=1e-5)
+    for case in cases:
+        assert_comparable(case)
+
+
+def test_mnms_patients_of_three_vendors_prepare_alike(tmp_path):
+    summary = prepare(REAL / "mnms", tmp_path / "out", "mnms", key=KEY)
+    assert (summary.num_cases, summary.refused) == (3, {})
+    cases = load_cases(tmp_path / "out")
+    assert {case.info.vendor for case in cases} == {"Siemens", "Philips", "GE"}
+    for case in cases:
+        assert_comparable(case)
+    assert check(tmp_path / "out").num_labelled == 3
+
+
+def test_a_siemens_study_with_one_series_per_slice_gives_one_case(tmp_path):
+    source = REAL / "dicom" / "siemens_vida_cine"
+    found = find_dicom(source)
+    assert found.left_out == {"other-orientation": 1, "not-dicom": 1}  # the 4-chamber series, and a licence text
+    cine = found.studies[0].read()
+    assert cine.images.shape == (25, 6, 208, 256)
+    assert cine.spacing_mm == pytest.approx((17.7, 1.40625, 1.40625), abs=0.01)
+    ed, es = find_frames(cine)
+    assert min(ed, 25 - ed) <= 3, "end-diastole is near the R wave, where the cine starts"
+    assert 6 <= es <= 13, "end-systole follows about a third of a beat later"
+    # The left ventricle's middle in the third slice, read off the picture.
+    row, column = find_centre(cine)
+    assert 0 < row < 208
+    assert 0 < column < 256
+    summary = prepare(source, tmp_path / "out", "dicom", key=KEY)
+    (case,) = load_cases(tmp_path / "out")
+    assert summary.num_cases == 1
+    assert (case.info.vendor, case.info.field_strength_t, case.frames.shape) == ("Siemens", 3.0, (2, 6, 96, 96))

@@ -1,0 +1,155 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusal, write_site
+from shared.errors import UserError
+from shared.privacy import Release
+
+SETTINGS = SiteSettings("north", "Siemens", 40)
+MINIMAL = "name: north\nvendor: Siemens\nnominal_patients: 40\n"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        SiteSettings("1e3", "United Imaging", 700, prior="prior.safetensors", policy=SitePolicy(0.5, 1e-5, 4.0)),
+        SiteSettings("null", "GE", 9, data="/a path: with # é " + "and 'quotes' \"too\" " * 9, ledger="~",
+                     policy=SitePolicy(min_patients=9, max_grad_norm=0.1, allow_without_privacy=True)),
+    ],
+)  # fmt: skip
+def test_settings_are_written_and_loaded_back(tmp_path, settings):
+    path = write_site(tmp_path / "site", settings)
+    assert load_site(path) == replace(settings, folder=tmp_path / "site")
+    assert load_site(path.parent) == load_site(path)
+
+
+def test_the_file_explains_every_key(tmp_path):
+    lines = write_site(tmp_path, SETTINGS).read_text().splitlines()
+    for field in [*fields(SiteSettings), *fields(SitePolicy)]:
+        if field.name != "folder":
+            (line,) = [line for line in lines if line.strip().startswith(f"{field.name}:")]
+            assert "  # " in line
+
+
+def test_writing_twice_is_harmless_and_a_sites_own_edits_stay(tmp_path):
+    path = write_site(tmp_path, SETTINGS)
+    write_site(tmp_path, SETTINGS)
+    edited = path.read_text().replace("max_epsilon: 8.0", "max_epsilon: 2.0")
+    path.write_text(edited)
+    with pytest.raises(UserError, match="other"):
+        write_site(tmp_path, SETTINGS)
+    assert path.read_text() == edited
+
+
+def test_only_the_three_facts_of_a_site_are_required(tmp_path):
+    (tmp_path / SITE_FILE).write_text(MINIMAL)
+    assert load_site(tmp_path) == replace(SETTINGS, folder=tmp_path)
+
+
+def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
+    write_site(tmp_path / "site", replace(SETTINGS, data="/scans/prepared", prior="priors/p.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    for site in (load_site(tmp_path / "site"), load_site("site")):
+        assert str(site.data_path) == "/scans/prepared"
+        assert site.ledger_path == tmp_path / "site" / "ledger"
+        assert site.prior_path == tmp_path / "site" / "priors" / "p.safetensors"
+    assert SETTINGS.prior_path is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "north",
+        "- north",
+        "name: [",
+        "\x00",
+        "name: north\n",
+        MINIMAL + "name: south\n",
+        MINIMAL + "nickname: n\n",
+        MINIMAL + "folder: /tmp\n",
+        MINIMAL + "data: null\n",
+        MINIMAL + "policy: null\n",
+        MINIMAL + "policy: {max_epsilom: 8}\n",
+        MINIMAL + "policy: {max_epsilon: .nan}\n",
+        MINIMAL + "policy: {max_epsilon: .inf}\n",
+        MINIMAL + "policy: {max_epsilon: 0}\n",
+        MINIMAL + "policy: {max_epsilon: eight}\n",
+        MINIMAL + "policy: {max_delta: -1e-3}\n",
+        MINIMAL + "policy: {max_delta: .nan}\n",
+        MINIMAL + "policy: {max_delta: 0.1}\n",  # four patients of 40 might be published
+        MINIMAL + "policy: {min_noise_multiplier: 0}\n",
+        MINIMAL + "policy: {min_noise_multiplier: .nan}\n",
+        MINIMAL + "policy: {max_grad_norm: -1}\n",
+        MINIMAL + "policy: {max_grad_norm: .inf}\n",
+        MINIMAL + "policy: {min_patients: 0}\n",
+        MINIMAL + "policy: {min_patients: 41}\n",  # more than it says it has
+        MINIMAL + "policy: {allow_without_privacy: perhaps}\n",
+        MINIMAL.replace("40", "forty"),
+        MINIMAL.replace("40", "40.5"),
+        MINIMAL.replace("40", "true"),
+        MINIMAL.replace("40", "-40"),
+        MINIMAL.replace("Siemens", "Kodak"),
+        MINIMAL.replace("north", "../north"),
+        MINIMAL.replace("north", "''"),
+        MINIMAL.replace("north", "n" * 65),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line_that_names_the_file(tmp_path, text):
+    (tmp_path / SITE_FILE).write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_site(tmp_path)
+    assert SITE_FILE in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="fedcmr-client init"):
+        load_site(tmp_path)
+    (tmp_path / SITE_FILE).write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(UserError, match=SITE_FILE):
+        load_site(tmp_path)
+
+
+# What a policy refuses
+
+POLICY = SitePolicy(min_noise_multiplier=0.5, max_delta=1e-3, max_grad_norm=2.0, min_patients=10)
+REQUEST = {"private": True, "release": Release(0.5, 1.0, 10), "delta": 1e-3, "clip": 2.0, "num_patients": 10}
+
+
+def test_a_request_at_every_limit_is_allowed():
+    assert refusal(POLICY, **REQUEST) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"num_patients": 9}, "too-few-patients"),
+        ({"num_patients": 0}, "too-few-patients"),
+        ({"private": False}, "privacy-off-not-allowed"),
+        ({"release": Release(0.49, 1.0, 1)}, "noise-below-minimum"),
+        ({"release": Release(0.0, 1.0, 1)}, "noise-below-minimum"),
+        ({"delta": 1.1e-3}, "delta-above-cap"),
+        ({"delta": 0.0}, "delta-above-cap"),
+        ({"delta": float("nan")}, "delta-above-cap"),
+        ({"clip": 2.1}, "clip-above-cap"),
+        ({"clip": 0.0}, "clip-above-cap"),
+        ({"clip": float("inf")}, "clip-above-cap"),
+        ({"clip": float("nan")}, "clip-above-cap"),
+    ],
+)
+def test_a_request_beyond_a_limit_is_refused_with_its_code(change, code):
+    assert refusal(POLICY, **{**REQUEST, **change}) == code
+
+
+def test_privacy_can_be_off_only_where_the_site_allows_it():
+    without = {**REQUEST, "private": False, "release": Release(0.0, 1.0, 1), "clip": 1e9}
+    assert refusal(POLICY, **without) == "privacy-off-not-allowed"
+    assert refusal(replace(POLICY, allow_without_privacy=True), **without) is None
+
+
+def test_allowing_studies_without_privacy_does_not_loosen_those_with_it():
+    generous = replace(POLICY, allow_without_privacy=True)
+    assert refusal(generous, **{**REQUEST, "release": Release(0.0, 1.0, 1)}) == "noise-below-minimum"

@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from client.training import (
+    LocalSteps,
+    Mechanism,
+    Patient,
+    cached_patients,
+    fine_tune,
+    load_patients,
+    moments,
+    patient_gradient,
+    view_seed,
+)
+from shared.diffusion import flow_matching_loss
+from shared.errors import UserError
+from shared.networks.generator import load_prior
+from shared.privacy import clip_to_norm
+
+CPU = torch.device("cpu")
+STEPS = LocalSteps(num_steps=2, learning_rate=0.1, num_views=2, seed=7, server_round=2)
+OPEN = Mechanism(private=False, max_norm=1.0, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
+NOISY = Mechanism(private=True, max_norm=1e-3, noise_multiplier=2.0, sample_rate=1.0, nominal_patients=4)
+
+
+@pytest.fixture
+def patients():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Patient(
+            f"p{index}",
+            torch.rand(3, 2, 64, 64, generator=generator) * 2 - 1,
+            torch.randint(0, 4, (3, 2, 64, 64), generator=generator).to(torch.uint8),
+            torch.randn(11, generator=generator),
+        )
+        for index in range(4)
+    ]
+
+
+@pytest.fixture
+def arrays(prior):
+    return {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
+
+
+def flat(update):
+    return np.concatenate([update[name].ravel() for name in sorted(update)]).astype(np.float64)
+
+
+def test_without_privacy_two_runs_are_equal_and_another_seed_is_not(prior, tiny_prior, patients, arrays):
+    first = fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
+    again = fine_tune(load_prior(tiny_prior).generator, patients, arrays, OPEN, STEPS, CPU)
+    other = fine_tune(prior.generator, patients, arrays, OPEN, LocalSteps(2, 0.1, 2, seed=8, server_round=2), CPU)
+    np.testing.assert_array_equal(flat(first), flat(again))
+    assert np.abs(flat(first) - flat(other)).max() > 0
+
+
+def test_with_privacy_no_seed_repeats_the_update(prior, patients, arrays):
+    first = fine_tune(prior.generator, patients, arrays, NOISY, STEPS, CPU)
+    again = fine_tune(prior.generator, patients, arrays, NOISY, STEPS, CPU)
+    assert np.abs(flat(first) - flat(again)).max() > 0
+
+
+def test_one_step_without_noise_is_the_mean_of_clipped_patient_gradients(prior, patients, arrays):
+    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    clip = 0.05
+    mechanism = Mechanism(True, clip, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
+    update = fine_tune(prior.generator, patients, arrays, mechanism, steps, CPU)
+    fine_tune(prior.generator, [], arrays, OPEN, LocalSteps(0, 0.5, 2, 7, 2), CPU)  # back to the start
+    gradients = [patient_gradient(prior.generator, p, 2, view_seed(7, 2, 0, p.pseudonym)) for p in patients]
+    assert max(np.linalg.norm(gradient) for gradient in gradients) > clip, "nothing would be clipped"
+    expected = -0.5 * sum(clip_to_norm(gradient, clip) for gradient in gradients) / 8
+    np.testing.assert_allclose(flat(update), expected, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_mean_loss_over_views(prior, patients, monkeypatch):
+    """Views of one patient are averaged before anything is clipped: two equal views give one view's gradient."""
+    monkeypatch.setattr("client.training.augment", lambda images, masks, rng: (images, masks))
+    seen = []
+
+    def recorded(generator, images, masks, code, t, noise):
+        loss = flow_matching_loss(generator, images, masks, code, t, noise)
+        seen.append((images, masks, code, t, noise, loss.detach()))
+        return loss
+
+    monkeypatch.setattr("client.training.flow_matching_loss", recorded)
+    gradient = patient_gradient(prior.generator, patients[0], 4, seed=1)
+    images, masks, code, t, noise, losses = seen[0]
+    assert losses.shape == (4,)
+    parameters = list(prior.generator.trainable().values())
+    x = [images.contiguous(), masks, code, t, noise]
+    direct = torch.autograd.grad(_contiguous_mean_loss(prior.generator, *x), parameters)
+    reference = np.concatenate([piece.double().numpy().ravel() for piece in direct])
+    assert np.linalg.norm(gradient - reference) < 0.05 * np.linalg.norm(reference)
+
+
+def _contiguous_mean_loss(generator, images, masks, code, t, noise):
+    """In float32, one view at a time."""
+    norms = [m for m in generator.modules() if isinstance(m, torch.nn.GroupNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)) for norm in norms]
+    losses = [
+        flow_matching_loss(generator, images[i : i + 1], masks[i : i + 1], code[i : i + 1], t[i : i + 1],
+                           noise[i : i + 1])
+        for i in range(len(images))
+    ]  # fmt: skip
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(losses).mean()
+
+
+def test_a_patients_views_do_not_depend_on_who_else_is_sampled():
+    assert view_seed(0, 2, 1, "p1") == view_seed(0, 2, 1, "p1")
+    seeds = {view_seed(s, r, k, p) for s in (0, 1) for r in (1, 2) for k in (0, 1) for p in ("p1", "p2")}
+    assert len(seeds) == 16
+
+
+def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
+    """Standard deviation: learning rate x noise multiplier x clip / nominal patients."""
+    steps = LocalSteps(num_steps=50, learning_rate=0.1, num_views=1, seed=0, server_round=1)
+    update = flat(fine_tune(prior.generator, [], arrays, NOISY, steps, CPU))
+    expected = 0.1 * 2.0 * 1e-3 / 4 * math.sqrt(50)
+    assert np.std(update) == pytest.approx(expected, rel=0.3)
+
+
+def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, arrays):
+    broken = Patient("p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].code)
+    mechanism = Mechanism(True, 1.0, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
+    with_broken = fine_tune(prior.generator, [*patients, broken], arrays, mechanism, STEPS, CPU)
+    without = fine_tune(prior.generator, patients, arrays, mechanism, STEPS, CPU)
+    np.testing.assert_array_equal(flat(with_broken), flat(without))
+
+
+def test_only_the_trainable_part_changes(prior, tiny_prior, patients, arrays):
+    fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
+    before = load_prior(tiny_prior).generator.state_dict()
+    moved = {name for name, value in prior.generator.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {f"unet.{name}" for name in prior.generator.trainable()}
+
+
+def test_moments_without_privacy_are_numpys(patients):
+    mean, square = moments(patients, OPEN)
+    codes = torch.stack([patient.code for patient in patients]).numpy()
+    np.testing.assert_allclose(mean, codes.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(square, (codes**2).mean(axis=0), atol=1e-6)
+    assert mean.dtype == square.dtype == np.float32
+
+
+def test_a_site_reads_its_patients_once_and_again_when_they_change(tmp_path, tiny_prior, prior, write_cases):
+    write_cases(tmp_path, "GE", 2, seed=0)
+    patients = cached_patients(tmp_path, tiny_prior)
+    assert [patient.pseudonym for patient in patients] == ["p00", "p01"]
+    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].code.shape == prior.code_mean.shape
+    assert cached_patients(tmp_path, tiny_prior) is patients
+    write_cases(tmp_path, "GE", 3, seed=0)
+    assert len(cached_patients(tmp_path, tiny_prior)) == 3
+
+
+def test_a_missing_data_folder_is_a_users_error(tmp_path, prior):
+    with pytest.raises(UserError):
+        load_patients(tmp_path / "absent", prior)

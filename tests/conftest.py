@@ -1,0 +1,88 @@
+"""Invented data for the tests: a small random prior, and the folders of a small study."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.policy import SitePolicy, SiteSettings, write_site
+from shared.appearance import CODE_NAMES
+from shared.case import Case, CaseInfo, save_case, write_index
+from shared.config import Config, dump, load
+from shared.networks.generator import Architecture, Generator, Prior, load_prior, save_prior
+from shared.run_folder import RunFolder, load_run
+
+NOMINAL_PATIENTS = 5
+VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}
+
+
+@pytest.fixture(scope="session")
+def tiny_prior(tmp_path_factory) -> Path:
+    """The file of a random generator small enough for one CPU thread."""
+    path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
+    torch.manual_seed(0)
+    generator = Generator(Architecture(channels=(16, 16, 16), norm_num_groups=4))
+    for parameter in generator.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # layers that MONAI starts at zero pass no gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    num = len(CODE_NAMES)
+    save_prior(path, generator, torch.zeros(num), torch.full((num,), 0.5), {"made_by": "a test"})
+    return path
+
+
+@pytest.fixture
+def prior(tiny_prior) -> Prior:
+    """The tiny prior, read afresh."""
+    return load_prior(tiny_prior)
+
+
+def make_case(pseudonym: str, vendor: str, seed: int, num_slices: int = 3) -> Case:
+    """A disc in a ring beside a crescent, contracting, on noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:96, :96] - 48.0
+    radius = np.hypot(y, x)
+    masks = np.zeros((2, num_slices, 96, 96), np.uint8)
+    for phase, cavity in enumerate((14 + rng.uniform(-2, 2), 9 + rng.uniform(-2, 2))):
+        masks[phase][:, np.hypot(y, x + 22) < 12] = 1
+        masks[phase][:, radius < cavity + 6] = 2
+        masks[phase][:, radius < cavity] = 3
+    frames = np.array([0.2, 0.8, 0.3, 0.9])[masks] * rng.uniform(0.7, 1.0) + rng.normal(0, 0.05, masks.shape)
+    info = CaseInfo(pseudonym, vendor, 1.5, float("nan"), pseudonym)
+    return Case(info, frames.clip(0, 1).astype(np.float32), masks, np.array([10, 1.5, 1.5], np.float32))
+
+
+@pytest.fixture(name="write_cases", scope="session")
+def write_cases_fixture():
+    """`write_cases(folder, vendor, count, seed)`: a folder of cases as `fedcmr-client prepare` leaves it."""
+    return write_cases
+
+
+def write_cases(folder: Path, vendor: str, count: int, seed: int) -> None:
+    cases = [make_case(f"p{index:02d}", vendor, seed * 100 + index) for index in range(count)]
+    for case in cases:
+        save_case(folder, case)
+    write_index(folder, [case.info for case in cases])
+
+
+@pytest.fixture
+def make_study(tmp_path, tiny_prior):
+    """Builds a run folder with three sites: `make_study(*overrides, num_patients=..., **policy)`."""
+
+    def make(*overrides: str, num_patients: int = NOMINAL_PATIENTS, **policy: object) -> RunFolder:
+        run_path = tmp_path / "run"
+        run_path.mkdir()
+        config: Config = load("default", [f"prior={tiny_prior}", "device=cpu", "federation.num_rounds=3",
+                                          "federation.num_views=2", "federation.num_processes=1", *overrides])  # fmt: skip
+        (run_path / "config.yaml").write_text(dump(config))
+        study = {"sites": {name: {"vendor": v, "nominal_patients": NOMINAL_PATIENTS} for name, v in VENDORS.items()}}
+        (run_path / "study.json").write_text(json.dumps(study))
+        for seed, (name, vendor) in enumerate(VENDORS.items()):
+            folder = run_path / "sites" / name
+            write_cases(folder / "train", vendor, num_patients, seed)
+            settings = SiteSettings(name, vendor, NOMINAL_PATIENTS, prior=str(tiny_prior), policy=SitePolicy(**policy))
+            write_site(folder, settings)
+        return load_run(run_path)
+
+    return make

@@ -1,0 +1,261 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from server import augmentation, regression
+from server.augmentation import Augmentation, augment_pairs
+from server.regression import Regressor, batch_indices, middle_slices, patient_ef, predict, regression_loss
+from server.training_state import TrainingState, one_cycle
+from shared.case import LV, MYO, Case, CaseInfo
+from shared.config import RegressionConfig
+from shared.errors import UserError
+
+OFF = Augmentation(0, 0, 0, False, 0, 0, 0, 0, 0, 0)
+
+
+def disc_case(pseudonym: str, ef: float, num_slices: int = 6, size: int = 64, seed: int = 0) -> Case:
+    """A bright disc in a darker ring whose ES area is (1 - ef) of its ED area."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    radius = np.hypot(y, x)
+    masks = np.zeros((2, num_slices, size, size), np.uint8)
+    for phase, shrink in ((0, 1.0), (1, math.sqrt(1 - ef))):
+        masks[phase, :, radius < size / 5 * shrink + 4] = MYO
+        masks[phase, :, radius < size / 5 * shrink] = LV
+    frames = np.where(masks == LV, 0.8, np.where(masks == MYO, 0.2, 0.4)) + rng.normal(0, 0.02, masks.shape)
+    info = CaseInfo(pseudonym, "Siemens", 1.5, ef, pseudonym)
+    return Case(info, frames.clip(0, 1).astype(np.float32), masks, np.array([10, 2, 2], np.float32))
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return [disc_case(f"p{i}", ef, num_slices=5 + i % 3, seed=i) for i, ef in enumerate((0.2, 0.35, 0.5, 0.65))]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The same training with a network small enough for a test."""
+
+    def small(**_):
+        features = torch.nn.Sequential(
+            torch.nn.Conv2d(2, 8, 5, stride=4), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4)
+        )
+        network = torch.nn.Sequential(features, torch.nn.Flatten())
+        network.fc = torch.nn.Linear(128, 3)
+        return network
+
+    monkeypatch.setattr(regression, "resnet50", small)
+
+
+CONFIG = RegressionConfig(num_steps=12, batch_size=4, learning_rate=1e-3, ema_decay=0.9, num_tta=2)
+
+
+def weights(model) -> list[torch.Tensor]:
+    return list(model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("num", "expected"), [(1, (0, 1)), (2, (0, 1)), (5, (1, 4)), (6, (1, 5)), (8, (1, 6)), (10, (2, 8)), (15, (3, 12))]
+)
+def test_middle_slices_are_central_and_depend_on_the_count_alone(num, expected):
+    assert (middle_slices(num).start, middle_slices(num).stop) == expected
+
+
+def test_patient_ef_is_the_row_s_and_else_the_masks():
+    case = disc_case("a", 0.4)
+    assert patient_ef(case) == 0.4
+    unlabelled = Case(CaseInfo("a", "GE", 3.0, math.nan, "a"), case.frames, case.masks, case.spacing_mm)
+    at_ed, at_es = ((case.masks[phase] == LV).sum() for phase in (0, 1))
+    assert patient_ef(unlabelled) == pytest.approx(1 - at_es / at_ed)
+    blank = Case(unlabelled.info, case.frames, np.zeros_like(case.masks), case.spacing_mm)
+    assert math.isnan(patient_ef(blank))
+
+
+def test_cases_without_any_ejection_fraction_are_refused_in_one_line():
+    case = disc_case("a", 0.4)
+    blank = Case(CaseInfo("a", "GE", 3.0, math.nan, "a"), case.frames, np.zeros_like(case.masks), case.spacing_mm)
+    with pytest.raises(UserError, match="none of the 1 training cases"):
+        regression.prepare_examples([blank])
+
+
+def test_areas_are_fractions_of_the_picture_and_unknown_without_masks():
+    case = disc_case("a", 0.5)
+    blank = Case(case.info, case.frames, np.zeros_like(case.masks), case.spacing_mm)
+    examples = regression.prepare_examples([case, blank])
+    expected = [(case.masks[phase, 0] == LV).mean() for phase in (0, 1)]
+    assert examples.areas[0].tolist() == pytest.approx(expected)
+    assert examples.areas[4:].isnan().all() and examples.ef.eq(0.5).all()
+
+
+def test_unknown_areas_teach_nothing():
+    prediction = regression.Prediction(*(torch.tensor([0.3, 0.4], requires_grad=True) for _ in range(3)))
+    areas = torch.tensor([[math.nan, math.nan], [0.1, 0.2]])
+    regression_loss(prediction, torch.tensor([0.5, 0.5]), areas).backward()
+    assert prediction.area_ed.grad[0] == 0 and prediction.area_ed.grad[1] != 0
+    assert prediction.ef.grad.ne(0).all()
+
+
+def test_every_example_is_seen_equally_often_and_order_changes_by_epoch():
+    seen = torch.cat([batch_indices(10, 4, seed=0, step=step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert len(batch_indices(3, 8, seed=0, step=1)) == 8
+
+
+def test_learning_rate_equals_torch_s_one_cycle():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.3, total_steps=40, pct_start=0.25, cycle_momentum=False
+    )
+    for step in range(40):
+        assert one_cycle(step, 40, 0.3) == pytest.approx(reference.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        if step < 39:
+            reference.step()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+def test_learning_rate_is_positive_in_short_trainings(num_steps):
+    assert all(0 < one_cycle(step, num_steps, 0.1) <= 0.1 for step in range(num_steps))
+
+
+def test_switched_off_augmentation_changes_nothing(cases):
+    images = regression.prepare_examples(cases).images
+    same, growth = augment_pairs(images, OFF, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(same, images, atol=1e-5, rtol=0)
+    assert growth.eq(1).all()
+
+
+@pytest.mark.parametrize("name", list(Augmentation.__dataclass_fields__))
+def test_each_transform_alone_changes_pictures_and_stays_in_range(cases, name):
+    images = regression.prepare_examples(cases).images
+    only = Augmentation(**{**OFF.__dict__, name: getattr(Augmentation(), name)})
+    changed, _ = augment_pairs(images, only, torch.Generator().manual_seed(0))
+    again, _ = augment_pairs(images, only, torch.Generator().manual_seed(0))
+    assert not torch.allclose(changed, images, atol=1e-3) and torch.equal(changed, again)
+    assert changed.min() >= -1 and changed.max() <= 1 and changed.isfinite().all()
+
+
+def test_area_grows_with_the_square_of_the_zoom():
+    case = disc_case("a", 0.3, num_slices=5)
+    images = torch.from_numpy((case.masks == LV).astype(np.float32)).transpose(0, 1) * 2 - 1
+    zoomed, growth = augment_pairs(images, Augmentation(**{**OFF.__dict__, "log_scale": 0.3}),
+                                   torch.Generator().manual_seed(1))  # fmt: skip
+    area, area_zoomed = ((picture + 1).mean(dim=(2, 3)) for picture in (images, zoomed))
+    torch.testing.assert_close(area_zoomed / area, growth[:, None].expand(-1, 2), rtol=0.03, atol=0)
+
+
+def test_warp_turns_shifts_and_mirrors_as_torch_does():
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    one, none, plain = torch.ones(2), torch.zeros(2), torch.ones(2, 2)
+    turned = augmentation.warp(images, none + math.pi / 2, one, torch.zeros(2, 2), plain)
+    assert any(torch.allclose(turned, torch.rot90(images, k, (2, 3)), atol=1e-4) for k in (1, 3))
+    shifted = augmentation.warp(images, none, one, torch.tensor([[3.0, -2.0]] * 2), plain)
+    torch.testing.assert_close(shifted[:, :, :-2, 3:], images[:, :, 2:, :-3], atol=1e-4, rtol=0)
+    mirrored = augmentation.warp(images, none, one, torch.zeros(2, 2), torch.tensor([[-1.0, 1.0]] * 2))
+    torch.testing.assert_close(mirrored, images.flip(3), atol=1e-4, rtol=0)
+
+
+def test_blur_keeps_the_mean_and_zero_keeps_the_picture():
+    images = torch.zeros(2, 2, 32, 32)
+    images[:, :, 16, 16] = 1
+    blurred = augmentation.blur(images, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(blurred[0], images[0])
+    assert blurred[1, 0].sum() == pytest.approx(1, abs=1e-5)
+    expected = 1 / sum(math.exp(-(k**2) / 2) for k in range(-3, 4)) ** 2
+    assert blurred[1, 0, 16, 16] == pytest.approx(expected, rel=1e-5)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(cases, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(regression, "CHECKPOINT_EVERY", 5)
+    path = tmp_path / "state.safetensors"
+    whole = regression.train_regressor(cases, CONFIG, seed=1, checkpoint=path)
+    assert not path.exists()
+
+    plain_save = TrainingState.save
+
+    def interrupted_save(self, *args):
+        plain_save(self, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingState, "save", interrupted_save)
+    for _ in range(2):  # stops after steps 5 and 10
+        with pytest.raises(KeyboardInterrupt):
+            regression.train_regressor(cases, CONFIG, seed=1, checkpoint=path)
+    monkeypatch.setattr(TrainingState, "save", plain_save)
+    resumed = regression.train_regressor(cases, CONFIG, seed=1, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_a_checkpoint_of_other_data_is_not_continued(cases, tiny, tmp_path):
+    path = tmp_path / "state.safetensors"
+    state = TrainingState(Regressor(), 0.0)
+    state.save(path, "another training", 7)
+    assert state.restore(path, "this training") == 0 and state.restore(path, "another training") == 7
+    fresh = regression.train_regressor(cases, CONFIG, seed=1)
+    beside = regression.train_regressor(cases, CONFIG, seed=1, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(weights(fresh), weights(beside), strict=True))
+
+
+def test_seeds_decide_weights_and_the_loss_is_reported(cases, tiny):
+    lines = []
+    first = regression.train_regressor(cases, CONFIG, seed=1, log=lambda step, loss: lines.append((step, loss)))
+    again = regression.train_regressor(cases, CONFIG, seed=1)
+    other = regression.train_regressor(cases, CONFIG, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(first), weights(other), strict=True))
+    assert [step for step, _ in lines] == [12] and math.isfinite(lines[0][1])
+
+
+def test_patients_of_unequal_stacks_are_averaged_each_over_their_own_slices(cases, tiny):
+    torch.manual_seed(0)
+    model = Regressor()
+    together = predict(model, cases, num_tta=3)
+    alone = [predict(model, [case], num_tta=3)[0] for case in cases]
+    assert together == pytest.approx(alone, abs=1e-6)
+    assert predict(model, [], num_tta=1).shape == (0,)
+    with torch.no_grad():
+        images = regression.prepare_examples(cases[:1]).images
+        assert predict(model, cases[:1], num_tta=1)[0] == pytest.approx(model(images).ef.mean().item(), abs=1e-5)
+
+
+def test_saved_regressor_predicts_the_same(cases, tiny, tmp_path):
+    torch.manual_seed(0)
+    model = Regressor(0.37).eval()
+    regression.save_regressor(tmp_path / "model.safetensors", model, {"vendors": ["GE"]})
+    loaded = regression.load_regressor(tmp_path / "model.safetensors")
+    assert loaded.mean_ef.item() == pytest.approx(0.37)
+    np.testing.assert_array_equal(predict(loaded, cases, 2), predict(model, cases, 2))
+
+
+def test_unusable_model_files_are_named(tmp_path, tiny):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="is missing"):
+        regression.load_regressor(path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="not a readable"):
+        regression.load_regressor(path)
+    TrainingState(Regressor(), 0.0).save(path, "x", 1)
+    with pytest.raises(UserError, match="not a regressor"):
+        regression.load_regressor(path)
+    regression.checkpoints.save(path, {"a": np.zeros(3)}, {"format": regression.FORMAT})
+    with pytest.raises(UserError, match="another network"):
+        regression.load_regressor(path)
+
+
+def test_resnet50_learns_one_batch_in_five_steps(cases):
+    torch.manual_seed(0)
+    model = Regressor(0.4)
+    examples = regression.prepare_examples(cases)
+    images, ef, areas = examples.images, examples.ef, examples.areas
+    state = TrainingState(model.train(), weight_decay=0.0)
+    losses = []
+    for _ in range(6):
+        loss = regression_loss(model(images), ef, areas)
+        losses.append(loss.item())
+        state.step(loss, rate=3e-4, max_grad_norm=5.0, ema_decay=0.5)
+    assert losses[-1] < 0.5 * losses[0], losses
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert any(p.grad.ne(0).any() for p in [model.network.conv1.weight])

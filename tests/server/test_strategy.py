@@ -1,0 +1,319 @@
+import numpy as np
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from server import strategy as strategy_module
+from server.federation_state import FederationState, initial_state, make_request, read_study
+from server.strategy import EqualWeightFedAvg, federate
+from shared import checkpoint
+from shared.errors import UserError
+from shared.privacy import Release, epsilon
+from shared.records import OK, Request, encode, pack_reply, update_shapes
+
+SITES = {"a": "Siemens", "b": "Philips", "c": "GE"}
+DELTA = 1e-3
+
+
+class ScriptedGrid:
+    """A grid whose sites answer as the test says: `script(site, request, arrays) -> RecordDict | Error | None`."""
+
+    def __init__(self, script, sites=SITES):
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self.script = script
+        self.site_of = dict(enumerate(sites, start=2))
+        self.requests: list[Request] = []
+
+    def get_node_ids(self):
+        return list(self.site_of)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"m{message.metadata.dst_node_id}"
+            request = Request.from_config(message.content["config"])
+            self.requests.append(request)
+            content = self.script(self.site_of[message.metadata.dst_node_id], request, message.content["arrays"])
+            if content is not None:
+                replies.append(Message(content, reply_to=message))
+        return reversed(replies)
+
+
+def update_of(request, arrays, value):
+    """An update of which every entry is `value`."""
+    shapes = update_shapes(request.task, {name: array.shape for name, array in arrays.items()}, 11)
+    return {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, shapes
+
+
+def agree(value=0.01):
+    """A script: every site answers every request."""
+
+    def script(site, request, arrays):
+        return pack_reply(site, OK, *update_of(request, arrays, value))
+
+    return script
+
+
+@pytest.fixture
+def study(make_study):
+    """A run folder without patients: the sites of these tests are scripted."""
+    return make_study(num_patients=0)
+
+
+def newest(run):
+    return FederationState.load_newest(run.path / "checkpoints")
+
+
+def test_aggregation_is_the_plain_mean_and_its_moving_average(study, prior):
+    values = {"a": 0.01, "b": 0.04, "c": 0.1}
+    decay = study.config.federation.ema_decay
+    federate(ScriptedGrid(lambda site, *args: agree(values[site])(site, *args)), study, study.config, prior)
+    state = newest(study)
+    start = {name: value.detach().numpy() for name, value in prior.generator.trainable().items()}
+    ema = 0.0
+    for server_round in (1, 2):  # two rounds of gradients, each moves every entry by the mean of the updates
+        ema = decay * ema + (1 - decay) * server_round * 0.05
+    for name, array in start.items():
+        np.testing.assert_allclose(state.arrays[name], array + 0.1, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state.ema[name], array + ema, rtol=1e-5, atol=1e-6)
+    published, metadata = checkpoint.load(study.path / "generator.safetensors")
+    for name in start:
+        np.testing.assert_array_equal(published[f"trainable/{name}"], state.ema[name])
+    assert metadata["prior_sha256"] == prior.sha256
+
+
+def test_moments_become_each_vendors_own_distribution(study, prior):
+    moments = {"a": (0.5, 1.0), "b": (0.2, 0.01), "c": (0.0, 50.0)}
+
+    def script(site, request, arrays):
+        if request.task == "moments":
+            _, shapes = update_of(request, arrays, 0)
+            mean, square = (np.full(11, value, np.float32) for value in moments[site])
+            return pack_reply(site, OK, {"code_mean": mean, "code_square": square}, shapes)
+        return agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    state = newest(study)
+    np.testing.assert_allclose(state.code_mean["Siemens"], 0.5)
+    np.testing.assert_allclose(state.code_std["Siemens"], np.sqrt(1.0 - 0.25), rtol=1e-6)
+    np.testing.assert_allclose(state.code_std["Philips"], 0.05, rtol=1e-6)  # noise made the variance negative
+    np.testing.assert_allclose(state.code_std["GE"], 1.5, rtol=1e-6)
+
+
+def test_sites_of_one_vendor_share_its_distribution_and_a_silent_vendor_keeps_the_priors():
+    state = FederationState("r", "s", None, 0, {}, {}, {"GE": np.zeros(2), "Siemens": np.zeros(2)},
+                            {"GE": np.ones(2), "Siemens": np.ones(2)})  # fmt: skip
+    updates = {site: {"code_mean": np.full(2, m), "code_square": np.full(2, 1.0)} for site, m in (("a", 0.2), ("b", 0.6))}
+    state.apply_moments(updates, {"a": "GE", "b": "GE", "c": "Siemens"})
+    np.testing.assert_allclose(state.code_mean["GE"], 0.4)
+    np.testing.assert_allclose(state.code_std["GE"], np.sqrt(1 - 0.16), rtol=1e-6)
+    assert (state.code_mean["Siemens"] == 0).all() and (state.code_std["Siemens"] == 1).all()
+
+
+def test_a_bad_reply_is_dropped_and_the_round_goes_on(study, prior):
+    def script(site, request, arrays):
+        reply = agree(0.06)(site, request, arrays)
+        if site == "b" and request.task == "gradients":
+            bad, _ = update_of(request, arrays, np.nan)
+            reply["arrays"] = encode(bad)
+        if site == "c" and request.task == "gradients":
+            return Error(code=1, reason="patient-4711")
+        return reply
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    state = newest(study)
+    assert state.rounds[1]["answered"] == ["a"]
+    assert state.rounds[1]["dropped"] == {"b": "non-finite", "unknown": "client-error"}
+    bias = prior.generator.trainable()["out.0.bias"].detach().numpy()
+    np.testing.assert_allclose(state.arrays["out.0.bias"], bias + 0.12, rtol=1e-5, atol=1e-6)
+    assert "4711" not in (study.path / "log.txt").read_text() + (study.path / "metrics.jsonl").read_text()
+
+
+def test_a_round_without_a_usable_answer_keeps_the_arrays(study, prior):
+    def script(site, request, arrays):
+        return None if request.server_round == 2 else agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    before, after = (checkpoint.load(checkpoint.round_path(study.path / "checkpoints", r)) for r in (1, 2))
+    for name, array in before[0].items():
+        np.testing.assert_array_equal(after[0][name], array)
+    assert after[1]["rounds"][1]["silent"] == 3
+
+
+def test_when_all_sites_refuse_the_run_ends_with_their_codes(study, prior):
+    def script(site, request, arrays):
+        return pack_reply(site, "budget-exhausted" if site == "a" else "prior-mismatch")
+
+    with pytest.raises(UserError, match=r"round 1 \(a: budget-exhausted, b: prior-mismatch, c: prior-mismatch\)"):
+        federate(ScriptedGrid(script), study, study.config, prior)
+    assert newest(study).server_round == 0, "a refused round may be asked for again"
+
+
+def test_a_run_in_which_nothing_was_usable_ends_with_an_error(study, prior):
+    def script(site, request, arrays):
+        return pack_reply(site, "budget-exhausted") if site == "a" else RecordDict()
+
+    with pytest.raises(UserError, match="no site gave a usable update in 3 rounds .budget-exhausted, keys."):
+        federate(ScriptedGrid(script), study, study.config, prior)
+    assert not (study.path / "generator.safetensors").exists()
+
+
+def test_epsilon_counts_every_request_that_was_not_refused(study, prior):
+    def script(site, request, arrays):
+        if request.server_round == 2 and site == "a":
+            return pack_reply(site, "budget-exhausted")
+        if request.server_round == 2 and site == "b":
+            return RecordDict()  # broken: it may have been charged
+        return agree()(site, request, arrays)
+
+    grid = ScriptedGrid(script)
+    federate(grid, study, study.config, prior)
+    state = newest(study)
+    moments, gradients = grid.requests[0].release, grid.requests[-1].release
+    assert gradients.num_steps == study.config.federation.local_steps
+    epsilons = state.epsilons(DELTA)
+    assert epsilons["a"] == epsilon([moments, gradients], DELTA)
+    assert epsilons["b"] == epsilons["c"] == epsilon([moments, gradients, gradients], DELTA)
+    assert epsilons["c"][0] <= study.config.privacy.target_epsilon
+    assert [entry["code"] for entry in state.releases["a"]] == [OK, "budget-exhausted", OK]
+    assert state.rounds[-1]["epsilon"] == epsilons["c"][0]
+
+
+def test_another_sites_claim_cannot_hide_a_release(study, prior):
+    """Site c says that a refused; a's own answer was charged all the same."""
+
+    def script(site, request, arrays):
+        if site == "c" and request.server_round == 2:
+            return pack_reply("a", "budget-exhausted")
+        return agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    state = newest(study)
+    assert state.rounds[1]["answered"] == ["b"]
+    assert [entry["charged"] for entry in state.releases["a"]] == [True, True, True]
+    assert [entry["code"] for entry in state.releases["c"]] == [OK, "no-answer", OK]
+
+
+def interrupted_at(server_round):
+    """A script that stops the server in a round, after one site has answered."""
+
+    def script(site, request, arrays):
+        if request.server_round == server_round and site == "b":
+            raise KeyboardInterrupt
+        return agree(0.01 * request.server_round)(site, request, arrays)
+
+    return script
+
+
+def test_an_interrupted_run_repeats_only_its_last_round_under_the_same_run_id(study, prior):
+    with pytest.raises(KeyboardInterrupt):
+        federate(ScriptedGrid(interrupted_at(3)), study, study.config, prior)
+    grid = ScriptedGrid(interrupted_at(99))
+    federate(grid, study, study.config, prior)
+    assert {request.server_round for request in grid.requests} == {3}
+    first = checkpoint.load(checkpoint.round_path(study.path / "checkpoints", 0))[1]
+    assert {request.run_id for request in grid.requests} == {first["run_id"]}
+    assert newest(study).plan.moments == Release(**first["plan"]["moments"])
+    assert [line["round"] for line in study.metrics()] == [1, 2, 3]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(study, prior):
+    federate(ScriptedGrid(interrupted_at(99)), study, study.config, prior)
+    whole = newest(study)
+    for path in (study.path / "checkpoints").iterdir():
+        path.unlink()
+    for stop in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            federate(ScriptedGrid(interrupted_at(stop)), study, study.config, prior)
+    federate(ScriptedGrid(interrupted_at(99)), study, study.config, prior)
+    resumed = newest(study)
+    for name, array in whole.ema.items():
+        np.testing.assert_array_equal(resumed.ema[name], array)
+
+
+def test_a_truncated_newest_checkpoint_costs_one_round(study, prior):
+    federate(ScriptedGrid(agree()), study, study.config, prior)
+    path = checkpoint.round_path(study.path / "checkpoints", 3)
+    path.write_bytes(path.read_bytes()[:100])
+    grid = ScriptedGrid(agree())
+    federate(grid, study, study.config, prior)
+    assert {request.server_round for request in grid.requests} == {3}
+
+
+def test_a_line_lost_between_checkpoint_and_metrics_is_written_on_resume(study, prior):
+    federate(ScriptedGrid(agree()), study, study.config, prior)
+    lines = (study.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (study.path / "metrics.jsonl").write_text("".join(lines[:-1]))
+    federate(ScriptedGrid(agree()), study, study.config, prior)
+    assert [line["round"] for line in study.metrics()] == [1, 2, 3]
+
+
+def test_another_prior_does_not_continue_a_run(study, prior):
+    federate(ScriptedGrid(agree()), study, study.config, prior)
+    other = type(prior)(prior.generator, prior.code_mean, prior.code_std, "00" * 32)
+    with pytest.raises(UserError, match="another prior"):
+        federate(ScriptedGrid(agree()), study, study.config, other)
+
+
+def test_the_whole_runs_noise_meets_the_target(study, prior):
+    grid = ScriptedGrid(agree())
+    federate(grid, study, study.config, prior)
+    per_site = [request.release for request in grid.requests[:: len(SITES)]]
+    spent, _ = epsilon(per_site, DELTA)
+    assert 0.98 * study.config.privacy.target_epsilon <= spent <= study.config.privacy.target_epsilon
+
+
+def test_without_privacy_nothing_is_claimed(make_study, prior):
+    run = make_study("privacy.enabled=false", num_patients=0)
+    grid = ScriptedGrid(agree())
+    federate(grid, run, run.config, prior)
+    assert not any(request.private for request in grid.requests)
+    metadata = checkpoint.load(run.path / "generator.safetensors")[1]
+    assert metadata["private"] is False
+    assert all(site["epsilon"] is None for site in metadata["sites"].values())
+    assert "no privacy" in (run.path / "log.txt").read_text()
+
+
+def test_a_round_does_not_wait_for_ever_for_a_site(study, prior, monkeypatch):
+    monkeypatch.setattr(strategy_module, "NODE_WAIT_S", 0.02)
+    monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
+    federate(ScriptedGrid(agree(), sites=["a", "c"]), study, study.config, prior)
+    state = newest(study)
+    assert state.rounds[0]["answered"] == ["a", "c"]
+    assert "b" not in state.releases
+
+
+def test_without_any_site_the_run_ends_with_a_line(make_study, prior, monkeypatch):
+    run = make_study("federation.reply_timeout_s=0.03", num_patients=0)
+    monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
+    with pytest.raises(UserError, match="no site connected"):
+        federate(ScriptedGrid(agree(), sites=[]), run, run.config, prior)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"sites": {}}', '{"sites": {"a": {"vendor": "GE"}}}',
+                                  '{"sites": {"a": {"vendor": "GE", "nominal_patients": 0}}}'])  # fmt: skip
+def test_an_unusable_study_file_is_a_users_error(study, text):
+    path = study.path / "study.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"study\.json"):
+        read_study(study)
+
+
+def test_the_first_round_asks_for_moments_under_their_own_clip(study, prior):
+    grid = ScriptedGrid(agree())
+    federate(grid, study, study.config, prior)
+    first, second = grid.requests[0], grid.requests[3]
+    privacy = study.config.privacy
+    assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.moments_clip, 1)
+    assert (second.task, second.max_grad_norm) == ("gradients", privacy.max_grad_norm)
+
+
+def test_flowers_own_loop_can_drive_the_strategy(study, prior):
+    state = initial_state(study.config, prior, read_study(study))
+    strategy = EqualWeightFedAvg(state, read_study(study), 0.5, 60.0)
+    config = make_request(study.config, state, 2).to_config()
+    result = strategy.start(ScriptedGrid(agree()), encode(state.arrays), num_rounds=1, train_config=config)
+    assert set(result.arrays) == set(state.arrays)
+    assert [answer.code for answer in strategy.answers] == [OK, OK, OK]

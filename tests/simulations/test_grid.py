@@ -1,0 +1,206 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.ledger import Ledger
+from server.federation_state import (
+    FederationState,
+    charged_releases,
+    initial_state,
+    make_request,
+    read_study,
+)
+from server.strategy import EqualWeightFedAvg, federate
+from shared import checkpoint
+from shared.errors import UserError
+from shared.networks.generator import load_prior
+from shared.privacy import epsilon
+from shared.records import encode
+from simulations.grid import make_grid
+
+ROOT = Path(__file__).resolve().parents[2]
+SITES = ["a", "b", "c"]
+
+
+def run_federation(run):
+    with make_grid(run, run.config) as grid:
+        federate(grid, run, run.config, load_prior(run.prior_path()))
+    return checkpoint.load(run.path / "generator.safetensors")
+
+
+def alive(pid):
+    """Whether a process runs; a zombie, which only waits for its parent, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value
+
+
+def test_three_sites_train_a_private_generator_through_flowers_apps(make_study):
+    run = make_study()
+    arrays, metadata = run_federation(run)
+    start = load_prior(run.prior_path()).generator.trainable()
+    assert {name.partition("/")[2] for name in arrays if name.startswith("trainable/")} == set(start)
+    assert {name for name in arrays if name.startswith("code_")} == {
+        f"{kind}/{vendor}" for kind in ("code_mean", "code_std") for vendor in ("Siemens", "Philips", "GE")
+    }
+    assert any(np.abs(arrays[f"trainable/{name}"] - value.detach().numpy()).max() > 0 for name, value in start.items())
+    assert [line["answered"] for line in run.metrics()] == [SITES] * 3
+    assert all(line["bytes_up"] > 0 and line["bytes_down"] > 0 for line in run.metrics())
+    for site in SITES:
+        releases = Ledger(run.path / "sites" / site / "ledger").releases()
+        assert metadata["sites"][site]["epsilon"] == epsilon(releases, 1e-3)[0], "server and site must agree"
+        assert metadata["sites"][site]["steps"] == sum(release.num_steps for release in releases) == 1 + 2 * 2
+
+
+def test_without_privacy_equal_seeds_give_equal_weights_in_any_number_of_processes(make_study, tmp_path):
+    results = []
+    for num_processes in (1, 1, 3):
+        run = make_study(
+            "privacy.enabled=false", f"federation.num_processes={num_processes}", allow_without_privacy=True
+        )
+        results.append(run_federation(run)[0])
+        run.path.rename(tmp_path / f"done{len(results)}")
+    for other in results[1:]:
+        assert set(other) == set(results[0])
+        for name, array in results[0].items():
+            np.testing.assert_array_equal(other[name], array)
+    start = load_prior(run.prior_path()).generator.trainable()["out.0.bias"].detach().numpy()
+    assert np.abs(results[0]["trainable/out.0.bias"] - start).max() > 0
+    assert not multiprocessing.active_children()
+
+
+def test_too_few_patients_everywhere_end_the_run_with_a_line(make_study):
+    with pytest.raises(UserError, match="a: too-few-patients"):
+        run_federation(make_study(num_patients=4))
+
+
+def gradients_of(run):
+    """A grid and the messages of a round that takes long."""
+    config = run.config
+    prior = load_prior(run.prior_path())
+    state = initial_state(config, prior, read_study(run))
+    strategy = EqualWeightFedAvg(state, read_study(run), 0.5, 60.0)
+    request = make_request(config, state, 2)
+    grid = make_grid(run, config)
+    return grid, list(strategy.configure_train(2, encode(state.arrays), request.to_config(), grid))
+
+
+def test_a_late_site_is_missing_and_its_process_is_ended(make_study):
+    grid, messages = gradients_of(make_study("federation.num_processes=2", "federation.num_views=4096"))
+    with grid:
+        assert list(grid.send_and_receive(messages, timeout=0.5)) == []
+        assert not multiprocessing.active_children()
+
+
+def test_a_site_whose_process_dies_is_missing_and_answers_the_next_round(make_study):
+    grid, messages = gradients_of(make_study("federation.num_processes=3", "federation.num_views=200"))
+
+    def kill_one():
+        victims = wait_until(multiprocessing.active_children)
+        os.kill(victims[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    with grid:
+        killer.start()
+        replies = list(grid.send_and_receive(messages, timeout=60))
+        killer.join()
+        assert len(replies) == 2
+        missing = {m.metadata.dst_node_id for m in messages} - {r.metadata.src_node_id for r in replies}
+        again = [message for message in messages if message.metadata.dst_node_id in missing]
+        assert len(list(grid.send_and_receive(again, timeout=60))) == 1
+    assert not multiprocessing.active_children()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from server.strategy import federate
+from shared.errors import run_command
+from shared.networks.generator import load_prior
+from shared.run_folder import load_run
+from simulations.grid import make_grid
+
+def main():
+    run = load_run(Path(sys.argv[1]))
+    with make_grid(run, run.config) as grid:
+        federate(grid, run, run.config, load_prior(run.prior_path()))
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the federation of a run folder in a process group of its own, as a shell does."""
+    script = tmp_path / "federation.py"
+    script.write_text(SCRIPT)
+    started = []
+
+    def start(run):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, str(script), str(run.path)], env=environment, stderr=subprocess.PIPE,
+                                   text=True, start_new_session=True)  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def children_of(pid):
+    """Pids of a process's children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_ctrl_c_leaves_no_process_and_the_same_command_finishes_without_a_second_charge(make_study, start):
+    run = make_study("federation.num_processes=2", "federation.num_views=64")
+    process = start(run)
+    assert wait_until(lambda: checkpoint.round_path(run.path / "checkpoints", 1).exists())
+    children = children_of(process.pid)
+    assert len(children) >= 2
+    os.killpg(process.pid, signal.SIGINT)
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in shown and "interrupted" in shown
+    assert wait_until(lambda: not any(alive(child) for child in children), timeout_s=10)
+    assert not (run.path / "generator.safetensors").exists()
+
+    again = start(run)
+    _, shown = again.communicate(timeout=60)
+    assert again.returncode == 0, shown
+    state = FederationState.load_newest(run.path / "checkpoints")
+    assert state.server_round == 3
+    for site in SITES:
+        releases = Ledger(run.path / "sites" / site / "ledger").releases()
+        assert releases == list(charged_releases(state.releases[site])), "no round may be charged twice"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_workers_end_with_a_parent_that_was_killed(make_study, start):
+    process = start(make_study("federation.num_processes=2", "federation.num_views=4096"))
+    assert wait_until(lambda: len(children_of(process.pid)) >= 3)  # two workers and Python's resource tracker
+    children = children_of(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    assert wait_until(lambda: not any(alive(child) for child in children), timeout_s=20)
