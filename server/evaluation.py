@@ -93,20 +93,24 @@ def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArra
 
 
 def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]]) -> Table:
-    """Scores for the terminal.
+    """Scores for the terminal, 95 % intervals in brackets.
 
     Args:
         title: What stands above.
         rows: {model or test set: what `table` returned}.
     """
-    shown = Table(title=title, title_justify="left")
-    for heading in ("", "vendor", "patients", "MAE (EF points)", "r2", "r", "bias (points)", "MSE"):
-        shown.add_column(heading, justify="left" if heading in ("", "vendor") else "right")
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("", "vendor"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("n", "MAE, EF points", "r2", "bias", "MSE"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for name, scores in rows.items():
         for vendor, values in scores.items():
-            cells = (_cell(values, metric, digits) for metric, digits in (("mae_points", 1), ("r2", 2), ("r", 2)))
+            label = name if vendor == next(iter(scores)) else ""
+            mae, r2 = _cell(values, "mae_points", 1, interval=True), _cell(values, "r2", 2, interval=True)
             bias, mse = _cell(values, "bias_points", 1), _cell(values, "mse", 4)
-            shown.add_row(name, vendor, str(values["n_patients"]), *cells, bias, mse, end_section=vendor == "all")
+            shown.add_row(label, vendor, str(values["n_patients"]), mae, r2, bias, mse)
+        shown.add_row()
     return shown
 
 
@@ -141,10 +145,10 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _cell(values: Score, metric: str, digits: int) -> str:
-    """A figure and its interval, or a dash."""
+def _cell(values: Score, metric: str, digits: int, interval: bool = False) -> str:
+    """A figure, with its interval on request; a dash where it is undefined."""
     if values[metric] is None:
         return "-"
-    interval = values["ci95"][metric]
-    shown = f"{values[metric]:.{digits}f}"
-    return shown if interval is None else f"{shown} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    limits = values["ci95"][metric] if interval else None
+    shown = f" [{limits[0]:.{digits}f}, {limits[1]:.{digits}f}]" if limits else ""
+    return f"{values[metric]:.{digits}f}{shown}"

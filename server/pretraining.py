@@ -98,8 +98,8 @@ class _Trainer:
         self.seed, self.device = config.seed, pick_device(config.device)
         self.hearts, self.checkpoint = hearts, checkpoint
         torch.manual_seed(config.seed)
-        self.generator = Generator().to(self.device, memory_format=torch.channels_last)
-        self.ema = Generator().to(self.device, memory_format=torch.channels_last)
+        self.generator = Generator().to(self.device)
+        self.ema = Generator().to(self.device)
         self.ema.load_state_dict(self.generator.state_dict())
         self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=1e-8, weight_decay=0.01)
         self.step, self.elapsed_s, self.loss = 0, 0.0, float("nan")

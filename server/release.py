@@ -16,6 +16,7 @@ import numpy as np
 
 from server.dicom_export import export_case
 from shared.case import ED, ES, LV, Case, save_case, write_index
+from shared.config import Config
 from shared.errors import UserError
 from shared.progress import track
 
@@ -36,7 +37,7 @@ def write_release(
         folder: For example RUN/synthetic.
         cases: Synthetic cases; `info.ef` is the label.
         requested_efs: Shape (len(cases),), what each heart was asked to eject; None: the labels.
-        facts: What `datasheet` takes.
+        facts: What `datasheet` takes; see `study_facts`.
         dicom: Also write `dicom/`.
 
     Raises:
@@ -57,6 +58,33 @@ def write_release(
     (partial / CHECKSUMS_NAME).write_text(checksums(partial), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def study_facts(study: str, config: Config, prior_sha256: str, privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """What `datasheet` tells of a study, from its settings.
+
+    Args:
+        study: Its name.
+        config: Its settings.
+        prior_sha256: Of the public prior's file.
+        privacy: As in report.json.
+    """
+    return {
+        "study": study,
+        "privacy": privacy,
+        "made_with": {
+            "public prior (SHA-256)": prior_sha256,
+            "federated rounds": config.federation.num_rounds,
+            "calls of the generator per picture": config.synthesis.num_steps,
+            "start of the sampler (0 noise, 1 sketch)": config.synthesis.start_t,
+            "seed": config.seed,
+        },
+        "real_data": {
+            "phantom": "The sites' scans were themselves simulated: no patient was involved at any point.",
+            "acdc": "The sites' scans were real, from the public ACDC data set (Bernard et al. 2018).",
+            "prepared": "The sites' scans were real and never left the sites.",
+        }[config.hospitals.source],
+    }
 
 
 def cavity_ml(case: Case, phase: int) -> float:

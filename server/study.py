@@ -11,6 +11,7 @@ from typing import Any
 from server.evaluation import predict_the_mean
 from server.regression import predict, save_regressor, train_regressor
 from server.release import write_release
+from server.report.build import MAIN_MODEL
 from server.results import privacy_spent, write_report
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
 from shared.case import INDEX_NAME, Case, load_cases
@@ -19,9 +20,6 @@ from shared.device import pick_device
 from shared.errors import UserError
 from shared.networks.generator import Prior
 from shared.run_folder import RunFolder
-
-MAIN_MODEL = "synthetic_only"
-"""The model the study is about: trained on the private federation's synthetic cases alone."""
 
 
 def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:
@@ -51,7 +49,7 @@ def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:
                 train_and_predict(run, config, "prior_only", synthetic.cases)
     with run.stage("report") as to_do:
         if to_do:
-            write_report(run, config)
+            write_report(run, config, test_sets(run))
 
 
 def train_and_predict(run: RunFolder, config: Config, model_name: str, cases: Sequence[Case]) -> None:

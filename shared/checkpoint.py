@@ -70,9 +70,7 @@ def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
         except UserError:
             continue
     if paths:
-        raise UserError(
-            f"none of {len(paths)} checkpoints in {folder} can be read: restore one, or use a new folder"
-        )
+        raise UserError(f"none of {len(paths)} checkpoints in {folder} can be read: restore one, or use a new folder")
     return None
 
 

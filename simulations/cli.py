@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shared.config import load
 from shared.errors import run_command
-from simulations.run import STAGES, simulate
+from simulations.run import UNTIL, simulate
 from simulations.summary import print_summary
 
 
@@ -18,16 +18,25 @@ def main() -> int:
         "synthetic data set, the regressor and the report. The same command again goes on where it was interrupted.",
         epilog="example: fedcmr-simulate --config acdc data_root=/data/acdc privacy.target_epsilon=3",
     )
-    parser.add_argument("--config", default="default", help="name under configs/ or path of a YAML file (default: %(default)s)")
+    parser.add_argument(
+        "--config", default="default", help="name under configs/ or path of a YAML file (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
-    parser.add_argument("--until", choices=STAGES[:2], help="stop after this stage; 'prepare' readies a folder for 'flwr run'")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example privacy.target_epsilon=3")
+    parser.add_argument(
+        "--until", choices=UNTIL, help="stop after this stage; 'prepare' readies a folder for 'flwr run'"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, for example privacy.target_epsilon=3"
+    )
     arguments = parser.parse_args()
     return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, arguments.overrides)
+    # A run folder is opened from other working directories too: by worker processes and by Flower.
+    config.prior = config.prior and str(Path(config.prior).resolve())
+    config.data_root = config.data_root and str(Path(config.data_root).resolve())
     out = arguments.out or Path("runs") / Path(arguments.config).stem
     print(f"study {arguments.config}: {config.hospitals.source} hospitals -> {out}", file=sys.stderr)
     run = simulate(config, out, arguments.until)

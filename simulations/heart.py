@@ -24,6 +24,7 @@ ANGLES = np.arange(NUM_ANGLES, dtype=np.float32) * np.float32(2 * np.pi / NUM_AN
 WIDEST_LEVEL = 0.3  # where between mitral plane (0) and apex (1) the ventricle is widest
 RV_WALL_MM = 3.0
 ATRIAL_WALL_MM = 2.5
+ATRIAL_NECK_MM = 13.0  # way over which ventricle turns into atrium
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,15 +128,16 @@ def contours(patient: Patient, z_mm: NDArray[np.floating], time: NDArray[np.floa
     # Incompressible muscle has exponent 1: its cross-section grows as the ventricle shortens. Trabeculae that close up
     # against it add to what a reader outlines.
     epi = np.sqrt(endo**2 + (epi_ed**2 - endo_ed**2) * (patient.length_mm / length) ** 1.6)
-    # Above the mitral plane the ring narrows into the atrium within a centimetre.
-    above = np.clip(-level * length / 10, 0, 1)
-    atrial = endo_ed * (0.78 + 0.2 * np.cos(ANGLES - np.pi / 4) + 0.08 * active)
-    wall = (epi - endo) * np.clip(1 - 3 * above, 0, 1)
-    endo = endo + above * (atrial - endo)
-    epi = np.where(level < 0, endo + np.maximum(wall, ATRIAL_WALL_MM), epi)
+    rv, rv_centre, rv_level = _right_ventricle(patient, z, active, epi)
     grooves = sum(np.exp(-((_turn(ANGLES - angle) / 0.35) ** 2)) for angle in (np.pi + 1.15, np.pi - 1.15))
     fat = epi + patient.fat_mm * (0.1 + grooves + 2 * np.clip(level - 0.8, 0, 0.4) + 0.8 * (level < 0.1)) * (epi > 0)
-    rv, rv_centre, rv_level = _right_ventricle(patient, z, active, epi)
+    # Above the mitral plane the ring narrows into the atrium, and the fat of the groove takes its place.
+    above = np.clip(-level * length / ATRIAL_NECK_MM, 0, 1)
+    atrial = endo_ed * (0.84 + 0.14 * np.cos(ANGLES - np.pi / 4) + 0.1 * active)
+    wall = (epi - endo) * (1 - above)
+    endo = endo + above * (atrial - endo)
+    epi = np.where(level < 0, endo + np.maximum(wall, ATRIAL_WALL_MM), epi)
+    fat = np.maximum(fat * (1 - 0.25 * above), epi)
     return Contours(*(np.asarray(a, np.float32) for a in (endo, epi, fat, rv, rv_centre, level, rv_level)))
 
 
@@ -201,7 +203,7 @@ def _right_ventricle(patient: Patient, z: Float, active: Float, epi: Float) -> t
     apex = -0.42 * patient.length_mm
     level = (top - patient.tapse_mm * active - z) / (top - patient.tapse_mm * active - apex)
     width = patient.rv_width_mm * np.sqrt(np.clip(1 - np.clip((level - 0.1) / 0.9, 0, 1) ** 2.1, 0, 1))
-    width = width * (1 - patient.rv_shortening * active * (level > 0))
+    width = width * (1 - patient.rv_shortening * active * np.clip(0.5 + 4 * level, 0, 1))
     septal = np.abs(_turn(ANGLES - np.pi - patient.rv_tilt)) < 0.8
     wall = np.maximum(epi[..., septal].mean(-1, keepdims=True), 1.0)
     near, far = 0.1 * wall, wall + width

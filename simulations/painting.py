@@ -134,8 +134,8 @@ def _aortic_root(
     """Paint the aortic root between the atria when the slice lies above the mitral plane; return what it covers."""
     away = 0.95 * radius[:, None, None]
     distance = np.hypot(x + away * 0.75, y + away * 0.66)
-    above = level < -0.02
-    covered = _covered(AORTA_MM + 2, distance, pixel_mm) * above
+    above = level < -0.06
+    covered = _covered(AORTA_MM + 1.5, distance, pixel_mm) * above
     _over(value, covered, signal["myocardium"])
     _over(value, _covered(AORTA_MM, distance, pixel_mm) * above, signal["blood"])
     return covered

@@ -78,7 +78,7 @@ def receive(scene: Float, window: Float, noise_level: Float, rng: np.random.Gene
     spectrum[:, :, wide + 1 :] = 0
     image = fft.irfft2(spectrum, s=size)
     drawn = rng.standard_normal((len(scene), *window.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    drawn *= window * np.float32(size[0] * size[1] / window.sum())
+    drawn *= window * np.float32(size[0] * size[1] / np.sqrt((window**2).sum()))
     # The block is transformed from k-space's corner and moved to the middle by a phase ramp (shift theorem).
     down, right = np.arange(size[0])[:, None] * high / size[0], np.arange(size[1]) * wide / size[1]
     centring = np.exp(-2j * np.pi * (down + right)).astype(np.complex64)

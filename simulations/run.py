@@ -2,7 +2,7 @@
 
 import json
 import os
-import time
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from simulations.baselines import run_baselines
 from simulations.grid import make_grid, run_server_app
 from simulations.hospital import write_hospital
 
-STAGES = ("hospitals", "prepare", "federation", "report")
+UNTIL = ("hospitals", "prepare")
+"""Stages after which a run may be told to stop."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
     Args:
         config: The settings.
         out: The run folder.
-        until: Stop after this one of `STAGES`; None runs all.
+        until: Stop after this one of `UNTIL`; None runs all.
 
     Raises:
         UserError: What the user can mend.
@@ -63,7 +64,7 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
         return run
     run_baselines(run, config)
     with make_grid(run, config) as grid:
-        run_server_app(grid, {"run-dir": str(run.path.resolve()), "config": "", "overrides": "", "num-server-rounds": 0})
+        run_server_app(grid, {"run-dir": str(run.path.resolve())})
     return run
 
 
@@ -142,5 +143,22 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
         sites.append(Hospital(name, _vendor(infos), train, len(infos)))
         test = root / name / "test"
         if test.is_dir():
-            copy_cases(test, run.path / "test" / "hospitals" / name)
+            shutil.copytree(test, run.path / "test" / "hospitals" / name, dirs_exist_ok=True)
     return sites
+
+
+def _site_name(vendor: str, index: int) -> str:
+    """A folder's name for a simulated site; several sites may share a vendor."""
+    return f"{index + 1}-{vendor.lower().replace(' ', '-')}"
+
+
+def _vendor(infos: list[CaseInfo]) -> str:
+    """The one vendor of a site's cases.
+
+    Raises:
+        UserError: There are several: appearance is learnt per vendor, so each needs a site of its own.
+    """
+    vendors = sorted({info.vendor for info in infos})
+    if len(vendors) != 1:
+        raise UserError(f"a site has cases of several vendors ({', '.join(vendors)}): prepare one site per vendor")
+    return vendors[0]

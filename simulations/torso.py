@@ -71,8 +71,8 @@ def paint_torso(patient: Patient, points_mm: Float, signal: Mapping[str, float],
     over(in_wall * np.clip(4 * rib, 0, 1), "marrow")
     chest = inside(cavity)
     over(chest, "lung", 1 + 0.3 * coarse)
-    vessels = np.clip(2.5 * (fine + 0.35 * coarse - 1.9), 0, 1)
-    over(chest * vessels * np.exp(-((np.hypot(left - 10, back - 15) / 75) ** 2)), "venous blood")
+    vessels = np.clip(2.5 * (fine + 0.35 * coarse - 1.6), 0, 1)
+    over(chest * vessels * np.exp(-((np.hypot(left - 10, back - 10) / 80) ** 2)), "venous blood")
 
     mediastinum = chest * inside(ellipsoid((-32, 34, 20), (32 + 6 * vary[3], 34, 95)) + 5 * wavy + 2 * coarse)
     over(mediastinum, "fat", 0.9)

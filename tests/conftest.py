@@ -10,7 +10,7 @@ import torch
 from client.policy import SitePolicy, SiteSettings, write_site
 from shared.appearance import CODE_NAMES
 from shared.case import Case, CaseInfo, save_case, write_index
-from shared.config import Config, dump, load
+from shared.config import dump, load
 from shared.networks.generator import Architecture, Generator, Prior, load_prior, save_prior
 from shared.run_folder import RunFolder, load_run
 
@@ -73,8 +73,8 @@ def make_study(tmp_path, tiny_prior):
     def make(*overrides: str, num_patients: int = NOMINAL_PATIENTS, **policy: object) -> RunFolder:
         run_path = tmp_path / "run"
         run_path.mkdir()
-        config: Config = load("default", [f"prior={tiny_prior}", "device=cpu", "federation.num_rounds=3",
-                                          "federation.num_views=2", "federation.num_processes=1", *overrides])  # fmt: skip
+        federation = ["federation.num_rounds=3", "federation.num_views=2", "federation.num_processes=1"]
+        config = load("default", [f"prior={tiny_prior}", "device=cpu", *federation, *overrides])
         (run_path / "config.yaml").write_text(dump(config))
         study = {"sites": {name: {"vendor": v, "nominal_patients": NOMINAL_PATIENTS} for name, v in VENDORS.items()}}
         (run_path / "study.json").write_text(json.dumps(study))

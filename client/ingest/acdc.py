@@ -18,6 +18,8 @@ from client.ingest.quality import Unusable
 from shared.case import BACKGROUND, LV, MYO, RV
 
 NUM_FOLDS = 5
+MAX_FIELD_OF_VIEW_MM, USUAL_FIELD_OF_VIEW_MM = 500.0, 384.0
+"""No MR scanner sees more than the first along a side; 256 pixels of a nominal 1.5 mm, the usual stack, see the second."""
 LABELS = {0: BACKGROUND, 1: RV, 2: MYO, 3: LV}
 
 
@@ -52,6 +54,9 @@ def read_acdc(folder: Path) -> Cine:
     if len({array.shape for array in (frames[0][0], frames[1][0], *labels)}) > 1 or labels[0].ndim != 3:
         raise Unusable("masks-differ")
     x_mm, y_mm, z_mm = spacing_of(frames[0][1])
+    field_of_view_mm = max(labels[0].shape[0] * x_mm, labels[0].shape[1] * y_mm)
+    if field_of_view_mm > MAX_FIELD_OF_VIEW_MM:  # a finer matrix under a nominal spacing that cannot be
+        x_mm, y_mm = (mm * USUAL_FIELD_OF_VIEW_MM / field_of_view_mm for mm in (x_mm, y_mm))
     # Transposed (z, y, x), every ACDC stack is seen from the apex.
     return Cine(
         images=np.stack([array.T for array, _ in frames]).astype(np.float32),

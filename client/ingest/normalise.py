@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from client.ingest.cine import Cine
 from client.ingest.locate import find_centre, find_frames, lv_voxels
-from client.ingest.quality import Unusable
+from client.ingest.quality import MAX_EF_DIFFERENCE, Unusable
 from shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
 
 BASE_TO_APEX = np.array([0.53, -0.62, -0.57]) / np.linalg.norm([0.53, -0.62, -0.57])
@@ -53,8 +53,9 @@ def normalise(cine: Cine) -> Normalised:
         original = cine.masks[[ed, es]]
         one_hot = np.stack([(original == label).astype(np.float32) for label in range(LV + 1)])
         masks = _labels(_crop(one_hot, centre, cine.spacing_mm))
-        volumes = lv_voxels(original)
-        ef = 1.0 - float(volumes[1] / volumes[0])
+        ef = _ejection_fraction(original)
+        if not abs(_ejection_fraction(masks) - ef) <= MAX_EF_DIFFERENCE:
+            raise Unusable("heart-beyond-crop")
     spacing_mm = np.array([cine.spacing_mm[0], CASE_PIXEL_MM, CASE_PIXEL_MM], np.float32)
     return Normalised(frames, masks, spacing_mm, ef)
 
@@ -159,6 +160,12 @@ def _labels(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
         largest = np.argsort(-share, kind="stable")[: round(float(share.sum()))]
         masks[plane].flat[largest] = LV
     return masks
+
+
+def _ejection_fraction(masks: NDArray[np.uint8]) -> float:
+    """1 - end-systolic / end-diastolic volume of the left ventricle, shape (2, Z, H, W); NaN without one."""
+    ed, es = lv_voxels(masks)
+    return 1.0 - float(es / ed) if ed and es else math.nan
 
 
 def _scale(frames: NDArray[np.float32]) -> NDArray[np.float32]:

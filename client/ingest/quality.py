@@ -27,6 +27,7 @@ REASONS = {
     "masks-differ": "image and mask have different shapes or numbers of phases",
     "masks-misaligned": "the masks lie outside the images: their affine does not agree with the scans",
     "masks-implausible": "labels other than expected, fewer than two phases with a left ventricle, or equal ones",
+    "heart-beyond-crop": "the left ventricle reaches beyond a case's 144 mm: the pixel spacing may be wrong",
     "ambiguous-masks": "one mask file for several studies: keep each beside its own scans",
     "unexpected-error": "the reader failed: please report the kind of scanner and export",
     # files, and series of a usable study

@@ -41,7 +41,7 @@ class Generator(nn.Module):
         super().__init__()
         self.architecture = architecture or Architecture()
         channels = self.architecture.channels
-        self.unet = DiffusionModelUNet(
+        unet = DiffusionModelUNet(
             spatial_dims=2,
             in_channels=(2 + 2 * LV) * PATCH**2,
             out_channels=2 * PATCH**2,
@@ -51,11 +51,10 @@ class Generator(nn.Module):
             norm_num_groups=self.architecture.norm_num_groups,
             num_class_embeds=1,
         )
+        self.unet = unet.to(memory_format=torch.channels_last)
         # MONAI adds a class embedding to the time embedding; a code is a class with coordinates.
         width = 4 * channels[0]
-        self.unet.class_embedding = nn.Sequential(
-            nn.Linear(len(CODE_NAMES), width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.unet.class_embedding = nn.Sequential(nn.Linear(len(CODE_NAMES), width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x_t: Tensor, t: Tensor, masks: Tensor, code: Tensor) -> Tensor:
         """Velocity at time `t`.

@@ -45,7 +45,9 @@ def request_of(prior):
 def ask(site, content, node_config=None):
     """The ClientApp's reply, as Flower would call it."""
     metadata = Metadata(1, "m1", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")
-    context = Context(1, 2, {"site": str(site), "device": "cpu"} if node_config is None else node_config, RecordDict(), {})
+    context = Context(
+        1, 2, {"site": str(site), "device": "cpu"} if node_config is None else node_config, RecordDict(), {}
+    )
     return app(Message(content, metadata=metadata), context)
 
 

@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Explicit
 
 from client.ingest.dicom import find_dicom
 from client.ingest.locate import find_centre, find_frames
-from client.ingest.normalise import normalise
+from client.ingest.normalise import normalise, orient
 from client.ingest.prepare import prepare
 from client.ingest.quality import Unusable
 from client.ingest.vendor import field_strength, vendor_name
@@ -156,6 +156,13 @@ def test_every_flip_and_transpose_of_the_picture_gives_the_same_case(tmp_path, v
     assert np.mean(plain.masks != turned.masks) < 1e-3
 
 
+def test_the_picture_is_seen_from_the_apex(tmp_path):
+    # Columns to the left, rows down and back: written like that, only the slices have to be turned round.
+    assert np.dot(np.cross(COLUMN_AXIS, ROW_AXIS), [-0.53, 0.62, 0.57]) > 0.9, "the normal points to the base"
+    write_study(tmp_path)
+    assert np.array_equal(orient(find_dicom(tmp_path).studies[0].read()).images, beating_heart()[0][:, ::-1])
+
+
 @pytest.mark.parametrize("view", [(1, 0, 0), (0, 1, 0), (1, 1, 1)])
 def test_orientation_without_masks_comes_from_the_header(tmp_path, view):
     write_study(tmp_path / "plain", masks=False)
@@ -165,13 +172,13 @@ def test_orientation_without_masks_comes_from_the_header(tmp_path, view):
 
 
 def test_without_masks_heart_and_frames_are_found_by_what_moves(tmp_path):
-    write_study(tmp_path, masks=False)
-    cine = find_dicom(tmp_path).studies[0].read()
+    write_study(tmp_path / "scans", masks=False)
+    cine = find_dicom(tmp_path / "scans").studies[0].read()
     assert find_frames(cine) == (0, NUM_PHASES // 2)
     row, column = find_centre(cine)
     assert np.hypot(row - CENTRE[0] + 7, column - CENTRE[1] + 7) * PIXEL_MM < 15
-    prepare(tmp_path, tmp_path.parent / "out", "dicom", key=KEY)
-    (case,) = load_cases(tmp_path.parent / "out")
+    prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY)
+    (case,) = load_cases(tmp_path / "out")
     assert np.isnan(case.info.ef)
     assert not case.masks.any()
 
@@ -324,10 +331,12 @@ def test_no_identifier_leaves_in_any_byte_of_output_log_or_error(tmp_path, capfd
     caplog.set_level(logging.DEBUG)
     study = tmp_path / "scans" / "CANARY-folder"
     planted = {"PatientName": "CANARY^Name", "PatientBirthDate": "19770707", "InstitutionName": "CANARY hospital",
-               "StudyDescription": "CANARY text", "MagneticFieldStrength": "CANARY"}  # fmt: skip
+               "StudyDescription": "CANARY text", "InstanceNumber": "88888888"}  # fmt: skip
     write_study(study, patient="CANARY-id", **planted)
+    for path in study.glob("*.dcm"):  # a value that pydicom quotes in a warning
+        path.write_bytes(path.read_bytes().replace(b"88888888", b"CANARY99"))
     write_study(tmp_path / "scans" / "CANARY-bad", study="1.2.4", patient="CANARY-2", skip=[(1, 1)])
-    (tmp_path / "scans" / "CANARY.dcm").write_bytes((study / "037.dcm").read_bytes()[:1500])
+    (tmp_path / "scans" / "CANARY.dcm").write_bytes((study / "037.dcm").read_bytes()[:200])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         summary = prepare(tmp_path / "scans", tmp_path / "out", "dicom")

@@ -96,7 +96,8 @@ def test_mnms_counts_labels_from_the_left_ventricle_and_takes_the_vendor_of_its_
 
 def test_mnms_without_its_csv_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="expected one CSV"):
-        prepare(tmp_path, tmp_path.parent / "out", "mnms", key=KEY)
+        write_acdc(tmp_path / "scans", [1])
+        prepare(tmp_path / "scans", tmp_path / "out", "mnms", key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,18 @@ def test_resampling_keeps_millimetres_and_follows_linear_interpolation():
     assert result.spacing_mm.tolist() == [8.0, 1.5, 1.5]
 
 
+def test_pixels_that_already_fit_are_not_blurred():
+    images = np.random.default_rng(0).uniform(0, 1, (2, 1, 130, 130))
+    masks = np.zeros((2, 1, 130, 130), np.uint8)
+    masks[:, :, 60:68, 50:58] = 3  # centroid (63.5, 53.5): the case's pixels fall on the image's
+    masks[1, :, 60, 50], masks[1, :, 67, 57] = 2, 2
+    result = normalise(cine(images, masks))
+    crop = images[:, :, 16:112, 6:102]
+    low, high = np.percentile(crop, (1, 99))
+    assert np.abs(result.frames - ((crop - low) / (high - low)).clip(0, 1)).max() < 1e-5
+    assert np.array_equal(result.masks, masks[:, :, 16:112, 6:102])
+
+
 @pytest.mark.parametrize("pixel_mm", [0.7, 1.1, 1.5, 2.0])
 def test_resampled_masks_keep_the_ejection_fraction(pixel_mm):
     size = int(130 / pixel_mm)
@@ -245,6 +258,22 @@ def test_resampled_masks_keep_the_ejection_fraction(pixel_mm):
     volumes = (result.masks == LV).sum(axis=(1, 2, 3))
     assert result.ef == pytest.approx(loop_ef(masks), abs=1e-9)
     assert 1 - volumes[1] / volumes[0] == pytest.approx(result.ef, abs=0.003)
+
+
+def test_a_ventricle_larger_than_the_crop_is_refused():
+    rows, columns = np.mgrid[:200, :200]
+    masks = np.zeros((2, 3, 200, 200), np.uint8)
+    for phase, radius in enumerate((60, 40)):
+        masks[phase, :, np.hypot(rows - 100, columns - 100) < radius] = 3
+    with pytest.raises(Unusable, match="heart-beyond-crop"):
+        normalise(cine(masks * 10.0, masks))
+
+
+def test_an_acdc_field_of_view_that_no_scanner_has_is_scaled_down(tmp_path):
+    write_acdc(tmp_path / "a", [1], size=360)
+    assert read_acdc(tmp_path / "a" / "patient001").spacing_mm == pytest.approx((10.0, 384 / 360, 384 / 360))
+    write_acdc(tmp_path / "b", [1], size=300)
+    assert read_acdc(tmp_path / "b" / "patient001").spacing_mm == pytest.approx((10.0, 1.5, 1.5))
 
 
 def test_frames_are_scaled_between_percentiles_of_both_frames_together():

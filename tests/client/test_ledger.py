@@ -317,6 +317,8 @@ def test_a_line_half_written_when_the_power_failed_is_written_again(used, num_by
     assert Ledger(used).releases() == [RELEASE, RELEASE]
     charge(used, 3)
     assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
+    assert path.read_bytes().count(b"\n") == 5
+    assert path.read_bytes().endswith(b"\n")
 
 
 def test_a_line_whose_head_was_not_written_any_more_counts(used):

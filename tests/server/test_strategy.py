@@ -103,7 +103,9 @@ def test_moments_become_each_vendors_own_distribution(study, prior):
 def test_sites_of_one_vendor_share_its_distribution_and_a_silent_vendor_keeps_the_priors():
     state = FederationState("r", "s", None, 0, {}, {}, {"GE": np.zeros(2), "Siemens": np.zeros(2)},
                             {"GE": np.ones(2), "Siemens": np.ones(2)})  # fmt: skip
-    updates = {site: {"code_mean": np.full(2, m), "code_square": np.full(2, 1.0)} for site, m in (("a", 0.2), ("b", 0.6))}
+    updates = {
+        site: {"code_mean": np.full(2, m), "code_square": np.full(2, 1.0)} for site, m in (("a", 0.2), ("b", 0.6))
+    }
     state.apply_moments(updates, {"a": "GE", "b": "GE", "c": "Siemens"})
     np.testing.assert_allclose(state.code_mean["GE"], 0.4)
     np.testing.assert_allclose(state.code_std["GE"], np.sqrt(1 - 0.16), rtol=1e-6)
@@ -153,7 +155,7 @@ def test_a_run_in_which_nothing_was_usable_ends_with_an_error(study, prior):
     def script(site, request, arrays):
         return pack_reply(site, "budget-exhausted") if site == "a" else RecordDict()
 
-    with pytest.raises(UserError, match="no site gave a usable update in 3 rounds .budget-exhausted, keys."):
+    with pytest.raises(UserError, match=r"no site gave a usable update in 3 rounds \(budget-exhausted, keys\)"):
         federate(ScriptedGrid(script), study, study.config, prior)
     assert not (study.path / "generator.safetensors").exists()
 

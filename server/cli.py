@@ -1,0 +1,221 @@
+"""`fedcmr-server`: what the study's coordinator does beside the federation itself."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from shared.case import VENDORS, Case, load_cases
+from shared.config import Config, load
+from shared.device import pick_device
+from shared.errors import UserError, run_command
+
+Command = Callable[[argparse.Namespace], None]
+Parser = argparse.ArgumentParser
+WIDE = 120
+"""Columns of the printed table where there is no terminal to ask."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    return run_command(lambda: command(options))
+
+
+def _parser() -> Parser:
+    """Commands and their options."""
+    parser = Parser(prog="fedcmr-server", description=__doc__.replace("`", ""))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    settings = Parser(add_help=False)
+    settings.add_argument(
+        "--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)"
+    )
+    settings.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
+
+    def add(name: str, command: Command, text: str, more: str, *parents: Parser) -> Parser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}", parents=parents)
+        sub.set_defaults(command=command)
+        return sub
+
+    again = "The same command again goes on where it stopped."
+    sub = add("pretrain", _pretrain, "train the public prior on simulated hearts",
+              f"No patient is involved and no privacy is spent. {again}", settings)  # fmt: skip
+    sub.add_argument("--out", type=Path, required=True, help="the prior's file, ending in .safetensors")
+    sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train pretrain.num_steps)")
+
+    sub = add("synthesize", _synthesize, "sample labelled synthetic patients from a finished run",
+              "Costs no further privacy: whatever is made from the generator is covered.")  # fmt: skip
+    sub.add_argument("run", type=Path, metavar="RUN", help="run folder with generator.safetensors")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the data set")
+    sub.add_argument("--cases", type=_positive, metavar="N", help="number of patients (default: the run's)")
+    sub.add_argument("--vendor", action="append", choices=VENDORS, metavar="V",
+                     help=f"in this style only, may be given again; one of {', '.join(VENDORS)}")  # fmt: skip
+    sub.add_argument("--seed", type=_whole, help="of shapes and noise (default: the run's, which repeats its hearts)")
+    sub.add_argument("--dicom", action="store_true", help="also write DICOM that is marked as synthetic")
+
+    sub = add("train", _train, "train a ResNet50 that reads the ejection fraction",
+              f"Patients without an ejection fraction are left out. {again}", settings)  # fmt: skip
+    sub.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
+    sub.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new file, ending in .safetensors")
+
+    sub = add("evaluate", _evaluate, "test a ResNet50 on folders of cases, vendor by vendor",
+              "Prints errors with 95 % intervals over patients, beside those of guessing the mean. Nothing is written "
+              "or sent.", settings)  # fmt: skip
+    sub.add_argument("--model", type=Path, required=True, metavar="MODEL", help="file that 'train' or a run wrote")
+    sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
+    sub.add_argument("--json", action="store_true", help="print JSON, in the shape of report.json")
+
+    sub = add("report", _report, "write report.json and report.html of a run again",
+              "From what the run folder holds; nothing is trained.")  # fmt: skip
+    sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    """Train the prior."""
+    from server.pretraining import pretrain
+
+    config = _config(options)
+    _check_suffix(options.out)
+    limit = f"{config.pretrain.num_steps} steps" if options.minutes is None else f"{options.minutes:g} minutes"
+    print(f"training the public prior, {limit} -> {options.out}", file=sys.stderr)
+    pretrain(config, options.out, options.minutes)
+    print(f"wrote {options.out}")
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    """Sample from a run's generator into a folder of its own."""
+    from server.release import study_facts, write_release
+    from server.results import privacy_spent
+    from server.synthesis import load_shared_generator, synthesize
+    from shared.networks.generator import load_prior
+    from shared.run_folder import load_run
+
+    run = load_run(options.run)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"{options.out} exists: give a new or empty folder as --out")
+    synthesis = replace(run.config.synthesis, dicom=options.dicom)
+    if options.cases:
+        synthesis = replace(synthesis, num_cases=options.cases)
+    if options.vendor:
+        synthesis = replace(synthesis, vendor_shares=dict.fromkeys(options.vendor, 1.0))
+    config = replace(run.config, seed=run.config.seed if options.seed is None else options.seed, synthesis=synthesis)
+    prior = load_prior(run.prior_path())
+    shared = load_shared_generator(run.path / "generator.safetensors", prior)
+    print(f"{config.synthesis.num_cases} synthetic patients -> {options.out}", file=sys.stderr)
+    made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
+    facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
+    write_release(options.out, made.cases, made.requested_efs, facts, config.synthesis.dicom)
+    print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
+
+
+def _train(options: argparse.Namespace) -> None:
+    """Train a regressor on folders of cases."""
+    from server.regression import save_regressor, train_regressor
+
+    config = _config(options)
+    _check_suffix(options.out)
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: give a new file as --out")
+    cases = [case for folder in options.data for case in load_cases(folder)]
+    print(f"{len(cases)} cases, {config.regression.num_steps} steps -> {options.out}", file=sys.stderr)
+    unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
+    model = train_regressor(cases, config.regression, config.seed, pick_device(config.device), unfinished)
+    save_regressor(options.out, model, {"trained_on": len(cases), "seed": config.seed})
+    print(f"wrote {options.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    """Print a model's scores on every test folder."""
+    from server.evaluation import as_text_table, predict_the_mean, table
+    from server.regression import load_regressor, patient_ef, predict
+
+    config = _config(options)
+    model = load_regressor(options.model)
+    device = pick_device(config.device)
+    scores: dict[str, dict[str, dict]] = {"model": {}, "predict_the_mean": {}}
+    for folder in options.test:
+        cases = _labelled(folder)
+        true, vendors = [patient_ef(case) for case in cases], [case.info.vendor for case in cases]
+        answers = {
+            "model": predict(model, cases, config.regression.num_tta, device),
+            "predict_the_mean": predict_the_mean([model.mean_ef.item()], len(cases)),
+        }
+        for name, predicted in answers.items():
+            scores[name][str(folder)] = table(true, predicted, vendors, config.evaluation.num_bootstrap, config.seed)
+    if options.json:
+        shown = {"regression": scores["model"], "baselines": {"predict_the_mean": scores["predict_the_mean"]}}
+        print(json.dumps(shown, indent=2, allow_nan=False))
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for folder in options.test:
+        rows = {name.replace("_", " "): tables[str(folder)] for name, tables in scores.items()}
+        console.print(as_text_table(str(folder), rows))
+
+
+def _report(options: argparse.Namespace) -> None:
+    """Write a run's report again."""
+    from server.results import write_report
+    from server.study import test_sets
+    from shared.run_folder import load_run
+
+    run = load_run(options.run)
+    write_report(run, run.config, test_sets(run))
+    print(f"wrote {run.path / 'report.json'} and {run.path / 'report.html'}")
+
+
+def _config(options: argparse.Namespace) -> Config:
+    return load(options.config, options.set)
+
+
+def _labelled(folder: Path) -> list[Case]:
+    """A test folder's patients with a known ejection fraction; how many were left out is said."""
+    from server.regression import patient_ef
+
+    cases = load_cases(folder)
+    known = [case for case in cases if np.isfinite(patient_ef(case))]
+    if not known:
+        raise UserError(f"{folder} holds no case with an ejection fraction or masks: nothing can be tested there")
+    if len(known) < len(cases):
+        print(f"{folder}: {len(cases) - len(known)} of {len(cases)} cases have no ejection fraction", file=sys.stderr)
+    return known
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise UserError(f"Expected --out to end in .safetensors, got {path}.")
+
+
+def _whole(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1."""
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""What a run did, on the terminal: results, privacy, time, and where everything lies."""
+
+import json
+import resource
+
+from rich.table import Table
+
+from server.results import results_table
+from shared.progress import console
+from shared.run_folder import RunFolder
+
+FILES = {
+    "report.html": "the report, one file for a browser",
+    "report.json": "its figures",
+    "synthetic": "the synthetic data set with labels and datasheet",
+    "generator.safetensors": "what the sites added to the public prior",
+    "regressor.safetensors": "the ResNet50",
+    "metrics.jsonl": "every round and stage, measured",
+    "sites": "the hospitals: prepared cases, site settings, ledgers",
+}
+
+
+def print_summary(run: RunFolder) -> None:
+    """Print the tables of a finished run; of an unfinished one what is there."""
+    if (run.path / "report.json").exists():
+        report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+        console.print(results_table(run))
+        privacy = report["privacy"]
+        if privacy["epsilon"] is None:
+            console.print("privacy: none, it was switched off")
+        else:
+            console.print(f"privacy: epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g} "
+                          f"per patient ({privacy['accountant']} accountant)", highlight=False)  # fmt: skip
+    stages = Table(title="stages", title_justify="left")
+    stages.add_column("stage")
+    stages.add_column("seconds", justify="right")
+    for stage, seconds in run.stage_seconds().items():
+        stages.add_row(stage, f"{seconds:.0f}")
+    console.print(stages)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    console.print(f"peak memory of the largest process: {peak / 2**20:.1f} GB", highlight=False)
+    for name, meaning in FILES.items():
+        if (run.path / name).exists():
+            console.print(f"{run.path / name}: {meaning}", highlight=False, soft_wrap=True)

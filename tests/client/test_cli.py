@@ -1,0 +1,144 @@
+"""The command line: what it prints, its exit codes, and one clear line for what a person can mend."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from client.cli import main
+from client.ledger import Ledger
+from client.policy import load_site
+from shared.case import CaseInfo, read_index, write_index
+from shared.privacy import Release, epsilon
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Two patients in ACDC's layout."""
+    rows, columns = np.mgrid[:80, :80]
+    for number in (1, 2):
+        folder = tmp_path / "scans" / f"patient{number:03d}"
+        folder.mkdir(parents=True)
+        for frame, radius in ((1, 12), (9, 8 + number)):
+            mask = np.zeros((3, 80, 80), np.uint8)
+            mask[:, np.hypot(rows - 40, columns - 40) < radius + 5] = 2
+            mask[:, np.hypot(rows - 40, columns - 40) < radius] = 3
+            for suffix, array in (("", mask * 60), ("_gt", mask)):
+                image = nibabel.Nifti1Image(array.T, np.diag([1.5, 1.5, 10, 1]))
+                nibabel.save(image, folder / f"patient{number:03d}_frame{frame:02d}{suffix}.nii.gz")
+    return tmp_path / "scans"
+
+
+def test_prepare_then_check_says_what_is_there(scans, tmp_path, capsys):
+    (scans / "patient003").mkdir()
+    assert main(["prepare", "--format", "acdc", str(scans), str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 cases, 2 of them new" in printed
+    assert "missing-file" in printed
+    assert "patient003" not in printed
+    assert main(["check", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "Siemens 2" in printed
+    assert "10.0 mm" in printed
+    efs = sorted(info.ef for info in read_index(tmp_path / "out"))
+    assert f"{efs[0]:.1%} to {efs[1]:.1%}" in printed
+
+
+def test_prepare_uses_a_given_key(scans, tmp_path):
+    key = tmp_path / "site.key"
+    key.write_text("ab" * 32)
+    for name in ("one", "two"):
+        assert main(["prepare", "--format", "acdc", "--key", str(key), str(scans), str(tmp_path / name / "out")]) == 0
+        assert not (tmp_path / name / "pseudonym.key").exists()
+    one, two = ([info.pseudonym for info in read_index(tmp_path / name / "out")] for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["prepare", "--format", "acdc", "absent", "out"], "is not a folder"),
+        (["prepare", "--format", "acdc", "--key", "absent", ".", "out"], "key file"),
+        (["check", "absent"], "holds no cases.csv"),
+        (["budget", "absent"], "fedcmr-client init"),
+        (["init", "site", "--name", "../x", "--vendor", "GE", "--nominal-patients", "9"], "name"),
+        (
+            ["init", "site", "--name", "x", "--vendor", "GE", "--nominal-patients", "9", "--max-epsilon", "-1"],
+            "epsilon",
+        ),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["prepare"], ["prepare", "--format", "png", "a", "b"], ["init", "s", "--name", "x", "--vendor", "Nikon"],
+     ["prepare", "--format", "acdc", "a", "b", "--num-processes", "0"]],
+)  # fmt: skip
+def test_a_misspelt_command_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda out, info: (out / "cases" / f"{info.pseudonym}.npz").unlink(), "is missing"),
+        (lambda out, info: (out / "cases" / f"{info.pseudonym}.npz").write_bytes(b"no"), "not a readable case"),
+        (lambda out, info: write_index(out, []), "holds no case"),
+        (lambda out, info: write_index(out, [info, info]), "twice"),
+        (lambda out, info: write_index(out, [CaseInfo(info.pseudonym, "Siemens", 1.5, 0.9, "g")]), "ejection fraction"),
+        (lambda out, info: write_index(out, [CaseInfo(info.pseudonym, "Nikon", 1.5, info.ef, "g")]), "vendor"),
+    ],
+)
+def test_check_refuses_a_folder_that_training_could_not_use(scans, tmp_path, capsys, damage, expected):
+    out = tmp_path / "out"
+    main(["prepare", "--format", "acdc", str(scans), str(out)])
+    damage(out, read_index(out)[0])
+    capsys.readouterr()
+    assert main(["check", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_init_writes_settings_that_load_and_never_replaces_others(tmp_path, capsys):
+    arguments = ["init", str(tmp_path / "a"), "--name", "north", "--vendor", "Philips", "--nominal-patients"]
+    assert main([*arguments, "40", "--max-epsilon", "3", "--max-delta", "0.002"]) == 0
+    settings = load_site(tmp_path / "a")
+    assert (settings.name, settings.vendor, settings.nominal_patients) == ("north", "Philips", 40)
+    assert (settings.policy.max_epsilon, settings.policy.max_delta) == (3, 0.002)
+    assert main([*arguments, "50"]) == 2
+    assert load_site(tmp_path / "a") == settings
+
+
+def test_budget_is_what_the_accountant_says_about_the_ledger(tmp_path, capsys):
+    main(["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", "40"])
+    release = Release(noise_multiplier=2.0, sample_rate=1.0, num_steps=3)
+    Ledger(tmp_path / "ledger").reserve("run", 1, release, delta=1e-3, cap=8.0)
+    capsys.readouterr()
+    assert main(["budget", str(tmp_path), "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)
+    assert budget["epsilon"] == pytest.approx(epsilon([release], 1e-3)[0])
+    assert budget["epsilon_left"] == pytest.approx(8.0 - budget["epsilon"])
+    assert (budget["site"], budget["num_releases"], budget["num_steps"]) == ("north", 1, 3)
+    assert main(["budget", str(tmp_path)]) == 0
+    assert f"{budget['epsilon']:.3f}" in capsys.readouterr().out
+
+
+def test_an_edited_ledger_shows_no_budget(tmp_path, capsys):
+    main(["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", "40"])
+    Ledger(tmp_path / "ledger").reserve("run", 1, Release(2.0, 1.0, 3), delta=1e-3, cap=8.0)
+    path = tmp_path / "ledger" / "ledger.jsonl"
+    path.write_text(path.read_text().replace("2.0", "9.0"))
+    assert main(["budget", str(tmp_path)]) == 2
+    assert "ledger" in capsys.readouterr().err
