@@ -1,5 +1,6 @@
 """ServerApp: the federation, then synthesis, training, evaluation and report, in one run folder."""
 
+import logging
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from shared.config import load
 from shared.errors import UserError
 from shared.networks.generator import load_prior
 from shared.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
+
+# Opacus, once imported, has the root logger print every debug line a second time; Flower's own handler stays.
+logging.getLogger("flwr").propagate = False
 
 app = ServerApp()
 

@@ -2,24 +2,25 @@
 
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from server.rendering import render
 from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
 from shared.appearance import appearance_codes
 from shared.config import Config, PretrainConfig
 from shared.device import autocast, pick_device
 from shared.diffusion import flow_matching_loss
 from shared.errors import UserError
-from shared.networks.generator import Generator, save_prior
+from shared.networks.generator import Generator, load_prior, save_prior
 from shared.progress import track
-from server.rendering import render
 from shared.views import augment
 
 STACK_SLICES = 8
@@ -84,7 +85,7 @@ def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
         trainer = _Trainer(config, hearts, out.with_suffix(".checkpoint"))
         trainer.run(minutes)
         card = trainer.card()
-        save_prior(out, trainer.ema, hearts.code_mean, hearts.code_std, {k: str(v) for k, v in card.items()})
+        save_prior(out, trainer.ema, hearts.code_mean, hearts.code_std, {name: json.dumps(value) for name, value in card.items()})
         out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out.parent} cannot be written: {error.strerror}") from None
@@ -98,8 +99,10 @@ class _Trainer:
         self.seed, self.device = config.seed, pick_device(config.device)
         self.hearts, self.checkpoint = hearts, checkpoint
         torch.manual_seed(config.seed)
-        self.generator = Generator().to(self.device)
-        self.ema = Generator().to(self.device)
+        start = load_prior(Path(self.settings.start)) if self.settings.start else None
+        self.start_made_by = dict(start.made_by) if start else None
+        self.generator = (start.generator if start else Generator()).train().requires_grad_(True).to(self.device)
+        self.ema = Generator(self.generator.architecture).to(self.device)
         self.ema.load_state_dict(self.generator.state_dict())
         self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=1e-8, weight_decay=0.01)
         self.step, self.elapsed_s, self.loss = 0, 0.0, float("nan")
@@ -121,7 +124,7 @@ class _Trainer:
                 self._save()
         self._save()
 
-    def card(self) -> dict[str, str | int | float]:
+    def card(self) -> dict[str, Any]:
         """What made the prior, for the file beside it."""
         return {
             "command": "fedcmr-server pretrain",
@@ -134,6 +137,7 @@ class _Trainer:
             "threads": torch.get_num_threads(),
             "final_loss": round(self.loss, 5),
             "torch": torch.__version__,
+            "start": self.start_made_by,
         }
 
     def _train_step(self, done: float) -> None:
@@ -164,7 +168,7 @@ class _Trainer:
     def _fingerprint(self) -> str:
         """What must be equal for a checkpoint to be continued."""
         s = self.settings
-        return json.dumps([self.seed, s.num_hearts, s.batch_size, s.learning_rate, s.ema_decay])
+        return json.dumps([self.seed, s.start, s.num_hearts, s.batch_size, s.learning_rate, s.ema_decay])
 
     def _save(self) -> None:
         tensors = {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
@@ -175,13 +179,11 @@ class _Trainer:
                     "settings": self._fingerprint()}  # fmt: skip
         partial = self.checkpoint.with_suffix(".partial")
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-        os.replace(partial, self.checkpoint)
+        partial.replace(self.checkpoint)
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        from safetensors import safe_open
-
         with safe_open(self.checkpoint, framework="pt") as file:
             metadata = file.metadata()
         if metadata["settings"] != self._fingerprint():

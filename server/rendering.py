@@ -63,6 +63,11 @@ def render(hearts: Hearts, d: Distances, generator: torch.Generator) -> Tensor:
     return _scan(picture, dice)
 
 
+def _ed_es(ed: float, es: float) -> Tensor:
+    """One value per phase, broadcast over (N, S, 2, H, W)."""
+    return torch.tensor([ed, es]).reshape(1, 1, 2, 1, 1)
+
+
 def _soft(distance: Tensor, width: Tensor | float) -> Tensor:
     """Share of a pixel inside a surface at signed `distance` mm, with a soft edge of `width` mm."""
     return torch.sigmoid(-distance / width * 2.2)
@@ -113,10 +118,10 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
 def _heart(hearts: Hearts, picture: Tensor, d: Distances, dice: _Dice) -> Tensor:
     """The heart over its surroundings."""
     edge = dice.heart(1.2, 3.0)
-    blood = dice.heart(0.45, 0.95)
+    blood = dice.heart(0.5, 1.05)
     muscle = blood * dice.heart(0.15, 0.55)
     rv_blood = muscle + (blood - muscle) * dice.heart(0.45, 1.05)
-    inflow = 1 + dice.heart(0.0, 0.16) * dice.field(6, per_phase=True) + dice.heart(0.0, 0.1) * dice.field(3)
+    inflow = 1 + dice.heart(0.0, 0.2) * dice.field(6, per_phase=True) + dice.heart(0.0, 0.15) * dice.field(3)
 
     outline = torch.minimum(d.epi, d.rv - dice.heart(1.5, 4.5))
     fat_depth = (dice.heart(-4, 5) + 3.5 * dice.field(6)).clamp(min=0)
@@ -129,12 +134,12 @@ def _heart(hearts: Hearts, picture: Tensor, d: Distances, dice: _Dice) -> Tensor
     picture = _mix(picture, rv_inner, _soft(d.rv, edge))
     texture = 1 + dice.heart(0.0, 0.16) * dice.field(16, per_phase=True) + dice.heart(0.0, 0.12) * dice.field(5)
     picture = _mix(picture, muscle * texture, _soft(d.epi, edge))
-    # The inner wall is ragged with trabeculae, more so when contracted.
-    ragged = d.endo + dice.heart(0.0, 2.4) * torch.tensor([0.8, 1.2]).reshape(1, 1, 2, 1, 1) * dice.field(
-        12, per_phase=True
-    )
+    # Readers draw the cavity's border outside the trabeculae: the bright blood ends a little inside it, raggedly, and
+    # more so when contracted.
+    inset = (dice.heart(-0.5, 3.2) + dice.heart(0.3, 2.6) * dice.field(12, per_phase=True)) * _ed_es(0.9, 1.15)
+    ragged = d.endo + inset
     picture = _mix(picture, blood * inflow, _soft(ragged, edge))
-    picture = _mix(picture, muscle * dice.heart(0.9, 1.15), _papillary(hearts, d, dice) * dice.heart(0.3, 1.0))
+    picture = _mix(picture, muscle * dice.heart(0.9, 1.15), _papillary(hearts, d, dice) * dice.heart(0.6, 1.0))
     atrium = blood * inflow * dice.heart(0.75, 1.05)
     return _mix(picture, atrium, _soft(d.atrium, edge))
 
@@ -149,16 +154,16 @@ def _papillary(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     for side in (-1, 1):
         centre = hearts.rv_angle[:, None, None, None, None] + math.pi + side * dice.heart(0.5, 1.25)
         bend = torch.remainder(d.angle - centre + math.pi, 2 * math.pi) - math.pi
-        size = dice.heart(2.2, 6.5) * torch.tensor([1.0, 1.15]).reshape(1, 1, 2, 1, 1)
-        stand = size * dice.heart(0.6, 1.3) + torch.tensor([0.12, 0.03]).reshape(1, 1, 2, 1, 1) * radius
+        size = dice.heart(2.6, 7.0) * _ed_es(1.0, 1.15)
+        stand = size * dice.heart(0.6, 1.3) + _ed_es(0.12, 0.03) * radius
         tangential = (radius - depth).clamp(min=0) * bend
         away = (((depth - stand) / 1.2) ** 2 + tangential**2).sqrt()
         away = torch.where(bend.abs() < 1.5, away, torch.full_like(away, 99.0)) + 1.2 * dice.field(14)
         share = torch.maximum(share, _soft(away - size, 1.6))
     # Trabeculae: ragged strands within a few millimetres of the wall.
-    rim = torch.exp(-depth.clamp(min=0) / dice.heart(2.0, 8.0))
-    strands = _soft(dice.heart(0.2, 1.5) - dice.field(22, per_phase=True), 0.5) * rim
-    return torch.maximum(share, strands * dice.heart(0.2, 1.0)) * cavity
+    rim = torch.exp(-depth.clamp(min=0) / dice.heart(2.5, 9.0))
+    strands = _soft(dice.heart(0.0, 1.3) - dice.field(22, per_phase=True), 0.5) * rim
+    return torch.maximum(share, strands * dice.heart(0.4, 1.0)) * cavity
 
 
 def _scan(picture: Tensor, dice: _Dice) -> Tensor:

@@ -4,7 +4,6 @@ Every stage is done once: what is finished is read back, so that an interrupted 
 """
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from server.report.build import MAIN_MODEL
 from server.results import privacy_spent, write_report
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
 from shared.case import INDEX_NAME, Case, load_cases
+from shared.checkpoint import write_atomically
 from shared.config import Config
 from shared.device import pick_device
 from shared.errors import UserError
@@ -82,9 +82,7 @@ def save_predictions(run: RunFolder, model_name: str, answers: dict[str, Any]) -
     }
     path = run.path / "predictions" / f"{model_name}.json"
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(rows, indent=1).encode())
 
 
 def test_sets(run: RunFolder) -> list[tuple[str, list[Case]]]:

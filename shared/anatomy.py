@@ -120,7 +120,7 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         taper=uniform(1.9, 3.2),
         harmonics=torch.randn(num, NUM_HARMONICS, 2, generator=generator) * harmonic_size,
         axis_tilt=uniform(-8, 8, 2),
-        rv_angle=math.pi + uniform(-0.6, 0.6),
+        rv_angle=math.pi + 0.3 + uniform(-0.8, 0.8),
         rv_reach=torch.where(uniform(0, 1) < 0.25, uniform(0.7, 1.2), uniform(0.35, 0.8)),
         rv_width=uniform(0.8, 1.15),
         rv_shrink=uniform(0.62, 0.95),
@@ -176,8 +176,8 @@ def distances(hearts: Hearts, positions: Tensor, size: int = IMAGE_SIZE, pixel_m
     y = axis[None, None, :, None] - centre[:, :, 1, None, None]
     angle, r = torch.atan2(y, x), (x**2 + y**2).sqrt()
     parts = [_phase_distances(hearts, positions, angle, r, x, y, phase) for phase in (ED, ES)]
-    stacked = [torch.stack(pair, dim=2) for pair in zip(*parts, strict=True)]
-    return Distances(*stacked, angle=angle[:, :, None].expand_as(stacked[0]))
+    endo, epi, rv, atrium = (torch.stack(pair, dim=2) for pair in zip(*parts, strict=True))
+    return Distances(endo, epi, rv, atrium, angle[:, :, None].expand_as(endo))
 
 
 def masks_from(d: Distances) -> Tensor:

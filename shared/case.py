@@ -5,7 +5,6 @@ A folder of cases is `cases.csv` (one row per patient, no identifiers) and `case
 
 import csv
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -87,7 +86,7 @@ def save_case(folder: Path, case: Case) -> Path:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, frames=case.frames, masks=case.masks, spacing_mm=case.spacing_mm)
-    os.replace(partial, path)
+    partial.replace(path)
     return path
 
 
@@ -100,7 +99,7 @@ def write_index(folder: Path, infos: Sequence[CaseInfo]) -> None:
         writer.writerow([field.name for field in fields(CaseInfo)])
         for info in sorted(infos, key=lambda info: info.pseudonym):
             writer.writerow([info.pseudonym, info.vendor, _number(info.field_strength_t), _number(info.ef), info.group])
-    os.replace(partial, folder / INDEX_NAME)
+    partial.replace(folder / INDEX_NAME)
 
 
 def read_index(folder: Path) -> list[CaseInfo]:

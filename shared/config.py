@@ -22,7 +22,7 @@ BASELINES = ("predict_the_mean", "prior_only", "local_only", "federated_without_
 
 
 def _check(condition: bool, name: str, expected: str, value: object) -> None:
-    """The one validation helper: `Expected privacy.target_epsilon > 0, got -1.0.`"""
+    """Raise `Expected privacy.target_epsilon > 0, got -1.0.`, for example."""
     if not condition:
         raise UserError(f"Expected {name} {expected}, got {value!r}.")
 
@@ -59,6 +59,7 @@ class HospitalsConfig:
 class PretrainConfig:
     """Training of the public prior on simulated hearts."""
 
+    start: str | None = None
     num_hearts: int = 6000
     num_steps: int = 20000
     batch_size: int = 32

@@ -4,6 +4,7 @@ Lipman et al. (2023), https://arxiv.org/abs/2210.02747, with the linear path of 
 https://arxiv.org/abs/2209.03003: `x_t = (1 - t) x_0 + t x_1`, `x_0` Gaussian noise, `x_1` a picture.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -61,7 +62,7 @@ def sample(
     times = torch.linspace(start_t, 1, num_steps + 1).tolist()
     x = interpolate(noise, sketch, torch.full((len(masks),), start_t))
     previous: Tensor | None = None
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in itertools.pairwise(times):
         slope = velocity(x, torch.full((len(masks),), t), masks, code).float()
         # Two-step Adams-Bashforth: second order at one call per step.
         step = slope if previous is None else 1.5 * slope - 0.5 * previous

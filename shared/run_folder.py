@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from shared.checkpoint import write_atomically
 from shared.config import Config, dump, load
 from shared.errors import UserError
 from shared.progress import console
@@ -120,9 +121,7 @@ def open_run(path: Path, config: Config) -> RunFolder:
             raise UserError(f"{path} exists and is not a run folder: give a new or empty folder as --out")
         else:
             path.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(wanted, encoding="utf-8")
-            os.replace(partial, file)
+            write_atomically(file, wanted.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): give another folder as --out") from None
     run = RunFolder(path, config)

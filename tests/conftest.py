@@ -39,7 +39,7 @@ def prior(tiny_prior) -> Prior:
 
 
 def make_case(pseudonym: str, vendor: str, seed: int, num_slices: int = 3) -> Case:
-    """A disc in a ring beside a crescent, contracting, on noise."""
+    """A disc in a ring beside another, contracting, on noise; its ejection fraction is no more than a number."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:96, :96] - 48.0
     radius = np.hypot(y, x)
@@ -49,7 +49,7 @@ def make_case(pseudonym: str, vendor: str, seed: int, num_slices: int = 3) -> Ca
         masks[phase][:, radius < cavity + 6] = 2
         masks[phase][:, radius < cavity] = 3
     frames = np.array([0.2, 0.8, 0.3, 0.9])[masks] * rng.uniform(0.7, 1.0) + rng.normal(0, 0.05, masks.shape)
-    info = CaseInfo(pseudonym, vendor, 1.5, float("nan"), pseudonym)
+    info = CaseInfo(pseudonym, vendor, 1.5, float(rng.uniform(0.2, 0.7)), pseudonym)
     return Case(info, frames.clip(0, 1).astype(np.float32), masks, np.array([10, 1.5, 1.5], np.float32))
 
 

@@ -19,7 +19,7 @@ from shared.case import BACKGROUND, LV, MYO, RV
 
 NUM_FOLDS = 5
 MAX_FIELD_OF_VIEW_MM, USUAL_FIELD_OF_VIEW_MM = 500.0, 384.0
-"""No MR scanner sees more than the first along a side; 256 pixels of a nominal 1.5 mm, the usual stack, see the second."""
+"""No MR scanner sees more than the first along a side; a usual stack, 256 pixels of nominal 1.5 mm, sees the second."""
 LABELS = {0: BACKGROUND, 1: RV, 2: MYO, 3: LV}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,12 +106,14 @@ class Prior:
         code_mean: Shape (K,), of raw codes over the public hearts.
         code_std: Shape (K,).
         sha256: Of the file, in hex: a site and the server compare it before any round.
+        made_by: What made it: command, seed, steps, minutes.
     """
 
     generator: Generator
     code_mean: Tensor
     code_std: Tensor
     sha256: str
+    made_by: Mapping[str, str]
 
     def standardise(self, raw_code: Tensor) -> Tensor:
         """Raw code(s) -> standardised; a region the patient lacks (NaN) gets the public mean, 0."""
@@ -138,7 +141,8 @@ def load_prior(path: Path | None = None) -> Prior:
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         with safe_open(path, framework="pt") as file:
-            sizes = json.loads(file.metadata()["architecture"])
+            made_by = file.metadata()
+            sizes = json.loads(made_by.pop("architecture"))
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         sizes["channels"] = tuple(sizes["channels"])
         generator = Generator(Architecture(**sizes))
@@ -150,4 +154,4 @@ def load_prior(path: Path | None = None) -> Prior:
         raise UserError(f"{path} cannot be read: give a prior made by 'fedcmr-server pretrain'") from None
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
-    return Prior(generator.eval().freeze(), code_mean, code_std, sha256)
+    return Prior(generator.eval().freeze(), code_mean, code_std, sha256, made_by)
