@@ -32,13 +32,13 @@ class Patient:
     """One patient as the generator sees it: the slices that hold the heart.
 
     Attributes:
-        pseudonym: Seeds the patient's views.
+        name: The case's group: a pseudonym. Seeds the patient's views.
         images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
         masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
         code: Shape (K,), the standardised appearance code.
     """
 
-    pseudonym: str
+    name: str
     images: Tensor
     masks: Tensor
     code: Tensor
@@ -85,17 +85,21 @@ class LocalSteps:
 def load_patients(folder: Path, prior: Prior) -> list[Patient]:
     """A site's usable patients; one without a slice that shows the heart is left out.
 
+    Cases of one group are one patient, with the slices of all: who was scanned twice is clipped once.
+
     Raises:
         UserError: The folder is no folder of cases, or a case cannot be read.
     """
-    patients = []
+    slices: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for case in load_cases(folder):
         images, masks = slice_pairs(case)
         keep = with_heart(masks)
         if keep.any():
-            images, masks = images[keep], masks[keep]
-            code = prior.standardise(appearance_code(images, masks))
-            patients.append(Patient(case.info.pseudonym, images, masks, code))
+            slices.setdefault(case.info.group or case.info.pseudonym, []).append((images[keep], masks[keep]))
+    patients = []
+    for name, parts in slices.items():
+        images, masks = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        patients.append(Patient(name, images, masks, prior.standardise(appearance_code(images, masks))))
     return patients
 
 
@@ -158,7 +162,7 @@ def fine_tune(
         sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
         gradients = (
             patient_gradient(
-                generator, patient, steps.num_views, view_seed(steps.seed, steps.server_round, step, patient.pseudonym)
+                generator, patient, steps.num_views, view_seed(steps.seed, steps.server_round, step, patient.name)
             )
             for patient in sampled
         )
@@ -206,9 +210,9 @@ def load_trainable(generator: Generator, arrays: Mapping[str, NDArray[np.float32
     return parameters
 
 
-def view_seed(seed: int, server_round: int, step: int, pseudonym: str) -> int:
+def view_seed(seed: int, server_round: int, step: int, patient: str) -> int:
     """A patient's views depend on the patient alone, never on who else is sampled."""
-    digest = hashlib.sha256(f"{seed}/{server_round}/{step}/{pseudonym}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{server_round}/{step}/{patient}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -102,7 +102,7 @@ class FederationState:
             square = np.mean([update[CODE_SQUARE] for update in of_vendor], axis=0, dtype=np.float64)
             low, high = CODE_STD_RANGE
             std = np.sqrt(np.clip(square - mean**2, low**2, high**2))
-            self.code_mean[vendor], self.code_std[vendor] = mean.astype(np.float32), std.astype(np.float32)
+            self.code_mean[vendor], self.code_std[vendor] = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def apply_gradients(self, updates: Mapping[str, Arrays], ema_decay: float) -> None:
         """Add the mean of the sites' updates, equally weighted, and move the average towards the result."""

@@ -85,7 +85,13 @@ def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
         trainer = _Trainer(config, hearts, out.with_suffix(".checkpoint"))
         trainer.run(minutes)
         card = trainer.card()
-        save_prior(out, trainer.ema, hearts.code_mean, hearts.code_std, {name: json.dumps(value) for name, value in card.items()})
+        save_prior(
+            out,
+            trainer.ema,
+            hearts.code_mean,
+            hearts.code_std,
+            {name: json.dumps(value) for name, value in card.items()},
+        )
         out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out.parent} cannot be written: {error.strerror}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from server.evaluation import predict_the_mean
 from server.regression import predict, save_regressor, train_regressor
-from server.release import write_release
+from server.release import study_facts, write_release
 from server.report.build import MAIN_MODEL
 from server.results import privacy_spent, write_report
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
@@ -105,20 +105,5 @@ def test_sets(run: RunFolder) -> list[tuple[str, list[Case]]]:
 def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerator) -> None:
     """Sample the synthetic data set and write it with labels and datasheet."""
     synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
-    facts = {
-        "study": run.path.resolve().name,
-        "privacy": privacy_spent(run),
-        "made_with": {
-            "public prior (SHA-256)": prior.sha256,
-            "rounds": config.federation.num_rounds,
-            "calls of the generator per picture": config.synthesis.num_steps,
-            "start of the sampler (0 noise, 1 sketch)": config.synthesis.start_t,
-            "seed": config.seed,
-        },
-        "real_data": {
-            "phantom": "The sites' scans were themselves simulated: no patient was involved at any point.",
-            "acdc": "The sites' scans were real, from the public ACDC data set (Bernard et al. 2018).",
-            "prepared": "The sites' scans were real and never left the sites.",
-        }[config.hospitals.source],
-    }
+    facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
     write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, facts, config.synthesis.dicom)

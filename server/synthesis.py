@@ -105,18 +105,16 @@ def synthesize(
             _set_trainable(generator.trainable(), shared.trainable)
         rng = torch.Generator().manual_seed(seed)
         requested = _spread_efs(names, rng)
+        # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
+        hearts = draw_hearts(len(names), rng, config.num_slices, requested)
+        codes = torch.stack([(shared.codes[name] if shared else public_codes()).sample(1, rng)[0] for name in names])
         cases: list[Case] = []
-        chunks = range(0, len(names), _HEARTS_PER_CHUNK)
-        for start in track(chunks, description):
+        for start in track(range(0, len(names), _HEARTS_PER_CHUNK), description):
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
-            hearts = draw_hearts(part.stop - start, rng, config.num_slices, requested[part])
-            codes = torch.stack([
-                (shared.codes[name] if shared else public_codes()).sample(1, rng)[0] for name in names[part]
-            ])  # fmt: skip
-            images, masks = _paint(generator, hearts, codes, config, rng, device)
+            images, masks = _paint(generator, hearts[part], codes[part], config, rng, device)
             cases += [
-                _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[i : i + 1])
-                for i in range(len(hearts))
+                _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])
+                for i in range(part.stop - start)
             ]
     finally:
         _set_trainable(generator.trainable(), before)

@@ -150,6 +150,8 @@ def solve_contraction(hearts: Hearts, ef: Tensor, num_slices: int) -> Hearts:
             low = torch.where(reached > ef, middle, low)
             high = torch.where(reached > ef, high, middle)
         missed = (reached - ef).abs() > 0.005
+        if not missed.any():
+            break
         severity = torch.where(missed, severity * 0.5, severity)
     return Hearts(**{**values, "contraction": (low + high) / 2, "scar_severity": severity})
 

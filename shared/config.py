@@ -105,7 +105,7 @@ class FederationConfig:
     local_steps: int = 2
     learning_rate: float = 0.05
     ema_decay: float = 0.5
-    num_views: int = 16
+    num_views: int = 8
     num_processes: int = 2
     reply_timeout_s: float = 3600.0
 
@@ -124,9 +124,9 @@ class FederationConfig:
 class SynthesisConfig:
     """What the server samples from the shared generator."""
 
-    num_cases: int = 900
-    num_slices: int = 5
-    num_steps: int = 8
+    num_cases: int = 600
+    num_slices: int = 6
+    num_steps: int = 6
     start_t: float = 0.3
     batch_size: int = 64
     vendor_shares: dict[str, float] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class SynthesisConfig:
 class RegressionConfig:
     """Training of the ResNet50 that predicts the ejection fraction."""
 
-    num_steps: int = 900
+    num_steps: int = 700
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05

@@ -1,8 +1,12 @@
 """Errors a person can mend, and how a command line shows them."""
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""A full, read-only or forbidden folder is the user's to mend, wherever it shows."""
 
 
 class UserError(Exception):
@@ -24,6 +28,13 @@ def run_command(command: Callable[[], None]) -> int:
         command()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}: free space or choose another folder; what is finished is kept",
+              file=sys.stderr)  # fmt: skip
         return 2
     except KeyboardInterrupt:
         print("interrupted: finished stages and rounds are kept, the same command goes on from there", file=sys.stderr)

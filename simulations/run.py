@@ -1,5 +1,6 @@
 """The whole path on one machine: hospitals, prepared cases, the federation, the study, a summary."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,7 +78,7 @@ def _write_hospitals(run: RunFolder, config: Config) -> None:
             write_hospital(
                 run.path / "hospitals" / name / part, vendor, num, hospitals.num_slices, hospitals.num_phases,
                 seed=config.seed * 1000 + 2 * index + (part == "test"), prefix=f"{name}-{part}",
-                num_processes=os.cpu_count() or 1,
+                num_processes=_cores(),
             )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
         name = _site_name(vendor, index)
         train = run.path / "sites" / name / "train"
         for part, target in (("train", train), ("test", run.path / "test" / "hospitals" / name)):
-            prepare(run.path / "hospitals" / name / part, target, "dicom", num_processes=os.cpu_count() or 1)
+            prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores())
         sites.append(Hospital(name, vendor, train, config.hospitals.num_train))
     return sites
 
@@ -121,11 +122,11 @@ def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     sites = []
     for name, fold in config.hospitals.acdc_train_folds.items():
         train = run.path / "sites" / name / "train"
-        prepare(root, train, "acdc", folds=[fold], num_processes=os.cpu_count() or 1)
+        prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=_cores())
         infos = read_index(train)
         sites.append(Hospital(name, _vendor(infos), train, len(infos)))
     folds = [config.hospitals.acdc_test_fold]
-    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, num_processes=os.cpu_count() or 1)
+    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=_cores())
     return sites
 
 
@@ -145,6 +146,15 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
         if test.is_dir():
             shutil.copytree(test, run.path / "test" / "hospitals" / name, dirs_exist_ok=True)
     return sites
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _key(config: Config) -> bytes:
+    """The pseudonyms' key: from the seed, so that two equal runs have equal names. A real site's key is secret."""
+    return hashlib.sha256(f"fedcmr simulation {config.seed}".encode()).digest()
 
 
 def _site_name(vendor: str, index: int) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from server.report import figures
 from server.report.figures import HUMAN_POINTS
 from shared.checkpoint import write_atomically
+from shared.resources import resource
 
 MAIN_MODEL = "synthetic_only"
 MODEL_NAMES = {
@@ -103,8 +104,9 @@ def as_json(value: Any) -> Any:
 
 def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
     """The page as HTML."""
+    folder = resource("server/report/template.html").parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"figure": _figure, "seconds": _seconds, "size": _size}
@@ -216,7 +218,7 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     mae, r2 = score.get("mae_points"), score.get("r2")
     return [
         (_figure(mae, 1), "" if mae is None else "points", "mean absolute error of the ejection fraction"),
-        (_figure(r2, 2), "r²", "share of the variance explained; 1 is perfect"),
+        (_figure(r2, 2), "r²", "share of the variance explained; 1 is perfect, 0 a constant guess"),
         ("none" if epsilon is None else f"{epsilon:.2f}", "epsilon", "privacy spent per patient; smaller is stronger"),
         (f"{report['synthetic']['n_cases']}", "cases", "synthetic patients it was trained on"),
     ]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from client.training import (
     patient_gradient,
     view_seed,
 )
+from shared.case import read_index, write_index
 from shared.diffusion import flow_matching_loss
 from shared.errors import UserError
 from shared.networks.generator import load_prior
@@ -69,7 +71,7 @@ def test_one_step_without_noise_is_the_mean_of_clipped_patient_gradients(prior, 
     mechanism = Mechanism(True, clip, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
     update = fine_tune(prior.generator, patients, arrays, mechanism, steps, CPU)
     fine_tune(prior.generator, [], arrays, OPEN, LocalSteps(0, 0.5, 2, 7, 2), CPU)  # back to the start
-    gradients = [patient_gradient(prior.generator, p, 2, view_seed(7, 2, 0, p.pseudonym)) for p in patients]
+    gradients = [patient_gradient(prior.generator, p, 2, view_seed(7, 2, 0, p.name)) for p in patients]
     assert max(np.linalg.norm(gradient) for gradient in gradients) > clip, "nothing would be clipped"
     expected = -0.5 * sum(clip_to_norm(gradient, clip) for gradient in gradients) / 8
     np.testing.assert_allclose(flat(update), expected, atol=1e-6)
@@ -150,11 +152,19 @@ def test_moments_without_privacy_are_numpys(patients):
 def test_a_site_reads_its_patients_once_and_again_when_they_change(tmp_path, tiny_prior, prior, write_cases):
     write_cases(tmp_path, "GE", 2, seed=0)
     patients = cached_patients(tmp_path, tiny_prior)
-    assert [patient.pseudonym for patient in patients] == ["p00", "p01"]
+    assert [patient.name for patient in patients] == ["p00", "p01"]
     assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].code.shape == prior.code_mean.shape
     assert cached_patients(tmp_path, tiny_prior) is patients
     write_cases(tmp_path, "GE", 3, seed=0)
     assert len(cached_patients(tmp_path, tiny_prior)) == 3
+
+
+def test_two_scans_of_one_patient_are_one_patient(tmp_path, prior, write_cases):
+    write_cases(tmp_path, "GE", 3, seed=0)
+    infos = read_index(tmp_path)
+    write_index(tmp_path, [replace(info, group="g1" if info.pseudonym != "p01" else "g2") for info in infos])
+    patients = load_patients(tmp_path, prior)
+    assert {patient.name: len(patient.images) for patient in patients} == {"g1": 6, "g2": 3}
 
 
 def test_a_missing_data_folder_is_a_users_error(tmp_path, prior):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
@@ -252,7 +254,7 @@ def test_a_line_lost_between_checkpoint_and_metrics_is_written_on_resume(study, 
 
 def test_another_prior_does_not_continue_a_run(study, prior):
     federate(ScriptedGrid(agree()), study, study.config, prior)
-    other = type(prior)(prior.generator, prior.code_mean, prior.code_std, "00" * 32)
+    other = replace(prior, sha256="00" * 32)
     with pytest.raises(UserError, match="another prior"):
         federate(ScriptedGrid(agree()), study, study.config, other)
 

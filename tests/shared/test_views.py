@@ -1,0 +1,59 @@
+"""From a case to the networks' pictures: geometry in millimetres, masks stay labels."""
+
+import numpy as np
+import pytest
+import torch
+
+from shared.case import LV, Case, CaseInfo
+from shared.views import IMAGE_SIZE, PIXEL_MM, augment, slice_pairs, with_heart
+
+
+def disc_case(size: int, pixel_mm: float, radius_mm: float, centre_mm=(0.0, 0.0)) -> Case:
+    axis = (np.arange(size) - (size - 1) / 2) * pixel_mm
+    inside = np.hypot(axis[:, None] - centre_mm[0], axis[None] - centre_mm[1]) < radius_mm
+    masks = np.broadcast_to(inside * np.uint8(LV), (2, 3, size, size)).copy()
+    frames = (masks > 0).astype(np.float32)
+    return Case(CaseInfo("p", "GE", 1.5, 0.5, "p"), frames, masks, np.array([10, pixel_mm, pixel_mm], np.float32))
+
+
+@pytest.mark.parametrize(("size", "pixel_mm"), [(96, 1.5), (64, 2.0), (120, 1.2)])
+def test_a_disc_keeps_its_place_and_area_in_millimetres(size, pixel_mm):
+    images, masks = slice_pairs(disc_case(size, pixel_mm, 25, (10, -14)))
+    assert images.shape == masks.shape == (3, 2, IMAGE_SIZE, IMAGE_SIZE)
+    assert float(images.min()) >= -1 and float(images.max()) <= 1
+    area_mm2 = (masks[0, 0] == LV).sum().item() * PIXEL_MM**2
+    assert area_mm2 == pytest.approx(np.pi * 25**2, rel=0.03)
+    rows, columns = torch.nonzero(masks[0, 0] == LV, as_tuple=True)
+    centre = (IMAGE_SIZE - 1) / 2
+    assert (rows.float().mean().item() - centre) * PIXEL_MM == pytest.approx(10, abs=0.5)
+    assert (columns.float().mean().item() - centre) * PIXEL_MM == pytest.approx(-14, abs=0.5)
+
+
+def test_a_case_on_the_networks_grid_passes_unchanged():
+    case = disc_case(64, 2.0, 20)
+    images, masks = slice_pairs(case)
+    np.testing.assert_allclose(images[:, 0].numpy(), case.frames[0] * 2 - 1, atol=1e-5)
+    np.testing.assert_array_equal(masks[:, 1].numpy(), case.masks[1])
+
+
+def test_augmentation_moves_image_and_mask_together():
+    images, masks = slice_pairs(disc_case(96, 1.5, 25, (8, 0)))
+    moved, labels = augment(images, masks, torch.Generator().manual_seed(1))
+    assert not torch.equal(labels, masks)
+    agreement = ((moved > 0) == (labels == LV)).float().mean()
+    assert agreement > 0.98
+    assert set(labels.unique().tolist()) <= {0, LV}
+
+
+def test_augmentation_follows_its_generator():
+    images, masks = slice_pairs(disc_case(96, 1.5, 25))
+    first = augment(images, masks, torch.Generator().manual_seed(4))
+    again = augment(images, masks, torch.Generator().manual_seed(4))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+def test_with_heart_looks_at_diastole():
+    masks = torch.zeros(3, 2, 8, 8, dtype=torch.uint8)
+    masks[1, 0, 4, 4] = LV
+    masks[2, 1, 4, 4] = LV
+    assert with_heart(masks).tolist() == [False, True, False]
