@@ -28,6 +28,7 @@ def main(grid: Grid, context: Context) -> None:
         UserError: The folder or a setting is not as expected, or the sites gave nothing to go on with.
     """
     run = open_run_folder(context.run_config)
+    run.lock()
     prior = load_prior(run.prior_path())
     with run.stage("federation") as to_do:
         if to_do:

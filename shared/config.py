@@ -81,7 +81,7 @@ class PrivacyConfig:
     enabled: bool = True
     target_epsilon: float = 8.0
     target_delta: float = 1e-3
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 0.03
     sample_rate: float = 1.0
     moments_share: float = 0.5
     moments_clip: float = 4.0
@@ -103,7 +103,7 @@ class FederationConfig:
 
     num_rounds: int = 6
     local_steps: int = 2
-    learning_rate: float = 0.05
+    learning_rate: float = 3.0
     ema_decay: float = 0.5
     num_views: int = 8
     num_processes: int = 2

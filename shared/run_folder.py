@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,11 +93,14 @@ class RunFolder:
         self.log(f"{name}: done in {seconds:.0f} s")
 
     def lock(self) -> None:
-        """Keep a second process out of this folder until this one ends.
+        """Keep a second process out of this folder for as long as this object lives; this process may ask twice.
 
         Raises:
             UserError: Another process is at work here.
         """
+        place = self.path.resolve()
+        if place in _locked:
+            return
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,6 +108,11 @@ class RunFolder:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise UserError(f"{self.path} is in use by another process: wait for it or give another --out") from None
+        _locked[place] = self
+
+
+_locked: weakref.WeakValueDictionary[Path, RunFolder] = weakref.WeakValueDictionary()
+"""The folders that this process keeps for itself."""
 
 
 def open_run(path: Path, config: Config) -> RunFolder:

@@ -2,11 +2,12 @@
 
 import json
 import resource
+import sys
 
+from rich.console import Console
 from rich.table import Table
 
 from server.results import results_table
-from shared.progress import console
 from shared.run_folder import RunFolder
 
 FILES = {
@@ -19,9 +20,13 @@ FILES = {
     "sites": "the hospitals: prepared cases, site settings, ledgers",
 }
 
+PIPE_WIDTH = 110
+"""Columns where there is no terminal: the table of results, unbroken."""
+
 
 def print_summary(run: RunFolder) -> None:
     """Print the tables of a finished run; of an unfinished one what is there."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     if (run.path / "report.json").exists():
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
         console.print(results_table(run))

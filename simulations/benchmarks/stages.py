@@ -1,0 +1,71 @@
+"""Time and memory of every stage of a study: `python -m simulations.benchmarks.stages --config NAME [key=value]`."""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from shared.errors import UserError, run_command
+from shared.run_folder import load_run
+
+SAMPLE_INTERVAL_S = 0.5
+
+
+def main() -> int:
+    """Run a study in a new folder and print what each stage took."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.stages", description=__doc__)
+    parser.add_argument("--config", default="default", help="name or path (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="run folder, new or empty (default: a temporary one)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        out = options.out or Path(temporary) / "run"
+        command = [sys.executable, "-m", "simulations.cli", "--config", options.config, "--out", str(out)]
+        started = time.monotonic()
+        process = subprocess.Popen([*command, *options.overrides], stdout=subprocess.DEVNULL)
+        peak_kb = 0
+        while process.poll() is None:
+            peak_kb = max(peak_kb, memory_kb(process.pid))
+            time.sleep(SAMPLE_INTERVAL_S)
+        if process.returncode != 0:
+            raise UserError(f"fedcmr-simulate ended with exit code {process.returncode}: see its message above")
+        total = time.monotonic() - started
+        stages = load_run(out).stage_seconds()
+    table = Table(title=f"fedcmr-simulate --config {options.config}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    for stage, seconds in stages.items():
+        table.add_row(stage, f"{seconds:.0f}", f"{100 * seconds / total:.0f} %")
+    table.add_row("all, with start-up", f"{total:.0f}", "100 %")
+    console = Console()
+    console.print(table)
+    console.print(f"peak memory of all processes together: {peak_kb / 2**20:.2f} GiB")
+
+
+def memory_kb(pid: int) -> int:
+    """Proportional memory of a process and all below it, in KiB (Linux); shared pages count once."""
+    total, open_pids = 0, [pid]
+    while open_pids:
+        current = open_pids.pop()
+        try:
+            lines = Path(f"/proc/{current}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            for task in Path(f"/proc/{current}/task").iterdir():
+                open_pids += [int(child) for child in (task / "children").read_text().split()]
+        except (OSError, StopIteration):  # it ended meanwhile
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
