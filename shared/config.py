@@ -127,7 +127,7 @@ class SynthesisConfig:
     num_cases: int = 600
     num_slices: int = 6
     num_steps: int = 6
-    start_t: float = 0.3
+    start_t: float = 0.5
     batch_size: int = 64
     vendor_shares: dict[str, float] = field(default_factory=dict)
     dicom: bool = False

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from shared.config import load
 from shared.errors import run_command
-from simulations.run import UNTIL, simulate
-from simulations.summary import print_summary
+
+UNTIL = ("hospitals", "prepare")
+"""Stages after which a run may be told to stop."""
 
 
 def main() -> int:
@@ -33,6 +33,11 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    # Imported here: every spawned worker imports this module again, and most need neither torch nor Flower.
+    from shared.config import load
+    from simulations.run import simulate
+    from simulations.summary import print_summary
+
     config = load(arguments.config, arguments.overrides)
     # A run folder is opened from other working directories too: by worker processes and by Flower.
     config.prior = config.prior and str(Path(config.prior).resolve())

@@ -18,9 +18,6 @@ from simulations.baselines import run_baselines
 from simulations.grid import make_grid, run_server_app
 from simulations.hospital import write_hospital
 
-UNTIL = ("hospitals", "prepare")
-"""Stages after which a run may be told to stop."""
-
 
 @dataclass(frozen=True)
 class Hospital:
@@ -45,7 +42,7 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
     Args:
         config: The settings.
         out: The run folder.
-        until: Stop after this one of `UNTIL`; None runs all.
+        until: Stop after "hospitals" or "prepare"; None runs all.
 
     Raises:
         UserError: What the user can mend.
