@@ -37,9 +37,11 @@ def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:
         if to_do:
             train_and_predict(run, config, MAIN_MODEL, load_cases(run.path / "synthetic"))
     if "predict_the_mean" in config.evaluation.baselines:
-        efs = [case.info.ef for case in load_cases(run.path / "synthetic")]
-        sets = test_sets(run)
-        save_predictions(run, "predict_the_mean", {name: predict_the_mean(efs, len(cases)) for name, cases in sets})
+        with run.stage("predict_the_mean") as to_do:
+            if to_do:
+                efs = [case.info.ef for case in load_cases(run.path / "synthetic")]
+                answers = {name: predict_the_mean(efs, len(cases)) for name, cases in test_sets(run)}
+                save_predictions(run, "predict_the_mean", answers)
     if "prior_only" in config.evaluation.baselines:
         with run.stage("prior_only") as to_do:
             if to_do:
