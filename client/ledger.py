@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.privacy import Release, epsilon
 
@@ -130,7 +131,7 @@ class Ledger:
             if number is None or entries.charges()[number]["reply"] is not None:
                 raise ValueError(f"Expected a charge without a reply for round {server_round}, got none.")
             sha256 = hashlib.sha256(reply).hexdigest()
-            _write_durably(self.folder / REPLIES_NAME / sha256, reply)
+            _write_privately(self.folder / REPLIES_NAME / sha256, reply)
             self._append(entries, {"kind": "commit", "charge": number, "reply": sha256})
 
     def cached_reply(self, run_id: str, server_round: int, release: Release | None = None) -> bytes | None:
@@ -208,7 +209,7 @@ class Ledger:
         self._write_head(entries.head())
 
     def _write_head(self, head: dict[str, Any]) -> None:
-        _write_durably(self.folder / HEAD_NAME, json.dumps(head).encode())
+        _write_privately(self.folder / HEAD_NAME, json.dumps(head).encode())
 
 
 def _parse(content: bytes, head: dict[str, Any]) -> _Entries:
@@ -229,20 +230,10 @@ def _parse(content: bytes, head: dict[str, Any]) -> _Entries:
     return entries
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    """Replace a file by its new content, on the disk when this returns."""
+def _write_privately(path: Path, content: bytes) -> None:
+    """Replace a file by its new content, on the disk when this returns, for this user's eyes only."""
     path.parent.mkdir(exist_ok=True, mode=0o700)
-    partial = path.with_suffix(".partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomically(path, content, mode=0o600)
 
 
 def _json_number(value: float) -> float | None:

@@ -74,10 +74,16 @@ def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     return None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to the disk, then rename over it (POSIX rename is atomic)."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write beside `path`, flush to the disk, then rename over it (POSIX rename is atomic).
+
+    Args:
+        path: The file; its folder exists.
+        content: All of it.
+        mode: Permissions of the file, less the process's umask.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
