@@ -23,7 +23,9 @@ def run_command(command: Callable[[], None]) -> int:
         The process's exit code: 0 done, 2 for a `UserError`, 130 after an interruption (as shells expect of SIGINT).
     """
     # A supervisor's SIGTERM stops a run as Ctrl-C does: what is finished stays, the same command goes on from there.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT is set too, because a shell starts background jobs with it ignored.
+    stops = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(stop, signal.default_int_handler) for stop in stops]
     try:
         command()
     except UserError as error:
@@ -40,5 +42,6 @@ def run_command(command: Callable[[], None]) -> int:
         print("interrupted: finished stages and rounds are kept, the same command goes on from there", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for stop, handler in zip(stops, previous, strict=True):
+            signal.signal(stop, handler)
     return 0
