@@ -74,7 +74,9 @@ def write_hospital(
         for _ in track(_each(write, num_patients, num_processes), f"scanning patients ({prefix})", total=num_patients):
             pass
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}): mend it, then run again") from None
+        # pydicom puts a traceback into its own OSError's text; the reason then is nearly always a full disk.
+        reason = error.strerror or "a DICOM file could not be stored, is the disk full?"
+        raise UserError(f"{folder} cannot be written ({reason}): mend it, then run again") from None
 
 
 def _each(write: "partial[None]", num_patients: int, num_processes: int) -> Iterator[None]:

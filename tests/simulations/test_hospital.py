@@ -149,3 +149,15 @@ def test_folder_that_is_a_file_is_refused(tmp_path):
 def test_every_scanner_has_a_population_of_its_own():
     assert POPULATIONS.keys() == SCANNERS.keys()
     assert len({tuple(population.shares.values()) for population in POPULATIONS.values()}) == len(POPULATIONS)
+
+
+def test_a_full_disk_is_one_short_line(tmp_path, monkeypatch):
+    """pydicom raises an OSError without a number, whose text holds a traceback."""
+
+    def full(*_):
+        raise OSError("With tag (7FE0,0010) got exception: No space left\nTraceback (most recent call last): ...")
+
+    monkeypatch.setattr("simulations.hospital.write_dicom", full)
+    with pytest.raises(UserError, match="is the disk full") as caught:
+        write_hospital(tmp_path, "GE", 1, 6, 8, seed=0, prefix="full")
+    assert "Traceback" not in str(caught.value)
