@@ -184,6 +184,23 @@ def test_a_site_without_a_usable_patient_is_named(kind, folder, tmp_path, tiny_p
     assert "Traceback" not in err
 
 
+def test_baselines_that_look_at_the_sites_cases_are_studies_of_their_own(folder, tmp_path, tiny_prior):
+    code, _, err = run("--config", "smoke", "--out", tmp_path / "out", f"prior={tiny_prior}", *SMALL,
+                       "federation.num_rounds=2", "hospitals.source=prepared",
+                       f"data_root={as_data_root(folder, tmp_path)}",
+                       "evaluation.baselines=[federated_without_privacy,local_only]")  # fmt: skip
+    assert code == 0, err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    sites = ("1-siemens", "2-philips", "3-ge")
+    assert set(report["baselines"]) == {"federated_without_privacy", *(f"local_only_{site}" for site in sites)}
+    nested = tmp_path / "out" / "baselines"
+    plain = checkpoint.load(nested / "federated_without_privacy" / "generator.safetensors")[1]
+    assert set(plain["sites"]) == set(sites) and plain["private"] is False
+    alone = checkpoint.load(nested / "local_only_2-philips" / "generator.safetensors")[1]
+    assert set(alone["sites"]) == {"2-philips"} and alone["private"] is True
+    assert set(report["privacy"]["sites"]) == set(sites) and report["privacy"]["epsilon"] <= 8
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_ACDC.is_dir(), reason="the real ACDC scans are not here")
 def test_real_hospitals_take_the_same_path(tmp_path, tiny_prior):
