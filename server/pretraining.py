@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.rendering import render
 from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
-from shared.appearance import appearance_codes
+from shared.appearance import appearance_codes, code_statistics
 from shared.config import Config, PretrainConfig
 from shared.device import autocast, pick_device
 from shared.diffusion import flow_matching_loss
@@ -39,6 +39,7 @@ class PublicHearts:
         codes: Shape (M, K), standardised.
         code_mean: Shape (K,).
         code_std: Shape (K,).
+        code_correlation: Shape (K, K).
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class PublicHearts:
     codes: Tensor
     code_mean: Tensor
     code_std: Tensor
+    code_correlation: Tensor
 
 
 def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
@@ -62,10 +64,9 @@ def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
         images.append(((pictures + 1) * 127.5).round().to(torch.uint8).flatten(0, 1))
         masks.append(labels.flatten(0, 1))
     raw = torch.cat(codes)
-    known = raw[raw.isfinite().all(1)]
-    mean, std = known.mean(0), known.std(0)
+    mean, std, correlation = code_statistics(raw)
     standardised = torch.nan_to_num((raw - mean) / std, nan=0.0)
-    return PublicHearts(torch.cat(images), torch.cat(masks), standardised, mean, std)
+    return PublicHearts(torch.cat(images), torch.cat(masks), standardised, mean, std, correlation)
 
 
 def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
@@ -90,6 +91,7 @@ def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
             trainer.ema,
             hearts.code_mean,
             hearts.code_std,
+            hearts.code_correlation,
             {name: json.dumps(value) for name, value in card.items()},
         )
         out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from torch import Tensor
 from server.rendering import render
 from shared import checkpoint
 from shared.anatomy import Hearts, distances, draw_hearts, ejection_fraction, masks_from, slice_positions
-from shared.appearance import CodeDistribution, public_codes
+from shared.appearance import CodeDistribution
 from shared.case import Case, CaseInfo
 from shared.config import SynthesisConfig
 from shared.device import autocast, pick_device
@@ -65,7 +65,10 @@ def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = torch.from_numpy(array)
-    codes = {vendor: CodeDistribution(mean, groups["code_std"][vendor]) for vendor, mean in groups["code_mean"].items()}
+    codes = {
+        vendor: CodeDistribution(mean, groups["code_std"][vendor], prior.code_correlation)
+        for vendor, mean in groups["code_mean"].items()
+    }
     return SharedGenerator(groups["trainable"], codes)
 
 
@@ -107,7 +110,7 @@ def synthesize(
         requested = _spread_efs(names, rng)
         # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
         hearts = draw_hearts(len(names), rng, config.num_slices, requested)
-        codes = torch.stack([(shared.codes[name] if shared else public_codes()).sample(1, rng)[0] for name in names])
+        codes = torch.stack([(shared.codes[name] if shared else prior.codes).sample(1, rng)[0] for name in names])
         cases: list[Case] = []
         for start in track(range(0, len(names), _HEARTS_PER_CHUNK), description):
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))

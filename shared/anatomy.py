@@ -106,18 +106,18 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
     ef = uniform(0.08, 0.80) if ef is None else ef
     # Dilated hearts eject little, thick ones much; the overlap stays wide so that size never gives the EF away.
     dilated = (uniform(0, 1) < 0.4) & (ef < 0.45)
-    radius = uniform(21, 31) - 8 * (ef - 0.5) + dilated * uniform(0, 7)
+    radius = uniform(23, 37) - 9 * (ef - 0.5) + dilated * uniform(0, 8)
     hypertrophic = uniform(0, 1) < 0.2
-    wall = torch.where(hypertrophic, uniform(11, 19), uniform(6, 12)) - 1.0 * (radius - 27) / 8
-    radius = torch.where(hypertrophic, radius * 0.88, radius)
+    wall = torch.where(hypertrophic, uniform(10, 18), uniform(5, 10)) - 1.0 * (radius - 30) / 8
+    radius = torch.where(hypertrophic, radius * 0.9, radius)
     harmonic_size = torch.tensor([0.06, 0.035, 0.02])[:, None] * uniform(0, 1)[:, None, None]
     infarcted = uniform(0, 1) < 0.35
     hearts = Hearts(
         radius=radius,
-        length=radius * uniform(2.7, 3.7),
+        length=40 + radius * uniform(1.3, 2.1),
         wall=wall.clamp(4.5, 20),
         septal_bulge=torch.where(hypertrophic, uniform(0, 0.8), uniform(-0.1, 0.15)),
-        taper=uniform(1.9, 3.2),
+        taper=uniform(1.8, 3.0),
         harmonics=torch.randn(num, NUM_HARMONICS, 2, generator=generator) * harmonic_size,
         axis_tilt=uniform(-8, 8, 2),
         rv_angle=math.pi + 0.3 + uniform(-0.8, 0.8),
@@ -127,9 +127,9 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         scar_angle=uniform(-math.pi, math.pi),
         scar_width=uniform(0.5, 1.4),
         scar_severity=torch.where(infarcted, uniform(0.3, 1.0), torch.zeros(num)),
-        descent=(3 + 12 * ef) * uniform(0.5, 1.25),
+        descent=(3 + 12 * ef) * uniform(0.4, 1.15),
         contraction=torch.ones(num),
-        centre=torch.stack([uniform(-2, 16), uniform(-8, 8)], dim=1),
+        centre=torch.stack([uniform(0, 21), uniform(-12, 7)], dim=1),
     )
     return solve_contraction(hearts, ef, num_slices)
 
@@ -159,7 +159,7 @@ def solve_contraction(hearts: Hearts, ef: Tensor, num_slices: int) -> Hearts:
 def slice_positions(hearts: Hearts, num_slices: int) -> Tensor:
     """Evenly spaced slice centres from the base to the apex, shape (N, num_slices), mm below the ED mitral plane."""
     share = (torch.arange(num_slices) + 0.5) / num_slices
-    return hearts.length[:, None] * share * 0.97
+    return hearts.length[:, None] * share
 
 
 def distances(hearts: Hearts, positions: Tensor, size: int = IMAGE_SIZE, pixel_mm: float = PIXEL_MM) -> Distances:
@@ -249,7 +249,7 @@ def _radii(hearts: Hearts, positions: Tensor, angle: Tensor, phase: int) -> tupl
 def _profile(level: Tensor, taper: Tensor) -> Tensor:
     """Radius along the long axis as a share of the widest: a little narrower at the base, closed at the apex."""
     z = level.clamp(0, 1)
-    return (1 - z**taper).clamp(min=0).sqrt() * (1 - 0.12 * (1 - z) ** 3)
+    return (1 - z**taper).clamp(min=0).sqrt() * (1 - 0.18 * (1 - z) ** 3)
 
 
 def _ejection(hearts: Hearts, num_slices: int) -> Tensor:

@@ -27,25 +27,35 @@ MAX_CODE = 5.0
 
 @dataclass(frozen=True)
 class CodeDistribution:
-    """Independent normals over standardised appearance codes; the public prior has mean 0 and std 1.
+    """A normal distribution over standardised appearance codes.
+
+    A vendor's mean and std are what its sites released; the correlation is the public prior's, because how the codes go
+    together (both bloods are bright at once) is physics, and a private correlation matrix would cost more than a
+    hospital's patients can pay.
 
     Attributes:
         mean: Shape (K,).
         std: Shape (K,), positive.
+        correlation: Shape (K, K), positive definite, ones on the diagonal.
     """
 
     mean: Tensor
     std: Tensor
+    correlation: Tensor
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
         """Draw codes, shape (num, K)."""
         noise = torch.randn(num, len(self.mean), generator=generator)
-        return (self.mean + self.std * noise).clamp(-MAX_CODE, MAX_CODE)
+        correlated = noise @ torch.linalg.cholesky(self.correlation).T
+        return (self.mean + self.std * correlated).clamp(-MAX_CODE, MAX_CODE)
 
 
-def public_codes() -> CodeDistribution:
-    """The codes of the public prior's simulated hearts."""
-    return CodeDistribution(torch.zeros(len(CODE_NAMES)), torch.ones(len(CODE_NAMES)))
+def code_statistics(raw_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (K,), std (K,) and correlation (K, K) of raw codes (N, K), patients with a NaN left out."""
+    known = raw_codes[raw_codes.isfinite().all(1)]
+    # A hundredth toward independence keeps the matrix positive definite however few the hearts.
+    correlation = 0.99 * torch.corrcoef(known.T) + 0.01 * torch.eye(known.shape[1])
+    return known.mean(0), known.std(0), correlation
 
 
 def appearance_code(images: Tensor, masks: Tensor) -> Tensor:

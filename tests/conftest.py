@@ -28,7 +28,7 @@ def tiny_prior(tmp_path_factory) -> Path:
         if parameter.dim() > 1 and not parameter.any():  # layers that MONAI starts at zero pass no gradient
             torch.nn.init.normal_(parameter, std=0.1)
     num = len(CODE_NAMES)
-    save_prior(path, generator, torch.zeros(num), torch.full((num,), 0.5), {"made_by": "a test"})
+    save_prior(path, generator, torch.zeros(num), torch.full((num,), 0.5), torch.eye(num), {"made_by": "a test"})
     return path
 
 

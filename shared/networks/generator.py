@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.appearance import CODE_NAMES, MAX_CODE
+from shared.appearance import CODE_NAMES, MAX_CODE, CodeDistribution
 from shared.case import LV
 from shared.errors import UserError
 from shared.resources import resource
@@ -106,6 +106,7 @@ class Prior:
         generator: In evaluation mode, frozen but for its trainable part.
         code_mean: Shape (K,), of raw codes over the public hearts.
         code_std: Shape (K,).
+        code_correlation: Shape (K, K).
         sha256: Of the file, in hex: a site and the server compare it before any round.
         made_by: What made it: command, seed, steps, minutes.
     """
@@ -113,18 +114,31 @@ class Prior:
     generator: Generator
     code_mean: Tensor
     code_std: Tensor
+    code_correlation: Tensor
     sha256: str
     made_by: Mapping[str, str]
+
+    @property
+    def codes(self) -> CodeDistribution:
+        """The standardised codes of the public hearts: mean 0, std 1."""
+        return CodeDistribution(torch.zeros_like(self.code_mean), torch.ones_like(self.code_std), self.code_correlation)
 
     def standardise(self, raw_code: Tensor) -> Tensor:
         """Raw code(s) -> standardised; a region the patient lacks (NaN) gets the public mean, 0."""
         return torch.nan_to_num((raw_code - self.code_mean) / self.code_std, nan=0.0).clamp(-MAX_CODE, MAX_CODE)
 
 
-def save_prior(path: Path, generator: Generator, code_mean: Tensor, code_std: Tensor, made_by: dict[str, str]) -> None:
+def save_prior(
+    path: Path,
+    generator: Generator,
+    code_mean: Tensor,
+    code_std: Tensor,
+    code_correlation: Tensor,
+    made_by: dict[str, str],
+) -> None:
     """Write weights as float16 (half the bytes, no measurable loss) with architecture and origin in the header."""
     tensors = {f"generator.{name}": value.half().contiguous() for name, value in generator.state_dict().items()}
-    tensors |= {"code_mean": code_mean.float(), "code_std": code_std.float()}
+    tensors |= {"code_mean": code_mean, "code_std": code_std, "code_correlation": code_correlation}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"architecture": json.dumps(asdict(generator.architecture)), **made_by})
 
@@ -148,11 +162,11 @@ def load_prior(path: Path | None = None) -> Prior:
         sizes["channels"] = tuple(sizes["channels"])
         generator = Generator(Architecture(**sizes))
         generator.load_state_dict({n[10:]: v for n, v in tensors.items() if n.startswith("generator.")})
-        code_mean, code_std = tensors["code_mean"], tensors["code_std"]
-        if code_mean.shape != (len(CODE_NAMES),):
+        code_mean, code_std, correlation = (tensors[f"code_{name}"] for name in ("mean", "std", "correlation"))
+        if correlation.shape != (len(CODE_NAMES), len(CODE_NAMES)):
             raise ValueError
     except OSError:
         raise UserError(f"{path} cannot be read: give a prior made by 'fedcmr-server pretrain'") from None
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
-    return Prior(generator.eval().freeze(), code_mean, code_std, sha256, made_by)
+    return Prior(generator.eval().freeze(), code_mean, code_std, correlation, sha256, made_by)

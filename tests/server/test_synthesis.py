@@ -20,7 +20,9 @@ SMALL = SynthesisConfig(num_cases=12, num_slices=6, num_steps=2)
 
 def shared_generator(prior, level: float = 0.0) -> SharedGenerator:
     trainable = {name: value.detach().clone() for name, value in prior.generator.trainable().items()}
-    codes = CodeDistribution(torch.full((len(CODE_NAMES),), level), torch.full((len(CODE_NAMES),), 0.1))
+    codes = CodeDistribution(
+        torch.full((len(CODE_NAMES),), level), torch.full((len(CODE_NAMES),), 0.1), torch.eye(len(CODE_NAMES))
+    )
     return SharedGenerator(trainable, dict.fromkeys(VENDORS, codes))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shared.appearance import CODE_NAMES, CodeDistribution, appearance_code, public_codes
+from shared.appearance import CODE_NAMES, CodeDistribution, appearance_code, code_statistics
 from shared.case import LV, MYO, RV
 
 
@@ -45,8 +45,23 @@ def test_a_missing_region_is_nan_and_the_rest_is_not():
 
 
 def test_samples_follow_the_distribution():
-    wanted = CodeDistribution(torch.linspace(-1, 1, len(CODE_NAMES)), torch.full((len(CODE_NAMES),), 0.3))
+    num = len(CODE_NAMES)
+    correlation = torch.full((num, num), 0.6) + 0.4 * torch.eye(num)
+    wanted = CodeDistribution(torch.linspace(-1, 1, num), torch.linspace(0.2, 0.4, num), correlation)
     drawn = wanted.sample(4000, torch.Generator().manual_seed(0))
     assert (drawn.mean(0) - wanted.mean).abs().max() < 0.03
     assert (drawn.std(0) - wanted.std).abs().max() < 0.03
-    assert public_codes().mean.abs().max() == 0
+    assert (torch.corrcoef(drawn.T) - correlation).abs().max() < 0.06
+
+
+def test_statistics_of_codes_leave_out_a_patient_without_a_region():
+    raw = torch.randn(60, len(CODE_NAMES), generator=torch.Generator().manual_seed(1)) * 2 + 3
+    broken = torch.cat([raw, torch.full((1, len(CODE_NAMES)), float("nan"))])
+    mean, std, correlation = code_statistics(broken)
+    np.testing.assert_allclose(mean, raw.numpy().mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, raw.numpy().std(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        correlation, 0.99 * np.corrcoef(raw.numpy().T) + 0.01 * np.eye(len(CODE_NAMES)), atol=1e-5
+    )
+    twins = torch.cat([raw[:2], raw[:2]])  # fewer patients than codes: singular without the share of independence
+    assert torch.linalg.eigvalsh(code_statistics(twins)[2]).min() > 0
