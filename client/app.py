@@ -8,6 +8,7 @@ import contextlib
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import torch
 from flwr.app import Context, Message, RecordDict, UserConfig
@@ -17,6 +18,7 @@ from client.ledger import BudgetExhausted, Ledger, LedgerError
 from client.policy import SiteSettings, load_site, refusal
 from client.training import LocalSteps, Mechanism, cached_patients, cached_prior, fine_tune, moments
 from shared.checkpoint import Arrays, from_bytes, to_bytes
+from shared.config import Rung
 from shared.device import pick_device
 from shared.errors import UserError
 from shared.records import (
@@ -101,7 +103,8 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         raise Refused(code)
     if prior.sha256 != request.prior_sha256:
         raise Refused("prior-mismatch")
-    trainable = {name: tuple(parameter.shape) for name, parameter in prior.generator.trainable().items()}
+    part = prior.generator.trainable(cast(Rung, request.rung))
+    trainable = {name: tuple(parameter.shape) for name, parameter in part.items()}
     shapes = update_shapes(request.task, trainable, len(prior.code_mean))
     try:
         start = decode(content[ARRAYS], trainable)

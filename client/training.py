@@ -7,7 +7,7 @@ https://arxiv.org/abs/2210.09929, noise multiplicity).
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ from shared.case import INDEX_NAME, load_cases
 from shared.checkpoint import Arrays
 from shared.device import autocast
 from shared.diffusion import flow_matching_loss
+from shared.errors import UserError
+from shared.moments import two_looks
 from shared.networks.generator import Generator, Prior, load_prior
-from shared.privacy import os_generator, poisson_sample, private_mean_gradient, private_moments
+from shared.privacy import os_generator, poisson_sample, private_mean_gradient
 from shared.views import augment, slice_pairs, with_heart
 
 
@@ -88,10 +90,13 @@ def load_patients(folder: Path, prior: Prior) -> list[Patient]:
     Cases of one group are one patient, with the slices of all: who was scanned twice is clipped once.
 
     Raises:
-        UserError: The folder is no folder of cases, or a case cannot be read.
+        UserError: The folder is no folder of cases, a case cannot be read, or they are of several vendors.
     """
+    cases = load_cases(folder)
+    if len({case.info.vendor for case in cases}) > 1:  # their appearance would be mixed under one vendor's name
+        raise UserError(f"{folder} has cases of several vendors: prepare one site per vendor")
     slices: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for case in load_cases(folder):
+    for case in cases:
         images, masks = slice_pairs(case)
         keep = with_heart(masks)
         if keep.any():
@@ -116,11 +121,11 @@ def cached_patients(folder: Path, prior_path: Path | None) -> list[Patient]:
 def moments(patients: list[Patient], mechanism: Mechanism) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and mean square of the patients' standardised appearance codes, each of shape (K,).
 
-    Guarantees: those of `shared.privacy.private_moments`; without privacy none.
+    Guarantees: those of `shared.moments.two_looks`; without privacy none.
     """
     codes = torch.stack([patient.code for patient in patients]).double().numpy()
     if mechanism.private:
-        mean, square = private_moments(
+        mean, square = two_looks(
             codes, mechanism.max_norm, mechanism.noise_multiplier, mechanism.nominal_patients, os_generator()
         )
     else:
@@ -136,7 +141,7 @@ def fine_tune(
     steps: LocalSteps,
     device: torch.device,
 ) -> Arrays:
-    """Patient-level DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1) on the trainable part.
+    """Patient-level DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1) on a trainable part.
 
     Guarantees: per step one Poisson-subsampled Gaussian mechanism; neighbours differ by one patient of this site. Who
     is sampled and the noise come from the operating system, never from the seed; the step divides by the expected
@@ -144,9 +149,9 @@ def fine_tune(
     noise, and everything follows from the seed.
 
     Args:
-        generator: Its trainable part is overwritten.
+        generator: Left as it was.
         patients: All of the site's usable patients.
-        arrays: The trainable part to start from.
+        arrays: The trainable part to start from; its names say which rung's it is.
         mechanism: What makes a step private.
         steps: What a step does.
         device: Where the generator runs.
@@ -155,39 +160,68 @@ def fine_tune(
         What to add to each of `arrays`.
     """
     generator.to(device)
-    parameters = load_trainable(generator, arrays)
-    dimension = sum(parameter.numel() for parameter in parameters.values())
     rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
-    for step in range(steps.num_steps):
-        sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
-        gradients = (
-            patient_gradient(
-                generator, patient, steps.num_views, view_seed(steps.seed, steps.server_round, step, patient.name)
-            )
-            for patient in sampled
+    with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
+        for step in range(steps.num_steps):
+            sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
+            mean = _mean_gradient(generator, sampled, parameters, mechanism, steps, step, rng)
+            _descend(parameters, steps.learning_rate * mean)
+        return {name: parameter.detach().cpu().numpy() - arrays[name] for name, parameter in parameters.items()}
+
+
+def _mean_gradient(
+    generator: Generator,
+    sampled: list[Patient],
+    parameters: Mapping[str, torch.nn.Parameter],
+    mechanism: Mechanism,
+    steps: LocalSteps,
+    step: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """One step's mean over the sampled patients, clipped and noised where that is asked for; shape (D,)."""
+    dimension = sum(parameter.numel() for parameter in parameters.values())
+    gradients = (
+        patient_gradient(
+            generator,
+            patient,
+            steps.num_views,
+            view_seed(steps.seed, steps.server_round, step, patient.name),
+            list(parameters.values()),
         )
-        if mechanism.private:
-            mean = private_mean_gradient(
-                gradients,
-                mechanism.max_norm,
-                mechanism.noise_multiplier,
-                dimension=dimension,
-                expected_batch_size=mechanism.sample_rate * mechanism.nominal_patients,
-                rng=rng,
-            )
-        else:
-            mean = sum(gradients, start=np.zeros(dimension)) / max(len(sampled), 1)
-        _descend(parameters, steps.learning_rate * mean)
-    return {name: parameter.detach().cpu().numpy() - arrays[name] for name, parameter in parameters.items()}
+        for patient in sampled
+    )
+    if not mechanism.private:
+        return sum(gradients, start=np.zeros(dimension)) / max(len(sampled), 1)
+    return private_mean_gradient(
+        gradients,
+        mechanism.max_norm,
+        mechanism.noise_multiplier,
+        dimension=dimension,
+        expected_batch_size=mechanism.sample_rate * mechanism.nominal_patients,
+        rng=rng,
+    )
 
 
-def patient_gradient(generator: Generator, patient: Patient, num_views: int, seed: int) -> NDArray[np.float64]:
+def patient_gradient(
+    generator: Generator,
+    patient: Patient,
+    num_views: int,
+    seed: int,
+    parameters: Sequence[torch.nn.Parameter] | None = None,
+) -> NDArray[np.float64]:
     """Gradient of one patient's mean loss over random (slice, augmentation, t, noise) views, flattened.
 
+    Args:
+        generator: Where the parameters belong.
+        patient: Its slices are drawn with replacement.
+        num_views: How many views.
+        seed: Of the views.
+        parameters: With respect to which, gradients on; None for the affine part.
+
     Returns:
-        Shape (D,), the trainable arrays in the order of their names. Not clipped.
+        Shape (D,), in the order of the parameters. Not clipped.
     """
-    parameters = list(generator.trainable().values())
+    parameters = list(generator.trainable().values()) if parameters is None else parameters
     device = parameters[0].device
     rng = torch.Generator().manual_seed(seed)
     index = torch.randint(len(patient.images), (num_views,), generator=rng)
@@ -199,15 +233,6 @@ def patient_gradient(generator: Generator, patient: Patient, num_views: int, see
         loss = flow_matching_loss(generator, *batch).mean()
     gradients = torch.autograd.grad(loss, parameters)
     return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
-
-
-def load_trainable(generator: Generator, arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.nn.Parameter]:
-    """Put `arrays` into the generator's trainable part, and return it."""
-    parameters = generator.trainable()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(arrays[name]))
-    return parameters
 
 
 def view_seed(seed: int, server_round: int, step: int, patient: str) -> int:

@@ -49,6 +49,11 @@ def _parser() -> Parser:
     sub.add_argument("--out", type=Path, required=True, help="the prior's file, ending in .safetensors")
     sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train pretrain.num_steps)")
 
+    sub = add("segmenter", _segmenter, "train the segmenter that measures generated pictures",
+              f"On simulated hearts only, so that it is an independent judge. {again}", settings)  # fmt: skip
+    sub.add_argument("--out", type=Path, required=True, help="the segmenter's file, ending in .safetensors")
+    sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train all its steps)")
+
     sub = add("synthesize", _synthesize, "sample labelled synthetic patients from a finished run",
               "Costs no further privacy: whatever is made from the generator is covered.")  # fmt: skip
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder with generator.safetensors")
@@ -89,10 +94,23 @@ def _pretrain(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
+def _segmenter(options: argparse.Namespace) -> None:
+    """Train the segmenter."""
+    from server.segmentation import NUM_STEPS, train_segmenter
+
+    config = _config(options)
+    _check_suffix(options.out)
+    limit = f"{NUM_STEPS} steps" if options.minutes is None else f"{options.minutes:g} minutes"
+    print(f"training the segmenter, {limit} -> {options.out}", file=sys.stderr)
+    train_segmenter(options.out, config.seed, pick_device(config.device), options.minutes)
+    print(f"wrote {options.out}")
+
+
 def _synthesize(options: argparse.Namespace) -> None:
     """Sample from a run's generator into a folder of its own."""
     from server.release import study_facts, write_release
     from server.results import privacy_spent
+    from server.segmentation import load_segmenter, measured_ef
     from server.synthesis import load_shared_generator, synthesize
     from shared.networks.generator import load_prior
     from shared.run_folder import load_run
@@ -110,8 +128,9 @@ def _synthesize(options: argparse.Namespace) -> None:
     shared = load_shared_generator(run.path / "generator.safetensors", prior)
     print(f"{config.synthesis.num_cases} synthetic patients -> {options.out}", file=sys.stderr)
     made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
+    measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
     facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
-    write_release(options.out, made.cases, made.requested_efs, facts, config.synthesis.dicom)
+    write_release(options.out, made.cases, made.requested_efs, measured, facts, config.synthesis.dicom)
     print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
 
 

@@ -2,10 +2,14 @@
 
 Ejection fractions are fractions in [0, 1]; differences that people read are in EF points (hundredths). What cannot
 be computed is None, never NaN: one patient has no r2, a constant prediction has no correlation.
+
+Where one model was trained under S seeds, its predictions have shape (S, N): a figure is then the mean of the S
+models' figures, and a resample draws the same patients for all of them. Such an interval tells what other patients
+would change, not what other seeds would.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +41,7 @@ def score(
 
     Args:
         true: Shape (N,), measured ejection fractions; NaN where unknown, these patients are left out.
-        predicted: Shape (N,).
+        predicted: Shape (N,), or (S, N) of S seeds.
         num_bootstrap: Number of resamples.
         seed: Of the resampling.
 
@@ -45,29 +49,60 @@ def score(
         `n_patients`, `METRICS` (None where undefined; all None if a prediction is not finite), and `ci95` with
         [low, high] or None for each.
     """
-    truth, guess = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    if truth.shape != guess.shape or truth.ndim != 1:
-        raise ValueError(f"Expected two vectors of one length, got shapes {truth.shape} and {guess.shape}.")
-    known = np.isfinite(truth)
-    truth, guess = truth[known], guess[known]
+    truth, guesses = _known(true, predicted)
     num = len(truth)
-    if num == 0 or not np.isfinite(guess).all():
+    if num == 0 or not np.isfinite(guesses).all():
         return {"n_patients": num, **dict.fromkeys(METRICS), "ci95": dict.fromkeys(METRICS)}
 
-    whole = _metrics(truth, guess, np.ones((1, num)))[0]
+    def figures(weights: NDArray[Any]) -> NDArray[np.float64]:
+        return np.mean([_metrics(truth, guess, weights) for guess in guesses], axis=0)
+
+    whole = figures(np.ones((1, num)))[0]
     intervals: dict[str, list[float] | None] = dict.fromkeys(METRICS)
     if num > 1:
-        rng = np.random.default_rng(seed)
-        chunk = max(1, CHUNK_ELEMENTS // num)
-        sizes = [min(chunk, num_bootstrap - start) for start in range(0, num_bootstrap, chunk)]
-        weights = (rng.multinomial(num, np.full(num, 1 / num), size=size) for size in sizes)
-        resampled = np.concatenate([_metrics(truth, guess, weight) for weight in weights])
+        resampled = np.concatenate([figures(weights) for weights in _resamples(num, num_bootstrap, seed)])
         for name, values, defined in zip(METRICS, resampled.T, np.isfinite(whole), strict=True):
             finite = values[np.isfinite(values)]
             if defined and len(finite) > num_bootstrap // 2:
                 intervals[name] = [float(limit) for limit in np.percentile(finite, CONFIDENCE)]
     values = {name: _number(value) for name, value in zip(METRICS, whole, strict=True)}
     return {"n_patients": num, **values, "ci95": intervals}
+
+
+def paired_difference(
+    true: NDArray[np.floating] | Sequence[float],
+    predicted: NDArray[np.floating] | Sequence[float],
+    other: NDArray[np.floating] | Sequence[float],
+    num_bootstrap: int,
+    seed: int,
+) -> Score:
+    """How much larger one model's mean absolute error is than another's on the same patients, in EF points.
+
+    The two errors are subtracted patient by patient before anything is averaged or resampled, so that what makes a
+    patient hard for both models does not widen the interval, as it does that of either model's own error.
+
+    Args:
+        true: As in `score`.
+        predicted: Of the one model, as in `score`.
+        other: Of the other, which may have another number of seeds.
+        num_bootstrap: Number of resamples.
+        seed: Of the resampling; the same patients as `score` draws with it.
+
+    Returns:
+        `n_patients`; `difference_points`, below 0 where the first model is the better one, None where a prediction is
+        not finite or there is no patient; `ci95`, [low, high], None where that is or there is one patient only.
+    """
+    truth, guesses = _known(true, predicted)
+    _, others = _known(true, other)
+    num = len(truth)
+    differences = POINTS * (np.abs(guesses - truth).mean(axis=0) - np.abs(others - truth).mean(axis=0))
+    if num == 0 or not np.isfinite(differences).all():
+        return {"n_patients": num, "difference_points": None, "ci95": None}
+    interval = None
+    if num > 1:
+        resampled = np.concatenate([weights @ differences / num for weights in _resamples(num, num_bootstrap, seed)])
+        interval = [float(limit) for limit in np.percentile(resampled, CONFIDENCE)]
+    return {"n_patients": num, "difference_points": float(differences.mean()), "ci95": interval}
 
 
 def table(
@@ -78,13 +113,33 @@ def table(
     seed: int,
 ) -> dict[str, Score]:
     """`score` of each vendor's patients, in alphabetical order, then of "all"."""
-    truth, guess, names = np.asarray(true), np.asarray(predicted), np.asarray(vendors)
-    if not len(truth) == len(guess) == len(names):
-        raise ValueError(f"Expected equal lengths, got {len(truth)}, {len(guess)} and {len(names)} vendors.")
-    rows = {
-        str(name): score(truth[names == name], guess[names == name], num_bootstrap, seed) for name in np.unique(names)
+    truth, guess = np.asarray(true), np.asarray(predicted)
+    groups = vendor_groups(vendors)
+    if not len(truth) == guess.shape[-1] == len(vendors):
+        raise ValueError(f"Expected equal lengths, got {len(truth)}, {guess.shape[-1]} and {len(vendors)} vendors.")
+    return {name: score(truth[chosen], guess[..., chosen], num_bootstrap, seed) for name, chosen in groups.items()}
+
+
+def paired_table(
+    true: NDArray[np.floating] | Sequence[float],
+    predicted: NDArray[np.floating] | Sequence[float],
+    other: NDArray[np.floating] | Sequence[float],
+    vendors: Sequence[str],
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Score]:
+    """`paired_difference` of each vendor's patients, in alphabetical order, then of "all"."""
+    truth, guess, against = np.asarray(true), np.asarray(predicted), np.asarray(other)
+    return {
+        name: paired_difference(truth[chosen], guess[..., chosen], against[..., chosen], num_bootstrap, seed)
+        for name, chosen in vendor_groups(vendors).items()
     }
-    return {**rows, "all": score(truth, guess, num_bootstrap, seed)}
+
+
+def vendor_groups(vendors: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Which patients are a vendor's, shape (N,) for each in alphabetical order, then "all" of them."""
+    names = np.asarray(vendors)
+    return {**{str(name): names == name for name in np.unique(names)}, "all": np.ones(len(names), bool)}
 
 
 def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArray[np.float64]:
@@ -112,6 +167,25 @@ def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]]) -> Table:
             shown.add_row(label, vendor, str(values["n_patients"]), mae, r2, bias, mse)
         shown.add_row()
     return shown
+
+
+def _known(
+    true: NDArray[np.floating] | Sequence[float], predicted: NDArray[np.floating] | Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The patients of known truth: their truths, shape (N,), and predictions, shape (S, N)."""
+    truth, guesses = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    if truth.ndim != 1 or guesses.ndim not in (1, 2) or guesses.shape[-1:] != truth.shape:
+        raise ValueError(f"Expected shapes (N,) and (N,) or (S, N), got {truth.shape} and {guesses.shape}.")
+    known = np.isfinite(truth)
+    return truth[known], np.atleast_2d(guesses)[:, known]
+
+
+def _resamples(num: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[Any]]:
+    """How often each of `num` patients is drawn in each resample, shape (B, num), in chunks that fit in memory."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_ELEMENTS // num)
+    for start in range(0, num_bootstrap, chunk):
+        yield rng.multinomial(num, np.full(num, 1 / num), size=min(chunk, num_bootstrap - start))
 
 
 def _metrics(truth: NDArray[np.float64], guess: NDArray[np.float64], weights: NDArray[Any]) -> NDArray[np.float64]:

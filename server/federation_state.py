@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from server.ladder import Plan, choose_rung, plan_rung
+from server.vendor_codes import vendor_codes
 from shared import checkpoint
 from shared.checkpoint import Arrays
-from shared.config import Config
+from shared.config import RUNGS, Config, Rung
 from shared.errors import UserError
+from shared.moments import NUM_LOOKS
 from shared.networks.generator import Prior
-from shared.privacy import NoisePlan, Release, epsilon, plan_noise
-from shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Request
+from shared.privacy import Release, epsilon
+from shared.records import GRADIENTS, MOMENTS, Request
 from shared.run_folder import RunFolder
-
-CODE_STD_RANGE = (0.5, 1.5)
-"""In the prior's own spread. Clipping and noise make a vendor's spread too small or too large; one that vanishes would
-paint the same picture over and over. The public development patients of one vendor spread by 0.4 to 0.95."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class FederationState:
     Attributes:
         run_id: With the round, the key in every site's ledger: the same after a restart.
         prior_sha256: Of the public prior that the trainable part belongs to.
+        rung: Of the ladder of adaptation, chosen once.
+        choice: The rung and why, in a line.
         plan: The noise of the whole run, planned once; None without privacy.
         server_round: Rounds finished.
         arrays: The trainable part after the last aggregation.
@@ -51,7 +52,9 @@ class FederationState:
 
     run_id: str
     prior_sha256: str
-    plan: NoisePlan | None
+    rung: Rung
+    choice: str
+    plan: Plan | None
     server_round: int
     arrays: Arrays
     ema: Arrays
@@ -66,7 +69,9 @@ class FederationState:
         metadata = {
             "run_id": self.run_id,
             "prior_sha256": self.prior_sha256,
-            "plan": asdict(self.plan) if self.plan else None,
+            "rung": self.rung,
+            "choice": self.choice,
+            "plan": {task: asdict(part) for task, part in self.plan.items()} if self.plan else None,
             "server_round": self.server_round,
             "releases": self.releases,
             "rounds": self.rounds,
@@ -89,21 +94,19 @@ class FederationState:
             group, _, rest = name.partition("/")
             values[group][rest] = array
         if values["plan"]:
-            values["plan"] = NoisePlan(**{key: Release(**release) for key, release in values["plan"].items()})
+            values["plan"] = {task: Release(**release) for task, release in values["plan"].items()}
         return cls(**values)
 
-    def apply_moments(self, updates: Mapping[str, Arrays], vendors: Mapping[str, str]) -> None:
-        """Per vendor: mean and standard deviation of the code from its sites' private moments, equally weighted.
+    def num_rounds(self, config: Config) -> int:
+        """Of the whole run: the rung of moments ends with the first."""
+        return 1 if self.rung == "moments" else config.federation.num_rounds
 
-        A vendor whose sites have not answered keeps the prior's.
-        """
-        for vendor in sorted({vendors[site] for site in updates}):
-            of_vendor = [updates[site] for site in sorted(updates) if vendors[site] == vendor]
-            mean = np.mean([update[CODE_MEAN] for update in of_vendor], axis=0, dtype=np.float64)
-            square = np.mean([update[CODE_SQUARE] for update in of_vendor], axis=0, dtype=np.float64)
-            low, high = CODE_STD_RANGE
-            std = np.sqrt(np.clip(square - mean**2, low**2, high**2))
-            self.code_mean[vendor], self.code_std[vendor] = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    def apply_moments(self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request) -> None:
+        """Take over each vendor's distribution of codes; one whose sites have not answered keeps the prior's."""
+        vendors = {site: facts.vendor for site, facts in sites.items()}
+        nominal_patients = {site: facts.nominal_patients for site, facts in sites.items()}
+        for vendor, (mean, std) in vendor_codes(updates, vendors, nominal_patients, request).items():
+            self.code_mean[vendor], self.code_std[vendor] = mean, std
 
     def apply_gradients(self, updates: Mapping[str, Arrays], ema_decay: float) -> None:
         """Add the mean of the sites' updates, equally weighted, and move the average towards the result."""
@@ -138,6 +141,7 @@ class FederationState:
         metadata = {
             "run_id": self.run_id,
             "prior_sha256": self.prior_sha256,
+            "rung": self.rung,
             "private": private,
             "delta": delta if private else None,
             "num_rounds": self.server_round,
@@ -149,23 +153,24 @@ class FederationState:
 
 
 def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) -> FederationState:
-    """The state before round 1: the prior's trainable part, its code distribution, and the noise of the whole run."""
-    arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in prior.generator.trainable().items()}
+    """The state before round 1: the rung, its trainable part, the prior's codes, and the noise of the whole run."""
     privacy, federation = config.privacy, config.federation
-    plan = None
-    if privacy.enabled:
-        plan = plan_noise(
-            privacy.target_epsilon,
-            privacy.target_delta,
-            privacy.sample_rate,
-            (federation.num_rounds - 1) * federation.local_steps,
-            privacy.moments_share,
-        )
+    num_steps = (federation.num_rounds - 1) * federation.local_steps
+    parts = {rung: prior.generator.trainable(rung) for rung in RUNGS}
+    sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in RUNGS[1:]}
+    plan = plan_rung("affine", privacy, num_steps) if privacy.enabled else None
+    nominal_patients = [facts.nominal_patients for facts in sites.values()]
+    rung, choice = choose_rung(federation.rung, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
+    if plan and rung == "moments":
+        plan = plan_rung(rung, privacy, num_steps)
+    arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
     vendors = sorted({facts.vendor for facts in sites.values()})
     code_size = len(prior.code_mean)
     return FederationState(
         run_id=secrets.token_hex(8),
         prior_sha256=prior.sha256,
+        rung=rung,
+        choice=choice,
         plan=plan,
         server_round=0,
         arrays=arrays,
@@ -177,22 +182,21 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
 
 def make_request(config: Config, state: FederationState, server_round: int) -> Request:
     """What a round asks of every site."""
-    privacy, federation, plan = config.privacy, config.federation, state.plan
-    is_moments = server_round == 1
-    noise = 0.0
-    if plan is not None:
-        noise = (plan.moments if is_moments else plan.gradients).noise_multiplier
+    privacy, federation = config.privacy, config.federation
+    task = MOMENTS if server_round == 1 else GRADIENTS
+    is_moments = task == MOMENTS
     return Request(
-        task=MOMENTS if is_moments else GRADIENTS,
+        task=task,
         run_id=state.run_id,
         server_round=server_round,
         prior_sha256=state.prior_sha256,
-        private=plan is not None,
-        noise_multiplier=float(noise),
+        rung=state.rung,
+        private=state.plan is not None,
+        noise_multiplier=float(state.plan[task].noise_multiplier) if state.plan else 0.0,
         sample_rate=1.0 if is_moments else float(privacy.sample_rate),
         max_grad_norm=float(privacy.moments_clip if is_moments else privacy.max_grad_norm),
         target_delta=float(privacy.target_delta),
-        local_steps=1 if is_moments else federation.local_steps,
+        local_steps=NUM_LOOKS if is_moments else federation.local_steps,
         learning_rate=float(federation.learning_rate),
         num_views=federation.num_views,
         seed=config.seed,

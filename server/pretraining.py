@@ -108,7 +108,7 @@ class _Trainer:
         self.hearts, self.checkpoint = hearts, checkpoint
         torch.manual_seed(config.seed)
         start = load_prior(Path(self.settings.start)) if self.settings.start else None
-        self.start_made_by = dict(start.made_by) if start else None
+        self.start_sha256 = start.sha256 if start else None
         self.generator = (start.generator if start else Generator()).train().requires_grad_(True).to(self.device)
         self.ema = Generator(self.generator.architecture).to(self.device)
         self.ema.load_state_dict(self.generator.state_dict())
@@ -120,17 +120,19 @@ class _Trainer:
         """Train until the steps or the minutes are used up."""
         started = time.monotonic() - self.elapsed_s
         steps = range(self.step, self.settings.num_steps)
-        for step in track(steps, "training the prior"):
-            done = step / self.settings.num_steps
-            if minutes is not None:
-                done = max(done, self.elapsed_s / (60 * minutes))
-            if done >= 1:
-                break
-            self._train_step(done)
-            self.elapsed_s = time.monotonic() - started
-            if self.step % CHECKPOINT_STEPS == 0:
-                self._save()
-        self._save()
+        try:
+            for step in track(steps, "training the prior"):
+                done = step / self.settings.num_steps
+                if minutes is not None:
+                    done = max(done, self.elapsed_s / (60 * minutes))
+                if done >= 1:
+                    break
+                self._train_step(done)
+                self.elapsed_s = time.monotonic() - started
+                if self.step % CHECKPOINT_STEPS == 0:
+                    self._save()
+        finally:  # an interruption loses nothing
+            self._save()
 
     def card(self) -> dict[str, Any]:
         """What made the prior, for the file beside it."""
@@ -145,7 +147,7 @@ class _Trainer:
             "threads": torch.get_num_threads(),
             "final_loss": round(self.loss, 5),
             "torch": torch.__version__,
-            "start": self.start_made_by,
+            "start_sha256": self.start_sha256,
         }
 
     def _train_step(self, done: float) -> None:

@@ -1,8 +1,8 @@
 """ResNet50 that reads an ED/ES pair of short-axis slices and tells the patient's ejection fraction.
 
-It sees one slice at a time and no mask, and a patient's answer is the mean over the middle of the stack: a test scan
-needs nothing but its pixels. The LV areas of both phases are learnt beside the ejection fraction, because they say
-where to look.
+It sees one slice at a time, the ventricle in the middle, and no mask; a patient's answer is the mean over the middle of
+the stack: a test scan needs nothing but its pixels. The LV areas of both phases are learnt beside the ejection
+fraction, because they say where to look.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from server.augmentation import Augmentation, augment_pairs, warp
+from server.localisation import centred
 from server.training_state import TrainingState, one_cycle
 from shared import checkpoint as checkpoints
 from shared.anatomy import ejection_fraction
@@ -126,16 +127,16 @@ def prepare_examples(cases: Sequence[Case]) -> Examples:
     known = [(case, ef) for case, ef in known if math.isfinite(ef)]
     if not known:
         raise UserError(f"none of the {len(cases)} training cases has an ejection fraction: give labels or masks")
-    images, efs, areas = [], [], []
+    stacks, efs, areas = [], [], []
     for case, ef in known:
         pictures, masks = slice_pairs(case)
         middle = middle_slices(len(pictures))
         lv = (masks == LV).float().mean(dim=(2, 3))
-        images.append(pictures[middle])
+        stacks.append(pictures[middle])
         areas.append(lv[middle] if lv.any() else torch.full_like(lv[middle], math.nan))
-        efs.append(torch.full((len(images[-1]),), ef))
+        efs.append(torch.full((len(stacks[-1]),), ef))
     mean_ef = float(np.mean([ef for _, ef in known]))
-    return Examples(torch.cat(images), torch.cat(efs), torch.cat(areas), mean_ef)
+    return Examples(torch.cat(centred(stacks)), torch.cat(efs), torch.cat(areas), mean_ef)
 
 
 def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
@@ -226,7 +227,7 @@ def predict(
     if not cases:
         return np.zeros(0)
     stacks = [slice_pairs(case)[0] for case in cases]
-    stacks = [stack[middle_slices(len(stack))] for stack in stacks]
+    stacks = centred([stack[middle_slices(len(stack))] for stack in stacks])
     images = torch.cat(stacks)
     limit = math.radians(TTA_ROTATION_DEG) if num_tta > 1 else 0.0
     angles = torch.linspace(-limit, limit, num_tta)

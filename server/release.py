@@ -6,6 +6,7 @@ checked with `sha256sum --check SHA256SUMS`, and `cases.csv` makes the folder a 
 
 import csv
 import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,19 +16,22 @@ from typing import Any
 import numpy as np
 
 from server.dicom_export import export_case
+from server.evaluation import score
 from shared.case import ED, ES, LV, Case, save_case, write_index
 from shared.config import Config
 from shared.errors import UserError
 from shared.progress import track
 
 DATASHEET_NAME, LABELS_NAME, CHECKSUMS_NAME = "DATASHEET.md", "labels.csv", "SHA256SUMS"
-LABEL_COLUMNS = ("pseudonym", "vendor", "ef", "ef_requested", "lv_ed_ml", "lv_es_ml")
+LABEL_COLUMNS = ("pseudonym", "vendor", "ef", "ef_requested", "ef_measured", "lv_ed_ml", "lv_es_ml")
+NUM_BOOTSTRAP = 1000
 
 
 def write_release(
     folder: Path,
     cases: Sequence[Case],
     requested_efs: Sequence[float] | None,
+    measured_efs: Sequence[float],
     facts: Mapping[str, Any],
     dicom: bool = False,
 ) -> None:
@@ -37,6 +41,7 @@ def write_release(
         folder: For example RUN/synthetic.
         cases: Synthetic cases; `info.ef` is the label.
         requested_efs: Shape (len(cases),), what each heart was asked to eject; None: the labels.
+        measured_efs: Shape (len(cases),), `server.segmentation.measured_ef` of the pictures, NaN where it found no LV.
         facts: What `datasheet` takes; see `study_facts`.
         dicom: Also write `dicom/`.
 
@@ -53,8 +58,10 @@ def write_release(
         if dicom:
             export_case(partial / "dicom", case)
     write_index(partial, [case.info for case in cases])
-    _write_labels(partial / LABELS_NAME, cases, requested_efs)
-    (partial / DATASHEET_NAME).write_text(datasheet(cases, facts), encoding="utf-8")
+    requested = [case.info.ef for case in cases] if requested_efs is None else requested_efs
+    _write_labels(partial / LABELS_NAME, cases, requested, measured_efs)
+    text = datasheet(cases, requested, measured_efs, facts)
+    (partial / DATASHEET_NAME).write_text(text, encoding="utf-8")
     (partial / CHECKSUMS_NAME).write_text(checksums(partial), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -101,11 +108,15 @@ def checksums(folder: Path) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def datasheet(cases: Sequence[Case], facts: Mapping[str, Any]) -> str:
+def datasheet(
+    cases: Sequence[Case], requested_efs: Sequence[float], measured_efs: Sequence[float], facts: Mapping[str, Any]
+) -> str:
     """The data set's datasheet, after Gebru et al. (2021), https://arxiv.org/abs/1803.09010.
 
     Args:
         cases: The synthetic cases.
+        requested_efs: Shape (len(cases),).
+        measured_efs: Shape (len(cases),), found on the pictures; NaN where no LV was found.
         facts: `study` (its name), `privacy` (as in report.json; an epsilon of None means no privacy), `made_with`
             ({name: value}, one line each), `real_data` (one sentence on what the sites' scans were).
     """
@@ -129,12 +140,13 @@ No picture in this folder shows a person. Every heart was drawn by a shape model
   nobody has drawn them afterwards.
 - Ejection fraction, from the masks: {efs.min():.2f} to {efs.max():.2f}, mean {efs.mean():.2f}. Spread evenly on
   purpose: low and high values are more frequent than among patients.
+{_agreement(requested_efs, measured_efs)}
 
 | file | content |
 |---|---|
 | `cases/<pseudonym>.npz` | `frames` float32 (2, Z, H, W) in [0, 1]; `masks` uint8 (2, Z, H, W); `spacing_mm` (3,) |
 | `cases.csv` | index: pseudonym, vendor, field strength, ejection fraction, group |
-| `{LABELS_NAME}` | `ef` of the masks, `ef_requested` of the shape model, `lv_ed_ml` and `lv_es_ml` of the cavity |
+| `{LABELS_NAME}` | `ef` of the masks, `ef_requested`, `ef_measured` on the picture; cavity: `lv_ed_ml`, `lv_es_ml` |
 | `dicom/` | only on request: MR Image Storage with SyntheticData (0008,001C) = YES |
 | `{CHECKSUMS_NAME}` | check with `sha256sum --check {CHECKSUMS_NAME}` |
 
@@ -160,6 +172,28 @@ Training and testing of methods that measure the left ventricle, teaching, softw
 - Two phases of the cycle, short axis only; no flow, no late enhancement, no implants, few artefacts.
 - A method that works on these pictures must be tested on real scans before anybody relies on it.
 """
+
+
+def _agreement(requested_efs: Sequence[float], measured_efs: Sequence[float]) -> str:
+    """Whether the pictures show what was asked for, as one item of the datasheet."""
+    found = [(asked, seen) for asked, seen in zip(requested_efs, measured_efs, strict=True) if math.isfinite(seen)]
+    values = score([asked for asked, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
+    r, mae = (_with_interval(values, name, digits) for name, digits in (("r", 3), ("mae_points", 1)))
+    return "\n".join([
+        "- Ejection fraction asked for against the one that an independent segmenter measures on the picture:",
+        f"  r = {r}, mean absolute difference {mae} EF points.",
+        "  The segmenter was trained on simulated hearts and never on a generated picture. It found no left ventricle",
+        f"  in {len(measured_efs) - len(found)} of {len(measured_efs)} patients; their `ef_measured` is empty.",
+    ])  # fmt: skip
+
+
+def _with_interval(values: Mapping[str, Any], name: str, digits: int) -> str:
+    """A figure with its 95 % interval; "unknown" where it is undefined."""
+    if values[name] is None:
+        return "unknown"
+    limits = values["ci95"][name]
+    interval = f" (95 % {limits[0]:.{digits}f} to {limits[1]:.{digits}f})" if limits else ""
+    return f"{values[name]:.{digits}f}{interval}"
 
 
 def _privacy(privacy: Mapping[str, Any]) -> str:
@@ -190,12 +224,13 @@ def _span(values: Collection[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _write_labels(path: Path, cases: Sequence[Case], requested_efs: Sequence[float] | None) -> None:
-    asked = [case.info.ef for case in cases] if requested_efs is None else requested_efs
+def _write_labels(
+    path: Path, cases: Sequence[Case], requested_efs: Sequence[float], measured_efs: Sequence[float]
+) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(LABEL_COLUMNS)
-        for case, requested in zip(cases, asked, strict=True):
+        for case, requested, measured in zip(cases, requested_efs, measured_efs, strict=True):
             volumes = (f"{cavity_ml(case, phase):.2f}" for phase in (ED, ES))
-            efs = (f"{value:.6g}" for value in (case.info.ef, requested))
+            efs = ("" if math.isnan(value) else f"{value:.6g}" for value in (case.info.ef, requested, measured))
             writer.writerow([case.info.pseudonym, case.info.vendor, *efs, *volumes])

@@ -102,7 +102,7 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     toward_wall = -x * torch.cos(lean) - y * torch.sin(lean)
     wall = toward_wall - dice.heart(38, 75) - 5 * dice.field(4)
     muscle = dice.heart(0.1, 0.35) * (1 + 0.2 * dice.field(12))
-    fat = dice.heart(0.5, 1.3) * (1 + 0.15 * dice.field(8))
+    fat = dice.heart(0.4, 1.15) * (1 + 0.15 * dice.field(8))
     layer = dice.heart(3, 12)
     picture = _mix(picture, muscle, _soft(-wall, 2.0))
     picture = _mix(picture, fat, _soft(layer - wall, 2.0))
@@ -117,15 +117,15 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
 
 def _heart(hearts: Hearts, picture: Tensor, d: Distances, dice: _Dice) -> Tensor:
     """The heart over its surroundings."""
-    edge = dice.heart(1.2, 3.0)
-    blood = dice.heart(0.5, 1.05)
-    muscle = blood * dice.heart(0.15, 0.55)
+    edge = dice.heart(0.8, 2.4)
+    blood = dice.heart(0.65, 1.3)
+    muscle = blood * dice.heart(0.1, 0.5)
     rv_blood = muscle + (blood - muscle) * dice.heart(0.45, 1.05)
     inflow = 1 + dice.heart(0.0, 0.2) * dice.field(6, per_phase=True) + dice.heart(0.0, 0.15) * dice.field(3)
 
     outline = torch.minimum(d.epi, d.rv - dice.heart(1.5, 4.5))
     fat_depth = (dice.heart(-4, 5) + 3.5 * dice.field(6)).clamp(min=0)
-    fat = dice.heart(0.35, 1.2)
+    fat = dice.heart(0.3, 1.15)
     picture = _mix(picture, fat, _soft(outline - fat_depth, edge) * (fat_depth > 0.5))
     # The RV's thin free wall, then its blood with coarse trabeculae toward the apex.
     picture = _mix(picture, muscle * dice.heart(0.8, 1.3), _soft(outline, edge))
@@ -136,7 +136,7 @@ def _heart(hearts: Hearts, picture: Tensor, d: Distances, dice: _Dice) -> Tensor
     picture = _mix(picture, muscle * texture, _soft(d.epi, edge))
     # Readers draw the cavity's border outside the trabeculae: the bright blood ends a little inside it, raggedly, and
     # more so when contracted.
-    inset = (dice.heart(-0.5, 3.2) + dice.heart(0.3, 2.6) * dice.field(12, per_phase=True)) * _ed_es(0.9, 1.15)
+    inset = (dice.heart(0.4, 3.0) + dice.heart(0.2, 1.5) * dice.field(12, per_phase=True)) * _ed_es(0.9, 1.4)
     ragged = d.endo + inset
     picture = _mix(picture, blood * inflow, _soft(ragged, edge))
     picture = _mix(picture, muscle * dice.heart(0.9, 1.15), _papillary(hearts, d, dice) * dice.heart(0.6, 1.0))
@@ -169,7 +169,7 @@ def _papillary(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
 def _scan(picture: Tensor, dice: _Dice) -> Tensor:
     """Blur, shading, noise, gamma; scaled per heart to the 1st and 99th percentile and to [-1, 1]."""
     num_hearts, _, _, size, _ = picture.shape
-    sigma = dice.heart(0.25, 1.1)
+    sigma = dice.heart(0.15, 0.8)
     taps = torch.arange(-3, 4, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (taps / sigma.reshape(-1, 1)) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)

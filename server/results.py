@@ -2,25 +2,21 @@
 
 import csv
 import json
+import math
 import platform
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from server.evaluation import as_text_table, table
-from server.regression import middle_slices
+from server.evaluation import Score, as_text_table, score, table
 from server.release import LABELS_NAME
-from server.report.build import MAIN_MODEL, Answers, ReportInputs, SampleSheet, build_report
+from server.report.build import Answers, ReportInputs, build_report
+from server.report.models import MAIN_MODEL, model_name, model_rank
+from server.report.pictures import Extreme, extremes, sample_sheets
 from shared import checkpoint
 from shared.case import Case, load_cases
 from shared.config import Config, dump
 from shared.run_folder import RunFolder
-from shared.views import slice_pairs
 
-NUM_SAMPLES = 5
-"""Patients per vendor on a sample sheet."""
 LIBRARIES = ("fedcmr", "flwr", "torch", "monai", "opacus", "numpy")
 
 Scores = dict[str, dict[str, Any]]
@@ -32,7 +28,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     predictions = read_predictions(run)
     scores = {model: score_sets(sets, config) for model, sets in predictions.items()}
     synthetic = load_cases(run.path / "synthetic")
-    requested, measured = _labels(run)
+    labels = _labels(run)
     vendors = [case.info.vendor for case in synthetic]
     report = {
         "study": run.path.resolve().name,
@@ -43,22 +39,25 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "synthetic": {
             "n_cases": len(synthetic),
             "per_vendor": {vendor: vendors.count(vendor) for vendor in sorted(set(vendors))},
-            "requested_ef": requested,
-            "measured_ef": measured,
+            **labels,
+            "agreement": _agreement(labels, config),
         },
         "timing": timing(run),
         "settings": dump(config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
+    show_real = config.hospitals.source == "phantom" or config.evaluation.show_real_pictures
+    shown = test_sets if show_real else []
+    best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
     inputs = ReportInputs(
         predictions={
             model: {name: Answers(**answers) for name, answers in sets.items()} for model, sets in predictions.items()
         },
-        samples=_samples(synthetic, [case for _, cases in test_sets for case in cases]),
+        samples=sample_sheets(synthetic, [case for _, cases in shown for case in cases]),
+        best=best,
+        worst=worst,
         curves=_curves(run),
-        requested_efs=requested,
-        measured_efs=measured,
-        show_real=config.hospitals.source == "phantom",
+        show_real=show_real,
     )
     build_report(report, inputs, run.path)
 
@@ -96,8 +95,8 @@ def timing(run: RunFolder) -> dict[str, Any]:
 
 
 def read_predictions(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
-    """{model: {test set: vendors, true, predicted}}, the main model first."""
-    paths = sorted((run.path / "predictions").glob("*.json"), key=lambda path: (path.stem != MAIN_MODEL, path.stem))
+    """{model: {test set: vendors, true, predicted}}, in the reader's order: the main model first."""
+    paths = sorted((run.path / "predictions").glob("*.json"), key=lambda path: model_rank(path.stem))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -113,18 +112,47 @@ def results_table(run: RunFolder) -> Any:
     models = {MAIN_MODEL: report["regression"], **report["baselines"]}
     several = len(report["regression"]) > 1
     rows = {
-        model.replace("_", " ") + (f", {name}" if several else ""): scores
-        for model, sets in models.items()
+        model_name(model) + (f", {name}" if several else ""): scores
+        for model, sets in sorted(models.items(), key=lambda item: model_rank(item[0]))
         for name, scores in sets.items()
     }
     return as_text_table("ejection fraction of held-out patients", rows)
 
 
-def _labels(run: RunFolder) -> tuple[list[float], list[float]]:
-    """Requested ejection fractions and the labels, which are measured on the masks, from the release."""
+def _labels(run: RunFolder) -> dict[str, list[float] | None]:
+    """Ejection fractions of the synthetic cases: asked for, of the masks, and measured on the pictures.
+
+    The last is NaN where no left ventricle was found, and None for a release older than the measurement.
+    """
     with (run.path / "synthetic" / LABELS_NAME).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [float(row["ef_requested"]) for row in rows], [float(row["ef"]) for row in rows]
+    columns = {"requested_ef": "ef_requested", "mask_ef": "ef", "measured_ef": "ef_measured"}
+    return {
+        name: [float(row[column] or "nan") for row in rows] if rows and column in rows[0] else None
+        for name, column in columns.items()
+    }
+
+
+def _agreement(labels: dict[str, list[float] | None], config: Config) -> Score | None:
+    """`score` of the measured against the requested ejection fractions, where a left ventricle was found."""
+    requested, measured = labels["requested_ef"], labels["measured_ef"]
+    if requested is None or measured is None:
+        return None
+    found = [(asked, seen) for asked, seen in zip(requested, measured, strict=True) if math.isfinite(seen)]
+    asked_for, seen_on_picture = ([pair[i] for pair in found] for i in (0, 1))
+    return score(asked_for, seen_on_picture, config.evaluation.num_bootstrap, config.seed)
+
+
+def _extremes(
+    answers: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]]
+) -> tuple[list[Extreme], list[Extreme]]:
+    """The main model's best and worst test patients; none where the answers are not those of the patients."""
+    cases = [case for name, cases in test_sets if name in answers for case in cases]
+    known = [name for name, _ in test_sets if name in answers]
+    true, predicted = ([value for name in known for value in answers[name][key]] for key in ("true", "predicted"))
+    if true != [case.info.ef for case in cases]:
+        return [], []
+    return extremes(cases, predicted)
 
 
 def _curves(run: RunFolder) -> dict[str, tuple[list[float], list[float]]]:
@@ -136,23 +164,3 @@ def _curves(run: RunFolder) -> dict[str, tuple[list[float], list[float]]]:
             steps.append(line["step"])
             losses.append(line["loss"])
     return curves
-
-
-def _samples(synthetic: list[Case], real: list[Case]) -> dict[str, SampleSheet]:
-    """Mid-stack pictures of the first patients of every vendor, synthetic and real."""
-    sheets = {}
-    for vendor in sorted({case.info.vendor for case in synthetic}):
-        pictures = _mid_pictures(synthetic, vendor)
-        if pictures is not None:
-            sheets[vendor] = SampleSheet(pictures, _mid_pictures(real, vendor))
-    return sheets
-
-
-def _mid_pictures(cases: list[Case], vendor: str) -> NDArray[np.float32] | None:
-    """Shape (N, 2, 64, 64) in [0, 1]; None where the vendor has no case."""
-    chosen = [case for case in cases if case.info.vendor == vendor][:NUM_SAMPLES]
-    if not chosen:
-        return None
-    stacks = [slice_pairs(case)[0] for case in chosen]
-    middles = [stack[middle_slices(len(stack))] for stack in stacks]
-    return np.stack([((middle[len(middle) // 2] + 1) / 2).numpy() for middle in middles])

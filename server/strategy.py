@@ -1,8 +1,9 @@
 """Federation: what our rounds add to Flower's FedAvg.
 
 Round 1 asks each site for the private moments of its appearance codes, the others for private gradient steps on the
-generator's trainable part. Weights are equal: a count of patients would be a release of its own. Every reply is checked
-before any maths, and the state is saved after every round, so that an interruption loses one round at most.
+part of the generator that the study's rung trains (`server.ladder`). Weights are equal: a count of patients would be a
+release of its own. Every reply is checked before any maths, and the state is saved after every round, so that an
+interruption loses one round at most.
 """
 
 import time
@@ -85,7 +86,7 @@ class EqualWeightFedAvg(FedAvg):
         updates = {answer.site: answer.arrays for answer in self.answers if answer.arrays is not None}
         self._note_releases(request)
         if updates and request.task == MOMENTS:
-            self.state.apply_moments(updates, {site: facts.vendor for site, facts in self.sites.items()})
+            self.state.apply_moments(updates, self.sites, request)
         elif updates:
             self.state.apply_gradients(updates, self.ema_decay)
         self.state.server_round = server_round
@@ -155,13 +156,14 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
     if state is None:
         state = initial_state(config, prior, sites)
         state.save(folder)
+        run.log(state.choice)
     if state.prior_sha256 != prior.sha256:
         raise UserError(f"{folder} belongs to another prior: give that one as 'prior', or a new run folder")
     logged = {line["round"] for line in run.metrics() if line.get("stage") == "federation" and "round" in line}
     for metrics in state.rounds:  # an interruption between a checkpoint and its line
         if metrics["round"] not in logged:
             run.metric(metrics)
-    num_rounds = config.federation.num_rounds
+    num_rounds = state.num_rounds(config)
     timeout_s = config.federation.reply_timeout_s
     if state.server_round < num_rounds:
         wait_for_nodes(grid, len(sites), timeout_s)
@@ -176,6 +178,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         metrics = {
             "stage": "federation",
             "round": server_round,
+            "rung": state.rung,
             **summarise(strategy.answers, len(messages)),
             "bytes_down": _num_bytes(arrays) * len(messages),
             "bytes_up": sum(_num_bytes(reply.content.get(ARRAYS)) for reply in replies if reply.has_content()),

@@ -12,6 +12,7 @@ from server.regression import predict, save_regressor, train_regressor
 from server.release import study_facts, write_release
 from server.report.build import MAIN_MODEL
 from server.results import privacy_spent, write_report
+from server.segmentation import load_segmenter, measured_ef
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
 from shared.case import INDEX_NAME, Case, load_cases
 from shared.checkpoint import write_atomically
@@ -105,7 +106,9 @@ def test_sets(run: RunFolder) -> list[tuple[str, list[Case]]]:
 
 
 def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerator) -> None:
-    """Sample the synthetic data set and write it with labels and datasheet."""
+    """Sample the synthetic data set, measure what the pictures show, and write it with labels and datasheet."""
     synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
+    measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
-    write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, facts, config.synthesis.dicom)
+    write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, measured, facts,
+                  config.synthesis.dicom)  # fmt: skip

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.recolouring import recolour
 from server.rendering import render
 from shared import checkpoint
 from shared.anatomy import Hearts, distances, draw_hearts, ejection_fraction, masks_from, slice_positions
-from shared.appearance import CodeDistribution
+from shared.appearance import CodeDistribution, appearance_codes
 from shared.case import Case, CaseInfo
 from shared.config import SynthesisConfig
 from shared.device import autocast, pick_device
@@ -46,10 +47,12 @@ class SyntheticSet:
     Attributes:
         cases: Frames and masks on the generator's grid; `info.ef` is measured on the masks.
         requested_efs: Shape (len(cases),).
+        codes: Shape (len(cases), K), the standardised appearance codes asked for.
     """
 
     cases: list[Case]
     requested_efs: list[float]
+    codes: Tensor
 
 
 def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
@@ -110,18 +113,21 @@ def synthesize(
         requested = _spread_efs(names, rng)
         # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
         hearts = draw_hearts(len(names), rng, config.num_slices, requested)
-        codes = torch.stack([(shared.codes[name] if shared else prior.codes).sample(1, rng)[0] for name in names])
+        wanted = _draw_codes(shared, names, seed)
         cases: list[Case] = []
+        codes: list[Tensor] = []
         for start in track(range(0, len(names), _HEARTS_PER_CHUNK), description):
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
-            images, masks = _paint(generator, hearts[part], codes[part], config, rng, device)
+            sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
+            images = _paint(generator, sketch, masks, code, config, rng, device)
+            codes.append(code)
             cases += [
                 _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])
                 for i in range(part.stop - start)
             ]
     finally:
         _set_trainable(generator.trainable(), before)
-    return SyntheticSet(cases, requested.tolist())
+    return SyntheticSet(cases, requested.tolist(), torch.cat(codes))
 
 
 def vendor_names(config: SynthesisConfig, vendors: Sequence[str]) -> list[str]:
@@ -148,17 +154,38 @@ def _spread_efs(names: Sequence[str], rng: torch.Generator) -> Tensor:
     return efs
 
 
+def _draw_codes(shared: SharedGenerator | None, names: Sequence[str], seed: int) -> Tensor | None:
+    """A code from each case's vendor, shape (N, K); None for the prior alone, where every sketch has its own.
+
+    Random numbers of their own: the hearts stay the same whether there are codes to draw or not.
+    """
+    if shared is None:
+        return None
+    rng = torch.Generator().manual_seed(seed + 1)
+    return torch.stack([shared.codes[name].sample(1, rng)[0] for name in names])
+
+
+def _sketch(
+    prior: Prior, hearts: Hearts, codes: Tensor | None, config: SynthesisConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rough pictures and masks (N, S, 2, H, W) of the hearts in the colours of their codes, and the codes (N, K)."""
+    d = distances(hearts, slice_positions(hearts, config.num_slices))
+    masks, sketch = masks_from(d), render(hearts, d, rng)
+    if codes is None:
+        return sketch, masks, prior.standardise(appearance_codes(sketch, masks))
+    return recolour(sketch, masks, codes * prior.code_std + prior.code_mean), masks, codes
+
+
 def _paint(
     generator: torch.nn.Module,
-    hearts: Hearts,
+    sketch: Tensor,
+    masks: Tensor,
     codes: Tensor,
     config: SynthesisConfig,
     rng: torch.Generator,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Images (N, S, 2, H, W) in [-1, 1] and masks of the hearts, each in its own appearance."""
-    d = distances(hearts, slice_positions(hearts, config.num_slices))
-    masks, sketch = masks_from(d), render(hearts, d, rng)
+) -> Tensor:
+    """Images (N, S, 2, H, W) in [-1, 1], each heart in its own appearance."""
     noise = torch.randn(sketch.shape, generator=rng)
     flat_codes = codes.repeat_interleave(config.num_slices, dim=0)
     images = []
@@ -167,7 +194,7 @@ def _paint(
         code = flat_codes[part].to(device)
         with autocast(device):
             images.append(sample(generator, batch[0], code, batch[1], batch[2], config.start_t, config.num_steps).cpu())
-    return torch.cat(images).reshape(sketch.shape), masks
+    return torch.cat(images).reshape(sketch.shape)
 
 
 def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts) -> Case:

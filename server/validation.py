@@ -77,14 +77,15 @@ def plausible_norm(request: Request, num_parameters: int, nominal_patients: int)
     """The largest L2 norm an honest private update is expected to have, with slack; infinite without privacy.
 
     Gradients: `local_steps` steps of `learning_rate`, each at most the clip C plus noise of norm
-    sigma C sqrt(D) / (q N). Moments: mean and mean square of codes of norm at most B, with their noise.
+    sigma C sqrt(D) / (q N). Moments: mean and mean square of codes of norm at most B, with their noise; the mean's goes
+    into the mean square twice, with the mean and with itself.
     """
     if not request.private:
         return math.inf
     clip = request.max_grad_norm
     noise = request.noise_multiplier * math.sqrt(num_parameters) / (request.sample_rate * nominal_patients)
     if request.task == MOMENTS:
-        return NORM_SLACK * (clip + clip**2) * (1 + math.sqrt(2) * noise)
+        return NORM_SLACK * (clip * (1 + noise) + clip**2 * (1 + noise) ** 2)
     return NORM_SLACK * request.local_steps * request.learning_rate * clip * (1 + noise)
 
 

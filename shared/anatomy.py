@@ -1,9 +1,9 @@
 """Parametric short-axis hearts -> masks of a stack at ED and ES, and measures from masks.
 
 A heart is a tapered tube of muscle around the LV cavity with a right ventricle leaning on it, seen in slices across
-its long axis. From ED to ES the cavity's radius shrinks, the mitral plane moves toward the apex, and the muscle keeps
-its volume, so the wall thickens. Not modelled here: papillary muscles (ACDC and M&Ms count them as cavity; the
-renderer paints them), the RV outflow tract, twisting.
+its long axis. From ED to ES the cavity's radius shrinks, the mitral plane moves toward the apex, and the wall thickens
+as the muscle keeps its volume and trabeculae close up against it. Not modelled here: papillary muscles (ACDC and M&Ms
+count them as cavity; the renderer paints them), the RV outflow tract, twisting.
 """
 
 import math
@@ -19,6 +19,7 @@ from shared.views import IMAGE_SIZE, PIXEL_MM
 
 NUM_HARMONICS = 3
 """In-plane shape deviates from a circle by angular harmonics of order 2, 3 and 4."""
+APICAL_GAIN = 0.15
 _NUM_ANGLES = 48
 
 
@@ -42,6 +43,8 @@ class Hearts:
         scar_width: Its half width.
         scar_severity: 0 none, 1 the territory does not move.
         descent: Movement of the mitral plane toward the apex at ES.
+        thickening: Growth of the wall's cross-section with its contraction, beyond what shortening gives: trabeculae
+            that close up count as wall.
         contraction: Endocardial radius at ES as a share of ED, outside the territory; sets the ejection fraction.
         centre: Shape (N, 2): offset of the heart from the picture's centre, x and y.
     """
@@ -61,6 +64,7 @@ class Hearts:
     scar_width: Tensor
     scar_severity: Tensor
     descent: Tensor
+    thickening: Tensor
     contraction: Tensor
     centre: Tensor
 
@@ -123,11 +127,12 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         rv_angle=math.pi + 0.3 + uniform(-0.8, 0.8),
         rv_reach=torch.where(uniform(0, 1) < 0.25, uniform(0.7, 1.2), uniform(0.35, 0.8)),
         rv_width=uniform(0.8, 1.15),
-        rv_shrink=uniform(0.62, 0.95),
+        rv_shrink=uniform(0.57, 0.92),
         scar_angle=uniform(-math.pi, math.pi),
         scar_width=uniform(0.5, 1.4),
         scar_severity=torch.where(infarcted, uniform(0.3, 1.0), torch.zeros(num)),
         descent=(3 + 12 * ef) * uniform(0.4, 1.15),
+        thickening=uniform(0.1, 0.9),
         contraction=torch.ones(num),
         centre=torch.stack([uniform(0, 21), uniform(-12, 7)], dim=1),
     )
@@ -240,9 +245,12 @@ def _radii(hearts: Hearts, positions: Tensor, angle: Tensor, phase: int) -> tupl
     epi_ed = (endo_ed + wall) * closing
     if phase == ED:
         return endo_ed, epi_ed, level
-    moved = wide(hearts.contraction) + (1 - wide(hearts.contraction)) * territory
+    # The apex closes further than the base, as it does on the public scans.
+    healthy = wide(hearts.contraction) * (1 - APICAL_GAIN * level.clamp(0, 1) ** 2)
+    moved = healthy + (1 - healthy) * territory
     endo_es = endo_ed * moved
-    muscle = (epi_ed**2 - endo_ed**2).clamp(min=0) / wide(shortening.squeeze(1))
+    thicker = 1 + wide(hearts.thickening) * (1 - moved).clamp(min=0)
+    muscle = (epi_ed**2 - endo_ed**2).clamp(min=0) * thicker / wide(shortening.squeeze(1))
     return endo_es, (endo_es**2 + muscle).sqrt(), level
 
 

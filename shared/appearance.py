@@ -71,15 +71,26 @@ def appearance_code(images: Tensor, masks: Tensor) -> Tensor:
     return appearance_codes(images[None], masks[None])[0]
 
 
+def regions(masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """LV cavity, myocardium, RV cavity, the ring around the heart and what lies beyond it.
+
+    Args:
+        masks: Shape (N, C, H, W), uint8 labels 0..3.
+
+    Returns:
+        Five tensors of the masks' shape, bool, of which exactly one is true in every pixel.
+    """
+    heart = masks > 0
+    near = F.max_pool2d(heart.float(), 2 * RING_PX + 1, stride=1, padding=RING_PX) > 0
+    return masks == LV, masks == MYO, masks == RV, near & ~heart, ~near
+
+
 def appearance_codes(images: Tensor, masks: Tensor) -> Tensor:
     """`appearance_code` of B patients at once: (B, N, 2, H, W) -> (B, K)."""
     batch, height, width = len(images), *images.shape[-2:]
     pictures = images.reshape(-1, 1, height, width)
     labels = masks.reshape(-1, 1, height, width)
-    heart = (labels > 0).float()
-    near = F.max_pool2d(heart, 2 * RING_PX + 1, stride=1, padding=RING_PX)
-    lv, myo, rv = labels == LV, labels == MYO, labels == RV
-    ring, far = (near > 0) & (heart == 0), near == 0
+    lv, myo, rv, ring, far = regions(labels)
 
     def per_patient(values: Tensor, region: Tensor) -> Tensor:
         """Mean over a region of all of a patient's pictures, shape (B,); NaN for an empty region."""

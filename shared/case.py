@@ -73,8 +73,8 @@ class Case:
             raise ValueError("Expected finite frames in [0, 1].")
         if self.masks.max(initial=0) > LV:
             raise ValueError(f"Expected mask labels 0..{LV}, got {self.masks.max()}.")
-        if self.spacing_mm.shape != (3,) or not (self.spacing_mm > 0).all():
-            raise ValueError("Expected a positive spacing_mm of shape (3,).")
+        if self.spacing_mm.shape != (3,) or not ((self.spacing_mm > 0) & np.isfinite(self.spacing_mm)).all():
+            raise ValueError("Expected a positive, finite spacing_mm of shape (3,).")
 
 
 def save_case(folder: Path, case: Case) -> Path:
@@ -118,7 +118,7 @@ def read_index(folder: Path) -> list[CaseInfo]:
         try:
             info = CaseInfo(row["pseudonym"], row["vendor"], float(row["field_strength_t"] or "nan"),
                             float(row["ef"] or "nan"), row["group"])  # fmt: skip
-            if not PSEUDONYM.fullmatch(info.pseudonym):
+            if not PSEUDONYM.fullmatch(info.pseudonym) or not (math.isnan(info.ef) or 0 <= info.ef <= 1):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} line {line} is not a case's row: prepare the folder again") from None

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +18,12 @@ from shared.case import VENDORS
 from shared.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
-BASELINES = ("predict_the_mean", "prior_only", "local_only", "federated_without_privacy", "pooled_real")
+Rung = Literal["moments", "affine", "low_rank"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
+"""The ladder of private adaptation, from the cheapest; see `server.ladder`."""
+BASELINES = (
+    "predict_the_mean", "prior_only", "local_only", "leave_one_site_out", "federated_without_privacy", "pooled_real",
+)  # fmt: skip
 
 
 def _check(condition: bool, name: str, expected: str, value: object) -> None:
@@ -99,8 +104,9 @@ class PrivacyConfig:
 
 @dataclass
 class FederationConfig:
-    """Rounds, local steps and the views that are averaged into one gradient per patient."""
+    """Rung, rounds, local steps and the views that are averaged into one gradient per patient."""
 
+    rung: str = "affine"
     num_rounds: int = 6
     local_steps: int = 2
     learning_rate: float = 3.0
@@ -110,6 +116,7 @@ class FederationConfig:
     reply_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
+        _check(self.rung in ("auto", *RUNGS), "federation.rung", f"in {('auto', *RUNGS)}", self.rung)
         _check(self.num_rounds >= 2, "federation.num_rounds", ">= 2 (the first one releases the moments)",
                self.num_rounds)  # fmt: skip
         _check(self.local_steps >= 1, "federation.local_steps", ">= 1", self.local_steps)
@@ -126,7 +133,7 @@ class SynthesisConfig:
 
     num_cases: int = 600
     num_slices: int = 6
-    num_steps: int = 6
+    num_steps: int = 4
     start_t: float = 0.5
     batch_size: int = 64
     vendor_shares: dict[str, float] = field(default_factory=dict)
@@ -148,7 +155,7 @@ class SynthesisConfig:
 class RegressionConfig:
     """Training of the ResNet50 that predicts the ejection fraction."""
 
-    num_steps: int = 700
+    num_steps: int = 600
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -170,11 +177,17 @@ class EvaluationConfig:
 
     num_bootstrap: int = 2000
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
+    epsilons: list[float] = field(default_factory=list)
+    show_real_pictures: bool = False
 
     def __post_init__(self) -> None:
         _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
         for name in self.baselines:
             _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
+        for value in self.epsilons:
+            _check(value > 0 and math.isfinite(value), "evaluation.epsilons", "> 0", value)
+        names = {f"{value:g}" for value in self.epsilons}
+        _check(len(names) == len(self.epsilons), "evaluation.epsilons", "to differ from each other", self.epsilons)
 
 
 @dataclass
@@ -199,6 +212,10 @@ class Config:
         if self.hospitals.source != "phantom":
             _check(self.data_root is not None, "data_root", f"to be set for hospitals.source={self.hospitals.source}",
                    self.data_root)  # fmt: skip
+        num_sites = {"phantom": len(self.hospitals.vendors), "acdc": len(self.hospitals.acdc_train_folds)}
+        if "leave_one_site_out" in self.evaluation.baselines:
+            _check(num_sites.get(self.hospitals.source, 2) >= 2, "evaluation.baselines",
+                   "without leave_one_site_out in a study of one site", self.evaluation.baselines)  # fmt: skip
 
 
 def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -18,6 +18,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from shared.moments import NUM_LOOKS
+from shared.networks.generator import RUNGS
 from shared.privacy import Release
 
 ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
@@ -50,10 +52,11 @@ class Request:
         task: "moments" (round 1) or "gradients".
         run_id: Of the whole run, the same after a restart: with the round, the key of the site's ledger.
         prior_sha256: The public prior that the trainable part belongs to.
+        rung: Of the ladder of adaptation: says which part of the generator is trainable, names and shapes.
         private: False only in a study without privacy, which each site's policy must allow.
         max_grad_norm: L2 clip of a patient's gradient; of a patient's code in the moments task.
         sample_rate: Poisson sampling over patients; 1 in the moments task.
-        local_steps: Private gradient steps; 1 in the moments task.
+        local_steps: Private gradient steps; the number of looks in the moments task.
         seed: Of the views. Never of sampling or noise when private.
     """
 
@@ -61,6 +64,7 @@ class Request:
     run_id: str
     server_round: int
     prior_sha256: str
+    rung: str
     private: bool
     noise_multiplier: float
     sample_rate: float
@@ -76,11 +80,12 @@ class Request:
             if type(getattr(self, field.name)) is not field.type:
                 raise ValueError(f"Expected {field.name} to be {field.type}, got {type(getattr(self, field.name))}.")
         numbers = (self.noise_multiplier, self.sample_rate, self.max_grad_norm, self.target_delta, self.learning_rate)
-        one_look = self.sample_rate == 1 and self.local_steps == 1
+        as_moments = self.sample_rate == 1 and self.local_steps == NUM_LOOKS
         if not (
             all(map(math.isfinite, numbers))
             and self.task in (MOMENTS, GRADIENTS)
-            and (self.task == GRADIENTS or one_look)
+            and (self.task == GRADIENTS or as_moments)
+            and self.rung in RUNGS
             and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
             and self.server_round >= 1
             and self.noise_multiplier >= 0

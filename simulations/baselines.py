@@ -1,7 +1,8 @@
 """Baselines that only a simulation can have, because they look at what no server may see: the sites' own cases.
 
-Each is judged on the main model's test patients: pooled real scans without privacy, the federation without privacy,
-and every site alone. What they spend or disclose is no part of the study's epsilon: they are for this machine's eyes.
+Each is judged on the main model's test patients: pooled real scans without privacy, the federation without privacy or
+at another epsilon, every site alone, and the federation without one of its sites. What they spend or disclose is no
+part of the study's epsilon: they are for this machine's eyes.
 """
 
 import json
@@ -11,56 +12,94 @@ from copy import deepcopy
 from dataclasses import replace
 
 from client.policy import load_site, write_site
-from server.report.build import MAIN_MODEL
+from server.report.models import MAIN_MODEL
 from server.study import train_and_predict
 from shared.case import load_cases
-from shared.config import Config
+from shared.config import Config, PrivacyConfig
+from shared.errors import UserError
 from shared.run_folder import RunFolder, open_run
 from simulations.grid import make_grid, run_server_app
 
 
 def run_baselines(run: RunFolder, config: Config) -> None:
-    """Train the baselines that the settings ask for; each is a stage of its own."""
-    wanted = config.evaluation.baselines
-    if "pooled_real" in wanted:
+    """Train the baselines that the settings ask for; each is a stage of its own.
+
+    Raises:
+        UserError: A site is to be left out of a study that has no other.
+    """
+    studies = nested_studies(config, run.site_names())
+    if "pooled_real" in config.evaluation.baselines:
         with run.stage("pooled_real") as to_do:
             if to_do:
                 folders = [load_site(run.path / "sites" / name).data_path for name in run.site_names()]
                 train_and_predict(run, config, "pooled_real", [case for f in folders for case in load_cases(f)])
+    for model, (sites, privacy) in studies.items():
+        with run.stage(model) as to_do:
+            if to_do:
+                _nested_study(run, config, model, sites, privacy)
+
+
+def nested_studies(config: Config, sites: list[str]) -> dict[str, tuple[list[str], PrivacyConfig]]:
+    """The baselines that are studies of their own: {model: (its sites, its privacy)}.
+
+    Args:
+        config: The main study's.
+        sites: The main study's.
+
+    Raises:
+        UserError: A site is to be left out of a study that has no other.
+    """
+    wanted, privacy = config.evaluation.baselines, config.privacy
+    studies = {}
     if "federated_without_privacy" in wanted:
-        _nested_study(run, config, "federated_without_privacy", run.site_names(), private=False)
+        studies["federated_without_privacy"] = (sites, replace(privacy, enabled=False))
+    for value in config.evaluation.epsilons:
+        studies[f"epsilon_{value:g}"] = (sites, replace(privacy, enabled=True, target_epsilon=value))
     if "local_only" in wanted:
-        for name in run.site_names():
-            _nested_study(run, config, f"local_only_{name}", [name], private=config.privacy.enabled)
+        studies |= {f"local_only_{name}": ([name], privacy) for name in sites}
+    if "leave_one_site_out" in wanted:
+        if len(sites) < 2:
+            raise UserError(f"evaluation.baselines: leave_one_site_out needs two sites, got {len(sites)}: leave it out")
+        studies |= {f"without_{name}": ([other for other in sites if other != name], privacy) for name in sites}
+    return studies
 
 
-def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], private: bool) -> None:
-    """A study of its own in `baselines/<model>/`, on the same prepared cases, whose answers become a baseline."""
-    with run.stage(model) as to_do:
-        if not to_do:
-            return
-        settings = deepcopy(config)
-        settings.privacy.enabled = private
-        settings.evaluation.baselines = []
-        nested = open_run(run.path / "baselines" / model, settings)
-        _link_sites(run, nested, sites, private)
-        with make_grid(nested, settings) as grid:
-            run_server_app(grid, {"run-dir": str(nested.path.resolve())})
-        answers = run.path / "predictions" / f"{model}.json"
-        answers.parent.mkdir(exist_ok=True)
-        shutil.copyfile(nested.path / "predictions" / f"{MAIN_MODEL}.json", answers)
+def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: PrivacyConfig) -> None:
+    """Give another run some of a run's sites, and its test patients, without a copy of any case.
 
-
-def _link_sites(run: RunFolder, nested: RunFolder, sites: list[str], private: bool) -> None:
-    """Give the nested study the run's sites, each with a ledger of its own, and its test patients."""
+    Each site gets a ledger of its own and a policy that fits `privacy`, as the simulated hospitals themselves do.
+    """
     for name in sites:
         site = load_site(run.path / "sites" / name)
-        policy = replace(site.policy, allow_without_privacy=not private)
-        folder = nested.path / "sites" / name
+        folder = other.path.resolve() / "sites" / name
+        policy = replace(
+            site.policy,
+            max_epsilon=privacy.target_epsilon,
+            max_delta=privacy.target_delta,
+            allow_without_privacy=not privacy.enabled,
+        )
         write_site(folder, replace(site, data=os.path.relpath(site.data_path, folder), policy=policy))
     study = json.loads((run.path / "study.json").read_text(encoding="utf-8"))
     facts = {name: study["sites"][name] for name in sites}
-    (nested.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
-    test = nested.path / "test"
+    (other.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+    test = other.path / "test"
     if not test.exists():
-        test.symlink_to(os.path.relpath(run.path / "test", nested.path), target_is_directory=True)
+        patients = (run.path / "test").resolve()
+        test.symlink_to(os.path.relpath(patients, other.path.resolve()), target_is_directory=True)
+
+
+def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], privacy: PrivacyConfig) -> None:
+    """A study of its own in `baselines/<model>/`, on the same prepared cases, whose answers become a baseline."""
+    settings = deepcopy(config)
+    settings.privacy = privacy
+    settings.evaluation.baselines, settings.evaluation.epsilons = [], []
+    vendors = {load_site(run.path / "sites" / name).vendor for name in sites}
+    shares = settings.synthesis.vendor_shares.items()  # of the vendors that this study learns; none left: equal shares
+    settings.synthesis.vendor_shares = {name: share for name, share in shares if name in vendors and share > 0}
+    nested = open_run(run.path / "baselines" / model, settings)
+    link_sites(run, nested, sites, privacy)
+    with make_grid(nested, settings) as grid:
+        run_server_app(grid, {"run-dir": str(nested.path.resolve())})
+    answers = run.path / "predictions" / f"{model}.json"
+    answers.parent.mkdir(exist_ok=True)
+    shutil.copyfile(nested.path / "predictions" / f"{MAIN_MODEL}.json", answers)

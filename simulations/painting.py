@@ -67,7 +67,10 @@ def paint_heart(
         v = -x * np.sin(towards_rv) + y * np.cos(towards_rv)
         r_rv, angle_rv = _polar(u, v)
         apical = float(np.clip(level.mean(), 0, 1))
-        ragged = r + patient.trabeculae_mm * (0.5 + apical) * speckle
+        # Trabeculae keep their volume: as the cavity shrinks they crowd toward its middle.
+        outline = lines.endo[:, s].mean(1)
+        crowded = (outline.max() / np.maximum(outline, 1.0))[:, None, None]
+        ragged = r + patient.trabeculae_mm * (0.5 + apical) * crowded * (speckle + 0.15)
         ragged_rv = r_rv + (2.0 + 3.5 * apical) * speckle
 
         rv_line = lines.rv[:, s].take(angle_rv, axis=1)
@@ -88,7 +91,7 @@ def paint_heart(
         _over(value, spongy * _covered(rv_line, ragged_rv, pixel_mm), signal["venous blood"] * flow)
         scar = scar_weight(patient, level[..., 0]).take(angle, axis=1) if patient.scar[0] > 0 else 0.0
         _over(value, in_epi, signal["myocardium"] + scar * (signal["scar"] - signal["myocardium"]))
-        blood = in_endo * (0.3 + 0.7 * _covered(endo_line, ragged, pixel_mm))
+        blood = in_endo * (0.15 + 0.85 * _covered(endo_line, ragged, pixel_mm))
         blood = np.where(level > 0, blood * (1 - _papillary(patient, x, y, speckle, lines, s, pixel_mm)), in_endo)
         _over(value, blood, signal["blood"] * flow)
         in_aorta = _aortic_root(value, x, y, lines.endo[:, s].mean(1), level, signal, pixel_mm)

@@ -77,7 +77,7 @@ def draw_patient(rng: np.random.Generator, population: Population) -> Patient:
     edv_ml = rng.uniform(*group.edv_ml) * size**2
     ef = float(rng.uniform(*group.ef))
     healthy_motion = min(ef / 0.6, 1.1)
-    mapse_mm = float(np.clip(rng.normal(13.5, 1.2) * healthy_motion, 4, 16))
+    mapse_mm = float(np.clip(rng.normal(10, 1.2) * healthy_motion, 3, 13))
     hypertrophic = name == "hypertrophic"
     infarcted = name == "infarcted"
     thickening = (rng.uniform(5, 15), rng.normal(-2.7, 0.5), rng.uniform(0.7, 1.3)) if hypertrophic else (0.0, 0.0, 1.0)
@@ -112,7 +112,7 @@ def draw_patient(rng: np.random.Generator, population: Population) -> Patient:
         ).astype(np.float32),
         tapse_mm=float(np.clip(rng.normal(21, 2) * (0.55 if rv_loaded else healthy_motion), 6, 25)),
         papillary=np.stack([heads, rng.uniform(0.66, 0.84, 4), rng.uniform(2.6, 5.0, 4) * size], 1).astype(np.float32),
-        trabeculae_mm=rng.uniform(2.5, 5.0),
+        trabeculae_mm=rng.uniform(5.0, 11.0),
         fat_mm=float(np.clip(rng.normal(2.5 + 0.25 * (bmi - 22), 1.2), 0.8, 9)),
         subcutaneous_mm=float(np.clip(rng.normal(8 + 0.9 * (bmi - 20) + (4 if female else 0), 3), 4, 45)),
         axis_bend_mm=(rng.normal(0, 3), rng.normal(0, 3)),

@@ -247,12 +247,12 @@ def acquire(
 
 
 def _plan(patient: Patient, scanner: Scanner, num_slices: int, rng: np.random.Generator) -> Stack:
-    """The technologist's planning: first slice at the mitral plane, heart in the field of view's middle third."""
+    """The technologist's planning: first slice a little below the mitral plane, heart in the field of view's middle third."""
     x, y, z = patient.rotation
     turn = np.radians(rng.uniform(*scanner.turn_deg))
     row_direction, column_direction = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
     pixel_mm = round(rng.uniform(*scanner.pixel_mm), 4)
-    top = patient.length_mm / 2 - rng.uniform(1, 7)
+    top = patient.length_mm / 2 - rng.uniform(3, 13)
     spacing_mm = round(max(rng.uniform(*scanner.spacing_mm), (top + patient.length_mm / 2) / (num_slices - 0.7)), 1)
     centre = x * rng.normal(0, 8) + y * rng.normal(10, 8)
     levels = top - spacing_mm * np.arange(num_slices)

@@ -47,6 +47,8 @@ def normalise(cine: Cine) -> Normalised:
     ed, es = find_frames(cine)
     centre = find_centre(cine)
     frames = cine.images[[ed, es]]
+    if any(np.ptp(frame) == 0 for frame in frames):
+        raise Unusable("constant-image")
     frames = _scale(_crop(frames - frames.min(), centre, cine.spacing_mm))
     masks, ef = np.zeros(frames.shape, np.uint8), math.nan
     if cine.masks is not None:

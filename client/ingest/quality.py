@@ -21,7 +21,7 @@ REASONS = {
     "uneven-spacing": "slices at uneven distances: one is missing or belongs elsewhere",
     "slices-not-aligned": "slices are shifted against each other",
     "unreadable-pixels": "an image's pixels are cut, or stored in a way that cannot be decoded here",
-    "constant-image": "the images hold no contrast",
+    "constant-image": "the images, or those of end-diastole or end-systole alone, hold no contrast",
     "missing-file": "a frame, a mask or the whole folder of a listed patient is missing",
     "unreadable-nifti": "a NIfTI file is damaged",
     "masks-differ": "image and mask have different shapes or numbers of phases",

@@ -9,21 +9,14 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
 
 from server.report import figures
 from server.report.figures import HUMAN_POINTS
+from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
+from server.report.pictures import Extreme, Row, SampleSheet
 from shared.checkpoint import write_atomically
 from shared.resources import resource
 
-MAIN_MODEL = "synthetic_only"
-MODEL_NAMES = {
-    MAIN_MODEL: "synthetic hearts only",
-    "predict_the_mean": "guess the mean",
-    "prior_only": "prior alone, no site",
-    "federated_without_privacy": "sites, without privacy",
-    "pooled_real": "real scans, pooled",
-}
 FEW_PATIENTS = 10
 """Below this a row of the table is an illustration, and the page says so."""
 
@@ -38,36 +31,23 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class SampleSheet:
-    """Pictures of one vendor, on one grid and field of view.
-
-    Attributes:
-        synthetic: Shape (N, 2, H, W) in [0, 1], ED and ES of N patients.
-        real: Likewise, of test patients; None where there are none.
-    """
-
-    synthetic: NDArray[np.floating]
-    real: NDArray[np.floating] | None = None
-
-
-@dataclass(frozen=True)
 class ReportInputs:
     """What the page shows beyond `report.json`.
 
     Attributes:
         predictions: {model: {test set: its answers}}.
         samples: {vendor: pictures}.
+        best: Test patients whom the main model read best.
+        worst: Test patients whom it read worst.
         curves: {model: (steps, losses)}.
-        requested_efs: Shape (N,), what the synthetic hearts were asked to eject.
-        measured_efs: Shape (N,), what their masks eject.
-        show_real: Whether real pictures may appear: only where the patients are simulated or it was allowed.
+        show_real: Whether test patients' pictures may appear: where they are simulated or it was allowed.
     """
 
     predictions: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
     samples: Mapping[str, SampleSheet] = field(default_factory=dict)
+    best: Sequence[Extreme] = ()
+    worst: Sequence[Extreme] = ()
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
-    requested_efs: Sequence[float] = ()
-    measured_efs: Sequence[float] = ()
     show_real: bool = False
 
 
@@ -109,8 +89,10 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": _figure, "seconds": _seconds, "size": _size}
+    environment.filters |= {"figure": _figure, "percent": _percent, "seconds": _seconds, "size": _size}
     groups = groups_of(report)
+    # The figure is read at a glance: models that a study has several of are in the table alone.
+    table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
     return environment.get_template("template.html").render(
         report=report,
         headline=headline(report),
@@ -118,13 +100,16 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         tiles=_tiles(report),
         groups=groups,
         few=[name for name, scores in groups.items() if _num_patients(scores) < FEW_PATIENTS],
-        error_figure=figures.error_intervals(groups) if groups else None,
+        error_figure=figures.error_intervals(_scores_of_all_but(groups, table_only)) if groups else None,
+        table_only=table_only,
         scatters=_scatters(inputs),
+        extremes=_extremes(inputs),
+        show_real=inputs.show_real,
         sheets=_sheets(inputs),
-        requested_figure=figures.requested_against_measured(inputs.requested_efs, inputs.measured_efs)
-        if len(inputs.requested_efs)
-        else None,
-        curve_figure=figures.training_curves({model_name(name): curve for name, curve in inputs.curves.items()})
+        requested_figure=_requested_figure(report),
+        curve_figure=figures.training_curves(
+            {model_name(key): inputs.curves[key] for key in sorted(inputs.curves, key=model_rank)}
+        )
         if inputs.curves
         else None,
         human=HUMAN_POINTS,
@@ -132,19 +117,13 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
     )
 
 
-def model_name(key: str) -> str:
-    """A model's name for the reader."""
-    if key.startswith("local_only"):
-        return f"one site alone {key.removeprefix('local_only').strip('_/ ')}".strip()
-    return MODEL_NAMES.get(key, key.replace("_", " "))
-
-
 def groups_of(report: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
     """Scores regrouped for tables and figures: {group of test patients: {model's name: score}}, the main model first.
 
     The groups are every test set's vendors and, where it has several, all of them together.
     """
-    models = {MAIN_MODEL: report["regression"], **report["baselines"]}
+    baselines = report["baselines"]
+    models = {MAIN_MODEL: report["regression"], **{key: baselines[key] for key in sorted(baselines, key=model_rank)}}
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     test_sets = report["regression"]
     for test_set, scores in test_sets.items():
@@ -237,16 +216,45 @@ def _scatters(inputs: ReportInputs) -> list[tuple[str, str, int]]:
     return plots
 
 
-def _sheets(inputs: ReportInputs) -> list[tuple[str, str | None, str]]:
-    """Per vendor: its name, real pictures where they may be shown, synthetic pictures."""
+def _scores_of_all_but(
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]], left_out: Sequence[str]
+) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The groups without some models, by their names."""
+    return {
+        group: {model: score for model, score in scores.items() if model not in left_out}
+        for group, scores in groups.items()
+    }
+
+
+def _extremes(inputs: ReportInputs) -> list[tuple[str, list[tuple[Extreme, str]]]]:
+    """Best and worst cases with their pictures, where they may be shown."""
+    named = (("Best cases", inputs.best), ("Worst cases", inputs.worst))
     return [
-        (
-            vendor,
-            figures.sample_sheet(sheet.real) if inputs.show_real and sheet.real is not None else None,
-            figures.sample_sheet(sheet.synthetic),
-        )
-        for vendor, sheet in sorted(inputs.samples.items())
+        (name, [(case, figures.sample_sheet(case.pictures)) for case in cases])
+        for name, cases in named
+        if inputs.show_real and cases
     ]
+
+
+def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]]:
+    """Per vendor its rows, the real one first: "real" or "synthetic", the row, its picture."""
+    sheets = []
+    for vendor, sheet in sorted(inputs.samples.items()):
+        rows = [("real", sheet.real if inputs.show_real else None), ("synthetic", sheet.synthetic)]
+        sheets.append(
+            (vendor, [(kind, row, figures.sample_sheet(row.pictures)) for kind, row in rows if row is not None])
+        )
+    return sheets
+
+
+def _requested_figure(report: Mapping[str, Any]) -> str | None:
+    """Requested against measured EF of the synthetic cases; None where nobody measured them."""
+    synthetic = report["synthetic"]
+    if not synthetic.get("agreement") or not synthetic["agreement"]["n_patients"]:
+        return None
+    pairs = zip(synthetic["requested_ef"], synthetic["measured_ef"], strict=True)
+    requested, measured = zip(*((a, b) for a, b in pairs if b is not None), strict=True)
+    return figures.requested_against_measured(requested, measured, synthetic["agreement"])
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -254,6 +262,11 @@ def _figure(value: float | None, digits: int) -> str:
     if value is None:
         return "undefined"
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\u2212")
+
+
+def _percent(fraction: float) -> str:
+    """Whole per cent; the space does not break."""
+    return f"{round(100 * fraction) + 0}\u00a0%".replace("-", "\u2212")
 
 
 def _seconds(value: float) -> str:

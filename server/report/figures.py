@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from numpy.typing import NDArray
 
 HUMAN_POINTS = (4.6, 7.5)
@@ -105,12 +105,23 @@ def error_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         return _svg(figure)
 
 
-def requested_against_measured(requested: Sequence[float], measured: Sequence[float]) -> str:
-    """The ejection fraction asked for against the one measured in the synthetic case, in per cent."""
+def requested_against_measured(
+    requested: Sequence[float], measured: Sequence[float], agreement: Mapping[str, Any]
+) -> str:
+    """The ejection fraction asked for against the one measured on the synthetic picture, in per cent.
+
+    Args:
+        requested: Shape (N,).
+        measured: Shape (N,).
+        agreement: Their `server.evaluation.score`.
+    """
     with rc_context(SETTINGS):
         figure, axes = _canvas(3.3, 3.3)
-        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1)
+        axes.plot([-100, 200], [-100, 200], color=MUTED, linewidth=1)
         _percent_axes(axes, requested, measured, "requested EF (%)", "measured EF (%)", size=3)
+        r = "undefined" if agreement["r"] is None else f"{agreement['r']:.3f}"
+        text = f"r = {r}\nMAE {agreement['mae_points']:.1f} points"
+        axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", linespacing=1.4)
         return _svg(figure)
 
 
@@ -131,10 +142,10 @@ def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
 
 def sample_sheet(pictures: NDArray[np.floating]) -> str:
-    """A contact sheet: one column per patient, end-diastole above end-systole.
+    """A contact sheet: one column per patient or slice, end-diastole above end-systole.
 
     Args:
-        pictures: Shape (N, 2, H, W) in [0, 1].
+        pictures: Shape (N, 2, H, W) in [0, 1]; 0 is black and 1 white in every sheet.
 
     Returns:
         A PNG as a data URI.
@@ -158,13 +169,15 @@ def _canvas(width_in: float, height_in: float) -> tuple[Figure, Axes]:
 
 
 def _percent_axes(axes: Axes, x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, size: float) -> None:
-    """Marks on square axes from 0 to 90 %."""
+    """Marks on square axes from 0 to 90 %, further where a mark lies beyond."""
     x_percent, y_percent = (100 * np.asarray(values, dtype=float) for values in (x, y))
     axes.plot(x_percent, y_percent, "o", color=MODEL_COLOURS[0], markersize=size, alpha=0.8, markeredgecolor=PAPER,
               markeredgewidth=size / 10)  # fmt: skip
-    axes.set(xlim=(0, 90), ylim=(0, 90), aspect="equal", xlabel=x_label, ylabel=y_label)
-    axes.set_xticks(range(0, 91, 30))
-    axes.set_yticks(range(0, 91, 30))
+    finite = np.concatenate([values[np.isfinite(values)] for values in (x_percent, y_percent)])
+    limits = (min(0.0, finite.min(initial=0) - 2), max(90.0, finite.max(initial=0) + 2))
+    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=x_label, ylabel=y_label)
+    axes.xaxis.set_major_locator(MultipleLocator(30))
+    axes.yaxis.set_major_locator(MultipleLocator(30))
 
 
 def _svg(figure: Figure) -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from shared.appearance import CODE_NAMES, MAX_CODE, CodeDistribution
 from shared.case import LV
+from shared.config import RUNGS, Rung
 from shared.errors import UserError
+from shared.networks.low_rank import LowRankLinear
 from shared.resources import resource
 
 SHIPPED_PRIOR = resource("shared/weights/prior.safetensors")
@@ -36,7 +39,7 @@ class Generator(nn.Module):
     """Paints ED and ES together: a MONAI diffusion U-Net that predicts the flow's velocity.
 
     The masks enter as one-hot channels beside the noisy picture, the appearance code through the same embedding as
-    the time. Only `trainable()` is fine-tuned at the sites.
+    the time. Only a `trainable` part is fine-tuned at the sites.
     """
 
     def __init__(self, architecture: Architecture | None = None):
@@ -56,7 +59,9 @@ class Generator(nn.Module):
         self.unet = unet.to(memory_format=torch.channels_last)
         # MONAI adds a class embedding to the time embedding; a code is a class with coordinates.
         width = 4 * channels[0]
-        self.unet.class_embedding = nn.Sequential(nn.Linear(len(CODE_NAMES), width), nn.SiLU(), nn.Linear(width, width))
+        self.unet.class_embedding = nn.Sequential(
+            LowRankLinear(len(CODE_NAMES), width, seed=1), nn.SiLU(), LowRankLinear(width, width, seed=2)
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, masks: Tensor, code: Tensor) -> Tensor:
         """Velocity at time `t`.
@@ -77,11 +82,19 @@ class Generator(nn.Module):
         out = self.unet(packed, t * 1000, class_labels=code.clamp(-MAX_CODE, MAX_CODE))
         return F.pixel_shuffle(out, PATCH)
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The part that sites fine-tune, by name: the last decoder level's output norms and the final bias.
+    def trainable(self, rung: Rung = "affine") -> dict[str, nn.Parameter]:
+        """The part that sites fine-tune on a rung, by name, in the order of the names.
 
-        A few hundred numbers: the privacy noise grows with the square root of their count. All else is frozen.
+        affine: The last decoder level's output norms and the final bias, 392 numbers.
+        low_rank: B of the low-rank updates of both layers that read the appearance code, 2048 numbers. The
+            affine part is not among them: with it the held-out loss fell less (`simulations.benchmarks.ladder`).
+        moments: No step is taken, so nothing of the affine part that is sent along changes.
+
+        All else is frozen: the privacy noise grows with the square root of the count of numbers.
         """
+        if rung == "low_rank":
+            layers = {n: m for n, m in self.unet.named_modules() if isinstance(m, LowRankLinear)}
+            return {f"{name}.lora_b": layers[name].low_rank() for name in sorted(layers)}
         chosen = {}
         last = len(self.architecture.channels) - 1
         for name, parameter in self.unet.named_parameters():
@@ -90,12 +103,39 @@ class Generator(nn.Module):
                 chosen[name] = parameter
         return dict(sorted(chosen.items()))
 
-    def freeze(self) -> "Generator":
-        """Leave gradients on for `trainable()` only."""
+    def freeze(self, rung: Rung = "affine") -> "Generator":
+        """Leave gradients on for `trainable(rung)` only."""
         self.requires_grad_(False)
-        for parameter in self.trainable().values():
+        for parameter in self.trainable(rung).values():
             parameter.requires_grad_(True)
         return self
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
+        """Within, the trainable part of these names holds these values and is all that gradients flow to.
+
+        Afterwards the generator is as it was, whatever happened.
+
+        Yields:
+            The trainable part.
+
+        Raises:
+            ValueError: Names or shapes are those of no rung.
+        """
+        rung = next((rung for rung in RUNGS if self.trainable(rung).keys() == values.keys()), None)
+        if rung is None or any(p.shape != values[n].shape for n, p in self.trainable(rung).items()):
+            raise ValueError("Expected the names and shapes of a rung's trainable part.")
+        parameters = self.trainable(rung)
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        had_gradients = [parameter.requires_grad for parameter in self.parameters()]
+        try:
+            self.freeze(rung)
+            _copy(values, parameters)
+            yield parameters
+        finally:
+            _copy(before, parameters)
+            for parameter, flag in zip(self.parameters(), had_gradients, strict=True):
+                parameter.requires_grad_(flag)
 
 
 @dataclass(frozen=True)
@@ -136,8 +176,12 @@ def save_prior(
     code_correlation: Tensor,
     made_by: dict[str, str],
 ) -> None:
-    """Write weights as float16 (half the bytes, no measurable loss) with architecture and origin in the header."""
-    tensors = {f"generator.{name}": value.half().contiguous() for name, value in generator.state_dict().items()}
+    """Write weights as float16 (half the bytes, no measurable loss) with architecture and origin in the header.
+
+    A prior holds no low-rank part.
+    """
+    weights = {name: value for name, value in generator.state_dict().items() if not name.endswith(".lora_b")}
+    tensors = {f"generator.{name}": value.half().contiguous() for name, value in weights.items()}
     tensors |= {"code_mean": code_mean, "code_std": code_std, "code_correlation": code_correlation}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"architecture": json.dumps(asdict(generator.architecture)), **made_by})
@@ -170,3 +214,10 @@ def load_prior(path: Path | None = None) -> Prior:
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
     return Prior(generator.eval().freeze(), code_mean, code_std, correlation, sha256, made_by)
+
+
+def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Values into parameters, by name."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])

@@ -31,12 +31,12 @@ def arrays(prior):
 def request_of(prior):
     def make(**changes):
         request = Request(
-            task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, private=True,
-            noise_multiplier=4.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3, local_steps=1,
+            task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, rung="affine",
+            private=True, noise_multiplier=4.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3, local_steps=1,
             learning_rate=0.1, num_views=2, seed=0,
         )  # fmt: skip
         if changes.get("task") == "moments":
-            changes = {"server_round": 1, "max_grad_norm": 4.0} | changes
+            changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2} | changes
         return replace(request, **changes)
 
     return make
@@ -72,6 +72,20 @@ def test_moments_come_back_in_the_shape_of_the_code(site, arrays, request_of, pr
     assert code_of(reply) == OK
     size = len(prior.code_mean)
     decode(reply.content["arrays"], {"code_mean": (size,), "code_square": (size,)})
+
+
+def test_each_rung_has_its_own_names_and_shapes(site, arrays, request_of, prior):
+    part = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable("low_rank").items()}
+    reply = ask(site, pack_request(part, request_of(rung="low_rank")))
+    assert code_of(reply) == OK
+    decode(reply.content["arrays"], {name: array.shape for name, array in part.items()})
+    assert code_of(ask(site, pack_request(part, request_of(server_round=3)))) == "bad-request"
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3, rung="low_rank")))) == "bad-request"
+
+
+def test_moments_are_charged_as_two_looks(site, arrays, request_of):
+    assert code_of(ask(site, pack_request(arrays, request_of(task="moments")))) == OK
+    assert Ledger(site / "ledger").releases() == [Release(4.0, 1.0, 2)]
 
 
 def test_a_release_is_charged_before_training_and_once(site, arrays, request_of, monkeypatch):

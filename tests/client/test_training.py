@@ -19,6 +19,7 @@ from client.training import (
 from shared.case import read_index, write_index
 from shared.diffusion import flow_matching_loss
 from shared.errors import UserError
+from shared.moments import noise_std
 from shared.networks.generator import load_prior
 from shared.privacy import clip_to_norm
 
@@ -70,7 +71,6 @@ def test_one_step_without_noise_is_the_mean_of_clipped_patient_gradients(prior, 
     clip = 0.05
     mechanism = Mechanism(True, clip, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
     update = fine_tune(prior.generator, patients, arrays, mechanism, steps, CPU)
-    fine_tune(prior.generator, [], arrays, OPEN, LocalSteps(0, 0.5, 2, 7, 2), CPU)  # back to the start
     gradients = [patient_gradient(prior.generator, p, 2, view_seed(7, 2, 0, p.name)) for p in patients]
     assert max(np.linalg.norm(gradient) for gradient in gradients) > clip, "nothing would be clipped"
     expected = -0.5 * sum(clip_to_norm(gradient, clip) for gradient in gradients) / 8
@@ -134,11 +134,32 @@ def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, 
     np.testing.assert_array_equal(flat(with_broken), flat(without))
 
 
-def test_only_the_trainable_part_changes(prior, tiny_prior, patients, arrays):
-    fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
-    before = load_prior(tiny_prior).generator.state_dict()
-    moved = {name for name, value in prior.generator.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {f"unet.{name}" for name in prior.generator.trainable()}
+@pytest.mark.parametrize("rung", ["affine", "low_rank"])
+def test_the_update_has_the_rungs_names_and_the_generator_is_left_as_it_was(prior, tiny_prior, patients, rung):
+    start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(rung).items()}
+    update = fine_tune(prior.generator, patients, start, OPEN, STEPS, CPU)
+    assert update.keys() == start.keys()
+    assert all(np.abs(array).max() > 0 for array in update.values())
+    before = load_prior(tiny_prior).generator.freeze(rung)
+    for name, value in prior.generator.state_dict().items():
+        assert torch.equal(value, before.state_dict()[name]), name
+
+
+def test_one_rungs_training_leaves_nothing_for_the_next(prior, tiny_prior, patients, arrays):
+    part = {
+        name: np.full(value.shape, 0.1, np.float32) for name, value in prior.generator.trainable("low_rank").items()
+    }
+    fine_tune(prior.generator, patients, part, OPEN, STEPS, CPU)
+    after = fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
+    alone = fine_tune(load_prior(tiny_prior).generator, patients, arrays, OPEN, STEPS, CPU)
+    np.testing.assert_array_equal(flat(after), flat(alone))
+
+
+def test_private_moments_take_two_looks_with_the_sites_own_noise(patients):
+    """The noise is the ledger's: its spread over releases is that of `shared.moments.noise_std`."""
+    mechanism = replace(NOISY, max_norm=4.0)
+    released = np.array([moments(patients, mechanism)[0] for _ in range(200)])
+    assert released.std(axis=0).mean() == pytest.approx(noise_std(4.0, 2.0, 4)[0], rel=0.1)
 
 
 def test_moments_without_privacy_are_numpys(patients):

@@ -37,7 +37,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, config, monkeypatch
     for name, value in whole.generator.state_dict().items():
         assert torch.equal(value, parts.generator.state_dict()[name]), name
     card = json.loads((tmp_path / "parts.json").read_text())
-    assert (card["num_steps"], card["seed"], card["start"]) == (4, 0, None)
+    assert (card["num_steps"], card["seed"], card["start_sha256"]) == (4, 0, None)
     assert (tmp_path / "whole.safetensors").stat().st_size < 16e6
 
     other = dataclasses.replace(config, seed=1)
@@ -54,4 +54,7 @@ def test_a_run_may_begin_with_an_earlier_prior(tmp_path, config):
     first, second = (load_prior(tmp_path / f"{name}.safetensors").generator for name in ("first", "second"))
     for name, value in first.state_dict().items():
         torch.testing.assert_close(value, second.state_dict()[name], atol=1e-3, rtol=1e-3)
-    assert json.loads((tmp_path / "second.json").read_text())["start"]["num_steps"] == "4"
+    assert (
+        json.loads((tmp_path / "second.json").read_text())["start_sha256"]
+        == load_prior(tmp_path / "first.safetensors").sha256
+    )

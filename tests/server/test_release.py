@@ -24,6 +24,7 @@ PRIVACY = {
     },
 }
 FACTS = {"study": "test", "privacy": PRIVACY, "made_with": {"rounds": 6}, "real_data": "They were simulated."}
+SEEN = [0.7, 0.72, 0.71]
 
 
 def synthetic_case(number: int, vendor: str = "GE") -> Case:
@@ -44,7 +45,7 @@ def cases() -> list[Case]:
 
 def test_release_reads_back_with_labels_and_checksums(cases, tmp_path):
     folder = tmp_path / "synthetic"
-    write_release(folder, cases, [0.7, 0.71, 0.72], FACTS)
+    write_release(folder, cases, [0.7, 0.71, 0.72], [0.68, float("nan"), 0.73], FACTS)
     for written, read in zip(cases, load_cases(folder), strict=True):
         np.testing.assert_array_equal(written.frames, read.frames)
         assert read.info.vendor == written.info.vendor
@@ -52,6 +53,7 @@ def test_release_reads_back_with_labels_and_checksums(cases, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["vendor"] for row in rows] == ["GE", "Siemens", "GE"]
     assert [float(row["ef_requested"]) for row in rows] == [0.7, 0.71, 0.72]
+    assert [row["ef_measured"] for row in rows] == ["0.68", "", "0.73"]
     assert float(rows[0]["ef"]) == pytest.approx(1 - 8**2 / 16**2)
     assert float(rows[0]["lv_ed_ml"]) == pytest.approx(3 * 16**2 * 9.5 * 4 / 1000, abs=0.005)
     sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
@@ -65,22 +67,33 @@ def test_release_reads_back_with_labels_and_checksums(cases, tmp_path):
 
 
 def test_datasheet_tells_what_was_spent(cases, tmp_path):
-    write_release(tmp_path / "s", cases, None, FACTS)
+    write_release(tmp_path / "s", cases, None, SEEN, FACTS)
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
     assert "epsilon = 7.98 at delta = 0.001" in text and "| B | - | 0.001 |" in text
     assert "2 in the style of GE, 1 in the style of Siemens" in text
     assert "3 slices 9.5 mm apart, of 64 x 64 pixels" in text
 
 
+def test_datasheet_tells_whether_the_pictures_show_what_was_asked_for(cases, tmp_path):
+    asked, seen = [0.2, 0.5, 0.8], [0.25, 0.45, 0.70]
+    write_release(tmp_path / "s", cases, asked, seen, FACTS)
+    text = (tmp_path / "s" / DATASHEET_NAME).read_text()
+    assert f"r = {np.corrcoef(asked, seen)[0, 1]:.3f}" in text
+    assert f"mean absolute difference {100 * np.mean([0.05, 0.05, 0.10]):.1f} " in text and "in 0 of 3 patients" in text
+    write_release(tmp_path / "s", cases, asked, [0.25, float("nan"), float("nan")], FACTS)
+    text = (tmp_path / "s" / DATASHEET_NAME).read_text()
+    assert "r = unknown, mean absolute difference 5.0 " in text and "in 2 of 3 patients" in text
+
+
 def test_datasheet_warns_where_there_was_no_privacy(cases, tmp_path):
-    write_release(tmp_path / "s", cases, None, {**FACTS, "privacy": {**PRIVACY, "epsilon": None}})
+    write_release(tmp_path / "s", cases, None, SEEN, {**FACTS, "privacy": {**PRIVACY, "epsilon": None}})
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
     assert "trained without differential privacy" in text and "epsilon =" not in text
 
 
 def test_a_second_release_replaces_the_first_whole(cases, tmp_path):
-    write_release(tmp_path / "s", cases, None, FACTS)
-    write_release(tmp_path / "s", cases[:1], None, FACTS)
+    write_release(tmp_path / "s", cases, None, SEEN, FACTS)
+    write_release(tmp_path / "s", cases[:1], None, SEEN[:1], FACTS)
     assert len(list((tmp_path / "s" / "cases").iterdir())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -88,7 +101,7 @@ def test_a_second_release_replaces_the_first_whole(cases, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(cases, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds other files"):
-        write_release(tmp_path, cases, None, FACTS)
+        write_release(tmp_path, cases, None, SEEN, FACTS)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -136,5 +149,5 @@ def test_dciodvfy_finds_no_error(tmp_path):
 
 
 def test_release_with_dicom_lists_it_in_the_checksums(cases, tmp_path):
-    write_release(tmp_path / "s", cases[:1], None, FACTS, dicom=True)
+    write_release(tmp_path / "s", cases[:1], None, SEEN[:1], FACTS, dicom=True)
     assert "dicom/syn-00000/es_02.dcm" in (tmp_path / "s" / "SHA256SUMS").read_text()

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.evaluation import table
-from server.report.build import Answers, ReportInputs, SampleSheet, as_json, build_report, groups_of, headline
+from server.evaluation import score, table
+from server.report.build import Answers, ReportInputs, as_json, build_report, groups_of, headline
+from server.report.models import model_name, model_rank
+from server.report.pictures import Extreme, Row, SampleSheet
 
 VENDORS = ["GE", "Philips", "Siemens"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -18,6 +21,8 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
     rng = np.random.default_rng(0)
     vendors = [vendor for vendor in VENDORS for _ in range(15)]
     true = rng.uniform(0.12, 0.75, 45)
+    requested = rng.uniform(0.08, 0.8, 200)
+    measured = requested + rng.normal(0, 0.03, 200)
     answers = {
         "synthetic_only": 0.06 + 0.9 * true + rng.normal(0, 0.06, 45),
         "prior_only": 0.2 + 0.6 * true + rng.normal(0, 0.09, 45),
@@ -37,7 +42,9 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         },
         "regression": scores.pop("synthetic_only"),
         "baselines": scores,
-        "synthetic": {"n_cases": 900, "per_vendor": dict.fromkeys(VENDORS, 300)},
+        "synthetic": {"n_cases": 201, "per_vendor": dict.fromkeys(VENDORS, 67),
+                      "requested_ef": [*requested.tolist(), 0.5], "mask_ef": [*requested.tolist(), 0.5],
+                      "measured_ef": [*measured.tolist(), None], "agreement": score(requested, measured, 300, 0)},
         "timing": {
             "seconds_per_stage": {"hospitals": 61.2, "prepare": 20.0, "federation": 130.5, "synthesis": 95.0,
                                   "regressor": 171.0, "prior_only": 266.0},
@@ -54,14 +61,14 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
 
     steps = list(range(20, 901, 20))
-    requested = rng.uniform(0.08, 0.8, 200)
+    efs = [0.2, 0.3, 0.4, 0.5, 0.6]
     inputs = ReportInputs(
         predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
-        samples={vendor: SampleSheet(pictures(0.3), pictures(0.35)) for vendor in VENDORS},
+        samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
+        best=[Extreme(vendor, 0.52, 0.53, pictures(0.3)[:3]) for vendor in VENDORS],
+        worst=[Extreme(vendor, 0.61, 0.33, pictures(0.3)[:3]) for vendor in VENDORS],
         curves={model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
                 for model, tau in (("synthetic_only", 200), ("prior_only", 260))},
-        requested_efs=requested,
-        measured_efs=requested + rng.normal(0, 0.004, 200),
         show_real=True,
     )  # fmt: skip
     return report, inputs
@@ -91,7 +98,7 @@ def test_page_is_one_file_without_network_or_script(folder):
 
 def test_every_picture_has_a_text_in_its_place(folder):
     images = re.findall(r"<img [^>]*>", (folder / "report.html").read_text())
-    assert len(images) == 1 + 3 + 6 + 1 + 1
+    assert len(images) == 1 + 3 + 6 + 6 + 1 + 1
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
 
 
@@ -115,8 +122,59 @@ def test_real_pictures_appear_only_when_they_may(tmp_path):
     build_report(report, ReportInputs(**{**inputs.__dict__, "show_real": False}), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert len(re.findall("data:image/png", page)) == 3
-    assert "Real pictures are left out" in page
+    assert "Real pictures are left out" in page and "best and worst cases are left out" in page
     assert "45 real patients" in page
+
+
+def test_best_and_worst_cases_stand_with_both_ejection_fractions(folder):
+    page = (folder / "report.html").read_text()
+    captions = re.findall(r"<figcaption>(\w+)<br>true (\d+)\u00a0%, predicted (\d+)\u00a0%", page)
+    assert captions == [(v, "52", "53") for v in VENDORS] + [(v, "61", "33") for v in VENDORS]
+
+
+def test_page_tells_how_far_the_pictures_are_from_what_was_asked_for(folder):
+    report, _ = study()
+    agreement = report["synthetic"]["agreement"]
+    page = (folder / "report.html").read_text()
+    assert f"by {agreement['mae_points']:.1f} points" in page
+    assert re.search(rf"r\s+is {agreement['r']:.3f}", page)
+    assert "In 1 of 201 cases it found no left ventricle" in page
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [(None, "Nobody has measured"), ([None] * 201, "In none of the synthetic pictures")],
+    ids=["older-run", "nothing-found"],
+)
+def test_where_no_ef_was_measured_the_page_says_so(tmp_path, measured, words):
+    report, inputs = study()
+    agreement = score([], [], 300, 0) if measured else None
+    synthetic = {**report["synthetic"], "measured_ef": measured, "agreement": agreement}
+    build_report({**report, "synthetic": synthetic}, inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert words in page and "measured against the requested" not in page
+
+
+def test_models_have_plain_names_and_a_readers_order():
+    keys = ["without_1-ge", "predict_the_mean", "epsilon_10", "epsilon_3", "local_only_2-philips", "prior_only",
+            "federated_without_privacy", "pooled_real", "synthetic_only", "epsilon_0.5", "something_new"]  # fmt: skip
+    assert [model_name(key) for key in sorted(keys, key=model_rank)] == [
+        "synthetic hearts only", "real scans, pooled", "sites, without privacy", "prior alone, no site",
+        "sites, epsilon 0.5", "sites, epsilon 3", "sites, epsilon 10", "site 2-philips alone", "without site 1-ge",
+        "something new", "guess the mean",
+    ]  # fmt: skip
+
+
+def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figure(tmp_path):
+    report, inputs = study()
+    several = {f"{family}{name}": report["baselines"]["prior_only"]
+               for family in ("without_", "local_only_", "epsilon_") for name in ("1", "2", "3")}  # fmt: skip
+    build_report({**report, "baselines": report["baselines"] | several}, inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    figure = base64.b64decode(re.search(r'svg\+xml;base64,([^"]+)', page)[1]).decode()
+    for name in ("without site 2", "site 3 alone", "sites, epsilon 1"):
+        assert f'<th scope="row">{name}</th>' in page and name not in figure
+    assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1," in page
 
 
 def test_headline_says_so_when_there_is_no_result():
@@ -138,7 +196,9 @@ def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():
 
 def test_page_of_a_run_without_results_or_privacy(tmp_path):
     report, _ = study()
-    empty = {**report, "regression": {}, "baselines": {},
+    synthetic = {"n_cases": 0, "per_vendor": {}, "requested_ef": None, "mask_ef": None, "measured_ef": None,
+                 "agreement": None}  # fmt: skip
+    empty = {**report, "regression": {}, "baselines": {}, "synthetic": synthetic,
              "privacy": {"unit": "one patient", "accountant": None, "delta": 0.001, "epsilon": None,
                          "sites": {"A": {"epsilon": None, "steps": 3, "refused": 0}}}}  # fmt: skip
     build_report(empty, ReportInputs(), tmp_path)
@@ -167,6 +227,6 @@ def test_chromium_shows_every_picture_and_nothing_overflows(folder, tmp_path, wi
          (tmp_path / "probe.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    assert 'data-decoded="12"' in shown.stdout
+    assert 'data-decoded="18"' in shown.stdout
     assert 'data-overflow="0"' in shown.stdout and f'data-width="{width}"' in shown.stdout
     assert "CONSOLE" not in shown.stderr

@@ -8,6 +8,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from server import strategy as strategy_module
 from server.federation_state import FederationState, initial_state, make_request, read_study
 from server.strategy import EqualWeightFedAvg, federate
+from server.vendor_codes import CODE_STD_RANGE
 from shared import checkpoint
 from shared.errors import UserError
 from shared.privacy import Release, epsilon
@@ -84,7 +85,9 @@ def test_aggregation_is_the_plain_mean_and_its_moving_average(study, prior):
     assert metadata["prior_sha256"] == prior.sha256
 
 
-def test_moments_become_each_vendors_own_distribution(study, prior):
+def test_moments_become_each_vendors_own_distribution(make_study, prior):
+    """Without noise there is nothing to draw together; the last variance is beyond what a vendor can have."""
+    study = make_study("privacy.enabled=false", num_patients=0)
     moments = {"a": (0.5, 1.0), "b": (0.2, 0.01), "c": (0.0, 50.0)}
 
     def script(site, request, arrays):
@@ -98,20 +101,59 @@ def test_moments_become_each_vendors_own_distribution(study, prior):
     state = newest(study)
     np.testing.assert_allclose(state.code_mean["Siemens"], 0.5)
     np.testing.assert_allclose(state.code_std["Siemens"], np.sqrt(1.0 - 0.25), rtol=1e-6)
-    np.testing.assert_allclose(state.code_std["Philips"], 0.5, rtol=1e-6)  # noise made the variance negative
-    np.testing.assert_allclose(state.code_std["GE"], 1.5, rtol=1e-6)
+    np.testing.assert_allclose(state.code_std["Philips"], CODE_STD_RANGE[0], rtol=1e-6)
+    np.testing.assert_allclose(state.code_std["GE"], CODE_STD_RANGE[1], rtol=1e-6)
 
 
-def test_sites_of_one_vendor_share_its_distribution_and_a_silent_vendor_keeps_the_priors():
-    state = FederationState("r", "s", None, 0, {}, {}, {"GE": np.zeros(2), "Siemens": np.zeros(2)},
-                            {"GE": np.ones(2), "Siemens": np.ones(2)})  # fmt: skip
-    updates = {
-        site: {"code_mean": np.full(2, m), "code_square": np.full(2, 1.0)} for site, m in (("a", 0.2), ("b", 0.6))
-    }
-    state.apply_moments(updates, {"a": "GE", "b": "GE", "c": "Siemens"})
-    np.testing.assert_allclose(state.code_mean["GE"], 0.4)
-    np.testing.assert_allclose(state.code_std["GE"], np.sqrt(1 - 0.16), rtol=1e-6)
-    assert (state.code_mean["Siemens"] == 0).all() and (state.code_std["Siemens"] == 1).all()
+def test_a_vendor_whose_sites_are_silent_keeps_the_priors_codes(study, prior):
+    def script(site, request, arrays):
+        return None if site == "c" and request.task == "moments" else agree(0.3)(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    state = newest(study)
+    assert (state.code_mean["GE"] == 0).all() and (state.code_std["GE"] == 1).all()
+    assert (state.code_mean["Siemens"] > 0).all()
+
+
+def test_the_rung_of_low_rank_updates_is_aggregated_and_published_under_its_own_names(make_study, prior):
+    run = make_study("federation.rung=low_rank", num_patients=0)
+    grid = ScriptedGrid(agree(0.01))
+    federate(grid, run, run.config, prior)
+    published, metadata = checkpoint.load(run.path / "generator.safetensors")
+    part = prior.generator.trainable("low_rank")
+    assert {name.partition("/")[2] for name in published if name.startswith("trainable/")} == set(part)
+    decay = run.config.federation.ema_decay
+    for name in part:  # B starts at zero; two rounds of 0.01 each
+        expected = (1 - decay) * (decay * 0.01 + 0.02)
+        np.testing.assert_allclose(published[f"trainable/{name}"], expected, rtol=1e-5)
+    assert metadata["rung"] == "low_rank" and {request.rung for request in grid.requests} == {"low_rank"}
+    assert [line["rung"] for line in run.metrics()] == ["low_rank"] * 3
+    assert "rung low_rank: as federation.rung says" in (run.path / "log.txt").read_text()
+
+
+def test_the_rung_of_moments_ends_after_them_with_the_whole_budget_spent(make_study, prior):
+    run = make_study("federation.rung=moments", num_patients=0)
+    grid = ScriptedGrid(agree(0.3))
+    federate(grid, run, run.config, prior)
+    assert {request.task for request in grid.requests} == {"moments"} and len(grid.requests) == len(SITES)
+    spent, _ = epsilon([grid.requests[0].release], DELTA)
+    assert 0.98 * run.config.privacy.target_epsilon <= spent <= run.config.privacy.target_epsilon
+    published, metadata = checkpoint.load(run.path / "generator.safetensors")
+    assert (metadata["rung"], metadata["num_rounds"]) == ("moments", 1)
+    for name, value in prior.generator.trainable("moments").items():
+        np.testing.assert_array_equal(published[f"trainable/{name}"], value.detach().numpy())
+    assert (published["code_mean/GE"] > 0).all()
+    federate(ScriptedGrid(agree()), run, run.config, prior)  # finished: nothing is asked again
+    assert [line["round"] for line in run.metrics()] == [1]
+
+
+def test_left_to_itself_a_study_takes_the_rung_its_sites_can_pay_for(make_study, prior):
+    """Five patients a site cannot pay for steps at epsilon 0.1; without noise the highest rung is free."""
+    run = make_study("federation.rung=auto", "privacy.target_epsilon=0.1", num_patients=0)
+    state = initial_state(run.config, prior, read_study(run))
+    assert state.rung == "moments" and "signal to noise" in state.choice
+    run.config.privacy.enabled = False
+    assert initial_state(run.config, prior, read_study(run)).rung == "low_rank"
 
 
 def test_a_bad_reply_is_dropped_and_the_round_goes_on(study, prior):
@@ -217,7 +259,7 @@ def test_an_interrupted_run_repeats_only_its_last_round_under_the_same_run_id(st
     assert {request.server_round for request in grid.requests} == {3}
     first = checkpoint.load(checkpoint.round_path(study.path / "checkpoints", 0))[1]
     assert {request.run_id for request in grid.requests} == {first["run_id"]}
-    assert newest(study).plan.moments == Release(**first["plan"]["moments"])
+    assert newest(study).plan["moments"] == Release(**first["plan"]["moments"])
     assert [line["round"] for line in study.metrics()] == [1, 2, 3]
 
 
@@ -310,7 +352,7 @@ def test_the_first_round_asks_for_moments_under_their_own_clip(study, prior):
     federate(grid, study, study.config, prior)
     first, second = grid.requests[0], grid.requests[3]
     privacy = study.config.privacy
-    assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.moments_clip, 1)
+    assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.moments_clip, 2)
     assert (second.task, second.max_grad_norm) == ("gradients", privacy.max_grad_norm)
 
 

@@ -6,14 +6,15 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from server.validation import Answer, check_reply, drop_duplicates, plausible_norm, update_norm
-from shared.privacy import os_generator, private_mean_gradient, private_moments
+from shared.moments import two_looks
+from shared.privacy import os_generator, private_mean_gradient
 from shared.records import OK, Request, encode, pack_reply
 
 SHAPES = {"bias": (2,), "weight": (3,)}
 LIMITS = {"A": 10.0, "B": 10.0}
 ARRAYS = {"bias": np.ones(2, np.float32), "weight": np.zeros(3, np.float32)}
 REQUEST = Request(
-    task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256="ab" * 32, private=True,
+    task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256="ab" * 32, rung="affine", private=True,
     noise_multiplier=1.5, sample_rate=0.5, max_grad_norm=0.7, target_delta=1e-3, local_steps=3, learning_rate=0.1,
     num_views=4, seed=0,
 )  # fmt: skip
@@ -91,10 +92,10 @@ def test_honest_private_updates_are_plausible():
 
 def test_honest_private_moments_are_plausible():
     rng = np.random.default_rng(0)
-    request = replace(REQUEST, task="moments", sample_rate=1.0, local_steps=1, max_grad_norm=4.0, noise_multiplier=10.0)
+    request = replace(REQUEST, task="moments", sample_rate=1.0, local_steps=2, max_grad_norm=4.0, noise_multiplier=10.0)
     limit = plausible_norm(request, 22, 5)
     for _ in range(200):
-        mean, square = private_moments(rng.normal(size=(10, 11)) * 3, 4.0, 10.0, 5, os_generator())
+        mean, square = two_looks(rng.normal(size=(10, 11)) * 3, 4.0, 10.0, 5, os_generator())
         assert update_norm({"mean": mean, "square": square}) < limit
 
 

@@ -20,7 +20,7 @@ from shared.records import (
 
 SHAPES = {"bias": (2,), "norm.weight": (3, 4)}
 REQUEST = Request(
-    task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256="ab" * 32, private=True,
+    task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256="ab" * 32, rung="affine", private=True,
     noise_multiplier=1.5, sample_rate=0.5, max_grad_norm=1.0, target_delta=1e-3, local_steps=2, learning_rate=0.1,
     num_views=4, seed=0,
 )  # fmt: skip
@@ -46,8 +46,9 @@ def test_arrays_survive_the_wire():
 
 
 def test_a_request_survives_the_wire():
-    content = pack_request(arrays_of(SHAPES), REQUEST)
-    assert Request.from_config(content["config"]) == REQUEST
+    for request in (REQUEST, replace(REQUEST, rung="low_rank"), replace(REQUEST, task="moments", sample_rate=1.0)):
+        content = pack_request(arrays_of(SHAPES), request)
+        assert Request.from_config(content["config"]) == request
     assert REQUEST.release == Release(1.5, 0.5, 2)
 
 
@@ -58,7 +59,7 @@ def test_a_request_survives_the_wire():
         {"noise_multiplier": -1.0}, {"noise_multiplier": float("nan")}, {"noise_multiplier": 1}, {"private": 0},
         {"sample_rate": 0.0}, {"sample_rate": 1.1}, {"max_grad_norm": float("inf")}, {"target_delta": 1.0},
         {"local_steps": 0}, {"local_steps": 10**9}, {"num_views": 10**9}, {"learning_rate": 0.0}, {"seed": -1},
-        {"task": "moments"}, {"task": "moments", "sample_rate": 1.0},
+        {"task": "moments"}, {"task": "moments", "sample_rate": 1.0, "local_steps": 1}, {"rung": "all"}, {"rung": ""},
     ],
 )  # fmt: skip
 def test_a_request_out_of_range_is_refused(change):

@@ -1,0 +1,129 @@
+"""Which pictures the report shows: real patients beside synthetic ones, and the patients read best and worst.
+
+A picture carries a vendor and ejection fractions, never a pseudonym, a group or a date.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.regression import middle_slices
+from shared.case import Case
+from shared.views import slice_pairs
+
+NUM_SAMPLES = 5
+"""Patients per vendor and row."""
+NUM_EXTREMES = 4
+NUM_SLICES = 3
+"""Slices of a best or worst case, from the part of the stack that the network reads."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """ED/ES pairs of several patients, and what each patient ejects.
+
+    Attributes:
+        pictures: Shape (N, 2, H, W) in [0, 1], a slice from the middle of the heart.
+        efs: Shape (N,).
+    """
+
+    pictures: NDArray[np.floating]
+    efs: Sequence[float]
+
+
+@dataclass(frozen=True)
+class SampleSheet:
+    """Pictures of one vendor, on one grid and field of view; `real` is None where there are none to show."""
+
+    synthetic: Row
+    real: Row | None = None
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """A test patient whom the network read very well or very badly.
+
+    Attributes:
+        vendor: Of the scanner.
+        true: Ejection fraction.
+        predicted: By the network.
+        pictures: Shape (S, 2, H, W) in [0, 1]: slices from base to apex.
+    """
+
+    vendor: str
+    true: float
+    predicted: float
+    pictures: NDArray[np.floating]
+
+
+def sample_sheets(synthetic: Sequence[Case], real: Sequence[Case]) -> dict[str, SampleSheet]:
+    """Per vendor: real patients over the whole range of ejection fractions, and synthetic ones that eject as much.
+
+    Like stands beside like, so that what differs is the picture and not the heart's state.
+
+    Args:
+        synthetic: Synthetic cases.
+        real: Test patients who may be shown.
+    """
+    sheets = {}
+    for vendor in sorted({case.info.vendor for case in synthetic}):
+        made, scanned = (
+            sorted((c for c in cases if c.info.vendor == vendor and c.info.ef == c.info.ef), key=lambda c: c.info.ef)
+            for cases in (synthetic, real)
+        )
+        shown = _evenly(scanned)
+        beside = [_take_nearest(made, case.info.ef) for case in shown if made] if shown else _evenly(made)
+        if beside:
+            sheets[vendor] = SampleSheet(_row(beside), _row(shown) if shown else None)
+    return sheets
+
+
+def extremes(cases: Sequence[Case], predicted: Sequence[float]) -> tuple[list[Extreme], list[Extreme]]:
+    """The patients with the smallest and with the largest error, best and worst first; nobody is in both.
+
+    Args:
+        cases: Test patients with a known ejection fraction.
+        predicted: Shape (len(cases),), the network's answers.
+    """
+    if len(cases) != len(predicted):
+        raise ValueError(f"Expected one answer per patient, got {len(predicted)} for {len(cases)}.")
+    errors = np.abs(np.asarray(predicted) - [case.info.ef for case in cases])
+    order = [int(i) for i in np.argsort(errors, kind="stable") if np.isfinite(errors[i])]
+    num = min(NUM_EXTREMES, len(order) // 2)
+    chosen = (order[:num], order[::-1][:num])
+    best, worst = ([_extreme(cases[i], predicted[i]) for i in indices] for indices in chosen)
+    return best, worst
+
+
+def _evenly(cases: list[Case]) -> list[Case]:
+    """At most `NUM_SAMPLES` of a sorted list, its ends included."""
+    places = np.linspace(0, len(cases) - 1, NUM_SAMPLES).round().astype(int) if len(cases) > NUM_SAMPLES else None
+    return cases if places is None else [cases[place] for place in places]
+
+
+def _take_nearest(cases: list[Case], ef: float) -> Case:
+    """The case whose ejection fraction is nearest, taken out of the list while others are left."""
+    nearest = min(range(len(cases)), key=lambda i: abs(cases[i].info.ef - ef))
+    return cases.pop(nearest) if len(cases) > 1 else cases[nearest]
+
+
+def _row(cases: list[Case]) -> Row:
+    return Row(np.stack([_middle(case, 1)[0] for case in cases]), [case.info.ef for case in cases])
+
+
+def _extreme(case: Case, predicted: float) -> Extreme:
+    return Extreme(case.info.vendor, case.info.ef, float(predicted), _middle(case, NUM_SLICES))
+
+
+def _middle(case: Case, num: int) -> NDArray[np.float32]:
+    """At most `num` slices, evenly spread over the part of the stack that the network reads.
+
+    Returns:
+        Shape (S, 2, 64, 64) in [0, 1].
+    """
+    stack = slice_pairs(case)[0]
+    read = stack[middle_slices(len(stack))]
+    places = ((np.arange(num) + 0.5) * len(read) / num).astype(int)
+    return ((read[sorted(set(places.tolist()))] + 1) / 2).numpy()

@@ -1,0 +1,226 @@
+"""What privacy, traffic and generation cost: `python -m simulations.benchmarks.cost [--prior PATH] [--json PATH]`.
+
+A private step is timed against two peers on the same parameters, patients and number of views, in turns, so that a
+machine that slows down slows all three: the same loop over patients without clip and noise, and one plain batch of all
+views, which is how one would train without any thought of privacy. The patients are simulated: no data is needed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments, patient_gradient
+from server.federation_state import StudySite, initial_state, make_request
+from server.rendering import render
+from server.synthesis import synthesize
+from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
+from shared.appearance import appearance_code
+from shared.checkpoint import Arrays, write_atomically
+from shared.config import Config, load
+from shared.errors import run_command
+from shared.networks.generator import Prior, load_prior
+from shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
+from shared.views import with_heart
+
+NUM_PATIENTS = 10
+"""A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
+NUM_REPEATS = 7
+NUM_CASES = 40
+"""Synthetic patients that are timed, after a few that are not."""
+NOISE_MULTIPLIER = 3.0
+"""About that of the default study; the time does not depend on it."""
+MAX_STEP_RATIO, MAX_BYTES, MAX_PAIR_SECONDS = 1.15, 1_000_000, 0.08
+CPU = torch.device("cpu")
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.cost", description=__doc__)
+    parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    config = load("default", ["device=cpu"])
+    prior = load_prior(options.prior)
+    patients = simulated_patients(NUM_PATIENTS, prior, config.synthesis.num_slices)
+    memory: dict[str, int] = {}  # in this order: the peak only ever grows, and the large batch comes last
+    sizes = bytes_per_round(prior, patients, config)
+    memory["a site's rounds"] = peak_memory_mb()
+    made = pair_seconds(prior, config)
+    memory["and generation"] = peak_memory_mb()
+    figures = {
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+                    "python": platform.python_version()},
+        "private_step": step_seconds(prior, patients, config),
+        "bytes_per_site_and_round": sizes,
+        "generation": made,
+        "peak_memory_mb": memory,
+    }  # fmt: skip
+    _print(figures)
+    if options.json:
+        write_atomically(options.json, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def simulated_patients(num: int, prior: Prior, num_slices: int) -> list[Patient]:
+    """Patients as a site's cases would give them, from drawn hearts."""
+    rng = torch.Generator().manual_seed(0)
+    hearts = draw_hearts(num, rng, num_slices)
+    d = distances(hearts, slice_positions(hearts, num_slices))
+    stacks = zip(render(hearts, d, rng), masks_from(d), strict=True)
+    patients = []
+    for number, (images, masks) in enumerate(stacks):
+        keep = with_heart(masks)
+        code = prior.standardise(appearance_code(images[keep], masks[keep]))
+        patients.append(Patient(f"p{number}", images[keep], masks[keep], code))
+    return patients
+
+
+def step_seconds(
+    prior: Prior, patients: list[Patient], config: Config, num_repeats: int = NUM_REPEATS
+) -> dict[str, Any]:
+    """Medians of the seconds of a private step and of both peers, and the ratios of these medians."""
+    start = trainable_arrays(prior)
+    private = mechanism(config, len(patients))
+    steps = local_steps(config)
+    everybody = Patient(
+        "all",
+        torch.cat([patient.images for patient in patients]),
+        torch.cat([patient.masks for patient in patients]),
+        torch.stack([patient.code for patient in patients]).mean(0),
+    )
+    num_views = config.federation.num_views * len(patients)
+    ways: dict[str, Callable[[], object]] = {
+        "private": lambda: fine_tune(prior.generator, patients, start, private, steps, CPU),
+        "per_patient": lambda: fine_tune(prior.generator, patients, start, replace(private, private=False), steps, CPU),
+        "one_batch": lambda: patient_gradient(prior.generator, everybody, num_views, seed=0),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(num_repeats + 1):
+        for name, way in ways.items():
+            elapsed = seconds_of(way)
+            if repeat > 0:  # the first of each warms up
+                seconds[name].append(elapsed)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "patients": len(patients),
+        "views_per_patient": config.federation.num_views,
+        "parameters": sum(array.size for array in start.values()),
+        "seconds": medians,
+        "seconds_of_every_repeat": seconds,
+        "ratio_to_per_patient": medians["private"] / medians["per_patient"],
+        "ratio_to_one_batch": medians["private"] / medians["one_batch"],
+    }
+
+
+def bytes_per_round(prior: Prior, patients: list[Patient], config: Config) -> dict[str, dict[str, int]]:
+    """Bytes of the server's request and of a site's whole reply, by task, as the wire format packs them."""
+    open_config = replace(config, privacy=replace(config.privacy, enabled=False))  # planning noise changes no size
+    state = initial_state(open_config, prior, {"site": StudySite("Siemens", len(patients))})
+    mean, square = moments(patients, mechanism(config, len(patients)))
+    update = fine_tune(
+        prior.generator, patients, state.arrays, mechanism(config, len(patients)), local_steps(config), CPU
+    )
+    updates: dict[int, Arrays] = {1: {CODE_MEAN: mean, CODE_SQUARE: square}, 2: update}
+    trainable = {name: array.shape for name, array in state.arrays.items()}
+    sizes = {}
+    for server_round, arrays in updates.items():
+        request = make_request(open_config, state, server_round)
+        shapes = update_shapes(request.task, trainable, len(prior.code_mean))
+        content = {"down": pack_request(state.arrays, request), "up": pack_reply("site", OK, arrays, shapes)}
+        sizes[request.task] = {
+            direction: sum(record.count_bytes() for record in records.values())
+            for direction, records in content.items()
+        }
+    return sizes
+
+
+def pair_seconds(prior: Prior, config: Config, num_cases: int = NUM_CASES) -> dict[str, float]:
+    """Seconds of everything that makes an ED/ES pair: shape, sketch and the generator's calls."""
+    settings = replace(config.synthesis, num_cases=num_cases)
+
+    def generate() -> None:
+        synthesize(prior, None, settings, config.hospitals.vendors, config.seed, "cpu", "timing the generator")
+
+    synthesize(prior, None, replace(settings, num_cases=2), config.hospitals.vendors, config.seed, "cpu", "warming up")
+    elapsed = seconds_of(generate)
+    num_pairs = num_cases * settings.num_slices
+    return {"pairs": num_pairs, "sampler_steps": settings.num_steps, "seconds_per_pair": elapsed / num_pairs}
+
+
+def trainable_arrays(prior: Prior) -> dict[str, np.ndarray]:
+    """The part that sites fine-tune, as the server would send it."""
+    return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable().items()}
+
+
+def mechanism(config: Config, num_patients: int) -> Mechanism:
+    """The default study's, with every patient in the step."""
+    return Mechanism(True, config.privacy.max_grad_norm, NOISE_MULTIPLIER, 1.0, num_patients)
+
+
+def local_steps(config: Config) -> LocalSteps:
+    """One step; the seed gives the private and the plain loop the same views."""
+    return LocalSteps(1, config.federation.learning_rate, config.federation.num_views, seed=0, server_round=2)
+
+
+def peak_memory_mb() -> int:
+    """The largest resident memory of this process so far, in megabytes (Linux)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall time."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _print(figures: dict[str, Any]) -> None:
+    step, sizes, made = (figures[key] for key in ("private_step", "bytes_per_site_and_round", "generation"))
+    title = f"{figures['machine']['threads']} threads, torch {figures['machine']['torch']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("cost")
+    for heading in ("measured", "required", "met"):
+        table.add_column(heading, justify="right")
+    size = f"{step['patients']} patients of {step['views_per_patient']} views, {step['parameters']} parameters"
+    table.add_row(f"private step, {size}", f"{step['seconds']['private']:.2f} s", "", "")
+    table.add_row("  the same loop without clip and noise", f"{step['seconds']['per_patient']:.2f} s", "", "")
+    table.add_row("  one batch of as many views", f"{step['seconds']['one_batch']:.2f} s", "", "")
+    for peer in ("per_patient", "one_batch"):
+        ratio = step[f"ratio_to_{peer}"]
+        table.add_row(f"private / {peer.replace('_', ' ')}", f"{ratio:.3f}", *_limit(ratio, MAX_STEP_RATIO))
+    for task, size_of in sizes.items():
+        total = size_of["up"] + size_of["down"]
+        words = f"bytes per site and round: {task}, {size_of['down']:,} down and {size_of['up']:,} up"
+        table.add_row(words, f"{total:,}", *_limit(total, MAX_BYTES))
+    seconds = made["seconds_per_pair"]
+    name = f"generated ED/ES pair, {made['sampler_steps']} steps of the sampler"
+    table.add_row(name, f"{seconds:.4f} s", *_limit(seconds, MAX_PAIR_SECONDS))
+    for after, num_mb in figures["peak_memory_mb"].items():
+        table.add_row(f"peak memory of this process: {after}", f"{num_mb:,} MB", "", "")
+    Console().print(table)
+
+
+def _limit(value: float, limit: float) -> tuple[str, str]:
+    """The requirement's two cells."""
+    return f"<= {limit:,}", "yes" if value <= limit else "no"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

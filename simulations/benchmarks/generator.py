@@ -1,0 +1,299 @@
+"""Whether generated pictures obey what was asked for, and what each step of the sampler buys.
+
+Four figures for every start of the sampler and number of steps: the ejection fraction asked for against the one an
+independent segmenter measures on the picture, the appearance code asked for against the one measured, the distance to
+a sampler of many steps from the same noise, and the time.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from server.evaluation import score
+from server.rendering import render
+from server.segmentation import Segmenter, load_segmenter, measured_ef
+from server.synthesis import EF_RANGE, SharedGenerator, SyntheticSet, load_shared_generator, synthesize
+from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
+from shared.appearance import CODE_NAMES, CodeDistribution, appearance_codes
+from shared.case import Case, CaseInfo
+from shared.config import SynthesisConfig
+from shared.errors import UserError, run_command
+from shared.networks.generator import Prior, load_prior
+from shared.views import PIXEL_MM, slice_pairs
+
+REFERENCE_STEPS = 32
+ALMOST_ONE = 0.9999
+"""A start of the sampler that leaves the sketch as it is."""
+SLOPE_SLICES = 3
+"""Slices per heart where only codes are measured: they are means over a heart's slices."""
+PUBLIC = "public"
+"""Stands for a vendor where the prior alone paints."""
+NUM_BOOTSTRAP = 1000
+MAE_TOLERANCE, CODE_TOLERANCE = 0.3, 0.02
+"""The knee: fewest steps from which on no figure is worse than the reference's by more than EF points, standard
+deviations of the code."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One sampler's figures; None where a figure has no meaning.
+
+    Attributes:
+        start_t: Where the sampler starts: 0 noise, 1 the sketch.
+        num_steps: Calls of the generator per picture.
+        r: Pearson's r of the ejection fraction asked for and measured.
+        r_ci95: Its 95 % interval over hearts.
+        mae_points: Mean absolute difference of the two, EF points.
+        not_found: Hearts in which the segmenter found no LV at ED; they are left out of both.
+        code_error: Mean absolute difference of the codes asked for and measured, in the prior's standard deviations;
+            1.13 is what two unrelated normal codes have.
+        code_slope: How far a code follows when it alone is asked at -1 and at +1, as a share of the 2 asked, mean over
+            codes.
+        code_slopes: The same by name.
+        distance: Root mean square to the reference of `REFERENCE_STEPS` steps, pictures in [-1, 1].
+        seconds_per_pair: All that `synthesize` does, per ED/ES pair of slices.
+    """
+
+    start_t: float | None
+    num_steps: int
+    r: float | None
+    r_ci95: list[float] | None
+    mae_points: float | None
+    not_found: int
+    code_error: float | None = None
+    code_slope: float | None = None
+    code_slopes: dict[str, float] | None = None
+    distance: float | None = None
+    seconds_per_pair: float | None = None
+
+
+def main() -> int:
+    """Measure, print the table, write JSON and the plot on request."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.generator", description=__doc__)
+    parser.add_argument("--prior", type=Path, help="prior's file (default: the one that ships)")
+    parser.add_argument("--generator", type=Path, help="a run's generator.safetensors (default: the prior alone)")
+    parser.add_argument("--segmenter", type=Path, help="segmenter's file (default: the one that ships)")
+    parser.add_argument("--start-t", type=_floats, default=[0.0, 0.3, 0.5], metavar="T,T", help="0,0.3,0.5")
+    parser.add_argument("--steps", type=_ints, default=[1, 2, 3, 4, 6, 8, 12, 16], metavar="N,N",
+                        help="1,2,3,4,6,8,12,16")  # fmt: skip
+    parser.add_argument("--num-cases", type=int, default=48, metavar="N", help="hearts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=12345, help="of hearts, codes and noise (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="PATH.png", help="also draw quality against steps there")
+    options = parser.parse_args()
+    return run_command(lambda: _benchmark(options))
+
+
+def ceiling(segmenter: Segmenter, config: SynthesisConfig, seed: int) -> Measured:
+    """The segmenter on rendered hearts that it was not trained on: what no generator can surpass."""
+    rng = torch.Generator().manual_seed(seed)
+    efs = torch.linspace(*EF_RANGE, config.num_cases)
+    hearts = draw_hearts(config.num_cases, rng, config.num_slices, efs)
+    d = distances(hearts, slice_positions(hearts, config.num_slices))
+    frames = ((render(hearts, d, rng) + 1) / 2).transpose(1, 2).numpy()
+    masks = masks_from(d).transpose(1, 2).numpy()
+    spacing_mm = np.array([1, PIXEL_MM, PIXEL_MM], np.float32)  # the slices' distance plays no part in an EF
+    info = CaseInfo("rendered", PUBLIC, float("nan"), float("nan"), "rendered")
+    cases = [Case(info, *arrays, spacing_mm) for arrays in zip(frames, masks, strict=True)]
+    return Measured(None, 0, **_ef_agreement(segmenter, efs.tolist(), cases))
+
+
+def prior_alone(prior: Prior) -> SharedGenerator:
+    """The prior as if a federation had added nothing, asked for codes of the whole public range.
+
+    `synthesize` without a shared generator takes each sketch's own code, which leaves nothing to obey.
+    """
+    trainable = {name: parameter.detach().clone() for name, parameter in prior.generator.trainable().items()}
+    return SharedGenerator(trainable, {PUBLIC: prior.codes})
+
+
+def measure(
+    prior: Prior, shared: SharedGenerator, segmenter: Segmenter, config: SynthesisConfig, seed: int,
+    reference: Tensor | None,
+) -> tuple[Measured, Tensor]:  # fmt: skip
+    """All figures of one sampler.
+
+    Args:
+        prior: The public prior.
+        shared: What a federation added, or `prior_alone`.
+        segmenter: The judge.
+        config: How many hearts and slices; `start_t` and `num_steps` are what is measured.
+        seed: Of hearts, codes and noise, the same for all samplers that are compared.
+        reference: The pictures of many steps; None leaves the distance out.
+
+    Returns:
+        The figures and the pictures, (all slices of all hearts, 2, 64, 64) in [-1, 1].
+    """
+    started = time.perf_counter()
+    made = synthesize(prior, shared, config, sorted(shared.codes), seed)
+    seconds = time.perf_counter() - started
+    pictures = torch.cat([slice_pairs(case)[0] for case in made.cases])
+    slopes = code_slopes(prior, shared, config, seed)
+    measured = Measured(
+        config.start_t,
+        config.num_steps,
+        **_ef_agreement(segmenter, made.requested_efs, made.cases),
+        code_error=float((measured_codes(prior, made.cases) - made.codes).abs().mean()),
+        code_slope=float(np.mean(list(slopes.values()))),
+        code_slopes=slopes,
+        distance=None if reference is None else float((pictures - reference).square().mean().sqrt()),
+        seconds_per_pair=seconds / len(pictures),
+    )
+    return measured, pictures
+
+
+def measured_codes(prior: Prior, cases: Sequence[Case]) -> Tensor:
+    """Standardised appearance codes of the pictures of each case, shape (len(cases), K)."""
+    stacks = [slice_pairs(case) for case in cases]
+    return prior.standardise(torch.cat([appearance_codes(images[None], masks[None]) for images, masks in stacks]))
+
+
+def code_slopes(prior: Prior, shared: SharedGenerator, config: SynthesisConfig, seed: int) -> dict[str, float]:
+    """How far each code follows when it alone is asked at -1 and +1, the others at the public mean; 1 is all the way.
+
+    Both pictures of a pair have the same heart, sketch and noise.
+    """
+    num_codes = len(CODE_NAMES)
+    # Every code is a vendor of its own, so that one call paints all of them.
+    num_cases = num_codes * max(1, config.num_cases // (2 * num_codes))
+    config = replace(config, num_cases=num_cases, num_slices=SLOPE_SLICES)
+
+    def ask(value: float) -> SyntheticSet:
+        codes = {
+            name: CodeDistribution(value * unit, torch.full((num_codes,), 1e-6), prior.code_correlation)
+            for name, unit in zip(CODE_NAMES, torch.eye(num_codes), strict=True)
+        }
+        return synthesize(prior, replace(shared, codes=codes), config, CODE_NAMES, seed)
+
+    low, high = ask(-1.0), ask(1.0)
+    moved = (measured_codes(prior, high.cases) - measured_codes(prior, low.cases)) / 2
+    asked_of = [case.info.vendor for case in high.cases]
+    return {name: float(moved[[vendor == name for vendor in asked_of], k].mean()) for k, name in enumerate(CODE_NAMES)}
+
+
+def knee(curve: Sequence[Measured], reference: Measured) -> int | None:
+    """Fewest steps from which on no sampler of the curve is worse than the reference beyond the tolerances."""
+    best = None
+    for measured in sorted(curve, key=lambda m: -m.num_steps):
+        values = (measured.mae_points, reference.mae_points, measured.code_error, reference.code_error)
+        if None in values:
+            break
+        mae, least_mae, error, least_error = (float(value or 0) for value in values)
+        if mae > least_mae + MAE_TOLERANCE or error > least_error + CODE_TOLERANCE:
+            break
+        best = measured.num_steps
+    return best
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    for name, path in (("--json", options.json), ("--plot", options.plot)):
+        if path and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no folder: give a path for {name} in a folder that is there")
+    prior, segmenter = load_prior(options.prior), load_segmenter(options.segmenter)
+    shared = load_shared_generator(options.generator, prior) if options.generator else prior_alone(prior)
+    config = SynthesisConfig(num_cases=options.num_cases)
+    for start_t, num_steps in itertools.product(options.start_t, options.steps):
+        replace(config, start_t=start_t, num_steps=num_steps)  # what is out of range is refused before the work
+    rows = [("renderer (the segmenter's ceiling)", ceiling(segmenter, config, options.seed))]
+    sketches = replace(config, start_t=ALMOST_ONE, num_steps=1)
+    rows.append(("sketches", measure(prior, shared, segmenter, sketches, options.seed, None)[0]))
+    knees = {}
+    for start_t in options.start_t:
+        many = replace(config, start_t=start_t, num_steps=REFERENCE_STEPS)
+        reference, pictures = measure(prior, shared, segmenter, many, options.seed, None)
+        curve = [
+            measure(prior, shared, segmenter, replace(many, num_steps=num_steps), options.seed, pictures)[0]
+            for num_steps in sorted(options.steps)
+        ]
+        rows += [(f"start_t {start_t:g}", measured) for measured in [*curve, reference]]
+        knees[start_t] = knee(curve, reference)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_table(rows, options))
+    for start_t, steps in knees.items():
+        found = "not within these steps" if steps is None else f"{steps} steps"
+        console.print(f"knee of the curve from start_t {start_t:g}: {found}", highlight=False)
+    if options.json:
+        figures = {"prior_sha256": prior.sha256, "generator": str(options.generator) if options.generator else None,
+                   "num_cases": config.num_cases, "num_slices": config.num_slices, "seed": options.seed,
+                   "knee": {f"{start_t:g}": steps for start_t, steps in knees.items()},
+                   "rows": [{"name": name, **asdict(measured)} for name, measured in rows]}  # fmt: skip
+        options.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if options.plot:
+        draw(options.plot, [measured for _, measured in rows[2:]], rows[0][1])
+
+
+def _ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[Case]) -> dict:
+    """`r`, `r_ci95`, `mae_points` and `not_found` of `Measured`."""
+    pairs = list(zip(asked, measured_ef(segmenter, cases), strict=True))
+    found = [pair for pair in pairs if np.isfinite(pair[1])]
+    values = score([true for true, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
+    return {"r": values["r"], "r_ci95": values["ci95"]["r"], "mae_points": values["mae_points"],
+            "not_found": len(pairs) - len(found)}  # fmt: skip
+
+
+def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) -> Table:
+    painter = "prior and federation" if options.generator else "prior alone"
+    table = Table(title=f"{painter}, {options.num_cases} hearts: asked for and measured", title_justify="left")
+    table.add_column("picture")
+    for heading in ("steps", "EF: r (95 %)", "MAE, points", "code: error, sd", "slope", f"to {REFERENCE_STEPS} steps",
+                    "ms per pair"):  # fmt: skip
+        table.add_column(heading, justify="right")
+
+    def show(value: float | None, digits: int, scale: float = 1.0) -> str:
+        return "-" if value is None else f"{value * scale:.{digits}f}"
+
+    for name, m in rows:
+        interval = f" ({m.r_ci95[0]:.3f} to {m.r_ci95[1]:.3f})" if m.r_ci95 else ""
+        table.add_row(name, str(m.num_steps or "-"), show(m.r, 3) + interval, show(m.mae_points, 1),
+                      show(m.code_error, 2), show(m.code_slope, 2), show(m.distance, 3),
+                      show(m.seconds_per_pair, 1, 1000))  # fmt: skip
+    return table
+
+
+def draw(path: Path, measured: Sequence[Measured], ceiling_of: Measured) -> None:
+    """Quality against the number of steps, one line per start of the sampler, as a PNG."""
+    panels = {
+        "mae_points": "EF asked for and measured:\nmean difference, EF points",
+        "code_error": "appearance code:\nmean difference, sd",
+        "distance": f"distance to {REFERENCE_STEPS} steps\nfrom the same noise",
+        "seconds_per_pair": "seconds per ED/ES pair",
+    }
+    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        for start_t in sorted({m.start_t for m in measured if m.start_t is not None}):
+            points = [(m.num_steps, getattr(m, name)) for m in measured if m.start_t == start_t]
+            known = [(steps, value) for steps, value in points if value is not None]
+            axis.plot(*zip(*known, strict=True), "o-", label=f"start_t {start_t:g}")
+        if name == "mae_points" and ceiling_of.mae_points is not None:
+            axis.axhline(ceiling_of.mae_points, color="grey", linestyle=":", label="rendered hearts")
+        axis.set(title=title, xlabel="steps", xscale="log", ylim=(0, None))
+        steps = sorted({m.num_steps for m in measured})
+        axis.set_xticks(steps, [str(value) for value in steps])
+        axis.minorticks_off()
+    axes[0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _ints(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

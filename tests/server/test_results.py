@@ -1,0 +1,111 @@
+"""What a run folder holds becomes the report's figures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from server.results import results_table, write_report
+from shared import checkpoint
+from shared.case import load_cases
+from shared.config import load
+
+COLUMNS = ["pseudonym", "vendor", "ef", "ef_requested", "ef_measured", "lv_ed_ml", "lv_es_ml"]
+
+
+@pytest.fixture
+def run(make_study, write_cases):
+    """A finished run whose synthetic cases and test patients are invented."""
+    run = make_study("hospitals.source=phantom", "evaluation.num_bootstrap=100")
+    write_cases(run.path / "synthetic", "Siemens", 6, seed=8)
+    write_cases(run.path / "test" / "hospitals" / "a", "Siemens", 4, seed=9)
+    site = {"epsilon": 7.5, "steps": 3, "refused": [], "accountant": "prv"}
+    checkpoint.save(run.path / "generator.safetensors", {"x": np.zeros(1, np.float32)},
+                    {"sites": {"a": site}, "delta": 1e-3})  # fmt: skip
+    true = [case.info.ef for case in held_out(run)]
+    (run.path / "predictions").mkdir()
+    for model, error in (("without_b", 0.2), ("synthetic_only", 0.1)):
+        answers = {"vendors": ["Siemens"] * 4, "true": true, "predicted": [ef + error for ef in true]}
+        (run.path / "predictions" / f"{model}.json").write_text(json.dumps({"hospitals": answers}))
+    return run
+
+
+def held_out(run):
+    return load_cases(run.path / "test" / "hospitals" / "a")
+
+
+def write_labels(run, columns=COLUMNS, measured=lambda index, ef: f"{ef + 0.02:.6g}"):
+    with (run.path / "synthetic" / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for index, case in enumerate(load_cases(run.path / "synthetic")):
+            row = dict.fromkeys(COLUMNS, "1") | {"ef": case.info.ef, "ef_requested": case.info.ef}
+            writer.writerow(row | {"ef_measured": measured(index, case.info.ef)})
+
+
+def report_of(run):
+    write_report(run, run.config, [("hospitals", held_out(run))])
+    return json.loads((run.path / "report.json").read_text()), (run.path / "report.html").read_text()
+
+
+def test_requested_mask_and_measured_ejection_fractions_are_told_apart(run):
+    write_labels(run, measured=lambda index, ef: "" if index == 2 else f"{ef + 0.02:.6g}")
+    synthetic = report_of(run)[0]["synthetic"]
+    assert synthetic["measured_ef"][2] is None and len(synthetic["measured_ef"]) == 6
+    assert synthetic["requested_ef"] == synthetic["mask_ef"]
+    assert synthetic["agreement"]["n_patients"] == 5
+    assert synthetic["agreement"]["mae_points"] == pytest.approx(2, abs=1e-3)
+    assert synthetic["agreement"]["r"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_release_older_than_the_measurement_says_so(run):
+    write_labels(run, [name for name in COLUMNS if name != "ef_measured"])
+    report, page = report_of(run)
+    assert report["synthetic"]["measured_ef"] is report["synthetic"]["agreement"] is None
+    assert "Nobody has measured" in page
+
+
+def test_a_segmenter_that_finds_nothing_is_no_crash(run):
+    write_labels(run, measured=lambda index, ef: "")
+    report, page = report_of(run)
+    assert report["synthetic"]["agreement"]["n_patients"] == 0
+    assert "In none of the synthetic pictures" in page
+
+
+def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed(run):
+    write_labels(run)
+    assert report_of(run)[1].count("data:image/png") == 2 + 2 + 2, "two best, two worst, a real and a synthetic row"
+    run.config.hospitals.source = "prepared"
+    run.config.data_root = "somewhere"
+    page = report_of(run)[1]
+    assert page.count("data:image/png") == 1 and "Real pictures are left out" in page
+    run.config.evaluation.show_real_pictures = True
+    page = report_of(run)[1]
+    assert page.count("data:image/png") == 6 and "Real test patients" in page
+
+
+def test_nothing_that_names_a_patient_is_in_the_report(run):
+    write_labels(run)
+    report_of(run)
+    for name in ("report.json", "report.html"):
+        text = (run.path / name).read_text()
+        assert not any(f'"{case.info.pseudonym}"' in text or f">{case.info.pseudonym}" in text
+                       for case in held_out(run))  # fmt: skip
+
+
+def test_pictures_are_left_out_where_the_answers_are_not_those_of_the_patients(run, write_cases):
+    write_labels(run)
+    write_cases(run.path / "test" / "hospitals" / "a", "Siemens", 4, seed=10)
+    assert "Best cases" not in report_of(run)[1]
+
+
+def test_the_terminals_table_has_the_plain_names(run):
+    write_labels(run)
+    report_of(run)
+    first_column = list(results_table(run).columns[0].cells)
+    assert [name for name in first_column if name] == ["synthetic hearts only", "without site b"]
+
+
+def test_the_settings_default_hides_real_patients():
+    assert load("default").evaluation.show_real_pictures is False

@@ -1,0 +1,83 @@
+"""The generator's trainable parts: what a rung trains, and that a prior knows nothing of it."""
+
+import pytest
+import torch
+
+from shared.config import RUNGS
+from shared.networks.generator import Architecture, Generator, load_prior, save_prior
+from shared.networks.low_rank import RANK, LowRankLinear
+
+CALL = (torch.zeros(1, 2, 64, 64), torch.tensor([0.5]), torch.ones(1, 2, 64, 64, dtype=torch.uint8), torch.ones(1, 11))
+
+
+@torch.no_grad()
+def out(generator):
+    return generator(*CALL)
+
+
+def test_a_low_rank_update_is_that_of_the_product(prior):
+    """Against the layer whose weight is W + B A."""
+    layer = LowRankLinear(11, 7, seed=1)
+    layer.low_rank().data.normal_()
+    plain = torch.nn.Linear(11, 7)
+    plain.load_state_dict({"weight": layer.weight + layer.lora_b @ layer.lora_a, "bias": layer.bias})
+    x = torch.randn(5, 11)
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert torch.linalg.matrix_rank(layer.lora_b @ layer.lora_a) == RANK
+
+
+def test_every_site_and_the_server_draw_the_same_fixed_factor():
+    torch.manual_seed(1)
+    first = Generator(Architecture(channels=(16, 16), norm_num_groups=4))
+    torch.manual_seed(2)
+    second = Generator(Architecture(channels=(16, 16), norm_num_groups=4))
+    factors = [{n: b for n, b in g.named_buffers() if n.endswith("lora_a")} for g in (first, second)]
+    assert len(factors[0]) == 2
+    for name, value in factors[0].items():
+        assert torch.equal(value, factors[1][name])
+    # A torch that draws otherwise may not take part: its B would belong to another A.
+    assert float(factors[0]["unet.class_embedding.0.lora_a"][0, 0]) == pytest.approx(-1.8399378)
+
+
+def test_a_rungs_part_is_sorted_small_and_begins_where_the_prior_is(prior, tiny_prior):
+    untouched = out(prior.generator)
+    sizes = {}
+    for rung in RUNGS:
+        part = prior.generator.trainable(rung)
+        assert list(part) == sorted(part)
+        sizes[rung] = sum(parameter.numel() for parameter in part.values())
+    assert sizes["moments"] == sizes["affine"]
+    assert sizes["low_rank"] == 2 * 4 * 16 * RANK
+    assert torch.equal(out(prior.generator), untouched), "B is zero before it is trained"
+
+
+@pytest.mark.parametrize("rung", ["affine", "low_rank"])
+def test_values_are_held_and_given_back_also_after_an_error(prior, rung):
+    generator = prior.generator
+    part = generator.trainable(rung)
+    before, flags = out(generator), [parameter.requires_grad for parameter in generator.parameters()]
+    values = {name: torch.full_like(parameter, 0.3).detach() for name, parameter in part.items()}
+    with pytest.raises(RuntimeError, match="inside"), generator.holding(values) as held:
+        assert all(torch.equal(held[name], values[name]) for name in values)
+        assert {name for name, p in generator.unet.named_parameters() if p.requires_grad} == set(part)
+        assert not torch.equal(out(generator), before)
+        raise RuntimeError("inside")
+    assert torch.equal(out(generator), before)
+    assert [parameter.requires_grad for parameter in generator.parameters()] == flags
+
+
+def test_values_of_no_rung_are_refused(prior):
+    part = {name: value.detach() for name, value in prior.generator.trainable("low_rank").items()}
+    first = next(iter(part))
+    for wrong in ({}, {first: part[first]}, part | {first: part[first][:-1]}):
+        with pytest.raises(ValueError, match="a rung"), prior.generator.holding(wrong):
+            pass
+
+
+def test_a_priors_file_holds_no_low_rank_part(prior, tmp_path):
+    before = out(prior.generator)
+    for parameter in prior.generator.trainable("low_rank").values():
+        parameter.data.fill_(1.0)
+    assert not torch.equal(out(prior.generator), before)
+    save_prior(tmp_path / "p.safetensors", prior.generator, prior.code_mean, prior.code_std, prior.code_correlation, {})
+    torch.testing.assert_close(out(load_prior(tmp_path / "p.safetensors").generator), before)

@@ -1,0 +1,96 @@
+"""The generator's benchmark: its figures on pictures whose answer is known."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from server.segmentation import load_segmenter
+from server.synthesis import synthesize
+from shared.appearance import CODE_NAMES
+from shared.config import SynthesisConfig
+from shared.views import slice_pairs
+from simulations.benchmarks import generator
+from simulations.benchmarks.generator import (
+    Measured,
+    ceiling,
+    code_slopes,
+    knee,
+    main,
+    measure,
+    measured_codes,
+    prior_alone,
+)
+
+SEED = 3
+CONFIG = SynthesisConfig(num_cases=4, num_slices=2, num_steps=2, start_t=0.5)
+
+
+def row(num_steps: int, mae: float, code_error: float) -> Measured:
+    return Measured(0.5, num_steps, 0.9, None, mae, 0, code_error)
+
+
+def test_the_knee_is_where_all_figures_stay_near_the_reference():
+    reference = row(32, 3.0, 0.5)
+    curve = [row(1, 9.0, 0.51), row(2, 3.1, 0.6), row(4, 3.2, 0.51), row(8, 2.9, 0.505)]
+    assert knee(curve, reference) == 4
+    assert knee([*curve, row(16, 5.0, 0.5)], reference) is None
+    assert knee([row(1, 3.0, 0.5), *curve[1:]], reference) == 4  # a lucky low one with worse ones above it is no knee
+
+
+def test_the_distance_to_itself_is_nothing_and_to_other_noise_is_not(prior):
+    segmenter = load_segmenter()
+    first, pictures = measure(prior, prior_alone(prior), segmenter, CONFIG, SEED, None)
+    assert first.distance is None and pictures.shape == (8, 2, 64, 64)
+    assert measure(prior, prior_alone(prior), segmenter, CONFIG, SEED, pictures)[0].distance == 0
+    other = measure(prior, prior_alone(prior), segmenter, replace(CONFIG, num_steps=5), SEED, pictures)[0].distance
+    assert other is not None and other > 1e-3
+
+
+def test_codes_are_those_of_the_patient_whole_stack(prior):
+    made = synthesize(prior, prior_alone(prior), CONFIG, ["public"], SEED)
+    images, masks = slice_pairs(made.cases[1])
+    codes = measured_codes(prior, made.cases)
+    assert codes.shape == (4, len(CODE_NAMES))
+    lv_mean = images[masks == 3].mean()
+    expected = (lv_mean - prior.code_mean[0]) / prior.code_std[0]
+    torch.testing.assert_close(codes[1, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_generator_that_paints_what_it_is_asked_has_slope_one(prior, monkeypatch):
+    """The slope compares the same heart under both codes: a painter that adds the LV code to the cavity moves 1 : 1."""
+
+    def obedient(velocity, masks, code, sketch, noise, start_t, num_steps):
+        level = (code[:, 0] * prior.code_std[0] + prior.code_mean[0])[:, None, None, None]
+        return torch.where(masks == 3, level, torch.zeros(())).expand_as(sketch).clone()
+
+    monkeypatch.setattr("server.synthesis.sample", obedient)
+    slopes = code_slopes(prior, prior_alone(prior), CONFIG, SEED)
+    assert slopes["lv_mean"] == pytest.approx(1, abs=0.02)
+    assert slopes["far_mean"] == pytest.approx(0, abs=1e-6)
+    assert set(slopes) == set(CODE_NAMES)
+
+
+def test_the_ceiling_is_measured_on_rendered_hearts():
+    measured = ceiling(load_segmenter(), replace(CONFIG, num_cases=20, num_slices=6), SEED)
+    assert measured.r > 0.95 and measured.mae_points < 7 and measured.not_found == 0 and measured.code_error is None
+
+
+def test_the_command_writes_figures_and_plot(tiny_prior, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generator, "REFERENCE_STEPS", 3)
+    paths = {"--json": tmp_path / "g.json", "--plot": tmp_path / "g.png"}
+    arguments = ["--prior", str(tiny_prior), "--start-t", "0,0.5", "--steps", "2,1", "--num-cases", "2"]
+    monkeypatch.setattr("sys.argv", ["generator", *arguments, *(str(x) for pair in paths.items() for x in pair)])
+    assert main() == 0
+    figures = json.loads(paths["--json"].read_text())
+    assert [(r["start_t"], r["num_steps"]) for r in figures["rows"][2:]] == [
+        (0, 1), (0, 2), (0, 3), (0.5, 1), (0.5, 2), (0.5, 3)
+    ]  # fmt: skip
+    assert paths["--plot"].read_bytes().startswith(b"\x89PNG") and "start_t 0.5" in capsys.readouterr().out
+
+
+def test_what_is_out_of_range_is_refused_at_once(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["generator", "--start-t", "0,1.5"])
+    assert main() == 2
+    assert "synthesis.start_t" in capsys.readouterr().err
