@@ -16,11 +16,11 @@ from client.ingest.prepare import prepare
 from client.ingest.quality import check
 from client.ledger import Ledger
 from client.training import load_patients
-from server.federation_state import CODE_STD_RANGE
 from server.regression import predict, train_regressor
 from server.strategy import federate
 from server.study import finish_study
 from server.synthesis import load_shared_generator, synthesize
+from server.vendor_codes import CODE_STD_RANGE
 from shared import checkpoint
 from shared.appearance import CODE_NAMES
 from shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index

@@ -30,7 +30,7 @@ from server.synthesis import synthesize
 from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
 from shared.appearance import appearance_code
 from shared.checkpoint import Arrays, write_atomically
-from shared.config import Config, load
+from shared.config import RUNGS, Config, Rung, load
 from shared.errors import run_command
 from shared.networks.generator import Prior, load_prior
 from shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
@@ -38,7 +38,8 @@ from shared.views import with_heart
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
-NUM_REPEATS = 7
+GRADIENT_RUNGS = tuple(rung for rung in RUNGS if rung != "moments")
+NUM_REPEATS = 5
 NUM_CASES = 40
 """Synthetic patients that are timed, after a few that are not."""
 NOISE_MULTIPLIER = 3.0
@@ -61,14 +62,14 @@ def _measure(options: argparse.Namespace) -> None:
     prior = load_prior(options.prior)
     patients = simulated_patients(NUM_PATIENTS, prior, config.synthesis.num_slices)
     memory: dict[str, int] = {}  # in this order: the peak only ever grows, and the large batch comes last
-    sizes = bytes_per_round(prior, patients, config)
+    sizes = {rung: bytes_per_round(prior, patients, config, rung) for rung in GRADIENT_RUNGS}
     memory["a site's rounds"] = peak_memory_mb()
     made = pair_seconds(prior, config)
     memory["and generation"] = peak_memory_mb()
     figures = {
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
                     "python": platform.python_version()},
-        "private_step": step_seconds(prior, patients, config),
+        "private_step": {rung: step_seconds(prior, patients, config, rung) for rung in GRADIENT_RUNGS},
         "bytes_per_site_and_round": sizes,
         "generation": made,
         "peak_memory_mb": memory,
@@ -93,10 +94,10 @@ def simulated_patients(num: int, prior: Prior, num_slices: int) -> list[Patient]
 
 
 def step_seconds(
-    prior: Prior, patients: list[Patient], config: Config, num_repeats: int = NUM_REPEATS
+    prior: Prior, patients: list[Patient], config: Config, rung: Rung, num_repeats: int = NUM_REPEATS
 ) -> dict[str, Any]:
     """Medians of the seconds of a private step and of both peers, and the ratios of these medians."""
-    start = trainable_arrays(prior)
+    start = trainable_arrays(prior, rung)
     private = mechanism(config, len(patients))
     steps = local_steps(config)
     everybody = Patient(
@@ -106,11 +107,15 @@ def step_seconds(
         torch.stack([patient.code for patient in patients]).mean(0),
     )
     num_views = config.federation.num_views * len(patients)
-    ways: dict[str, Callable[[], object]] = {
-        "private": lambda: fine_tune(prior.generator, patients, start, private, steps, CPU),
-        "per_patient": lambda: fine_tune(prior.generator, patients, start, replace(private, private=False), steps, CPU),
-        "one_batch": lambda: patient_gradient(prior.generator, everybody, num_views, seed=0),
-    }
+
+    def loop(how: Mechanism) -> Callable[[], object]:
+        return lambda: fine_tune(prior.generator, patients, start, how, steps, CPU)
+
+    def one_batch() -> object:
+        with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:
+            return patient_gradient(prior.generator, everybody, num_views, 0, list(parameters.values()))
+
+    ways = {"private": loop(private), "per_patient": loop(replace(private, private=False)), "one_batch": one_batch}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(num_repeats + 1):
         for name, way in ways.items():
@@ -129,19 +134,22 @@ def step_seconds(
     }
 
 
-def bytes_per_round(prior: Prior, patients: list[Patient], config: Config) -> dict[str, dict[str, int]]:
+def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung: Rung) -> dict[str, dict[str, int]]:
     """Bytes of the server's request and of a site's whole reply, by task, as the wire format packs them."""
-    open_config = replace(config, privacy=replace(config.privacy, enabled=False))  # planning noise changes no size
-    state = initial_state(open_config, prior, {"site": StudySite("Siemens", len(patients))})
-    mean, square = moments(patients, mechanism(config, len(patients)))
-    update = fine_tune(
-        prior.generator, patients, state.arrays, mechanism(config, len(patients)), local_steps(config), CPU
+    settings = replace(
+        config,
+        privacy=replace(config.privacy, enabled=False),  # planning the noise takes long and changes no size
+        federation=replace(config.federation, rung=rung),
     )
+    state = initial_state(settings, prior, {"site": StudySite("Siemens", len(patients))})
+    private = mechanism(config, len(patients))
+    mean, square = moments(patients, private)
+    update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), CPU)
     updates: dict[int, Arrays] = {1: {CODE_MEAN: mean, CODE_SQUARE: square}, 2: update}
     trainable = {name: array.shape for name, array in state.arrays.items()}
     sizes = {}
     for server_round, arrays in updates.items():
-        request = make_request(open_config, state, server_round)
+        request = make_request(settings, state, server_round)
         shapes = update_shapes(request.task, trainable, len(prior.code_mean))
         content = {"down": pack_request(state.arrays, request), "up": pack_reply("site", OK, arrays, shapes)}
         sizes[request.task] = {
@@ -164,9 +172,9 @@ def pair_seconds(prior: Prior, config: Config, num_cases: int = NUM_CASES) -> di
     return {"pairs": num_pairs, "sampler_steps": settings.num_steps, "seconds_per_pair": elapsed / num_pairs}
 
 
-def trainable_arrays(prior: Prior) -> dict[str, np.ndarray]:
+def trainable_arrays(prior: Prior, rung: Rung) -> dict[str, np.ndarray]:
     """The part that sites fine-tune, as the server would send it."""
-    return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable().items()}
+    return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable(rung).items()}
 
 
 def mechanism(config: Config, num_patients: int) -> Mechanism:
@@ -192,26 +200,29 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    step, sizes, made = (figures[key] for key in ("private_step", "bytes_per_site_and_round", "generation"))
+    steps, sizes, made = (figures[key] for key in ("private_step", "bytes_per_site_and_round", "generation"))
     title = f"{figures['machine']['threads']} threads, torch {figures['machine']['torch']}"
     table = Table(title=title, title_justify="left")
     table.add_column("cost")
     for heading in ("measured", "required", "met"):
         table.add_column(heading, justify="right")
-    size = f"{step['patients']} patients of {step['views_per_patient']} views, {step['parameters']} parameters"
-    table.add_row(f"private step, {size}", f"{step['seconds']['private']:.2f} s", "", "")
-    table.add_row("  the same loop without clip and noise", f"{step['seconds']['per_patient']:.2f} s", "", "")
-    table.add_row("  one batch of as many views", f"{step['seconds']['one_batch']:.2f} s", "", "")
-    for peer in ("per_patient", "one_batch"):
-        ratio = step[f"ratio_to_{peer}"]
-        table.add_row(f"private / {peer.replace('_', ' ')}", f"{ratio:.3f}", *_limit(ratio, MAX_STEP_RATIO))
-    for task, size_of in sizes.items():
-        total = size_of["up"] + size_of["down"]
-        words = f"bytes per site and round: {task}, {size_of['down']:,} down and {size_of['up']:,} up"
-        table.add_row(words, f"{total:,}", *_limit(total, MAX_BYTES))
-    seconds = made["seconds_per_pair"]
+    for rung, step in steps.items():
+        seconds = step["seconds"]
+        size = f"{step['patients']} patients of {step['views_per_patient']} views, {step['parameters']} parameters"
+        table.add_row(f"private step, rung {rung}: {size}", f"{seconds['private']:.2f} s", "", "")
+        table.add_row("  the same loop without clip and noise", f"{seconds['per_patient']:.2f} s", "", "")
+        table.add_row("  one batch of as many views", f"{seconds['one_batch']:.2f} s", "", "")
+        for peer in ("per_patient", "one_batch"):
+            ratio = step[f"ratio_to_{peer}"]
+            table.add_row(f"  private / {peer.replace('_', ' ')}", f"{ratio:.3f}", *_limit(ratio, MAX_STEP_RATIO))
+    for rung, tasks in sizes.items():
+        for task, size_of in tasks.items():
+            total = size_of["up"] + size_of["down"]
+            words = f"bytes per site and round, rung {rung}, {task}: {size_of['down']:,} down, {size_of['up']:,} up"
+            table.add_row(words, f"{total:,}", *_limit(total, MAX_BYTES))
+    per_pair = made["seconds_per_pair"]
     name = f"generated ED/ES pair, {made['sampler_steps']} steps of the sampler"
-    table.add_row(name, f"{seconds:.4f} s", *_limit(seconds, MAX_PAIR_SECONDS))
+    table.add_row(name, f"{per_pair:.4f} s", *_limit(per_pair, MAX_PAIR_SECONDS))
     for after, num_mb in figures["peak_memory_mb"].items():
         table.add_row(f"peak memory of this process: {after}", f"{num_mb:,} MB", "", "")
     Console().print(table)

@@ -1,6 +1,7 @@
 """The cost benchmark compares like with like."""
 
 import numpy as np
+import pytest
 import torch
 
 from client.training import fine_tune, patient_gradient, view_seed
@@ -9,6 +10,7 @@ from shared.networks.generator import load_prior
 from shared.records import GRADIENTS, MOMENTS
 from simulations.benchmarks.cost import (
     CPU,
+    GRADIENT_RUNGS,
     bytes_per_round,
     local_steps,
     mechanism,
@@ -21,23 +23,30 @@ from simulations.benchmarks.cost import (
 SMALL = ("federation.num_views=2", "synthesis.num_steps=1", "synthesis.num_slices=3", "device=cpu")
 
 
-def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior):
+@pytest.mark.parametrize("rung", GRADIENT_RUNGS)
+def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, rung):
     """With a clip that clips nothing and no noise, the private step is the plain one."""
     config = load("default", SMALL)
     patients = simulated_patients(3, prior, 3)
     assert all(torch.isfinite(patient.code).all() and len(patient.images) for patient in patients)
-    start, steps = trainable_arrays(prior), local_steps(config)
+    start, steps = trainable_arrays(prior, rung), local_steps(config)
     private = mechanism(config, 3)
     loose = type(private)(True, 1e9, 0.0, 1.0, 3)
     plain = type(private)(False, 1e9, 0.0, 1.0, 3)
     one, other = (fine_tune(prior.generator, patients, start, m, steps, CPU) for m in (loose, plain))
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], atol=1e-6)
-    fine_tune(prior.generator, [], start, plain, steps, CPU)  # back to the start
-    gradients = [
-        patient_gradient(prior.generator, patient, 2, view_seed(steps.seed, steps.server_round, 0, patient.name))
-        for patient in patients
-    ]
+    with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:
+        gradients = [
+            patient_gradient(
+                prior.generator,
+                patient,
+                2,
+                view_seed(steps.seed, steps.server_round, 0, patient.name),
+                list(parameters.values()),
+            )
+            for patient in patients
+        ]
     flat = np.concatenate([one[name].ravel() for name in start])
     np.testing.assert_allclose(flat, -steps.learning_rate * np.mean(gradients, axis=0), atol=1e-5)
 
@@ -46,7 +55,7 @@ def test_figures_are_complete(tiny_prior):
     prior = load_prior(tiny_prior)
     config = load("default", SMALL)
     patients = simulated_patients(2, prior, 3)
-    step = step_seconds(prior, patients, config, num_repeats=2)
+    step = step_seconds(prior, patients, config, "affine", num_repeats=2)
     assert [len(values) for values in step["seconds_of_every_repeat"].values()] == [2, 2, 2]
     assert min(step["seconds"].values()) > 0
     assert step["ratio_to_one_batch"] == step["seconds"]["private"] / step["seconds"]["one_batch"]
@@ -54,10 +63,11 @@ def test_figures_are_complete(tiny_prior):
     assert made["pairs"] == 6 and made["seconds_per_pair"] > 0
 
 
-def test_bytes_are_the_numbers_and_little_more(tiny_prior):
+@pytest.mark.parametrize("rung", GRADIENT_RUNGS)
+def test_bytes_are_the_numbers_and_little_more(tiny_prior, rung):
     prior = load_prior(tiny_prior)
-    sizes = bytes_per_round(prior, simulated_patients(2, prior, 3), load("default", SMALL))
-    arrays = trainable_arrays(prior)
+    sizes = bytes_per_round(prior, simulated_patients(2, prior, 3), load("default", SMALL), rung)
+    arrays = trainable_arrays(prior, rung)
     numbers = 4 * sum(array.size for array in arrays.values())
     assert numbers < sizes[GRADIENTS]["up"] < numbers + 256 * len(arrays) + 256
     assert sizes[GRADIENTS]["down"] > sizes[GRADIENTS]["up"]
