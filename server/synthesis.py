@@ -1,6 +1,7 @@
 """Synthetic patients: heart shapes over the whole range of ejection fractions, painted by the shared generator."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,18 +105,22 @@ def synthesize(
     if unknown:
         raise UserError(f"synthesis.vendor_shares asks for {unknown[0]}, which the study has not learnt: "
                         f"expected some of {sorted(shared.codes if shared else ())}")  # fmt: skip
+    rng = torch.Generator().manual_seed(seed)
+    requested = _spread_efs(names, rng)
+    # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
+    hearts = draw_hearts(len(names), rng, config.num_slices, requested)
+    wanted = _draw_codes(shared, names, seed)
+    cases: list[Case] = []
+    codes: list[Tensor] = []
     generator = prior.generator.to(device)
-    before = {name: parameter.detach().clone() for name, parameter in generator.trainable().items()}
-    try:
+    with ExitStack() as stack:
         if shared:
-            _set_trainable(generator.trainable(), shared.trainable)
-        rng = torch.Generator().manual_seed(seed)
-        requested = _spread_efs(names, rng)
-        # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
-        hearts = draw_hearts(len(names), rng, config.num_slices, requested)
-        wanted = _draw_codes(shared, names, seed)
-        cases: list[Case] = []
-        codes: list[Tensor] = []
+            try:
+                stack.enter_context(generator.holding(shared.trainable))
+            except ValueError:
+                raise UserError(
+                    "generator.safetensors does not fit the prior's trainable part: run the federation again"
+                ) from None
         for start in track(range(0, len(names), _HEARTS_PER_CHUNK), description):
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
             sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
@@ -125,8 +130,6 @@ def synthesize(
                 _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])
                 for i in range(part.stop - start)
             ]
-    finally:
-        _set_trainable(generator.trainable(), before)
     return SyntheticSet(cases, requested.tolist(), torch.cat(codes))
 
 
@@ -206,12 +209,3 @@ def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hea
     info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym)
     spacing_mm = np.array([spacing_z, PIXEL_MM, PIXEL_MM], np.float32)
     return Case(info, np.ascontiguousarray(frames), np.ascontiguousarray(labels), spacing_mm)
-
-
-def _set_trainable(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Copy values into the generator's trainable part."""
-    if set(parameters) != set(values):
-        raise UserError("generator.safetensors does not fit the prior's trainable part: run the federation again")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])

@@ -247,7 +247,7 @@ def acquire(
 
 
 def _plan(patient: Patient, scanner: Scanner, num_slices: int, rng: np.random.Generator) -> Stack:
-    """The technologist's planning: first slice a little below the mitral plane, heart in the field of view's middle third."""
+    """The technologist's planning: first slice below the mitral plane, heart in the field of view's middle third."""
     x, y, z = patient.rotation
     turn = np.radians(rng.uniform(*scanner.turn_deg))
     row_direction, column_direction = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x

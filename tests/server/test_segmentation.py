@@ -64,7 +64,7 @@ def test_it_looks_at_pixels_only(shipped, rendered):
 
 
 def test_it_takes_no_contraction_for_granted(shipped, rendered):
-    """The same picture as ED and as ES ejects little, wide or contracted: guessing from the phase alone would give 0.44.
+    """The same picture as ED and as ES ejects little, wide or contracted; the phase alone would suggest 0.44.
 
     Not nothing: the border that readers draw lies elsewhere at ES.
     """

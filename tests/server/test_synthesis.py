@@ -50,6 +50,24 @@ def test_equal_seeds_give_equal_cases_and_the_prior_stays_as_it_was(prior):
     np.testing.assert_array_equal(plain.cases[0].masks, first.cases[0].masks)
 
 
+@pytest.mark.parametrize("rung", ["affine", "low_rank"])
+def test_every_rung_of_a_federation_changes_the_pictures_and_nothing_else(prior, rung):
+    trainable = {n: v.detach() + 0.3 for n, v in prior.generator.trainable(rung).items()}
+    adapted = SharedGenerator(trainable, shared_generator(prior).codes)
+    changed = synthesize(prior, adapted, SMALL, VENDORS, seed=1, device_name="cpu")
+    plain = synthesize(prior, shared_generator(prior), SMALL, VENDORS, seed=1, device_name="cpu")
+    assert not np.array_equal(plain.cases[0].frames, changed.cases[0].frames)
+    np.testing.assert_array_equal(plain.cases[0].masks, changed.cases[0].masks)
+    for name, value in prior.generator.trainable(rung).items():
+        torch.testing.assert_close(value.detach(), trainable[name] - 0.3)
+
+
+def test_a_generator_of_other_names_is_refused(prior):
+    strange = SharedGenerator({"unknown": torch.zeros(3)}, shared_generator(prior).codes)
+    with pytest.raises(UserError, match="does not fit"):
+        synthesize(prior, strange, SMALL, VENDORS, seed=1, device_name="cpu")
+
+
 def test_vendor_shares():
     names = vendor_names(SynthesisConfig(num_cases=10, vendor_shares={"GE": 1, "Siemens": 3}), VENDORS)
     assert Counter(names) in ({"GE": 2, "Siemens": 8}, {"GE": 3, "Siemens": 7})
