@@ -41,7 +41,7 @@ SLOPE_SLICES = 3
 PUBLIC = "public"
 """Stands for a vendor where the prior alone paints."""
 NUM_BOOTSTRAP = 1000
-MAE_TOLERANCE, CODE_TOLERANCE = 0.3, 0.02
+MAE_TOLERANCE, CODE_TOLERANCE = 0.3, 0.05
 """The knee: fewest steps from which on no figure is worse than the reference's by more than EF points, standard
 deviations of the code."""
 
@@ -96,8 +96,8 @@ def main() -> int:
     return run_command(lambda: _benchmark(options))
 
 
-def ceiling(segmenter: Segmenter, config: SynthesisConfig, seed: int) -> Measured:
-    """The segmenter on rendered hearts that it was not trained on: what no generator can surpass."""
+def on_rendered_hearts(segmenter: Segmenter, config: SynthesisConfig, seed: int) -> Measured:
+    """The segmenter on rendered hearts that it was not trained on: its own error, where no generator is involved."""
     rng = torch.Generator().manual_seed(seed)
     efs = torch.linspace(*EF_RANGE, config.num_cases)
     hearts = draw_hearts(config.num_cases, rng, config.num_slices, efs)
@@ -206,7 +206,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     config = SynthesisConfig(num_cases=options.num_cases)
     for start_t, num_steps in itertools.product(options.start_t, options.steps):
         replace(config, start_t=start_t, num_steps=num_steps)  # what is out of range is refused before the work
-    rows = [("renderer (the segmenter's ceiling)", ceiling(segmenter, config, options.seed))]
+    rows = [("rendered hearts", on_rendered_hearts(segmenter, config, options.seed))]
     sketches = replace(config, start_t=ALMOST_ONE, num_steps=1)
     rows.append(("sketches", measure(prior, shared, segmenter, sketches, options.seed, None)[0]))
     knees = {}
@@ -246,10 +246,10 @@ def _ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[
 def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) -> Table:
     painter = "prior and federation" if options.generator else "prior alone"
     table = Table(title=f"{painter}, {options.num_cases} hearts: asked for and measured", title_justify="left")
-    table.add_column("picture")
+    table.add_column("picture", no_wrap=True)
     for heading in ("steps", "EF: r (95 %)", "MAE, points", "code: error, sd", "slope", f"to {REFERENCE_STEPS} steps",
                     "ms per pair"):  # fmt: skip
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading.startswith("EF"))
 
     def show(value: float | None, digits: int, scale: float = 1.0) -> str:
         return "-" if value is None else f"{value * scale:.{digits}f}"
@@ -262,7 +262,7 @@ def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) ->
     return table
 
 
-def draw(path: Path, measured: Sequence[Measured], ceiling_of: Measured) -> None:
+def draw(path: Path, measured: Sequence[Measured], rendered: Measured) -> None:
     """Quality against the number of steps, one line per start of the sampler, as a PNG."""
     panels = {
         "mae_points": "EF asked for and measured:\nmean difference, EF points",
@@ -277,8 +277,8 @@ def draw(path: Path, measured: Sequence[Measured], ceiling_of: Measured) -> None
             points = [(m.num_steps, getattr(m, name)) for m in measured if m.start_t == start_t]
             known = [(steps, value) for steps, value in points if value is not None]
             axis.plot(*zip(*known, strict=True), "o-", label=f"start_t {start_t:g}")
-        if name == "mae_points" and ceiling_of.mae_points is not None:
-            axis.axhline(ceiling_of.mae_points, color="grey", linestyle=":", label="rendered hearts")
+        if name == "mae_points" and rendered.mae_points is not None:
+            axis.axhline(rendered.mae_points, color="grey", linestyle=":", label="rendered hearts")
         axis.set(title=title, xlabel="steps", xscale="log", ylim=(0, None))
         steps = sorted({m.num_steps for m in measured})
         axis.set_xticks(steps, [str(value) for value in steps])

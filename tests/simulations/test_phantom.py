@@ -7,7 +7,7 @@ from simulations.heart import activation, contours
 from simulations.phantom import GROUPS, Population, draw_patient
 from simulations.scanner import SCANNERS, acquire
 
-SLICING_POINTS = 0.04  # masks of a stack against the smooth heart: partial slices at base and apex
+SLICING_POINTS = 0.06
 
 
 def drawn(group: str, seed: int):
