@@ -19,6 +19,7 @@ from simulations.benchmarks.generator import (
     main,
     measure,
     measured_codes,
+    on_rendered_hearts,
     prior_alone,
 )
 
