@@ -78,4 +78,10 @@ def test_a_setting_decides_and_no_noise_takes_the_highest():
 def test_the_reason_gives_the_ratios_and_the_threshold():
     release = plan_rung("affine", PrivacyConfig(), 10)["gradients"]
     _, why = choose_rung("auto", release, [40, 40, 40], SIZES)
-    assert f"{signal_to_noise(release, [40, 40, 40], 392):.2f}" in why and f"{LEAST_SIGNAL:g}" in why
+    assert f"affine {signal_to_noise(release, [40, 40, 40], 392):.2f} (least {LEAST_SIGNAL['affine']:g})" in why
+
+
+def test_the_default_studies_can_pay_for_low_rank_updates_and_a_small_strict_one_cannot():
+    for target, sizes, expected in ((8, [40] * 3, "low_rank"), (1, [40] * 3, "low_rank"), (1, [20] * 2, "moments")):
+        release = plan_rung("affine", PrivacyConfig(target_epsilon=target), 10)["gradients"]
+        assert choose_rung("auto", release, sizes, SIZES)[0] == expected
