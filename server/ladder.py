@@ -15,7 +15,7 @@ from shared.privacy import Release, epsilon, plan_noise
 from shared.records import GRADIENTS, MOMENTS
 
 LEAST_SIGNAL: Mapping[Rung, float] = {"affine": 1.2, "low_rank": 0.3}
-"""Of `signal_to_noise`, for a rung of gradients. Set by `simulations.benchmarks.ladder` on simulated hospitals, where the
+"""Of `signal_to_noise`, for a rung of gradients. Set by `simulations.benchmarks.ladder` on simulated hospitals: the
 affine rung brought the held-out loss down from 1.2 on and raised it at 0.95 and below, and the low-rank one brought it
 down by its full worth from 0.4 on and by half of it at 0.2: noise in these numbers moves the pictures little, and much
 signal lies in them. So with today's sizes there is no study in which "auto" stops at the affine rung."""
