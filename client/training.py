@@ -25,7 +25,7 @@ from shared.diffusion import flow_matching_loss
 from shared.errors import UserError
 from shared.moments import two_looks
 from shared.networks.generator import Generator, Prior, load_prior
-from shared.privacy import os_generator, poisson_sample, private_mean_gradient
+from shared.privacy import clip_to_norm, os_generator, poisson_sample, private_mean_gradient
 from shared.views import augment, slice_pairs, with_heart
 
 
@@ -51,7 +51,7 @@ class Mechanism:
     """What makes a release private, or not.
 
     Attributes:
-        private: False switches clip and noise off.
+        private: False switches the noise off, and the clip of the moments.
         max_norm: L2 clip of a patient's gradient or code.
         noise_multiplier: Noise over clip.
         sample_rate: Poisson sampling over patients in gradient steps.
@@ -145,8 +145,8 @@ def fine_tune(
 
     Guarantees: per step one Poisson-subsampled Gaussian mechanism; neighbours differ by one patient of this site. Who
     is sampled and the noise come from the operating system, never from the seed; the step divides by the expected
-    batch, a public constant, and an empty batch takes its noise step. Without privacy no guarantee: neither clip nor
-    noise, and everything follows from the seed.
+    batch, a public constant, and an empty batch takes its noise step. Without privacy no guarantee: no noise, and
+    everything follows from the seed; the clip stays, because the learning rate is made for clipped gradients.
 
     Args:
         generator: Left as it was.
@@ -191,7 +191,8 @@ def _mean_gradient(
         for patient in sampled
     )
     if not mechanism.private:
-        return sum(gradients, start=np.zeros(dimension)) / max(len(sampled), 1)
+        clipped = (clip_to_norm(gradient, mechanism.max_norm) for gradient in gradients)
+        return sum(clipped, start=np.zeros(dimension)) / max(len(sampled), 1)
     return private_mean_gradient(
         gradients,
         mechanism.max_norm,

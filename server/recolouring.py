@@ -1,14 +1,17 @@
-"""Gives a sketch the appearance that a code asks for, before the generator repaints it.
+"""Gives a picture the appearance that a code asks for, as far as simple maps can: colours and noise.
 
-The sampler may start from a partly noised sketch, and then keeps much of its colours: a sketch in random colours would
-override the vendor's code. Region by region an affine map of the grey values brings mean and spread to the code's.
+Region by region an affine map of the grey values brings mean and spread to the code's. The sketch needs it because a
+sampler that starts from a partly noised sketch keeps much of its colours. The painted picture needs it, and noise,
+because a few large steps of the sampler end near the mean of what could be: little contrast, no noise.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.appearance import CODE_NAMES, regions
+from shared.appearance import CODE_NAMES, appearance_codes, regions
 
 MAX_GAIN = 2.5
 """A flat region is not stretched into noise, nor a textured one pressed flat."""
@@ -47,3 +50,23 @@ def recolour(sketch: Tensor, masks: Tensor, raw_code: Tensor) -> Tensor:
         mapped += share * ((sketch - mean) * gain + wanted)
         weights += share
     return (mapped / weights).clamp(-1, 1)
+
+
+def regrain(images: Tensor, masks: Tensor, raw_code: Tensor, rng: torch.Generator) -> Tensor:
+    """Add white noise until each heart's pictures are as grainy as its code asks; one that already is stays.
+
+    Args:
+        images: Shape (N, S, 2, H, W), float32 in [-1, 1].
+        masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
+        raw_code: Shape (N, K), raw codes in the order of `CODE_NAMES`.
+        rng: Source of the noise.
+
+    Returns:
+        Shape (N, S, 2, H, W) in [-1, 1].
+    """
+    grain = CODE_NAMES.index("grain")
+    has = torch.nan_to_num(appearance_codes(images, masks)[:, grain])
+    # Mean absolute values of normal noise, whose squares add up; the code's filter keeps its standard deviation.
+    missing = (raw_code[:, grain].clamp(min=0) ** 2 - has**2).clamp(min=0) * math.pi / 2
+    noise = torch.randn(images.shape, generator=rng)
+    return (images + missing.sqrt()[:, None, None, None, None] * noise).clamp(-1, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.recolouring import recolour
+from server.recolouring import recolour, regrain
 from server.rendering import render
 from shared import checkpoint
 from shared.anatomy import Hearts, distances, draw_hearts, ejection_fraction, masks_from, slice_positions
@@ -125,6 +125,8 @@ def synthesize(
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
             sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
             images = _paint(generator, sketch, masks, code, config, rng, device)
+            raw_code = code * prior.code_std + prior.code_mean
+            images = regrain(recolour(images, masks, raw_code), masks, raw_code, rng)
             codes.append(code)
             cases += [
                 _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])

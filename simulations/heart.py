@@ -22,6 +22,8 @@ Float = NDArray[np.floating]
 NUM_ANGLES = 360
 ANGLES = np.arange(NUM_ANGLES, dtype=np.float32) * np.float32(2 * np.pi / NUM_ANGLES)
 WIDEST_LEVEL = 0.3  # where between mitral plane (0) and apex (1) the ventricle is widest
+APICAL_GAIN = 0.35
+"""The apex closes further than the base, as strain does: the change in area is as even along the axis as in ACDC."""
 RV_WALL_MM = 3.0
 ATRIAL_WALL_MM = 2.5
 ATRIAL_NECK_MM = 13.0  # way over which ventricle turns into atrium
@@ -187,7 +189,8 @@ def _relaxed_wall(patient: Patient, level: Float) -> tuple[Float, Float, Float]:
     wall = wall + bump * np.exp(-((_turn(ANGLES - angle) / width) ** 2)) * np.exp(-(((level - 0.35) / 0.45) ** 2))
     endo = patient.radius_mm * outline * _taper(level, 1.0)
     epi = (patient.radius_mm * outline + wall) * _taper(level, 1 + patient.apical_wall_mm / patient.length_mm)
-    return endo, np.maximum(epi, endo), 1 - patient.scar[0] * scarred
+    motion = (1 + APICAL_GAIN * (np.clip(level, 0, 1) - WIDEST_LEVEL)) * (1 - patient.scar[0] * scarred)
+    return endo, np.maximum(epi, endo), motion
 
 
 def _taper(level: Float, apex: float) -> Float:

@@ -1,7 +1,7 @@
 """What privacy, traffic and generation cost: `python -m simulations.benchmarks.cost [--prior PATH] [--json PATH]`.
 
 A private step is timed against two peers on the same parameters, patients and number of views, in turns, so that a
-machine that slows down slows all three: the same loop over patients without clip and noise, and one plain batch of all
+machine that slows down slows all three: the same loop over patients without noise, and one plain batch of all
 views, which is how one would train without any thought of privacy. The patients are simulated: no data is needed.
 """
 
@@ -210,7 +210,7 @@ def _print(figures: dict[str, Any]) -> None:
         seconds = step["seconds"]
         size = f"{step['patients']} patients of {step['views_per_patient']} views, {step['parameters']} parameters"
         table.add_row(f"private step, rung {rung}: {size}", f"{seconds['private']:.2f} s", "", "")
-        table.add_row("  the same loop without clip and noise", f"{seconds['per_patient']:.2f} s", "", "")
+        table.add_row("  the same loop without noise", f"{seconds['per_patient']:.2f} s", "", "")
         table.add_row("  one batch of as many views", f"{seconds['one_batch']:.2f} s", "", "")
         for peer in ("per_patient", "one_batch"):
             ratio = step[f"ratio_to_{peer}"]

@@ -77,6 +77,16 @@ def test_one_step_without_noise_is_the_mean_of_clipped_patient_gradients(prior, 
     np.testing.assert_allclose(flat(update), expected, atol=1e-6)
 
 
+def test_without_privacy_a_step_differs_in_its_noise_alone(prior, patients, arrays):
+    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    silent = Mechanism(True, 0.05, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=len(patients))
+    private, public = (
+        fine_tune(prior.generator, patients, arrays, mechanism, steps, CPU)
+        for mechanism in (silent, replace(silent, private=False))
+    )
+    np.testing.assert_allclose(flat(private), flat(public), atol=1e-7)
+
+
 def test_the_gradient_is_that_of_the_mean_loss_over_views(prior, patients, monkeypatch):
     """Views of one patient are averaged before anything is clipped: two equal views give one view's gradient."""
     monkeypatch.setattr("client.training.augment", lambda images, masks, rng: (images, masks))

@@ -1,9 +1,9 @@
-"""A recoloured sketch has the code that was asked for, and keeps its shapes."""
+"""A recoloured picture has the code that was asked for, and keeps its shapes; a regrained one has its noise."""
 
 import numpy as np
 import torch
 
-from server.recolouring import recolour
+from server.recolouring import recolour, regrain
 from server.rendering import render
 from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
 from shared.appearance import CODE_NAMES, appearance_codes
@@ -51,3 +51,24 @@ def test_a_heart_without_a_region_stays_finite():
     masks[0][masks[0] == LV] = 0
     raw = torch.nan_to_num(appearance_codes(sketch, masks), nan=0.0)
     assert recolour(sketch, masks, raw).isfinite().all()
+
+
+def test_noise_is_added_until_the_code_is_met_and_never_removed():
+    sketch, masks = sketches()
+    grain = CODE_NAMES.index("grain")
+    own = appearance_codes(sketch, masks)
+    asked = own.clone()
+    asked[::2, grain] *= 2
+    asked[1::2, grain] *= 0.5
+    got = regrain(sketch, masks, asked, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(appearance_codes(got, masks)[::2, grain], asked[::2, grain], rtol=0.15)
+    assert torch.equal(got[1::2], sketch[1::2])
+    means = [CODE_NAMES.index(name) for name in ("lv_mean", "myo_mean", "far_mean")]
+    assert (appearance_codes(got, masks) - own)[:, means].abs().max() < 0.03
+
+
+def test_noise_follows_from_its_seed():
+    sketch, masks = sketches(2)
+    asked = 2 * appearance_codes(sketch, masks)
+    first, again, other = (regrain(sketch, masks, asked, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)

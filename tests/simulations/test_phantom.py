@@ -102,3 +102,17 @@ def test_populations_are_drawn_by_their_shares():
     groups = [draw_patient(rng, Population({"normal": 3.0, "dilated": 1.0})).group for _ in range(400)]
     assert set(groups) == {"normal", "dilated"}
     assert groups.count("dilated") == pytest.approx(100, abs=30)
+
+
+def test_the_area_changes_as_much_near_the_apex_as_in_the_middle():
+    """As on 20 public ACDC patients, where it is 0.41 in the middle and 0.40 toward the apex."""
+    changes = []
+    for seed in range(12):
+        patient = drawn("normal", seed)
+        length = patient.length_mm
+        z = (length / 2 - patient.mapse_mm) - np.array([0.3, 0.7]) * (length - patient.mapse_mm)
+        endo = contours(patient, z, np.array([0.0, patient.es_time])).endo
+        areas = (endo**2).sum(-1)
+        changes.append(1 - areas[1] / areas[0])
+    middle, apical = np.mean(changes, axis=0)
+    assert apical == pytest.approx(middle, abs=0.03)
