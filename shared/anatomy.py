@@ -131,7 +131,7 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         scar_angle=uniform(-math.pi, math.pi),
         scar_width=uniform(0.5, 1.4),
         scar_severity=torch.where(infarcted, uniform(0.3, 1.0), torch.zeros(num)),
-        descent=(3 + 12 * ef) * uniform(0.4, 1.15),
+        descent=(3 + 12 * ef) * uniform(0.45, 1.2),
         thickening=uniform(0.1, 0.9),
         contraction=torch.ones(num),
         centre=torch.stack([uniform(0, 21), uniform(-12, 7)], dim=1),

@@ -106,7 +106,7 @@ class PrivacyConfig:
 class FederationConfig:
     """Rung, rounds, local steps and the views that are averaged into one gradient per patient."""
 
-    rung: str = "affine"
+    rung: str = "auto"
     num_rounds: int = 6
     local_steps: int = 2
     learning_rate: float = 3.0

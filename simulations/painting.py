@@ -17,6 +17,8 @@ from simulations.heart import ANGLES, NUM_ANGLES, RV_WALL_MM, Contours, Patient,
 Float = NDArray[np.floating]
 
 AORTA_MM = 13.5  # radius of the aortic root
+MAX_RELIEF = 2.5
+CLOSING = 1.3  # of the relief, per shortening of the circumference: keeps the trabeculae's volume within a fifth
 FLOW_STEP = 14  # pixels between the knots of the blood's unevenness
 
 
@@ -54,7 +56,8 @@ def paint_heart(
     lines = contours(patient, z_mm, time)
     frames = np.zeros((len(time), *background.shape), np.float32)
     shares = np.zeros((4, *frames.shape), np.float32)
-    speckle = _speckle(patient, x_mm, y_mm, float(np.mean(z_mm)), pixel_mm)
+    relief = _relief(patient, x_mm, y_mm, float(np.mean(z_mm)), pixel_mm)
+    speckle = np.clip(relief, 0, MAX_RELIEF)
     knots = [-(-size // FLOW_STEP) + 1 for size in background.shape]
     flow = 1 + 0.06 * enlarge(rng.standard_normal((len(time), *knots), dtype=np.float32), background.shape, FLOW_STEP)
     for s, z in enumerate(np.asarray(z_mm, np.float32)):
@@ -67,10 +70,11 @@ def paint_heart(
         v = -x * np.sin(towards_rv) + y * np.cos(towards_rv)
         r_rv, angle_rv = _polar(u, v)
         apical = float(np.clip(level.mean(), 0, 1))
-        # Trabeculae keep their volume: as the cavity shrinks they crowd toward its middle.
+        # Trabeculae keep their volume: as the cavity shrinks they close up until the rim is dark all around.
         outline = lines.endo[:, s].mean(1)
         crowded = (outline.max() / np.maximum(outline, 1.0))[:, None, None]
-        ragged = r + patient.trabeculae_mm * (0.5 + apical) * crowded * (speckle + 0.15)
+        closed_up = np.clip(relief + CLOSING * (crowded - 1), 0, MAX_RELIEF)
+        ragged = r + patient.trabeculae_mm * (0.5 + apical) * (closed_up + 0.15)
         ragged_rv = r_rv + (2.0 + 3.5 * apical) * speckle
 
         rv_line = lines.rv[:, s].take(angle_rv, axis=1)
@@ -144,11 +148,11 @@ def _aortic_root(
     return covered
 
 
-def _speckle(patient: Patient, x: Float, y: Float, z: float, pixel_mm: float) -> Float:
-    """Trabecular relief >= 0, about 2.5 mm fine, the same at every time of a slice."""
+def _relief(patient: Patient, x: Float, y: Float, z: float, pixel_mm: float) -> Float:
+    """Standard-normal field, about 2.5 mm fine, the same at every time of a slice; where positive, trabeculae stand."""
     rng = np.random.default_rng([patient.texture_seed, int(1000 + z)])
     noise = gaussian_filter(rng.standard_normal(x.shape, dtype=np.float32), 1.8 / pixel_mm)
-    return np.clip(noise / noise.std(), 0, 2.5)
+    return noise / noise.std()
 
 
 def _polar(x: Float, y: Float) -> tuple[Float, NDArray[np.intp]]:

@@ -60,7 +60,7 @@ def agree(value=0.01):
 @pytest.fixture
 def study(make_study):
     """A run folder without patients: the sites of these tests are scripted."""
-    return make_study(num_patients=0)
+    return make_study("federation.rung=affine", num_patients=0)
 
 
 def newest(run):
