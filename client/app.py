@@ -5,7 +5,9 @@ written to `errors.log` in the site's own folder.
 """
 
 import contextlib
+import os
 import traceback
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -14,7 +16,8 @@ import torch
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from client.ledger import BudgetExhausted, Ledger, LedgerError
+from client.code_hash import code_sha256
+from client.ledger import BudgetExhausted, Ledger, LedgerError, dataset_of
 from client.policy import SiteSettings, load_site, refusal
 from client.training import LocalSteps, Mechanism, cached_patients, cached_prior, fine_tune, moments
 from shared.checkpoint import Arrays, from_bytes, to_bytes
@@ -85,9 +88,15 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         request = Request.from_config(content[CONFIG])
     except (KeyError, TypeError, ValueError):
         raise Refused("bad-request") from None
+    if site.policy.allowed_code_sha256 and code_sha256() not in site.policy.allowed_code_sha256:
+        raise Refused("code-not-allowed") from UserError(
+            f"policy.allowed_code_sha256 of {site.folder} does not list the code that runs here, {code_sha256()}: "
+            "review that version and add it, or ask for one that is listed"
+        )
     try:
         prior = cached_prior(site.prior_path)
         patients = cached_patients(site.data_path, site.prior_path)
+        dataset = dataset_of(site.data_path)
     except UserError as error:
         raise Refused("data-unreadable") from error
     release = request.release
@@ -98,6 +107,7 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         delta=request.target_delta,
         clip=request.max_grad_norm,
         num_patients=len(patients),
+        server_round=request.server_round,
     )
     if code is not None:
         raise Refused(code)
@@ -128,14 +138,15 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         return update(), shapes
     key = (request.run_id, request.server_round)
     try:
-        ledger = Ledger(site.ledger_path)
-        if ledger.cached_reply(*key, release) is None:
-            ledger.reserve(*key, release, request.target_delta, site.policy.max_epsilon)
-            ledger.commit(*key, to_bytes(update()))
+        ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
         reply = ledger.cached_reply(*key, release)
+        if reply is None:
+            # The policy has let no larger delta pass than its own: the stricter of both is the request's.
+            ledger.reserve(*key, release, request.target_delta, site.policy.max_epsilon, request.task)
+            reply = to_bytes(update())
+            ledger.commit(*key, reply)
     except (BudgetExhausted, LedgerError) as error:
         raise Refused(error.code) from error
-    assert reply is not None, "committed a moment ago"
     return from_bytes(reply), shapes
 
 
@@ -159,7 +170,11 @@ def _load_site(node_config: UserConfig, run_config: UserConfig) -> SiteSettings:
 
 
 def _log_locally(folder: Path | None, code: str) -> None:
-    """Tell the site's own people, in a file that stays at the site."""
-    if folder is not None:
-        with contextlib.suppress(OSError), (folder / ERROR_LOG).open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {code}\n{traceback.format_exc()}\n")
+    """Tell the site's own people, in a file that stays at the site and that only they can read."""
+    if folder is None:
+        return
+    text = f"{datetime.now(UTC).isoformat(timespec='seconds')} {code}\n{traceback.format_exc()}\n"
+    with contextlib.suppress(Exception):  # whatever the text holds, the code must still be sent
+        descriptor = os.open(folder / ERROR_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,7 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("budget", help="how much privacy the site's releases have cost, and what is left")
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--repair", action="store_true",
+                     help="mend a lost or damaged copy of the ledger from the other, or accept a clock that was set "
+                     "back; is noted in the ledger and lowers nothing that either copy says was spent")  # fmt: skip
     sub.set_defaults(command=_budget)
+
+    sub = commands.add_parser("code", help="print the SHA-256 of the installed code, for policy.allowed_code_sha256")
+    sub.set_defaults(command=_code)
 
     sub = commands.add_parser("init", help="write a commented site.yaml")
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder to write it to; made where needed")
@@ -102,30 +107,26 @@ def _check(options: argparse.Namespace) -> None:
 def _budget(options: argparse.Namespace) -> None:
     """Print what the ledger has charged."""
     # Imported here: the accountant takes seconds to load, and no other command needs it.
-    from client.ledger import Ledger
-    from client.policy import load_site
+    from client.budget import open_ledger, print_budget, read_budget
 
-    settings = load_site(options.site)
-    ledger = Ledger(settings.ledger_path)
-    releases, spent = ledger.releases(), ledger.spent(settings.policy.max_delta)
-    budget = {
-        "site": settings.name,
-        "num_releases": len(releases),
-        "num_steps": sum(release.num_steps for release in releases),
-        "delta": settings.policy.max_delta,
-        "epsilon": spent if math.isfinite(spent) else None,
-        "max_epsilon": settings.policy.max_epsilon,
-        "epsilon_left": max(0.0, settings.policy.max_epsilon - spent),
-    }
+    settings, ledger = open_ledger(options.site)
+    if options.repair:
+        ledger.repair()
+    budget = read_budget(settings, ledger)
     if options.json:
-        print(json.dumps(budget, indent=2))
+        print(json.dumps(budget, indent=2, allow_nan=False))
         return
-    table = Table("", settings.name)
-    table.add_row("releases", f"{budget['num_releases']}, {budget['num_steps']} steps")
-    table.add_row("epsilon spent", f"{spent:.3f} at delta {budget['delta']:g}")
-    table.add_row("the site's cap", f"{budget['max_epsilon']:g}")
-    table.add_row("left", f"{budget['epsilon_left']:.3f}")
-    console.print(table)
+    print_budget(budget, console)
+    if options.repair:
+        console.print("repaired: compare the last lines with the reports of the studies this site took part in; a run "
+                      "that is missing was spent all the same")  # fmt: skip
+
+
+def _code(options: argparse.Namespace) -> None:
+    """Print the fingerprint of the code."""
+    from client.code_hash import code_sha256
+
+    print(code_sha256())
 
 
 def _init(options: argparse.Namespace) -> None:

@@ -5,9 +5,10 @@ The server never writes or reads this file. What a request asks for beyond the p
 
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import cast
 
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from shared.privacy import Release
 
 SITE_FILE = "site.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 TEMPLATE = """\
 # This site's own settings. They stay at the site: the server can neither read nor change them.
@@ -30,16 +32,22 @@ vendor: {vendor:<26}# of the scanner: {vendors}
 nominal_patients: {nominal_patients:<16}# a public round number near the count of patients: sums are divided by it
 data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
 ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
+ledger_witness: {ledger_witness:<18}# file with the ledger's second copy, best on another disk; null: beside the ledger
 prior: {prior:<27}# the public prior (.safetensors); null: the one that ships with the project
 
-policy:                           # a request that goes beyond one of these is refused
+policy:                           # a request that goes beyond one of these is refused; PRIVACY.md says how to choose
   max_epsilon: {policy[max_epsilon]:<19}# privacy loss of a patient over the life of the ledger, all runs together
   max_delta: {policy[max_delta]:<21}# at most 1 / nominal_patients
   min_noise_multiplier: {policy[min_noise_multiplier]:<10}# noise of a single step, in units of the clip norm
   max_grad_norm: {policy[max_grad_norm]:<17}# largest clip norm
   min_patients: {policy[min_patients]:<18}# with fewer usable patients the site does not take part
+  max_rounds: {policy[max_rounds]:<20}# of one run; null: as many as the budget allows
+  allowed_code_sha256: {policy[allowed_code_sha256]:<11}# versions that may answer, from 'fedcmr-client code'; []: any
   allow_without_privacy: {policy[allow_without_privacy]:<9}# true: also answer studies without noise
 """
+
+
+MEND = "Mend that line; 'fedcmr-client init' into another folder shows every key."
 
 
 def _check(condition: bool, name: str, expected: str, value: object) -> None:
@@ -57,6 +65,8 @@ class SitePolicy:
     min_noise_multiplier: float = 0.3
     max_grad_norm: float = 10.0
     min_patients: int = 5
+    max_rounds: int | None = None
+    allowed_code_sha256: list[str] = field(default_factory=list)
     allow_without_privacy: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +76,10 @@ class SitePolicy:
                self.min_noise_multiplier)  # fmt: skip
         _check(0 < self.max_grad_norm < math.inf, "policy.max_grad_norm", "> 0 and finite", self.max_grad_norm)
         _check(self.min_patients >= 1, "policy.min_patients", ">= 1", self.min_patients)
+        _check(self.max_rounds is None or self.max_rounds >= 1, "policy.max_rounds", ">= 1 or null", self.max_rounds)
+        for sha256 in self.allowed_code_sha256:
+            _check(SHA256.fullmatch(sha256) is not None, "policy.allowed_code_sha256",
+                   "to hold what 'fedcmr-client code' prints, 64 hexadecimal digits", sha256)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class SiteSettings:
     nominal_patients: int
     data: str = "train"
     ledger: str = "ledger"
+    ledger_witness: str | None = None
     prior: str | None = None
     policy: SitePolicy = field(default_factory=SitePolicy)
     folder: Path = Path()
@@ -93,6 +108,10 @@ class SiteSettings:
         # With more than one patient's worth of delta, publishing a patient outright would count as private.
         _check(self.policy.max_delta * self.nominal_patients <= 1, "policy.max_delta",
                f"<= 1 / nominal_patients ({1 / self.nominal_patients:.3g})", self.policy.max_delta)  # fmt: skip
+        ledger = PurePath(os.path.normpath(self.ledger))
+        witness = None if self.ledger_witness is None else PurePath(os.path.normpath(self.ledger_witness))
+        _check(witness is None or ledger not in (witness, *witness.parents), "ledger_witness",
+               "outside the ledger's folder, which may be lost as a whole", self.ledger_witness)  # fmt: skip
 
     @property
     def data_path(self) -> Path:
@@ -103,6 +122,11 @@ class SiteSettings:
     def ledger_path(self) -> Path:
         """The ledger's folder."""
         return self.folder / self.ledger
+
+    @property
+    def witness_path(self) -> Path | None:
+        """The file with the ledger's second copy; None for the place beside the ledger."""
+        return None if self.ledger_witness is None else self.folder / self.ledger_witness
 
     @property
     def prior_path(self) -> Path | None:
@@ -122,7 +146,7 @@ def load_site(path: Path) -> SiteSettings:
     try:
         node = OmegaConf.load(path)
         if "folder" in node:
-            raise UserError("Key 'folder' not in 'SiteSettings'")
+            raise UserError("Key 'folder' not in 'SiteSettings'.")
         merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
     except FileNotFoundError:
@@ -130,9 +154,9 @@ def load_site(path: Path) -> SiteSettings:
             f"{path}: expected a site's settings there, got no file; write it with 'fedcmr-client init'"
         ) from None
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error} {MEND}") from None
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {str(error).splitlines()[0]} {MEND}") from None
     return replace(settings, folder=path.resolve().parent)
 
 
@@ -161,9 +185,21 @@ def write_site(folder: Path, settings: SiteSettings) -> Path:
 
 
 def refusal(
-    policy: SitePolicy, *, private: bool, release: Release, delta: float, clip: float, num_patients: int
+    policy: SitePolicy,
+    *,
+    private: bool,
+    release: Release,
+    delta: float,
+    clip: float,
+    num_patients: int,
+    server_round: int = 1,
 ) -> str | None:
     """The code with which a site refuses a request; None where its policy allows it.
+
+    Less noise or a larger clip than the site allows is refused, never replaced by the site's own value: the server has
+    planned the study's noise and rounds for what it asked, and would take the answer for something that it is not. A
+    delta above the cap is refused too, before anything is spent: a study planned for it would run out of this site's
+    budget half-way. Where the request is the stricter one, it is what counts: the budget is computed at its delta.
 
     What the budget has left is the ledger's to say ("budget-exhausted").
 
@@ -175,6 +211,7 @@ def refusal(
         clip: L2 bound of one patient's vector.
         num_patients: That the site could train on. This code is the one thing that depends on the patients and is not
             covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
+        server_round: Of the run. A server can give a run a new name, so what binds in the end is the cap on epsilon.
     """
     if num_patients < policy.min_patients:
         return "too-few-patients"
@@ -186,4 +223,6 @@ def refusal(
         return "delta-above-cap"
     if not 0 < clip <= policy.max_grad_norm:
         return "clip-above-cap"
+    if policy.max_rounds is not None and server_round > policy.max_rounds:
+        return "rounds-exhausted"
     return None

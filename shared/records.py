@@ -31,6 +31,7 @@ OK, INTERNAL_ERROR = "ok", "internal-error"
 UNCHARGED_CODES = frozenset({
     "bad-request", "prior-mismatch", "settings-unreadable", "ledger-corrupt", "data-unreadable", "too-few-patients",
     "noise-below-minimum", "delta-above-cap", "clip-above-cap", "budget-exhausted", "privacy-off-not-allowed",
+    "code-not-allowed", "rounds-exhausted",
 })  # fmt: skip
 """Answers that a site gives before its ledger is charged."""
 CODES = UNCHARGED_CODES | {OK, INTERNAL_ERROR}

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,10 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from client import app as client_app
 from client import ledger as client_ledger
 from client import policy, training
-from client.app import app, site_folder
+from client.app import ERROR_LOG, app, site_folder
+from client.code_hash import code_sha256
 from client.ledger import Ledger
-from shared.privacy import Release
+from shared.privacy import Release, epsilon
 from shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
 
 CANARY = "patient-4711"
@@ -144,6 +146,16 @@ def test_an_exceptions_text_never_leaves_the_site(site, arrays, request_of, monk
         assert CANARY in (site / "errors.log").read_text(), "the site's own people should find it"
 
 
+def test_a_text_that_no_file_can_hold_still_becomes_a_code(site, arrays, request_of, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError(f"{CANARY} in a file named \udcff")
+
+    monkeypatch.setattr(client_app, "fine_tune", broken)
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == INTERNAL_ERROR
+    assert CANARY in (site / ERROR_LOG).read_text()
+    assert (site / ERROR_LOG).stat().st_mode & 0o077 == 0, "it may hold what a patient brought"
+
+
 @pytest.mark.parametrize("smuggled", ["extra", "dtype", "shape", "nan"])
 def test_an_update_off_the_allow_list_does_not_leave(site, arrays, request_of, monkeypatch, smuggled):
     def crooked(*args, **kwargs):
@@ -177,6 +189,102 @@ def test_an_update_off_the_allow_list_does_not_leave(site, arrays, request_of, m
 def test_the_policy_refuses_with_a_code_and_charges_nothing(site, arrays, request_of, changes, code):
     assert code_of(ask(site, pack_request(arrays, request_of(**changes)))) == code
     assert Ledger(site / "ledger").releases() == []
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """One entry per training."""
+    calls = []
+
+    def spy(*args, **kwargs):
+        calls.append(args)
+        return training.fine_tune(*args, **kwargs)
+
+    monkeypatch.setattr(client_app, "fine_tune", spy)
+    return calls
+
+
+def test_a_reset_ledger_trains_nothing(site, arrays, request_of, trainings):
+    """Without the ledger's folder a fresh one would start at zero."""
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
+    shutil.rmtree(site / "ledger")
+    for server_round in (2, 3):
+        assert code_of(ask(site, pack_request(arrays, request_of(server_round=server_round)))) == "ledger-corrupt"
+    assert len(trainings) == 1
+    assert "--repair" in (site / ERROR_LOG).read_text()
+    Ledger(site / "ledger").repair()
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == OK
+    assert Ledger(site / "ledger").releases() == [request_of().release] * 2
+
+
+def test_a_restored_backup_trains_nothing(site, tmp_path, arrays, request_of, trainings):
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
+    shutil.copytree(site / "ledger", tmp_path / "backup")
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == OK
+    shutil.rmtree(site / "ledger")
+    shutil.copytree(tmp_path / "backup", site / "ledger")
+    for server_round in (2, 3, 4):
+        assert code_of(ask(site, pack_request(arrays, request_of(server_round=server_round)))) == "ledger-corrupt"
+    assert len(trainings) == 2
+
+
+def test_a_replayed_round_gives_the_same_bytes_and_a_raised_one_is_charged_up_to_the_cap(
+    site, arrays, request_of, trainings
+):
+    """More steps or less noise under the name of a round that was answered: a release of its own."""
+    content = pack_request(arrays, request_of())
+    first = ask(site, content)
+    spent, codes = [Ledger(site / "ledger").spent(1e-3)], []
+    for changes in ({"local_steps": 2}, {"noise_multiplier": 2.0}, {"noise_multiplier": 1.0}, {"local_steps": 500}):
+        codes.append(code_of(ask(site, pack_request(arrays, request_of(**changes)))))
+        spent.append(Ledger(site / "ledger").spent(1e-3))
+        assert ask(site, content).content["arrays"] == first.content["arrays"]
+        assert Ledger(site / "ledger").spent(1e-3) == spent[-1], "a replay is free"
+    assert codes == [OK, OK, OK, "budget-exhausted"]
+    assert spent == sorted(spent) and spent[-1] <= 8
+    assert len(trainings) == len(Ledger(site / "ledger").releases()) == 4
+
+
+def test_the_budget_is_counted_at_the_stricter_delta(site, arrays, request_of):
+    """The site's is 1e-3: a request for 1e-6 is counted at 1e-6, and one for 1e-2 refused, see below."""
+    request = request_of(target_delta=1e-6)
+    assert code_of(ask(site, pack_request(arrays, request))) == OK
+    (charge,) = Ledger(site / "ledger").charges()
+    assert charge["epsilon"] == epsilon([request.release], 1e-6)[0]
+    assert (charge["delta"], charge["task"]) == (1e-6, "gradients")
+
+
+def test_cases_of_another_key_need_another_ledger(site, arrays, request_of):
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
+    (site / "train" / "prepared.json").write_text(json.dumps({"key_check": "another"}))
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == "ledger-corrupt"
+    (site / "train" / "prepared.json").write_text("{}")
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == "data-unreadable"
+
+
+def test_the_second_copy_of_the_ledger_is_where_the_site_wants_it(site, tmp_path, arrays, request_of):
+    settings = (site / policy.SITE_FILE).read_text()
+    place = tmp_path / "copy.jsonl"
+    (site / policy.SITE_FILE).write_text(settings.replace("ledger_witness: null", f"ledger_witness: {place}"))
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
+    assert place.read_bytes() == (site / "ledger" / client_ledger.LEDGER_NAME).read_bytes()
+
+
+def test_a_site_answers_with_code_that_it_lists_and_no_other(make_study, arrays, request_of):
+    site = make_study(allowed_code_sha256=["0" * 64]).path / "sites" / "a"
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == "code-not-allowed"
+    assert code_sha256() in (site / ERROR_LOG).read_text(), "the site's own people learn what to review"
+    assert Ledger(site / "ledger").releases() == []
+    settings = (site / policy.SITE_FILE).read_text()
+    (site / policy.SITE_FILE).write_text(settings.replace("0" * 64, code_sha256()))
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
+
+
+def test_a_run_may_have_as_many_rounds_as_the_site_allows(make_study, arrays, request_of):
+    site = make_study(max_rounds=2).path / "sites" / "a"
+    codes = [code_of(ask(site, pack_request(arrays, request_of(server_round=number)))) for number in (2, 3)]
+    assert codes == [OK, "rounds-exhausted"]
+    assert len(Ledger(site / "ledger").releases()) == 1
 
 
 def test_a_study_without_privacy_needs_the_sites_consent_and_is_deterministic(make_study, arrays, request_of):

@@ -1,14 +1,17 @@
 """The command line: what it prints, its exit codes, and one clear line for what a person can mend."""
 
 import json
+import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from client.cli import main
+from client.code_hash import sha256_of
 from client.ledger import Ledger
-from client.policy import load_site
+from client.policy import SitePolicy, load_site
 from shared.case import CaseInfo, read_index, write_index
 from shared.privacy import Release, epsilon
 
@@ -133,6 +136,55 @@ def test_budget_is_what_the_accountant_says_about_the_ledger(tmp_path, capsys):
     assert (budget["site"], budget["num_releases"], budget["num_steps"]) == ("north", 1, 3)
     assert main(["budget", str(tmp_path)]) == 0
     assert f"{budget['epsilon']:.3f}" in capsys.readouterr().out
+
+
+def test_budget_has_the_history_of_every_charge(tmp_path, capsys):
+    """Charged at whatever delta, shown at the site's own."""
+    main(["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", "40"])
+    releases = [Release(3.0, 1.0, 2), Release(2.0, 1.0, 3)]
+    ledger = Ledger(tmp_path / "ledger", policy={"max_epsilon": 8.0, "max_delta": 1e-3})
+    ledger.reserve("ab12", 1, releases[0], 1e-6, 100, "moments")
+    ledger.commit("ab12", 1, b"update")
+    ledger.reserve("ab12", 2, releases[1], 1e-3, 100, "gradients")
+    capsys.readouterr()
+    assert main(["budget", str(tmp_path), "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)
+    assert [(h["run_id"], h["round"], h["task"], h["num_steps"], h["committed"]) for h in budget["history"]] == [
+        ("ab12", 1, "moments", 2, True), ("ab12", 2, "gradients", 3, False)]  # fmt: skip
+    after = [charge["epsilon_after"] for charge in budget["history"]]
+    assert after == pytest.approx([epsilon(releases[:1], 1e-3)[0], epsilon(releases, 1e-3)[0]])
+    assert after[-1] == budget["epsilon"]
+    assert [change["kind"] for change in budget["changes"]] == ["open"]
+    assert main(["budget", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "ab12" in printed and f"{after[0]:.3f}" in printed and budget["history"][0]["time"][:10] in printed
+    assert "open: max_epsilon 8, max_delta 0.001" in printed
+
+
+def test_budget_repairs_a_lost_ledger_from_its_second_copy(tmp_path, capsys):
+    main(["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", "40"])
+    Ledger(tmp_path / "ledger").reserve("run", 1, Release(2.0, 1.0, 3), delta=1e-3, cap=8.0)
+    (tmp_path / "ledger" / "ledger.jsonl").unlink()
+    assert main(["budget", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--repair" in error and error.count("\n") == 1
+    assert main(["budget", str(tmp_path), "--repair", "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)
+    assert budget["num_steps"] == 3
+    assert [change["kind"] for change in budget["changes"]] == ["open", "repair"]
+
+
+def test_code_prints_what_a_policy_can_list(tmp_path, capsys):
+    assert main(["code"]) == 0
+    printed = capsys.readouterr().out.strip()
+    root = Path(__file__).resolve().parents[2]
+    for name in ("client", "shared"):
+        shutil.copytree(root / name, tmp_path / "bundle" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    assert sha256_of(tmp_path / "bundle") == printed, "the same source elsewhere is the same code"
+    SitePolicy(allowed_code_sha256=[printed])
+    path = tmp_path / "bundle" / "shared" / "privacy.py"
+    path.write_text(path.read_text().replace("noise_multiplier * clip", "0 * clip"))
+    assert sha256_of(tmp_path / "bundle") != printed
 
 
 def test_an_edited_ledger_shows_no_budget(tmp_path, capsys):

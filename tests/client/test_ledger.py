@@ -1,13 +1,23 @@
-import errno
-import os
-import shutil
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from client.ledger import HEAD_NAME, LEDGER_NAME, REPLIES_NAME, BudgetExhausted, Ledger, LedgerError
+from client import ledger as client_ledger
+from client.ingest import prepare
+from client.ledger import (
+    LEDGER_NAME,
+    PREPARED_NAME,
+    REPLIES_NAME,
+    BudgetExhausted,
+    Ledger,
+    LedgerError,
+    dataset_of,
+)
+from shared.errors import UserError
 from shared.privacy import Release, epsilon
 
 DELTA = 1e-3
@@ -194,135 +204,87 @@ def test_processes_that_reserve_at_once_cannot_pass_the_cap_together(folder):
     assert Ledger(folder).spent(DELTA) <= cap
 
 
-# Damage
+# What a ledger belongs to
 
 
-def assert_refused(folder: Path) -> None:
-    for use in (lambda ledger: ledger.reserve("new run", 1, RELEASE, DELTA, 1e9), Ledger.releases,
-                lambda ledger: ledger.spent(DELTA), lambda ledger: ledger.cached_reply("run", 1)):  # fmt: skip
-        with pytest.raises(LedgerError) as caught:
-            use(Ledger(folder))
-        assert caught.value.code == "ledger-corrupt"
+def lines_of(folder: Path) -> list[bytes]:
+    return (folder / LEDGER_NAME).read_bytes().splitlines()
 
 
-def test_a_ledger_that_lost_its_last_line_is_refused(used):
-    lines = (used / LEDGER_NAME).read_bytes().splitlines(keepends=True)
-    (used / LEDGER_NAME).write_bytes(b"".join(lines[:-1]))
-    assert_refused(used)
+def test_another_data_set_needs_another_ledger(folder):
+    Ledger(folder, dataset="one").reserve("run", 1, RELEASE, DELTA, 100)
+    for server_round in (1, 2):
+        with pytest.raises(LedgerError, match="name another 'ledger'"):
+            Ledger(folder, dataset="two").reserve("run", server_round, RELEASE, DELTA, 100)
+    Ledger(folder, dataset="one").reserve("run", 2, RELEASE, DELTA, 100)
+    assert Ledger(folder).releases() == [RELEASE, RELEASE], "it can be read without its data"
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, 100, -1, -2])
-def test_a_ledger_that_was_cut_is_refused(used, num_bytes):
-    path = used / LEDGER_NAME
-    path.write_bytes(path.read_bytes()[:num_bytes])
-    assert_refused(used)
+def test_a_data_set_is_told_by_the_key_of_its_pseudonyms_and_stays_as_patients_are_added(tmp_path):
+    def prepared(name: str, **settings: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / PREPARED_NAME).write_text(json.dumps(settings))
+        return tmp_path / name
+
+    one = dataset_of(prepared("one", key_check="k1", format="dicom"))
+    assert one == dataset_of(prepared("again", key_check="k1", format="acdc"))
+    assert one != dataset_of(prepared("other", key_check="k2", format="dicom"))
+    assert dataset_of(tmp_path) == dataset_of(tmp_path / "absent") != one
+    with pytest.raises(UserError, match="prepare the folder again"):
+        dataset_of(prepared("bad", format="dicom"))
+    assert PREPARED_NAME == prepare.SETTINGS_NAME
 
 
-@pytest.mark.parametrize("name", [LEDGER_NAME, HEAD_NAME])
-@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"{}\n", b"\xff\x00"])
-def test_a_file_that_is_missing_or_rubbish_is_refused(used, name, content):
-    (used / name).unlink()
-    if content is not None:
-        (used / name).write_bytes(content)
-    assert_refused(used)
+def test_every_change_of_the_policy_is_noted_before_the_charge_it_allows(folder):
+    for server_round, cap in enumerate((4.0, 4.0, 50.0), start=1):
+        ledger = Ledger(folder, policy={"max_epsilon": cap})
+        ledger.reserve("run", server_round, Release(3.0, 1.0, 1), DELTA, cap)
+    kinds = [(json.loads(line)["kind"], json.loads(line).get("policy")) for line in lines_of(folder)]
+    assert kinds == [("open", {"max_epsilon": 4.0}), ("charge", None), ("charge", None),
+                     ("policy", {"max_epsilon": 50.0}), ("charge", None)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "old", "new"), [(0, "2.0", "9.0"), (2, "2.0", "9.0"), (1, "commit", "charge"),
-                                                    (0, '"delta": ', '"delta":  ')])  # fmt: skip
-def test_an_edited_line_is_refused(used, number, old, new):
-    path = used / LEDGER_NAME
-    lines = path.read_text().splitlines(keepends=True)
-    assert old in lines[number]
-    lines[number] = lines[number].replace(old, new)
-    path.write_text("".join(lines))
-    assert_refused(used)
+# The clock
 
 
-def test_a_line_that_was_taken_out_or_moved_is_refused(used):
-    path = used / LEDGER_NAME
-    first, second, third = path.read_bytes().splitlines(keepends=True)
-    for content in (second + third, first + third, second + first + third, first + third + second, first + first):
-        path.write_bytes(content)
-        assert_refused(used)
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock(hours)` sets the time to that many hours after some midnight."""
+
+    def set_clock(hours: float) -> None:
+        now = datetime(2030, 1, 1, tzinfo=UTC) + timedelta(hours=hours)
+        monkeypatch.setattr(client_ledger, "_utc_now", lambda: now)
+
+    return set_clock
 
 
-def test_an_older_copy_of_one_file_is_refused(used, tmp_path):
-    shutil.copy(used / LEDGER_NAME, tmp_path)
-    charge(used, 3)
-    shutil.copy(tmp_path / LEDGER_NAME, used)
-    assert_refused(used)
-
-
-def test_a_folder_that_others_can_write_is_refused(used):
-    used.chmod(0o777)
-    assert_refused(used)
-    used.chmod(0o700)
-    assert Ledger(used).releases() == [RELEASE, RELEASE]
-
-
-def test_files_of_the_ledger_are_the_sites_alone(used):
-    assert used.stat().st_mode & 0o077 == 0
-    for name in (LEDGER_NAME, HEAD_NAME):
-        assert (used / name).stat().st_mode & 0o077 == 0
-
-
-# Interruptions
-
-
-@pytest.mark.parametrize("failing_call", [1, 2, 3, 4, 5])
-def test_on_a_full_disk_nothing_may_be_trained_and_no_charge_is_lost(folder, monkeypatch, failing_call):
-    """Every write is followed by an fsync: fail each of them in turn."""
-    calls = 0
-
-    def fsync(descriptor):
-        nonlocal calls
-        calls += 1
-        if calls == failing_call:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(LedgerError):
-        Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
-    monkeypatch.undo()
-    Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
+def test_a_clock_that_went_back_is_refused_with_the_mend(folder, clock):
+    clock(10)
+    charge(folder, 1)
+    clock(9)
+    with pytest.raises(LedgerError, match="set the clock"):
+        Ledger(folder).reserve("run", 2, RELEASE, DELTA, 100)
     assert Ledger(folder).releases() == [RELEASE]
-    lines = (folder / LEDGER_NAME).read_bytes().splitlines(keepends=True)
-    (folder / LEDGER_NAME).write_bytes(b"".join(lines[:-1]))
-    assert_refused(folder)  # the head has caught up: even now the line cannot be taken away
+    assert Ledger(folder).cached_reply("run", 1) == b"update of round 1", "what has left may leave again"
+    clock(10)
+    charge(folder, 2)
 
 
-def test_a_reply_that_cannot_be_kept_may_not_leave(folder, monkeypatch):
-    ledger = Ledger(folder)
-    ledger.reserve("run", 1, RELEASE, DELTA, 100)
-
-    def fsync(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(LedgerError):
-        ledger.commit("run", 1, b"update")
-    monkeypatch.undo()
-    assert Ledger(folder).cached_reply("run", 1) is None
-    assert Ledger(folder).releases() == [RELEASE]
+def test_a_clock_that_is_right_again_after_a_line_from_the_future_is_accepted_by_repair(folder, clock):
+    clock(1e5)
+    charge(folder, 1)
+    clock(0)
+    with pytest.raises(LedgerError, match="--repair"):
+        Ledger(folder).reserve("run", 2, RELEASE, DELTA, 100)
+    Ledger(folder).repair()
+    charge(folder, 2)
+    assert Ledger(folder).releases() == [RELEASE, RELEASE]
 
 
-@pytest.mark.parametrize(("num_bytes", "rubbish"), [(1, b""), (40, b""), (-1, b""), (40, bytes(4096))])
-def test_a_line_half_written_when_the_power_failed_is_written_again(used, num_bytes, rubbish):
-    path, head = used / LEDGER_NAME, used / HEAD_NAME
-    before, head_before = path.read_bytes(), head.read_bytes()
-    charge(used, 3)
-    line = path.read_bytes()[len(before) :].splitlines(keepends=True)[0]
-    path.write_bytes(before + line[:num_bytes] + rubbish)
-    head.write_bytes(head_before)
-    assert Ledger(used).releases() == [RELEASE, RELEASE]
-    charge(used, 3)
-    assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
-    assert path.read_bytes().count(b"\n") == 5
-    assert path.read_bytes().endswith(b"\n")
-
-
-def test_a_line_whose_head_was_not_written_any_more_counts(used):
-    head_before = (used / HEAD_NAME).read_bytes()
-    Ledger(used).reserve("run", 3, RELEASE, DELTA, 100)
-    (used / HEAD_NAME).write_bytes(head_before)
-    assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
+def test_what_network_time_corrects_is_no_clock_that_went_back_and_times_never_fall(folder, clock):
+    clock(1)
+    charge(folder, 1)
+    clock(1 - 0.5 / 60)
+    charge(folder, 2)
+    times = [json.loads(line)["time"] for line in lines_of(folder)]
+    assert times == sorted(times)

@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ MINIMAL = "name: north\nvendor: Siemens\nnominal_patients: 40\n"
         SETTINGS,
         SiteSettings("1e3", "United Imaging", 700, prior="prior.safetensors", policy=SitePolicy(0.5, 1e-5, 4.0)),
         SiteSettings("null", "GE", 9, data="/a path: with # é " + "and 'quotes' \"too\" " * 9, ledger="~",
-                     policy=SitePolicy(min_patients=9, max_grad_norm=0.1, allow_without_privacy=True)),
+                     ledger_witness="../copy", policy=SitePolicy(min_patients=9, max_grad_norm=0.1, max_rounds=3,
+                     allowed_code_sha256=["a" * 64, "0" * 64], allow_without_privacy=True)),
     ],
 )  # fmt: skip
 def test_settings_are_written_and_loaded_back(tmp_path, settings):
@@ -54,6 +56,8 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
     for site in (load_site(tmp_path / "site"), load_site("site")):
         assert str(site.data_path) == "/scans/prepared"
         assert site.ledger_path == tmp_path / "site" / "ledger"
+        assert site.witness_path is None
+        assert replace(site, ledger_witness="/disk/w").witness_path == Path("/disk/w")
         assert site.prior_path == tmp_path / "site" / "priors" / "p.safetensors"
     assert SETTINGS.prior_path is None
 
@@ -86,7 +90,14 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
         MINIMAL + "policy: {max_grad_norm: .inf}\n",
         MINIMAL + "policy: {min_patients: 0}\n",
         MINIMAL + "policy: {min_patients: 41}\n",  # more than it says it has
+        MINIMAL + "policy: {max_epsilon: -1}\n",
+        MINIMAL + "policy: {max_rounds: 0}\n",
+        MINIMAL + "policy: {max_rounds: 1.5}\n",
+        MINIMAL + "policy: {allowed_code_sha256: [abc]}\n",
+        MINIMAL + "policy: {allowed_code_sha256: null}\n",
         MINIMAL + "policy: {allow_without_privacy: perhaps}\n",
+        MINIMAL + "ledger_witness: ledger/copy\n",  # would be lost with the ledger
+        MINIMAL + "ledger_witness: ./ledger\n",
         MINIMAL.replace("40", "forty"),
         MINIMAL.replace("40", "40.5"),
         MINIMAL.replace("40", "true"),
@@ -102,6 +113,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line_that_names_the_file(tmp
     with pytest.raises(UserError) as caught:
         load_site(tmp_path)
     assert SITE_FILE in str(caught.value)
+    assert "fedcmr-client init" in str(caught.value), "the mend"
     assert "\n" not in str(caught.value)
 
 
@@ -115,8 +127,9 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
 
 # What a policy refuses
 
-POLICY = SitePolicy(min_noise_multiplier=0.5, max_delta=1e-3, max_grad_norm=2.0, min_patients=10)
-REQUEST = {"private": True, "release": Release(0.5, 1.0, 10), "delta": 1e-3, "clip": 2.0, "num_patients": 10}
+POLICY = SitePolicy(min_noise_multiplier=0.5, max_delta=1e-3, max_grad_norm=2.0, min_patients=10, max_rounds=3)
+REQUEST = {"private": True, "release": Release(0.5, 1.0, 10), "delta": 1e-3, "clip": 2.0, "num_patients": 10,
+           "server_round": 3}  # fmt: skip
 
 
 def test_a_request_at_every_limit_is_allowed():
@@ -138,6 +151,7 @@ def test_a_request_at_every_limit_is_allowed():
         ({"clip": 0.0}, "clip-above-cap"),
         ({"clip": float("inf")}, "clip-above-cap"),
         ({"clip": float("nan")}, "clip-above-cap"),
+        ({"server_round": 4}, "rounds-exhausted"),
     ],
 )
 def test_a_request_beyond_a_limit_is_refused_with_its_code(change, code):

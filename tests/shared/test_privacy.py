@@ -260,6 +260,22 @@ def test_rounds_charged_one_by_one_cost_as_much_as_all_at_once():
     assert at_once[0] > 5 * epsilon([Release(2.0, 1.0, 1)], 1e-3)[0]  # what a fresh accountant each round would claim
 
 
+def test_full_batches_of_unlike_noise_cost_what_they_cost_one_by_one_in_a_general_accountant():
+    """They are joined into one Gaussian mechanism before the accountant sees them."""
+    releases = [Release(sigma, 1.0, steps) for sigma, steps in ((3.0, 1), (5.5, 7), (20.0, 100), (9.0, 2))]
+    mu = math.sqrt(sum(release.num_steps / release.noise_multiplier**2 for release in releases))
+    exact = analytic_gaussian_epsilon(mu, 1e-3)
+    assert exact <= epsilon(releases, 1e-3)[0] <= 1.01 * exact
+    mixed = [*releases, Release(1.5, 0.1, 30)]
+    assert epsilon(mixed, 1e-3)[0] == pytest.approx(independent_epsilon(mixed, 1e-3), rel=0.01)
+
+
+@pytest.mark.parametrize("noise", [1e100, 1e-300])
+def test_extreme_noise_is_no_error(noise):
+    value, _ = epsilon([Release(noise, 1.0, 3), Release(noise, 1.0, 1)], 1e-3)
+    assert value == math.inf if noise < 1 else 0 <= value < 0.1
+
+
 def test_nothing_costs_nothing_and_no_noise_costs_everything():
     assert epsilon([], 1e-3)[0] == 0
     assert epsilon([Release(5.0, 1.0, 1), Release(0.0, 0.01, 1)], 1e-3)[0] == math.inf

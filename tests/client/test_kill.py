@@ -1,0 +1,100 @@
+"""A site's process is killed at every single line of charge, training and commit, and the message is sent again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DRIVER = """
+import functools, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client import app, chain, ledger
+from client.ledger import Ledger
+from client.policy import load_site
+from shared import checkpoint
+from shared.networks.generator import load_prior
+from shared.privacy import epsilon
+from shared.records import Request, pack_request
+
+site, prior = load_site(Path(sys.argv[1])), load_prior(Path(sys.argv[2]))
+arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
+request = Request(task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, rung="affine",
+                  private=True, noise_multiplier=2.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3,
+                  local_steps=2, learning_rate=0.1, num_views=2, seed=0)
+content = pack_request(arrays, request)
+cost = epsilon([request.release], 1e-3)[0]
+site = replace(site, policy=replace(site.policy, max_epsilon=1.01 * cost))  # room for one
+traced = {module.__file__ for module in (app, chain, ledger, checkpoint)}
+known = functools.cache(lambda releases, delta: epsilon(releases, delta))
+ledger.epsilon = lambda releases, delta: known(tuple(releases), delta)  # the accountant is no part of this test
+os.fsync = lambda descriptor: None  # what is written survives the death of a process, if not of the machine
+
+
+def use(ledger_name):
+    folder = site.folder / ledger_name
+
+    def train(*_):
+        Path(f"{folder}.trained").touch()
+        noise = np.random.default_rng().normal()
+        return {name: np.full_like(array, noise) for name, array in arrays.items()}
+
+    app.fine_tune = train
+    update, _ = app.respond(replace(site, ledger=ledger_name), content, torch.device("cpu"))
+    return np.concatenate([update[name].ravel() for name in sorted(update)]).tobytes()
+
+
+use("warm_up")
+number = 0
+while True:
+    number += 1
+    name = f"ledger{number}"
+    child = os.fork()
+    if child == 0:
+        left = number
+
+        def trace(frame, event, _):
+            global left
+            if frame.f_code.co_filename not in traced:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        sent = use(name)
+        sys.settrace(None)
+        Path(f"{site.folder / name}.sent").write_bytes(sent)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    folder = site.folder / name
+    spent = Ledger(folder).spent(1e-3)
+    trained = Path(f"{folder}.trained").exists()
+    assert spent in (0, cost), (number, spent)
+    assert spent == cost or not trained, (number, "trained without a charge")
+    first, second = use(name), use(name)
+    assert first == second, (number, "a repeated message drew new noise")
+    assert Ledger(folder).releases() == [request.release], (number, "the repeated message did not cost one release")
+    assert Ledger(folder).spent(1e-3) <= site.policy.max_epsilon, number
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0 and Path(f"{folder}.sent").read_bytes() == first
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+print(number - 1)
+"""
+
+
+def test_killed_at_any_line_no_charge_is_lost_none_is_double_and_nothing_is_trained_without_one(make_study, tiny_prior):
+    site = make_study().path / "sites" / "a"
+    done = subprocess.run([sys.executable, "-c", DRIVER, str(site), str(tiny_prior)], cwd=ROOT, text=True,
+                          capture_output=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 200, "hardly any line was reached"

@@ -1,0 +1,331 @@
+"""A ledger that was damaged, taken back, repaired, or interrupted in the middle of a write."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, default_witness
+from shared.privacy import Release, epsilon
+
+DELTA = 1e-3
+RELEASE = Release(2.0, 1.0, 2)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "site" / "ledger"
+
+
+@pytest.fixture
+def used(folder) -> Path:
+    """The folder of a ledger with two rounds charged, the first of them committed."""
+    ledger = Ledger(folder)
+    ledger.reserve("run", 1, RELEASE, DELTA, 100)
+    ledger.commit("run", 1, b"update")
+    ledger.reserve("run", 2, RELEASE, DELTA, 100)
+    return folder
+
+
+def charge(folder: Path, server_round: int, release: Release = RELEASE, cap: float = 100) -> None:
+    """One whole round, as a client goes through it."""
+    ledger = Ledger(folder)
+    ledger.reserve("run", server_round, release, DELTA, cap)
+    ledger.commit("run", server_round, b"update of round %d" % server_round)
+
+
+# Damage
+
+
+def witness_of(folder: Path) -> Path:
+    return default_witness(folder)
+
+
+def assert_refused(folder: Path, match: str | None = None) -> None:
+    for use in (lambda ledger: ledger.reserve("new run", 1, RELEASE, DELTA, 1e9), Ledger.releases,
+                lambda ledger: ledger.spent(DELTA), lambda ledger: ledger.cached_reply("run", 1)):  # fmt: skip
+        with pytest.raises(LedgerError, match=match) as caught:
+            use(Ledger(folder))
+        assert caught.value.code == "ledger-corrupt"
+        assert "\n" not in str(caught.value)
+
+
+def test_a_ledger_that_lost_its_last_line_is_refused(used):
+    lines = (used / LEDGER_NAME).read_bytes().splitlines(keepends=True)
+    (used / LEDGER_NAME).write_bytes(b"".join(lines[:-1]))
+    assert_refused(used, "older than its second copy")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 100, -1, -2])
+def test_a_ledger_that_was_cut_is_refused(used, num_bytes):
+    path = used / LEDGER_NAME
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert_refused(used)
+
+
+@pytest.mark.parametrize("which", ["ledger", "witness"])
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"{}\n", b"[]\n", b"\xff\x00", b"\xff\x00\n"])
+def test_a_copy_that_is_missing_or_rubbish_is_refused(used, which, content):
+    path = used / LEDGER_NAME if which == "ledger" else witness_of(used)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert_refused(used)
+
+
+def test_an_older_second_copy_is_refused_too(used):
+    """Both may be old, and this is the only sign of it."""
+    lines = witness_of(used).read_bytes().splitlines(keepends=True)
+    witness_of(used).write_bytes(b"".join(lines[:-2]))
+    assert_refused(used, "older by several lines")
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(("number", "old", "new"), [(1, "2.0", "9.0"), (3, "2.0", "9.0"), (2, "commit", "charge"),
+                                                    (0, "open", "OPEN"), (1, '"delta": ', '"delta":  ')])  # fmt: skip
+def test_an_edited_line_is_refused(used, number, old, new, both):
+    """In both copies too: each line holds the hash of the one before. Only the very last could be exchanged."""
+    path = used / LEDGER_NAME
+    lines = path.read_text().splitlines(keepends=True)
+    assert old in lines[number]
+    lines[number] = lines[number].replace(old, new)
+    path.write_text("".join(lines))
+    if both and number < len(lines) - 1:
+        witness_of(used).write_text("".join(lines))
+    assert_refused(used, "edited" if both and number < len(lines) - 1 else "differs")
+
+
+def test_a_line_that_was_taken_out_or_moved_is_refused(used):
+    path = used / LEDGER_NAME
+    opened, first, second, third = path.read_bytes().splitlines(keepends=True)
+    for content in (opened + second + third, first + second + third, opened + second + first + third,
+                    opened + first + third + second, opened + first + first):  # fmt: skip
+        for copies in ((path,), (path, witness_of(used))):
+            for copy in copies:
+                copy.write_bytes(content)
+            assert_refused(used)
+
+
+def test_a_ledger_that_was_restored_from_an_older_backup_is_refused(used, tmp_path):
+    """The whole folder, replies and all; the second copy lies elsewhere."""
+    shutil.copytree(used, tmp_path / "backup")
+    charge(used, 3)
+    shutil.rmtree(used)
+    shutil.copytree(tmp_path / "backup", used)
+    assert_refused(used, "older than its second copy")
+
+
+def test_a_ledger_that_was_removed_after_its_first_use_is_refused(used):
+    shutil.rmtree(used)
+    assert_refused(used, "missing")
+
+
+def test_the_ledger_of_another_site_is_refused(used, tmp_path):
+    charge(tmp_path / "other", 1)
+    shutil.copy(tmp_path / "other" / LEDGER_NAME, used / LEDGER_NAME)
+    assert_refused(used, "differs")
+
+
+def test_a_second_copy_on_another_disk_is_found_there_and_must_be_there(folder, tmp_path):
+    place = tmp_path / "disk" / "copy.jsonl"
+    with pytest.raises(LedgerError, match="ledger_witness"):
+        Ledger(folder, place).reserve("run", 1, RELEASE, DELTA, 100)
+    place.parent.mkdir()
+    Ledger(folder, place).reserve("run", 1, RELEASE, DELTA, 100)
+    assert place.read_bytes() == (folder / LEDGER_NAME).read_bytes()
+    assert not witness_of(folder).exists()
+    place.parent.rename(tmp_path / "unmounted")
+    with pytest.raises(LedgerError, match="mount"):
+        Ledger(folder, place).releases()
+
+
+def test_a_ledger_of_the_first_version_is_refused_in_a_line_that_says_so(folder):
+    """Each of its lines began with its kind, and it had a head in place of a second copy."""
+    folder.mkdir(parents=True)
+    (folder / LEDGER_NAME).write_text('{"kind": "charge", "run_id": "r", "round": 1, "previous": "' + "0" * 64 + '"}\n')
+    (folder / "head.json").write_text("{}")
+    assert_refused(folder, "earlier version")
+    with pytest.raises(LedgerError, match="earlier version"):
+        Ledger(folder).repair()
+
+
+@pytest.mark.parametrize("which", ["folder", "ledger", "witness", "the witness's folder"])
+def test_what_others_can_write_is_refused_with_the_mend(used, which):
+    path = {"folder": used, "ledger": used / LEDGER_NAME, "witness": witness_of(used)}.get(which, used.parent)
+    mode = path.stat().st_mode
+    path.chmod(mode | 0o002)
+    assert_refused(used, "chmod o-w")
+    path.chmod(mode)
+    assert Ledger(used).releases() == [RELEASE, RELEASE]
+
+
+def test_files_of_the_ledger_are_the_sites_alone(used):
+    for path in (used, used / LEDGER_NAME, witness_of(used), *(used / REPLIES_NAME).iterdir()):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+# Repair
+
+
+@pytest.mark.parametrize("damage", ["ledger removed", "ledger cut", "ledger old", "ledger edited", "witness removed",
+                                    "witness edited", "witness cut"])  # fmt: skip
+def test_repair_mends_one_copy_from_the_other_and_gives_up_no_charge(used, damage):
+    which, how = damage.split()
+    path = used / LEDGER_NAME if which == "ledger" else witness_of(used)
+    content = path.read_bytes()
+    if how == "removed":
+        shutil.rmtree(used) if which == "ledger" else path.unlink()
+    else:
+        path.write_bytes({"cut": content[:-5], "old": content[: content.rfind(b"\n", 0, -1) + 1],
+                          "edited": content.replace(b"2.0", b"9.0")}[how])  # fmt: skip
+    if damage != "witness cut":  # its torn end: the file has the line, so it might be an interruption's
+        assert_refused(used, "--repair")
+    Ledger(used).repair()
+    assert Ledger(used).releases() == [RELEASE, RELEASE]
+    assert (used / LEDGER_NAME).read_bytes() == witness_of(used).read_bytes()
+    assert [change["kind"] for change in Ledger(used).changes()] == ["open", "repair"]
+    charge(used, 3)
+    assert Ledger(used).releases() == [RELEASE] * 3
+
+
+def test_repair_refuses_where_no_copy_holds_all_that_the_other_one_says(used):
+    path, witness = used / LEDGER_NAME, witness_of(used)
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    for ledger, second in (
+        (b"".join(lines[:2]), content.replace(b"2.0", b"9.0")),  # an old backup, and a longer copy that was edited
+        (content[:-5], content.replace(b"2.0", b"9.0")),
+        (b"", b""),
+    ):
+        path.write_bytes(ledger)
+        witness.write_bytes(second)
+        with pytest.raises(LedgerError, match="from a backup"):
+            Ledger(used).repair()
+        assert (path.read_bytes(), witness.read_bytes()) == (ledger, second), "nothing was touched"
+
+
+def test_repair_refuses_two_ledgers_that_parted(used, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(used, tmp_path / name / "ledger")
+        shutil.copy(witness_of(used), tmp_path / name)
+        charge(tmp_path / name / "ledger", 3 if name == "one" else 4)
+    shutil.copy(tmp_path / "two" / "ledger.witness", tmp_path / "one")
+    with pytest.raises(LedgerError, match="from a backup"):
+        Ledger(tmp_path / "one" / "ledger").repair()
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("failing_call", range(1, 10))
+def test_on_a_full_disk_nothing_may_be_trained_and_no_charge_is_lost(folder, monkeypatch, failing_call):
+    """Every write is followed by an fsync: fail each of them in turn."""
+    calls = 0
+
+    def fsync(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(LedgerError):
+        Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
+    monkeypatch.undo()
+    assert Ledger(folder).spent(DELTA) in (0, epsilon([RELEASE], DELTA)[0])
+    Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
+    assert Ledger(folder).releases() == [RELEASE]
+    lines = (folder / LEDGER_NAME).read_bytes().splitlines(keepends=True)
+    (folder / LEDGER_NAME).write_bytes(b"".join(lines[:-1]))
+    assert_refused(folder)  # the second copy has caught up: even now the line cannot be taken away
+
+
+def test_a_reply_that_cannot_be_kept_may_not_leave(folder, monkeypatch):
+    ledger = Ledger(folder)
+    ledger.reserve("run", 1, RELEASE, DELTA, 100)
+
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(LedgerError):
+        ledger.commit("run", 1, b"update")
+    monkeypatch.undo()
+    assert Ledger(folder).cached_reply("run", 1) is None
+    assert Ledger(folder).releases() == [RELEASE]
+
+
+@pytest.mark.parametrize(("num_bytes", "rubbish"), [(1, b""), (40, b""), (-1, b""), (40, bytes(4096))])
+def test_a_line_half_written_when_the_power_failed_is_written_again(used, num_bytes, rubbish):
+    path, witness = used / LEDGER_NAME, witness_of(used)
+    before = path.read_bytes()
+    charge(used, 3)
+    line = path.read_bytes()[len(before) :].splitlines(keepends=True)[0]
+    path.write_bytes(before + line[:num_bytes] + rubbish)
+    witness.write_bytes(before)
+    assert Ledger(used).releases() == [RELEASE, RELEASE]
+    charge(used, 3)
+    assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
+    assert path.read_bytes().count(b"\n") == 6
+    assert path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 40, -1])
+def test_a_line_that_the_second_copy_lacks_or_has_in_part_counts(used, num_bytes):
+    before = witness_of(used).read_bytes()
+    Ledger(used).reserve("run", 3, RELEASE, DELTA, 100)
+    line = witness_of(used).read_bytes()[len(before) :]
+    witness_of(used).write_bytes(before + line[:num_bytes])
+    assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
+    assert witness_of(used).read_bytes() == (used / LEDGER_NAME).read_bytes()
+
+
+def test_both_copies_cut_alike_within_a_line_are_refused(used):
+    """No interruption cuts both: a line is begun in the second copy only when the first has all of it."""
+    for path in (used / LEDGER_NAME, witness_of(used)):
+        path.write_bytes(path.read_bytes()[:-5])
+    assert_refused(used, "cut")
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+from client.ledger import Ledger, LedgerError
+from shared.privacy import Release
+folder = Path(sys.argv[1])
+for limit in range(0, 3000, 97):  # no file may grow past this many bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ledger = Ledger(folder / str(limit) / "ledger")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    outcome = "refused"
+    try:
+        ledger.reserve("run", 1, Release(2.0, 1.0, 2), 1e-3, 100)
+        outcome = "charged"
+        ledger.commit("run", 1, bytes(500))
+        outcome = "committed"
+    except LedgerError:
+        pass
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    print(limit, outcome, flush=True)
+"""
+
+
+def test_a_disk_that_fills_up_at_any_byte_loses_no_charge_and_allows_no_training_without_one(tmp_path):
+    """A real limit of the operating system: the write comes back short, then fails."""
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], cwd=ROOT, text=True, capture_output=True,
+                          check=True)  # fmt: skip
+    outcomes = [line.split() for line in done.stdout.splitlines()]
+    assert {outcome for _, outcome in outcomes} == {"refused", "charged", "committed"}
+    for limit, outcome in outcomes:
+        folder = tmp_path / limit / "ledger"
+        if outcome != "refused":
+            assert Ledger(folder).releases() == [RELEASE]
+        assert (Ledger(folder).cached_reply("run", 1) == bytes(500)) == (outcome == "committed")
+        if outcome != "committed":
+            charge(folder, 1)
+        assert Ledger(folder).releases() == [RELEASE]
