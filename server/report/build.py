@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from server.report import figures
+from server.report.audit import audit_tables, read_audit
 from server.report.figures import HUMAN_POINTS
 from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
 from server.report.pictures import Extreme, Row, SampleSheet
@@ -58,9 +59,12 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
         report: The design's contract: study, privacy, regression, baselines, synthetic, timing, settings, versions;
             `simulated`, whether the hospitals' patients were simulated. What JSON cannot hold (NaN) becomes null.
         inputs: Predictions, pictures and curves for the figures.
-        folder: The run folder.
+        folder: The run folder; its `audit.json`, if there is one, becomes a section.
     """
     values = as_json(report)
+    audit = read_audit(folder)
+    if audit is not None:
+        values["audit"] = as_json(audit)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(folder / "report.json", text.encode())
@@ -112,6 +116,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         )
         if inputs.curves
         else None,
+        audits=audit_tables(report["audit"]) if "audit" in report else [],
         human=HUMAN_POINTS,
         few_patients=FEW_PATIENTS,
     )

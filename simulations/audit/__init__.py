@@ -1,0 +1,1 @@
+"""Attacks that try to prove the privacy claim wrong: `fedcmr-audit`."""

@@ -1,0 +1,192 @@
+"""What the subcommands of `fedcmr-audit` do: collect patients, attack, print a table, return the figures."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from client.policy import load_site
+from client.training import load_patients
+from server.federation_state import StudySite, initial_state, read_study
+from server.study import test_sets
+from shared import checkpoint
+from shared.case import INDEX_NAME, Case, load_cases, read_index
+from shared.config import Config, Rung, load
+from shared.errors import UserError
+from shared.networks.generator import Prior, load_prior
+from shared.run_folder import RunFolder, load_run
+from simulations.audit import canaries as canary_audit
+from simulations.audit import membership as attacks
+from simulations.audit import tables
+from simulations.audit.cli import SIMULATED_PAIRS
+from simulations.audit.copies import Nearest, audit, compare, pictures_of
+from simulations.audit.sites import BROKEN
+from simulations.audit.study import Pool, draw_pool, overfitted
+
+OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS = 200, 8, 1e-3, 4
+"""Of the generator that must be caught; patients per hospital."""
+
+
+def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The one-run audit of the sound build and, if asked for, of the broken ones."""
+    num = arguments.canaries
+    num_guesses = max(2, round(0.3 * num)) if arguments.guesses is None else arguments.guesses
+    if num < 2 or not 2 <= num_guesses <= num or arguments.repeats < 1 or arguments.claim <= 0:
+        raise UserError("Expected --canaries >= 2, --guesses in 2..M, --repeats >= 1 and --claim > 0.")
+    config, prior, run = _study(arguments)
+    if not config.privacy.enabled:
+        raise UserError("privacy.enabled=false claims nothing that could be audited: switch it on")
+    config = _with_rung(config, prior, run)
+    patients = canary_audit.make_canaries(num, prior, cast(Rung, config.federation.rung), arguments.seed)
+    found = [canary_audit.audit(prior, patients, config, "sound", num_guesses)]
+    if arguments.broken:
+        weak = replace(
+            config,
+            privacy=replace(config.privacy, target_epsilon=arguments.claim),
+            federation=replace(config.federation, num_rounds=2, local_steps=1),  # what is broken shows in one step
+        )
+        found += [
+            canary_audit.audit(prior, patients, weak, build, num_guesses, arguments.repeats)
+            for build in ("sound", *BROKEN)
+        ]
+    figures = [result.as_dict() for result in found]
+    _print(tables.canaries(figures))
+    return figures
+
+
+def membership(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The three attacks on a run's generator, on that of a simulated study, or on one that was overfitted."""
+    if arguments.patients < 2 or arguments.shadows < 0 or arguments.shadows == 1:
+        raise UserError("Expected --patients >= 2 and --shadows of 0 or at least 2.")
+    config, prior, run = _study(arguments)
+    if run and arguments.overfitted:
+        raise UserError("--overfitted makes a study of its own: leave RUN out")
+    if arguments.overfitted:
+        pool = draw_pool(config.hospitals.vendors, min(arguments.patients, OVERFIT_PATIENTS), prior, arguments.seed)
+        members = [patient for patient, member in zip(pool.patients, pool.member, strict=True) if member]
+        generator = overfitted(prior, members, OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE)
+        found = attacks.attack_generator(prior, generator, pool)
+    elif run:
+        pool, arrays = _run_pool(run, prior), _published(run, prior)
+        found = attacks.attack_arrays(prior, arrays, pool, _with_rung(config, prior, run), arguments.shadows)
+    else:
+        pool = draw_pool(config.hospitals.vendors, arguments.patients, prior, arguments.seed)
+        config = _with_rung(config, prior, None, arguments.patients)
+        found = attacks.attack_arrays(
+            prior, attacks.federate(prior, pool, config), pool, config, arguments.shadows
+        )  # fmt: skip
+    figures = {name: result.as_dict() for name, result in found.items()}
+    _print(tables.membership(figures))
+    return figures
+
+
+def copies(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Synthetic pictures against training and held-out patients, vendor by vendor."""
+    run = load_run(arguments.run)
+    if arguments.cases is not None and arguments.cases < 1:
+        raise UserError(f"Expected --cases >= 1, got {arguments.cases}.")
+    simulated = run.config.hospitals.source == "phantom"
+    pairs = arguments.pairs or (run.path / SIMULATED_PAIRS if simulated else None)
+    groups = {
+        "synthetic": load_cases(arguments.synthetic or run.path / "synthetic"),
+        "training": _training_cases(run),
+        "held-out": [case for _, cases in test_sets(run) for case in cases],
+    }
+    vendors = sorted(set.intersection(*({case.info.vendor for case in cases} for cases in groups.values())))
+    if not vendors:
+        raise UserError(f"{run.path} has no vendor with synthetic, training and held-out cases: finish the study first")
+    parts, between = [], []
+    for vendor in vendors:
+        cases = {name: [case for case in group if case.info.vendor == vendor] for name, group in groups.items()}
+        synthetic, training, held_out = (
+            pictures_of(cases[name][: arguments.cases if name == "synthetic" else None]) for name in groups
+        )
+        if min(len(synthetic.images), len(training.images), len(held_out.images)) == 0:
+            raise UserError(f"{run.path}: no slice of {vendor} shows a heart in one of {', '.join(groups)}")
+        parts.append((synthetic, training, held_out, compare(synthetic, training), compare(synthetic, held_out)))
+        between.append(compare(held_out, training))
+    found = audit(_blocks([part[3] for part in parts]), _blocks([part[4] for part in parts]), _blocks(between))
+    figures = {**found.as_dict(), "vendors": vendors}
+    if pairs:
+        tables.draw_pairs(pairs, parts)
+    _print(tables.copies(figures))
+    return figures
+
+
+def _study(arguments: argparse.Namespace) -> tuple[Config, Prior, RunFolder | None]:
+    """Settings, prior and the run folder, if there is one."""
+    if arguments.run is None:
+        config = load("default", arguments.set)
+        path = arguments.prior or (Path(config.prior) if config.prior else None)
+        return config, load_prior(path), None
+    if arguments.set:
+        raise UserError("--set is for audits without a run folder: RUN has settings of its own")
+    run = load_run(arguments.run)
+    return run.config, load_prior(run.prior_path()), run
+
+
+def _with_rung(config: Config, prior: Prior, run: RunFolder | None, num_patients: int | None = None) -> Config:
+    """The settings with the rung that the study takes, not the one that the size of an audit would choose."""
+    if run:
+        sites = read_study(run)
+    else:
+        size = config.hospitals.num_train if num_patients is None else num_patients
+        sites = {f"{i}": StudySite(vendor, size) for i, vendor in enumerate(config.hospitals.vendors)}
+    rung = initial_state(config, prior, sites).rung
+    return replace(config, federation=replace(config.federation, rung=rung))
+
+
+def _training_cases(run: RunFolder) -> list[Case]:
+    return [case for name in run.site_names() for case in load_cases(load_site(run.path / "sites" / name).data_path)]
+
+
+def _run_pool(run: RunFolder, prior: Prior) -> Pool:
+    """The run's training patients by site, and its test patients as if they had come to the site of their vendor."""
+    patients, member, site, vendors = [], [], [], []
+    for number, name in enumerate(run.site_names()):
+        settings = load_site(run.path / "sites" / name)
+        found = load_patients(settings.data_path, prior)
+        patients += found
+        member += [True] * len(found)
+        site += [number] * len(found)
+        vendors.append(settings.vendor)
+    for index in sorted((run.path / "test").rglob(INDEX_NAME)):
+        vendor = read_index(index.parent)[0].vendor
+        if vendor in vendors:
+            found = load_patients(index.parent, prior)
+            patients += found
+            member += [False] * len(found)
+            site += [vendors.index(vendor)] * len(found)
+    pool = Pool(patients, np.array(member, bool), np.array(site, np.int64), vendors)
+    if min(pool.member.sum(), (~pool.member).sum()) < 2:
+        raise UserError(f"{run.path} has fewer than two training or test patients of its vendors: prepare it first")
+    return pool
+
+
+def _published(run: RunFolder, prior: Prior) -> checkpoint.Arrays:
+    """The trainable part in `generator.safetensors`."""
+    path = run.path / "generator.safetensors"
+    arrays, metadata = checkpoint.load(path)
+    if metadata["prior_sha256"] != prior.sha256:
+        raise UserError(f"{path} belongs to another prior than the run's settings name: run the study again")
+    return {name.removeprefix("trainable/"): a for name, a in arrays.items() if name.startswith("trainable/")}
+
+
+def _blocks(parts: list[Nearest]) -> NDArray[np.float64]:
+    """Distances of several vendors as one matrix; patients of other vendors are infinitely far."""
+    distances = [part.distance for part in parts]
+    whole = np.full(np.sum([part.shape for part in distances], axis=0), np.inf)
+    row = column = 0
+    for part in distances:
+        whole[row : row + part.shape[0], column : column + part.shape[1]] = part
+        row, column = row + part.shape[0], column + part.shape[1]
+    return whole
+
+
+def _print(table: Any) -> None:
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

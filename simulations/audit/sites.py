@@ -1,0 +1,127 @@
+"""Sites for the audit: the project's own, and builds that are broken on purpose so that the audit can fail.
+
+What is broken is what goes into the client's code or how often it is run; the code itself is the client's. A broken
+build exists here and nowhere else.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
+from server.federation_state import FederationState, StudySite, initial_state, make_request
+from shared.checkpoint import Arrays
+from shared.config import Config
+from shared.networks.generator import Prior
+from shared.privacy import epsilon
+from shared.progress import track
+from shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request
+
+Build = Literal["sound", "noise_off", "clip_off", "slices_as_unit", "ledger_reset"]
+BUILDS: tuple[Build, ...] = get_args(Build)
+BROKEN = BUILDS[1:]
+UNCLIPPED = 1e6
+"""By how much the clip is widened where it is off; the noise stays what the plan says."""
+SITE = "audited"
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the server sees of a round.
+
+    Attributes:
+        request: What it asked for.
+        start: The trainable part that it sent.
+        reply: What the site sent back.
+    """
+
+    request: Request
+    start: Arrays
+    reply: Arrays
+
+
+@dataclass(frozen=True)
+class Run:
+    """All rounds of a study, and the epsilon that it claims at the settings' delta."""
+
+    rounds: list[Round]
+    claimed_epsilon: float
+
+
+def run_site(
+    prior: Prior, patients: Sequence[Patient], nominal_patients: int, config: Config, build: Build, num_repeats: int
+) -> list[Run]:
+    """A study of one site, with the real plan, requests and client code.
+
+    Args:
+        prior: The public prior.
+        patients: The site's; not read by whoever plans.
+        nominal_patients: The site's public number.
+        config: Settings of the study; privacy is on.
+        build: What to break.
+        num_repeats: Of the whole run where the ledger forgets; the claim then counts one of them. Otherwise unused.
+
+    Returns:
+        One run, or `num_repeats` of them for `ledger_reset`.
+    """
+    if build == "slices_as_unit":
+        patients = [piece for patient in patients for piece in slices_of(patient)]
+    first = initial_state(config, prior, {SITE: StudySite("Siemens", nominal_patients)})
+    assert first.plan is not None, "an audit needs a claim"
+    claim = epsilon(list(first.plan.values()), config.privacy.target_delta)[0]
+    times = num_repeats if build == "ledger_reset" else 1
+    return [
+        Run(_rounds(prior, list(patients), nominal_patients, config, build, deepcopy(first)), claim)
+        for _ in track(range(times), f"running the site ({build.replace('_', ' ')})")
+    ]
+
+
+def slices_of(patient: Patient) -> list[Patient]:
+    """Every slice as if it were a patient of its own: what "one item is one picture" does."""
+    return [
+        Patient(f"{patient.name}/{index}", patient.images[index : index + 1], patient.masks[index : index + 1],
+                patient.code)
+        for index in range(len(patient.images))
+    ]  # fmt: skip
+
+
+def mechanism(request: Request, nominal_patients: int, build: Build = "sound") -> Mechanism:
+    """The site's mechanism for a request, or a broken one."""
+    clip, noise = request.max_grad_norm, request.noise_multiplier
+    if build == "noise_off":
+        noise = 0.0
+    if build == "clip_off":
+        clip, noise = clip * UNCLIPPED, noise / UNCLIPPED
+    return Mechanism(request.private, clip, noise, request.sample_rate, nominal_patients)
+
+
+def local_steps(request: Request) -> LocalSteps:
+    """What the site does in a round of gradients, as the ClientApp reads it."""
+    return LocalSteps(request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round)
+
+
+def _rounds(
+    prior: Prior, patients: list[Patient], nominal_patients: int, config: Config, build: Build, state: FederationState
+) -> list[Round]:
+    device = torch.device("cpu")
+    facts = {SITE: StudySite("Siemens", nominal_patients)}
+    rounds = []
+    for server_round in range(1, state.num_rounds(config) + 1):
+        request = make_request(config, state, server_round)
+        how = mechanism(request, nominal_patients, build)
+        start = dict(state.arrays)
+        reply: dict[str, NDArray[np.float32]]
+        if request.task == MOMENTS:
+            mean, square = moments(patients, how)
+            reply = {CODE_MEAN: mean, CODE_SQUARE: square}
+            state.apply_moments({SITE: reply}, facts, request)
+        else:
+            reply = fine_tune(prior.generator, patients, start, how, local_steps(request), device)
+            state.apply_gradients({SITE: reply}, config.federation.ema_decay)
+        rounds.append(Round(request, start, reply))
+    return rounds

@@ -1,0 +1,102 @@
+"""Simulated patients for the membership audit, and the generators that are attacked.
+
+Patients come from the simulated hospitals' own scanners and through the client's own normalisation. Only the detour
+over DICOM files is left out: it takes most of the time and changes nothing but the rounding of positions.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.ingest.cine import Cine
+from client.ingest.normalise import normalise
+from client.ingest.quality import Unusable
+from client.training import Patient
+from shared.appearance import appearance_code
+from shared.case import Case, CaseInfo
+from shared.diffusion import flow_matching_loss
+from shared.networks.generator import Generator, Prior
+from shared.progress import track
+from shared.views import augment, slice_pairs, with_heart
+from simulations.hospital import POPULATIONS
+from simulations.phantom import draw_patient
+from simulations.scanner import SCANNERS, acquire
+
+NUM_SLICES, NUM_PHASES = 6, 3
+"""Of a stack. Three phases hold end-diastole and, within a twentieth of the cycle, end-systole, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Patients of several sites, some of whom trained.
+
+    Attributes:
+        patients: P of them.
+        member: Shape (P,): who trained.
+        site: Shape (P,), the number of the site at which each was scanned.
+        vendors: Vendor of each site.
+    """
+
+    patients: list[Patient]
+    member: NDArray[np.bool_]
+    site: NDArray[np.int64]
+    vendors: list[str]
+
+    def at(self, site: int, chosen: NDArray[np.bool_]) -> list[Patient]:
+        """The chosen patients of a site."""
+        return [self.patients[index] for index in np.flatnonzero((self.site == site) & chosen)]
+
+
+def draw_pool(vendors: Sequence[str], num_each: int, prior: Prior, seed: int) -> Pool:
+    """At every vendor's hospital `num_each` patients who will train and as many who will not."""
+    patients, site = [], []
+    jobs = [(number, vendor, index) for number, vendor in enumerate(vendors) for index in range(2 * num_each)]
+    for number, vendor, index in track(jobs, "scanning patients"):
+        patients.append(draw(vendor, prior, np.random.default_rng([seed, number, index]), f"{number}-{index:04d}"))
+        site.append(number)
+    member = np.array([index < num_each for _, _, index in jobs])
+    return Pool(patients, member, np.array(site), list(vendors))
+
+
+def draw(vendor: str, prior: Prior, rng: np.random.Generator, name: str) -> Patient:
+    """One patient of a vendor's hospital, drawn again where the scan is unusable, as at `fedcmr-client prepare`."""
+    while True:
+        scan = acquire(draw_patient(rng, POPULATIONS[vendor]), SCANNERS[vendor], NUM_SLICES, NUM_PHASES, rng)
+        stack = scan.stack
+        along = stack.first_pixel_mm[-1] - stack.first_pixel_mm[0]
+        axes = np.stack([along / np.linalg.norm(along), stack.column_direction, stack.row_direction])
+        spacing = (stack.spacing_mm, stack.pixel_mm, stack.pixel_mm)
+        cine = Cine(scan.frames.astype(np.float32), scan.masks, spacing, axes, vendor, 1.5)
+        try:
+            found = normalise(cine)
+        except Unusable:
+            continue
+        info = CaseInfo(name, vendor, 1.5, found.ef, name)
+        images, masks = slice_pairs(Case(info, found.frames, found.masks, found.spacing_mm))
+        keep = with_heart(masks)
+        images, masks = images[keep], masks[keep]
+        return Patient(name, images, masks, prior.standardise(appearance_code(images, masks)))
+
+
+def overfitted(
+    prior: Prior, patients: Sequence[Patient], num_steps: int, batch_size: int, learning_rate: float, seed: int = 0
+) -> Generator:
+    """A generator without privacy, all weights trained on a few patients for long: what the attacks must catch."""
+    generator = deepcopy(prior.generator).requires_grad_(True)
+    images, masks = (torch.cat([getattr(patient, key) for patient in patients]) for key in ("images", "masks"))
+    codes = torch.cat([patient.code.expand(len(patient.images), -1) for patient in patients])
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=learning_rate, weight_decay=0.0)
+    rng = torch.Generator().manual_seed(seed)
+    for _ in track(range(num_steps), "overfitting"):
+        index = torch.randint(len(images), (batch_size,), generator=rng)
+        pictures, labels = augment(images[index], masks[index], rng, 5.0, 0.02, 1.0)
+        t, noise = torch.rand(batch_size, generator=rng), torch.randn(pictures.shape, generator=rng)
+        loss = flow_matching_loss(generator, pictures, labels, codes[index], t, noise).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return generator.eval().requires_grad_(False)

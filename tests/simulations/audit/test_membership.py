@@ -1,0 +1,133 @@
+"""The attacks catch a generator that memorised, and find nothing where nothing was learnt."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shared.config import load
+from shared.diffusion import flow_matching_loss
+from shared.networks.generator import load_prior
+from simulations.audit import membership as attacks
+from simulations.audit.membership import LOSS, RATIO, SIMA, attack_arrays, attack_generator, federate
+from simulations.audit.study import Pool, draw_pool, overfitted
+from simulations.benchmarks.cost import simulated_patients
+from simulations.benchmarks.ladder import fixed_views
+
+NUM = 8
+SETTINGS = ("federation.rung=affine", "federation.num_rounds=2", "federation.local_steps=1", "federation.num_views=2")
+
+
+def pool_of(prior, num: int = NUM, num_sites: int = 1) -> Pool:
+    """Rendered hearts, two slices each; every other one trains."""
+    patients = [replace(p, images=p.images[2:4], masks=p.masks[2:4]) for p in simulated_patients(2 * num, prior, 6)]
+    number = np.arange(2 * num)
+    return Pool(patients, number % 2 == 0, number // 2 % num_sites, ["GE"] * num_sites)
+
+
+def test_an_overfitted_generator_is_caught():
+    prior = load_prior()
+    pool = pool_of(prior)
+    generator = overfitted(prior, pool.at(0, pool.member), num_steps=60, batch_size=6, learning_rate=1e-3)
+    found = attack_generator(prior, generator, pool)
+    assert found[LOSS].auc >= 0.8 and found[SIMA].auc >= 0.8
+    assert found[LOSS].auc_ci95[0] > 0.5 and not found[LOSS].as_dict()["contains_chance"]
+
+
+def test_a_private_study_passes_all_three_attacks(prior, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("client.training.os_generator", lambda: rng)  # the same noise every time
+    pool = pool_of(prior, 20, num_sites=2)
+    config = load("default", SETTINGS)
+    found = attack_arrays(prior, federate(prior, pool, config), pool, config, num_shadows=4)
+    assert list(found) == [LOSS, SIMA, RATIO]
+    assert all(result.num_members == 20 == result.num_others for result in found.values())
+    assert all(result.auc < 0.75 and result.auc_ci95[0] <= 0.5 for result in found.values())
+
+
+def test_the_prior_itself_betrays_nobody(prior):
+    pool = pool_of(prior, 3)
+    found = attack_generator(prior, prior.generator, pool)
+    assert found[LOSS].auc == 0.5 == found[SIMA].auc and found[LOSS].num_above_all_others == 0
+
+
+def test_the_ratio_is_the_gain_over_shadows_without_the_patient(prior, monkeypatch):
+    """A patient whose target gains what shadows without it gain has score 0, whatever the shadows with it do."""
+    pool = pool_of(prior, 3)
+    config = load("default", SETTINGS)
+    base, extra = np.arange(6.0), 100.0
+    inside = []
+
+    def shadow(prior, gradients, chosen, *_):
+        inside.append(chosen)
+        return {name: p.detach().numpy().copy() for name, p in prior.generator.trainable().items()}
+
+    before = np.zeros(6)
+    monkeypatch.setattr(attacks, "_shadow", shadow)
+    monkeypatch.setattr(attacks, "view_losses", lambda *_: -(base + extra * inside[-1] + (-1) ** len(inside)))
+    scores = attacks.likelihood_ratio(prior, pool, config, base, before, fixed_views(pool.patients), 40)
+    assert np.abs(scores).max() < 1
+    grown = attacks.likelihood_ratio(prior, pool, config, base + 5, before, fixed_views(pool.patients), 40)
+    assert grown.min() > 3
+    assert all(chosen.sum() == 3 for chosen in inside)
+
+
+def test_a_shadow_takes_the_studys_steps(prior):
+    """Without noise: start - learning rate x mean over sites of the chosen patients' mean gradient."""
+    pool = pool_of(prior, 4, num_sites=2)
+    config = load("default", [*SETTINGS, "privacy.enabled=false", "federation.ema_decay=0"])
+    start = {name: p.detach().numpy().copy() for name, p in prior.generator.trainable().items()}
+    size = sum(array.size for array in start.values())
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(0, 0.01, (attacks.NUM_DRAWS, 8, size))
+    chosen = np.array([True, True, False, True, True, False, True, True])
+    made = attacks._shadow(prior, gradients, chosen, pool.site, config, rng)
+    means = [gradients[0, chosen & (pool.site == number)].mean(axis=0) for number in (0, 1)]
+    expected = np.concatenate([array.ravel() for array in start.values()]) - 3 * np.mean(means, axis=0)
+    np.testing.assert_allclose(np.concatenate([made[name].ravel() for name in start]), expected, atol=1e-6)
+
+
+def test_sima_reads_the_noise_off_the_velocity():
+    """A generator whose velocity is the clean picture finds no noise in it; one that is silent finds all of it."""
+    images = torch.rand(5, 2, 64, 64) * 2 - 1
+    pictures = [(images[:2], torch.zeros(2, 2, 64, 64).byte(), torch.zeros(2, 11)),
+                (images[2:], torch.zeros(3, 2, 64, 64).byte(), torch.zeros(3, 11))]  # fmt: skip
+
+    class Knows(torch.nn.Linear):
+        def forward(self, x_t, t, masks, code):
+            return self.weight * x_t / t[:, None, None, None]
+
+    knows = Knows(1, 1, bias=False).requires_grad_(False)
+    knows.weight.fill_(1.0)
+    np.testing.assert_allclose(attacks.predicted_noise(knows, pictures), 0, atol=1e-4)
+    knows.weight.fill_(0.0)
+    expected = [float((attacks.SIMA_T * part).flatten(1).norm(dim=1).mean()) for part in (images[:2], images[2:])]
+    np.testing.assert_allclose(attacks.predicted_noise(knows, pictures), expected, rtol=1e-4)
+
+
+def test_losses_are_each_patients_own(prior):
+    pool = pool_of(prior, 2)
+    together = attacks.view_losses(prior.generator, fixed_views(pool.patients))
+    with torch.no_grad():
+        alone = [float(flow_matching_loss(prior.generator, *fixed_views([p])).mean()) for p in pool.patients]
+    np.testing.assert_allclose(together, alone, rtol=2e-2)  # bf16 where the processor has it
+
+
+def test_patients_of_the_simulated_hospitals(prior):
+    pool = draw_pool(["GE", "Siemens"], 1, prior, seed=3)
+    assert pool.member.tolist() == [True, False, True, False] and pool.site.tolist() == [0, 0, 1, 1]
+    for patient in pool.patients:
+        assert patient.images.shape[1:] == (2, 64, 64) and patient.images.abs().max() <= 1
+        lv = [(patient.masks[:, phase] == 3).sum() for phase in range(2)]
+        assert lv[0] > lv[1] > 0  # end-diastole first
+    again = draw_pool(["GE", "Siemens"], 1, prior, seed=3)
+    assert torch.equal(pool.patients[1].images, again.patients[1].images)
+    assert not torch.equal(pool.patients[0].masks, pool.patients[1].masks)
+
+
+@pytest.mark.parametrize("part", ["member", "others"])
+def test_members_are_those_who_trained(prior, part):
+    pool = pool_of(prior, 2)
+    chosen = pool.member if part == "member" else ~pool.member
+    assert [p.name for p in pool.at(0, chosen)] == (["p0", "p2"] if part == "member" else ["p1", "p3"])
