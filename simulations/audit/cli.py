@@ -23,8 +23,9 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedcmr-audit",
-        description="Attack what sites release. A passed audit is evidence, not a proof; a failed one is a proof. "
-        "With a run folder the figures also go to RUN/audit.json, from where 'fedcmr-server report RUN' shows them.",
+        description="Attack what sites release. A passed audit is evidence, no proof; a failed one of canaries refutes "
+        "the claim with 95 % confidence. With a run folder the figures also go to RUN/audit.json, from where "
+        "'fedcmr-server report RUN' shows them.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="canaries | membership | copies")
 

@@ -28,7 +28,7 @@ from simulations.audit.copies import Nearest, audit, compare, pictures_of
 from simulations.audit.sites import BROKEN
 from simulations.audit.study import Pool, draw_pool, overfitted
 
-OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS = 200, 8, 1e-3, 4
+OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS = 200, 8, 5e-4, 4
 """Of the generator that must be caught; patients per hospital."""
 
 

@@ -27,7 +27,7 @@ from shared.device import autocast
 from shared.diffusion import flow_matching_loss
 from shared.networks.generator import Generator, Prior
 from shared.privacy import clip_to_norm
-from shared.progress import track
+from shared.progress import console, track
 from shared.records import GRADIENTS
 from simulations.audit.roc import Membership, membership
 from simulations.audit.study import Pool
@@ -66,6 +66,7 @@ def attack_generator(prior: Prior, generator: Generator, pool: Pool) -> dict[str
 
 def federate(prior: Prior, pool: Pool, config: Config) -> Arrays:
     """What a study of the pool's members would publish: the rounds of gradients, client code, real noise."""
+    console.print(f"training the study: {len(pool.vendors)} sites, {int(pool.member.sum())} patients")
     sites = [Site(vendor, pool.at(number, pool.member)) for number, vendor in enumerate(pool.vendors)]
     return federate_sites(prior, sites, config, torch.device("cpu")).ema
 

@@ -9,7 +9,6 @@ import pytest
 from server.report.audit import audit_tables, read_audit
 from server.strategy import federate
 from shared.case import load_cases, save_case, write_index
-from shared.errors import UserError
 from shared.networks.generator import load_prior
 from simulations.audit import cli
 from simulations.grid import make_grid
@@ -110,11 +109,3 @@ def test_what_is_wrong_is_one_line(arguments, told, tiny_prior, command):
         arguments += ["--prior", str(tiny_prior)] if "--set" not in arguments else []
     code, _, told_on_stderr = command(*arguments)
     assert code == 2 and told in told_on_stderr and told_on_stderr.count("\n") == 1
-
-
-def test_a_damaged_audit_file_is_named(tmp_path):
-    (tmp_path / "audit.json").write_text("[")
-    with pytest.raises(UserError, match="no JSON object"):
-        read_audit(tmp_path)
-    with pytest.raises(UserError, match="another version"):
-        audit_tables({"copies": {"share": 1}})
