@@ -26,10 +26,10 @@ from simulations.audit import tables
 from simulations.audit.cli import SIMULATED_PAIRS
 from simulations.audit.copies import Nearest, audit, compare, pictures_of
 from simulations.audit.sites import BROKEN
-from simulations.audit.study import Pool, draw_pool, overfitted
+from simulations.audit.study import Pool, draw_pool, middle, overfitted
 
-OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS = 200, 8, 5e-4, 4
-"""Of the generator that must be caught; patients per hospital."""
+OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS, OVERFIT_SLICES = 400, 8, 5e-4, 4, 2
+"""Of the generator that must be caught; patients per hospital, and slices from the middle of each."""
 
 
 def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -68,6 +68,7 @@ def membership(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         raise UserError("--overfitted makes a study of its own: leave RUN out")
     if arguments.overfitted:
         pool = draw_pool(config.hospitals.vendors, min(arguments.patients, OVERFIT_PATIENTS), prior, arguments.seed)
+        pool = replace(pool, patients=[middle(patient, OVERFIT_SLICES) for patient in pool.patients])
         members = [patient for patient, member in zip(pool.patients, pool.member, strict=True) if member]
         generator = overfitted(prior, members, OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE)
         found = attacks.attack_generator(prior, generator, pool)

@@ -6,7 +6,7 @@ over DICOM files is left out: it takes most of the time and changes nothing but 
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,6 +80,13 @@ def draw(vendor: str, prior: Prior, rng: np.random.Generator, name: str) -> Pati
         keep = with_heart(masks)
         images, masks = images[keep], masks[keep]
         return Patient(name, images, masks, prior.standardise(appearance_code(images, masks)))
+
+
+def middle(patient: Patient, num_slices: int) -> Patient:
+    """A patient with nothing but slices from the middle of its stack, and the code of the whole one."""
+    start = max(0, (len(patient.images) - num_slices) // 2)
+    chosen = slice(start, start + num_slices)
+    return replace(patient, images=patient.images[chosen], masks=patient.masks[chosen])
 
 
 def overfitted(

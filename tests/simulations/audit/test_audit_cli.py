@@ -10,7 +10,7 @@ from server.report.audit import audit_tables, read_audit
 from server.strategy import federate
 from shared.case import load_cases, save_case, write_index
 from shared.networks.generator import load_prior
-from simulations.audit import cli
+from simulations.audit import cli, commands
 from simulations.grid import make_grid
 
 SMALL = ("federation.num_views=1", "federation.num_rounds=2", "federation.local_steps=1", "federation.rung=affine")
@@ -86,11 +86,15 @@ def test_without_a_run_the_settings_are_the_default_ones(tiny_prior, command, tm
     assert rows[0]["claimed_epsilon"] > 7.5 and all(row["claimed_epsilon"] <= 1 for row in rows[1:])
 
 
-def test_membership_of_a_simulated_study(tiny_prior, command, tmp_path):
+def test_membership_of_a_simulated_study(tiny_prior, command, tmp_path, monkeypatch):
     out = tmp_path / "m.json"
     assert command("membership", "--patients", 2, "--shadows", 2, "--prior", tiny_prior, "--json", out, "--set",
                    *SMALL, "hospitals.vendors=[GE]")[0] == 0  # fmt: skip
     assert set(json.loads(out.read_text())) == {"denoising loss", "SimA", "likelihood ratio"}
+    monkeypatch.setattr(commands, "OVERFIT_STEPS", 2)
+    assert command("membership", "--overfitted", "--patients", 2, "--prior", tiny_prior, "--json", out, "--set",
+                   "hospitals.vendors=[GE]")[0] == 0  # fmt: skip
+    assert [row["num_members"] for row in json.loads(out.read_text()).values()] == [2, 2]
 
 
 @pytest.mark.parametrize(
