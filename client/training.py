@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.appearance import appearance_code
+from shared.appearance import CODE_NAMES, appearance_code
 from shared.case import INDEX_NAME, load_cases
 from shared.checkpoint import Arrays
 from shared.device import autocast
@@ -123,7 +123,8 @@ def moments(patients: list[Patient], mechanism: Mechanism) -> tuple[NDArray[np.f
 
     Guarantees: those of `shared.moments.two_looks`; without privacy none.
     """
-    codes = torch.stack([patient.code for patient in patients]).double().numpy()
+    # Where nobody is left, noise alone is released.
+    codes = np.array([patient.code.double().numpy() for patient in patients]).reshape(-1, len(CODE_NAMES))
     if mechanism.private:
         mean, square = two_looks(
             codes, mechanism.max_norm, mechanism.noise_multiplier, mechanism.nominal_patients, os_generator()

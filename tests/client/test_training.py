@@ -173,6 +173,11 @@ def test_private_moments_take_two_looks_with_the_sites_own_noise(patients):
     assert released.std(axis=0).mean() == pytest.approx(noise_std(20.0, 0.05, 4)[0], rel=0.1)
 
 
+def test_moments_of_nobody_are_noise():
+    mean, square = moments([], replace(NOISY, max_norm=4.0))
+    assert mean.shape == square.shape == (11,) and np.isfinite(mean).all() and np.abs(mean).min() > 0
+
+
 def test_moments_without_privacy_are_numpys(patients):
     mean, square = moments(patients, OPEN)
     codes = torch.stack([patient.code for patient in patients]).numpy()

@@ -66,6 +66,9 @@ def test_a_generator_that_paints_what_it_is_asked_has_slope_one(prior, monkeypat
         return torch.where(masks == 3, level, torch.zeros(())).expand_as(sketch).clone()
 
     monkeypatch.setattr("server.synthesis.sample", obedient)
+    monkeypatch.setattr(
+        "server.synthesis.recolour", lambda picture, masks, raw_code: picture
+    )  # would obey in its place
     slopes = code_slopes(prior, prior_alone(prior), CONFIG, SEED)
     assert slopes["lv_mean"] == pytest.approx(1, abs=0.02)
     assert slopes["far_mean"] == pytest.approx(0, abs=1e-6)
