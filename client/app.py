@@ -121,12 +121,8 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
     except (KeyError, ValueError):
         raise Refused("bad-request") from None
 
-    mechanism = Mechanism(
-        request.private, request.max_grad_norm, request.noise_multiplier, request.sample_rate, site.nominal_patients
-    )
-    steps = LocalSteps(
-        request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round
-    )
+    mechanism = Mechanism.of(request, site.nominal_patients)
+    steps = LocalSteps.of(request)
 
     def update() -> Arrays:
         if request.task == MOMENTS:

@@ -25,7 +25,8 @@ from shared.diffusion import flow_matching_loss
 from shared.errors import UserError
 from shared.moments import two_looks
 from shared.networks.generator import Generator, Prior, load_prior
-from shared.privacy import clip_to_norm, os_generator, poisson_sample, private_mean_gradient
+from shared.privacy import os_generator, poisson_sample, private_mean_gradient
+from shared.records import Request
 from shared.views import augment, slice_pairs, with_heart
 
 
@@ -64,6 +65,13 @@ class Mechanism:
     sample_rate: float
     nominal_patients: int
 
+    @classmethod
+    def of(cls, request: Request, nominal_patients: int) -> "Mechanism":
+        """As a request asks for it, at a site of this public size."""
+        return cls(
+            request.private, request.max_grad_norm, request.noise_multiplier, request.sample_rate, nominal_patients
+        )
+
 
 @dataclass(frozen=True)
 class LocalSteps:
@@ -83,6 +91,18 @@ class LocalSteps:
     seed: int
     server_round: int
 
+    @classmethod
+    def of(cls, request: Request) -> "LocalSteps":
+        """As a request asks for them."""
+        return cls(request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round)
+
+
+def patient_of(name: str, images: Tensor, masks: Tensor, prior: Prior) -> Patient:
+    """A patient from a whole stack, (Z, 2, 64, 64) each, of which at least one slice shows the heart."""
+    keep = with_heart(masks)
+    images, masks = images[keep], masks[keep]
+    return Patient(name, images, masks, prior.standardise(appearance_code(images, masks)))
+
 
 def load_patients(folder: Path, prior: Prior) -> list[Patient]:
     """A site's usable patients; one without a slice that shows the heart is left out.
@@ -98,13 +118,12 @@ def load_patients(folder: Path, prior: Prior) -> list[Patient]:
     slices: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for case in cases:
         images, masks = slice_pairs(case)
-        keep = with_heart(masks)
-        if keep.any():
-            slices.setdefault(case.info.group or case.info.pseudonym, []).append((images[keep], masks[keep]))
+        if with_heart(masks).any():
+            slices.setdefault(case.info.group or case.info.pseudonym, []).append((images, masks))
     patients = []
     for name, parts in slices.items():
         images, masks = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        patients.append(Patient(name, images, masks, prior.standardise(appearance_code(images, masks))))
+        patients.append(patient_of(name, images, masks, prior))
     return patients
 
 
@@ -191,15 +210,13 @@ def _mean_gradient(
         )
         for patient in sampled
     )
-    if not mechanism.private:
-        clipped = (clip_to_norm(gradient, mechanism.max_norm) for gradient in gradients)
-        return sum(clipped, start=np.zeros(dimension)) / max(len(sampled), 1)
+    expected_batch_size = mechanism.sample_rate * mechanism.nominal_patients
     return private_mean_gradient(
         gradients,
         mechanism.max_norm,
-        mechanism.noise_multiplier,
+        mechanism.noise_multiplier if mechanism.private else 0.0,
         dimension=dimension,
-        expected_batch_size=mechanism.sample_rate * mechanism.nominal_patients,
+        expected_batch_size=expected_batch_size if mechanism.private else max(len(sampled), 1),
         rng=rng,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from shared.config import RUNGS, PrivacyConfig, Rung
 from shared.moments import NUM_LOOKS
-from shared.privacy import Release, epsilon, plan_noise
+from shared.privacy import Release, plan_noise
 from shared.records import GRADIENTS, MOMENTS
 
 LEAST_SIGNAL: Mapping[Rung, float] = {"affine": 1.2, "low_rank": 0.3}
@@ -19,8 +19,6 @@ LEAST_SIGNAL: Mapping[Rung, float] = {"affine": 1.2, "low_rank": 0.3}
 affine rung brought the held-out loss down from 1.2 on and raised it at 0.95 and below, and the low-rank one brought it
 down by its full worth from 0.4 on and by half of it at 0.2: noise in these numbers moves the pictures little, and much
 signal lies in them. So with today's sizes there is no study in which "auto" stops at the affine rung."""
-NOISE_STEP = 1.0005
-"""How much noise is added at a time where the plan's parts together are a hair over the target."""
 
 Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
@@ -40,8 +38,6 @@ def plan_rung(rung: Rung, privacy: PrivacyConfig, num_gradient_steps: int) -> Pl
         parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.moments_share)
         looks = Release(parts.moments.noise_multiplier * math.sqrt(NUM_LOOKS), 1.0, NUM_LOOKS)
         plan = {MOMENTS: looks, GRADIENTS: parts.gradients}
-    while epsilon(list(plan.values()), delta)[0] > target:  # what is the same on paper may differ in the accountant
-        plan = {task: replace(part, noise_multiplier=part.noise_multiplier * NOISE_STEP) for task, part in plan.items()}
     return plan
 
 

@@ -125,7 +125,7 @@ def synthesize(
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
             sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
             images = _paint(generator, sketch, masks, code, config, rng, device)
-            raw_code = code * prior.code_std + prior.code_mean
+            raw_code = prior.raw(code)
             images = regrain(recolour(images, masks, raw_code), masks, raw_code, rng)
             codes.append(code)
             cases += [
@@ -178,7 +178,7 @@ def _sketch(
     masks, sketch = masks_from(d), render(hearts, d, rng)
     if codes is None:
         return sketch, masks, prior.standardise(appearance_codes(sketch, masks))
-    return recolour(sketch, masks, codes * prior.code_std + prior.code_mean), masks, codes
+    return recolour(sketch, masks, prior.raw(codes)), masks, codes
 
 
 def _paint(

@@ -21,9 +21,6 @@ CODE_NAMES = (
 
 RING_PX = 5
 """Width of the ring around the heart, in pixels of the networks' grid (2 mm each)."""
-GRAIN_KERNEL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6
-"""Responds to pixel noise, with its own standard deviation, and not to straight edges (Immerkaer 1996,
-https://doi.org/10.1006/cviu.1996.0060)."""
 MAX_CODE = 5.0
 """Standardised codes are limited to +- this before they reach the generator."""
 
@@ -112,7 +109,8 @@ def appearance_codes(images: Tensor, masks: Tensor) -> Tensor:
     border = ((outer - inner) > 0) & (lv | myo)
     lv_mean, myo_mean = per_patient(pictures, lv), per_patient(pictures, myo)
     edge = per_patient((slope_x**2 + slope_y**2).sqrt(), border) / (lv_mean - myo_mean).clamp(min=0.1)
-    kernel = GRAIN_KERNEL.reshape(1, 1, 3, 3)
+    kernel = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).reshape(1, 1, 3, 3) / 6
+    # Responds to pixel noise and not to straight edges (Immerkaer 1996, https://doi.org/10.1006/cviu.1996.0060).
     grain = per_patient(F.conv2d(pictures, kernel, padding=1).abs(), myo | ring)
     means = [lv_mean, myo_mean, *(per_patient(pictures, region) for region in (rv, ring, far))]
     return torch.stack([*means, *(spread(region) for region in (lv, myo, ring, far)), edge, grain], dim=1)

@@ -167,6 +167,10 @@ class Prior:
         """Raw code(s) -> standardised; a region the patient lacks (NaN) gets the public mean, 0."""
         return torch.nan_to_num((raw_code - self.code_mean) / self.code_std, nan=0.0).clamp(-MAX_CODE, MAX_CODE)
 
+    def raw(self, code: Tensor) -> Tensor:
+        """Standardised code(s) -> raw, in picture units: the inverse of `standardise` within its limits."""
+        return code * self.code_std + self.code_mean
+
 
 def save_prior(
     path: Path,

@@ -50,18 +50,17 @@ def attack_arrays(prior: Prior, arrays: Arrays, pool: Pool, config: Config, num_
     before = _both(prior.generator, views, pictures)
     with prior.generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}):
         after = _both(prior.generator, views, pictures)
-    scores = {LOSS: before[0] - after[0], SIMA: before[1] - after[1]}
+    gains = {LOSS: before[0] - after[0], SIMA: before[1] - after[1]}
     if num_shadows:
-        scores[RATIO] = likelihood_ratio(prior, pool, config, scores[LOSS], before[0], views, num_shadows)
-    return {name: membership(values[pool.member], values[~pool.member]) for name, values in scores.items()}
+        gains[RATIO] = likelihood_ratio(prior, pool, config, gains[LOSS], before[0], views, num_shadows)
+    return _told_apart(gains, pool)
 
 
 def attack_generator(prior: Prior, generator: Generator, pool: Pool) -> dict[str, Membership]:
     """The attacks without shadows on a generator of any weights."""
     views, pictures = fixed_views(pool.patients), clean_pictures(pool.patients)
     before, after = (_both(network, views, pictures) for network in (prior.generator, generator))
-    scores = {LOSS: before[0] - after[0], SIMA: before[1] - after[1]}
-    return {name: membership(values[pool.member], values[~pool.member]) for name, values in scores.items()}
+    return _told_apart({LOSS: before[0] - after[0], SIMA: before[1] - after[1]}, pool)
 
 
 def federate(prior: Prior, pool: Pool, config: Config) -> Arrays:
@@ -129,6 +128,11 @@ def likelihood_ratio(
     mean = np.where(counts > 0, (values * out).sum(axis=0) / np.maximum(counts, 1), values.mean(axis=0))
     squares = (((values - mean) ** 2) * out).sum() / max(int(np.maximum(counts - 1, 0).sum()), 1)
     return (gain - mean) / max(float(np.sqrt(squares)), 1e-12)
+
+
+def _told_apart(scores: Mapping[str, Float], pool: Pool) -> dict[str, Membership]:
+    """How well each attack's scores, shape (P,), tell members from others."""
+    return {name: membership(values[pool.member], values[~pool.member]) for name, values in scores.items()}
 
 
 def _both(

@@ -6,7 +6,7 @@ build exists here and nowhere else.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -92,17 +92,12 @@ def slices_of(patient: Patient) -> list[Patient]:
 
 def mechanism(request: Request, nominal_patients: int, build: Build = "sound") -> Mechanism:
     """The site's mechanism for a request, or a broken one."""
-    clip, noise = request.max_grad_norm, request.noise_multiplier
+    sound = Mechanism.of(request, nominal_patients)
     if build == "noise_off":
-        noise = 0.0
+        return replace(sound, noise_multiplier=0.0)
     if build == "clip_off":
-        clip, noise = clip * UNCLIPPED, noise / UNCLIPPED
-    return Mechanism(request.private, clip, noise, request.sample_rate, nominal_patients)
-
-
-def local_steps(request: Request) -> LocalSteps:
-    """What the site does in a round of gradients, as the ClientApp reads it."""
-    return LocalSteps(request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round)
+        return replace(sound, max_norm=sound.max_norm * UNCLIPPED, noise_multiplier=sound.noise_multiplier / UNCLIPPED)
+    return sound
 
 
 def _rounds(
@@ -121,7 +116,7 @@ def _rounds(
             reply = {CODE_MEAN: mean, CODE_SQUARE: square}
             state.apply_moments({SITE: reply}, facts, request)
         else:
-            reply = fine_tune(prior.generator, patients, start, how, local_steps(request), device)
+            reply = fine_tune(prior.generator, patients, start, how, LocalSteps.of(request), device)
             state.apply_gradients({SITE: reply}, config.federation.ema_decay)
         rounds.append(Round(request, start, reply))
     return rounds

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from client.ingest.cine import Cine
 from client.ingest.normalise import normalise
 from client.ingest.quality import Unusable
-from client.training import Patient
-from shared.appearance import appearance_code
+from client.training import Patient, patient_of
 from shared.case import Case, CaseInfo
 from shared.diffusion import flow_matching_loss
 from shared.networks.generator import Generator, Prior
 from shared.progress import track
-from shared.views import augment, slice_pairs, with_heart
+from shared.views import augment, slice_pairs
 from simulations.hospital import POPULATIONS
 from simulations.phantom import draw_patient
 from simulations.scanner import SCANNERS, acquire
@@ -77,9 +76,7 @@ def draw(vendor: str, prior: Prior, rng: np.random.Generator, name: str) -> Pati
             continue
         info = CaseInfo(name, vendor, 1.5, found.ef, name)
         images, masks = slice_pairs(Case(info, found.frames, found.masks, found.spacing_mm))
-        keep = with_heart(masks)
-        images, masks = images[keep], masks[keep]
-        return Patient(name, images, masks, prior.standardise(appearance_code(images, masks)))
+        return patient_of(name, images, masks, prior)
 
 
 def middle(patient: Patient, num_slices: int) -> Patient:

@@ -23,18 +23,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments, patient_gradient
+from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments, patient_gradient, patient_of
 from server.federation_state import StudySite, initial_state, make_request
 from server.rendering import render
 from server.synthesis import synthesize
 from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
-from shared.appearance import appearance_code
 from shared.checkpoint import Arrays, write_atomically
 from shared.config import RUNGS, Config, Rung, load
 from shared.errors import run_command
 from shared.networks.generator import Prior, load_prior
 from shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
-from shared.views import with_heart
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
@@ -85,12 +83,7 @@ def simulated_patients(num: int, prior: Prior, num_slices: int) -> list[Patient]
     hearts = draw_hearts(num, rng, num_slices)
     d = distances(hearts, slice_positions(hearts, num_slices))
     stacks = zip(render(hearts, d, rng), masks_from(d), strict=True)
-    patients = []
-    for number, (images, masks) in enumerate(stacks):
-        keep = with_heart(masks)
-        code = prior.standardise(appearance_code(images[keep], masks[keep]))
-        patients.append(Patient(f"p{number}", images[keep], masks[keep], code))
-    return patients
+    return [patient_of(f"p{number}", images, masks, prior) for number, (images, masks) in enumerate(stacks)]
 
 
 def step_seconds(

@@ -141,11 +141,11 @@ def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.
     state = initial_state(config, prior, facts)
     for server_round in range(2, state.num_rounds(config) + 1):
         request = make_request(config, state, server_round)
-        steps = LocalSteps(
-            request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round
-        )
+        steps = LocalSteps.of(request)
         updates = {
-            name: fine_tune(prior.generator, site.patients, state.arrays, _mechanism(request, site), steps, device)
+            name: fine_tune(
+                prior.generator, site.patients, state.arrays, Mechanism.of(request, len(site.patients)), steps, device
+            )
             for name, site in zip(names, sites, strict=True)
         }
         state.apply_gradients(updates, config.federation.ema_decay)
@@ -207,7 +207,7 @@ def code_errors(
         for prefix, squared in errors.items():
             updates: dict[str, Arrays] = {}
             for name, site, code in zip(names, sites, codes, strict=True):
-                mean, square = moments(site.patients, _mechanism(request, site))
+                mean, square = moments(site.patients, Mechanism.of(request, len(site.patients)))
                 if prefix:
                     noise = request.noise_multiplier / math.sqrt(NUM_LOOKS)
                     wide = private_moments(code, request.max_grad_norm, noise, len(code), os_generator())
@@ -230,12 +230,6 @@ def _moments_request(config: Config, noise_multiplier: float) -> Request:
         target_delta=config.privacy.target_delta, local_steps=NUM_LOOKS,
         learning_rate=config.federation.learning_rate, num_views=1, seed=0,
     )  # fmt: skip
-
-
-def _mechanism(request: Request, site: Site) -> Mechanism:
-    return Mechanism(
-        request.private, request.max_grad_norm, request.noise_multiplier, request.sample_rate, len(site.patients)
-    )
 
 
 def _print(rows: Sequence[dict[str, Any]], code_rows: Sequence[dict[str, Any]]) -> None:

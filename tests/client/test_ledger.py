@@ -25,21 +25,6 @@ RELEASE = Release(2.0, 1.0, 2)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    return tmp_path / "site" / "ledger"
-
-
-@pytest.fixture
-def used(folder) -> Path:
-    """The folder of a ledger with two rounds charged, the first of them committed."""
-    ledger = Ledger(folder)
-    ledger.reserve("run", 1, RELEASE, DELTA, 100)
-    ledger.commit("run", 1, b"update")
-    ledger.reserve("run", 2, RELEASE, DELTA, 100)
-    return folder
-
-
 def charge(folder: Path, server_round: int, release: Release = RELEASE, cap: float = 100) -> None:
     """One whole round, as a client goes through it."""
     ledger = Ledger(folder)

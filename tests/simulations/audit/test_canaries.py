@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from client.training import Patient, fine_tune, patient_gradient, view_seed
+from client.training import LocalSteps, Patient, fine_tune, patient_gradient, view_seed
 from shared.config import load
 from shared.networks.generator import load_prior
 from shared.privacy import clip_to_norm
 from simulations.audit.canaries import NUM_SLICES, attack, audit, make_canaries
-from simulations.audit.sites import BUILDS, Run, local_steps, mechanism, run_site, slices_of
+from simulations.audit.sites import BUILDS, Run, mechanism, run_site, slices_of
 
 NUM, NUM_GUESSES, NUM_REPEATS = 24, 20, 80
 SETTINGS = (
@@ -71,7 +71,7 @@ def test_canaries_are_clipped_and_unlike_each_other(prior, canaries):
 def test_what_is_broken_is_what_it_is_called(prior, canaries):
     config = load("default", SETTINGS)
     request = run_site(prior, canaries[:3], 3, config, "sound", 1)[0].rounds[1].request
-    steps, device = local_steps(request), torch.device("cpu")
+    steps, device = LocalSteps.of(request), torch.device("cpu")
     start = {name: p.detach().numpy().copy() for name, p in prior.generator.trainable("low_rank").items()}
 
     def update(patients, build):
