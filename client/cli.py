@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from client.deidentify import KEY_NAME, read_key
+from client.ingest.check import check
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
-from client.ingest.quality import REASONS, check
+from client.ingest.reasons import REASONS
 from shared.case import VENDORS
 from shared.errors import run_command
 

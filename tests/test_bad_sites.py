@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from client.ingest.check import check
 from client.ingest.prepare import prepare
-from client.ingest.quality import check
 from client.ledger import Ledger
 from client.training import load_patients
 from server.regression import predict, train_regressor

@@ -14,7 +14,7 @@ import numpy as np
 
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.nifti import read_nifti, relabel, spacing_of
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from shared.case import BACKGROUND, LV, MYO, RV
 
 NUM_FOLDS = 5

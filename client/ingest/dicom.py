@@ -22,7 +22,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage, 
 
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.nifti import read_nifti, relabel
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from client.ingest.short_axis import Header, Stack, find_stack
 from client.ingest.vendor import UNKNOWN, field_strength, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.ingest.cine import Cine
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from shared.case import LV
 
 HEART_RADIUS_MM = 50.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.nifti import read_nifti, relabel, spacing_of
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from client.ingest.vendor import vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 
 MAX_VOXELS = 2**28
 """A 4D cine of 512 x 512 x 20 x 50 voxels; more is no short-axis stack."""

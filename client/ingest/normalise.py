@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from client.ingest.cine import Cine
 from client.ingest.locate import find_centre, find_frames, lv_voxels
-from client.ingest.quality import MAX_EF_DIFFERENCE, Unusable
+from client.ingest.reasons import Unusable
 from shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
 
 BASE_TO_APEX = np.array([0.53, -0.62, -0.57]) / np.linalg.norm([0.53, -0.62, -0.57])
@@ -18,6 +18,8 @@ BASE_TO_APEX = np.array([0.53, -0.62, -0.57]) / np.linalg.norm([0.53, -0.62, -0.
 LV_TO_RV = np.array([-0.75, -0.6, -0.3]) / np.linalg.norm([-0.75, -0.6, -0.3])
 """Where the right ventricle usually lies: to the right and in front of the left one."""
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0
+MAX_EF_DIFFERENCE = 0.01
+"""Resampled masks may miss the original ejection fraction by one point."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from client.ingest.cine import Findings, Study
 from client.ingest.dicom import find_dicom
 from client.ingest.mnms import find_mnms
 from client.ingest.normalise import normalise
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from shared.case import INDEX_NAME, Case, CaseInfo, read_index, save_case, write_index
 from shared.errors import UserError
 from shared.progress import track

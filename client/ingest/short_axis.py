@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.normalise import BASE_TO_APEX
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 
 MIN_SLICES = 3
 MIN_PHASES = 6

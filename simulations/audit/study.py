@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.ingest.cine import Cine
 from client.ingest.normalise import normalise
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from client.training import Patient, patient_of
 from shared.case import Case, CaseInfo
 from shared.diffusion import flow_matching_loss

@@ -15,7 +15,7 @@ from client.ingest.dicom import find_dicom
 from client.ingest.locate import find_centre, find_frames
 from client.ingest.normalise import normalise, orient
 from client.ingest.prepare import prepare
-from client.ingest.quality import Unusable
+from client.ingest.reasons import Unusable
 from client.ingest.vendor import field_strength, vendor_name
 from shared.case import LV, RV, load_cases
 

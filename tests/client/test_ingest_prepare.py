@@ -10,11 +10,12 @@ import pytest
 
 from client.deidentify import KEY_NAME, pseudonym, read_key, read_or_make_key
 from client.ingest.acdc import read_acdc
+from client.ingest.check import check
 from client.ingest.cine import Cine
 from client.ingest.mnms import read_mnms
 from client.ingest.normalise import normalise, orient
 from client.ingest.prepare import prepare
-from client.ingest.quality import REASONS, Unusable, check
+from client.ingest.reasons import REASONS, Unusable
 from shared.case import LV, RV, load_cases, read_index
 from shared.errors import UserError
 

@@ -6,10 +6,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from client.ingest.check import check
 from client.ingest.dicom import find_dicom
 from client.ingest.locate import find_centre, find_frames
 from client.ingest.prepare import prepare
-from client.ingest.quality import check
 from shared.case import LV, RV, load_cases
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real"
