@@ -21,9 +21,10 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage, MRImageStorage
 
 from client.ingest.cine import Cine, Findings, Study
+from client.ingest.header import Header
 from client.ingest.nifti import read_nifti, relabel
 from client.ingest.reasons import Unusable
-from client.ingest.short_axis import Header, Stack, find_stack
+from client.ingest.short_axis import Stack, find_stack
 from client.ingest.vendor import UNKNOWN, field_strength, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.progress import track

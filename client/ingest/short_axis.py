@@ -3,12 +3,12 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.ingest.header import Header
 from client.ingest.normalise import BASE_TO_APEX
 from client.ingest.reasons import Unusable
 
@@ -22,41 +22,6 @@ MAX_SPACING_DEVIATION = 0.1
 """Of the median distance between slices."""
 MAX_SHIFT_MM = 2.0
 """Of a slice against the straight line through the stack."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What is kept of one image's header. Vectors are in LPS coordinates and millimetres (PS3.3 C.7.6.2.1.1)."""
-
-    path: Path = field(repr=False)
-    PatientID: str = field(repr=False)
-    StudyInstanceUID: str = field(repr=False)
-    SeriesInstanceUID: str = field(repr=False)
-    SOPInstanceUID: str = field(repr=False)
-    Manufacturer: str
-    MagneticFieldStrength: float
-    ImagePositionPatient: tuple[float, ...]
-    ImageOrientationPatient: tuple[float, ...]
-    PixelSpacing: tuple[float, ...]
-    Rows: int
-    Columns: int
-    TriggerTime: float
-    InstanceNumber: float
-
-    @property
-    def row_axis(self) -> NDArray[np.float64]:
-        """Unit vector along which rows follow each other (down the picture)."""
-        return np.asarray(self.ImageOrientationPatient[3:])
-
-    @property
-    def column_axis(self) -> NDArray[np.float64]:
-        """Unit vector along which columns follow each other (to the right)."""
-        return np.asarray(self.ImageOrientationPatient[:3])
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        """Unit normal of the image plane."""
-        return np.cross(self.column_axis, self.row_axis)
 
 
 @dataclass(frozen=True)
