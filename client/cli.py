@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,28 @@ from rich.console import Console
 from rich.table import Table
 
 from client.deidentify import KEY_NAME, read_key
-from client.ingest.check import check
+from client.ingest.check import PAGE_NAME, check, complain, write_report
+from client.ingest.check_page import facts
+from client.ingest.check_report import CheckReport, as_json, meaning
+from client.ingest.plain import parse_labels
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
 from shared.case import VENDORS
 from shared.errors import run_command
 
 console = Console(highlight=False)
+PREPARE = """\
+Scans -> cases without identifiers. Repeat an interrupted call to go on. What --format expects in SRC:
+
+  dicom   any folders of any files, as exported; masks as DICOM segmentations among them, or as masks.nii.gz (x, y, z,
+          phase; 1 RV, 2 myocardium, 3 LV cavity) in a study's own folder
+  acdc    patientNNN/patientNNN_frameMM.nii.gz and ..._gt.nii.gz, two frames a patient
+  mnms    CODE/CODE_sa.nii.gz and CODE_sa_gt.nii.gz, and the data set's CSV
+  mnms2   NNN/NNN_SA_ED.nii.gz, NNN_SA_ES.nii.gz, each with ..._gt.nii.gz, and dataset_information.csv
+  plain   frames/NAME.nii.gz (x, y, z, phase), or frames/NAME_ed.nii.gz and NAME_es.nii.gz (x, y, z); masks of the same
+          names in masks/ (then give --labels), or none; cases.csv with a column name, and where known patient, vendor,
+          field_strength_t, ef_fraction or ef_percent
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,16 +48,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fedcmr-client", description=__doc__.strip("`").replace("`", ""))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    sub = commands.add_parser("prepare", help="scans -> cases without identifiers")
+    sub = commands.add_parser("prepare", help="scans -> cases without identifiers", description=PREPARE,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     sub.add_argument("source", type=Path, metavar="SRC", help="folder of scans; only read")
     sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to go on with")
     sub.add_argument("--format", required=True, choices=get_args(Layout), help="how the scans are stored")
+    sub.add_argument("--labels", metavar="rv=1,myo=2,lv=3",
+                     help="for --format plain: what the masks' numbers mean; background=5 leaves one out")  # fmt: skip
+    sub.add_argument("--ef-table", type=Path, metavar="CSV",
+                     help="ejection fractions for scans without masks: a column patient, spelt as in the scans, and a "
+                     "column ef_fraction (0.55) or ef_percent (55)")  # fmt: skip
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
-    sub.add_argument("--num-processes", type=_positive, default=1, help="worker processes (default: %(default)s)")
+    sub.add_argument("--num-processes", type=_positive, default=os.cpu_count() or 1,
+                     help="child processes that read the scans (default: one per core, %(default)s)")  # fmt: skip
     sub.set_defaults(command=_prepare)
 
-    sub = commands.add_parser("check", help="summarise a folder of cases, or say what is wrong with it")
+    sub = commands.add_parser("check", help="summarise a folder of cases, or say what is wrong with it",
+                              description="Reads every case of DST, prints what is there and why studies were refused, "
+                              "and writes DST/check.json and DST/check.html, a page with pictures that stays at the "
+                              "site. Exits with 2 where a case could not be trained on.")  # fmt: skip
     sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' made")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
     sub.set_defaults(command=_check)
 
     sub = commands.add_parser("budget", help="how much privacy the site's releases have cost, and what is left")
@@ -77,10 +104,21 @@ def _positive(text: str) -> int:
 def _prepare(options: argparse.Namespace) -> None:
     """Prepare a folder and account for what was refused."""
     key = None if options.key is None else read_key(options.key)
+    labels = None if options.labels is None else parse_labels(options.labels)
     console.print(f"preparing {options.source} ({options.format}) -> {options.destination}", soft_wrap=True)
-    summary = prepare(options.source, options.destination, options.format, key=key, num_processes=options.num_processes)
+    summary = prepare(
+        options.source,
+        options.destination,
+        options.format,
+        labels=labels,
+        ef_table=options.ef_table,
+        key=key,
+        num_processes=options.num_processes,
+    )
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
-    counts = [("studies refused", summary.refused), ("left out", summary.left_out)]
+    counts = [
+        ("studies refused", summary.refused), ("left out", summary.left_out), ("to look at", summary.warnings),
+    ]  # fmt: skip
     if any(number for _, numbers in counts for number in numbers.values()):
         table = Table("", "reason", "number", "meaning")
         for title, numbers in counts:
@@ -91,18 +129,33 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Print what a folder of cases holds."""
+    """Write what a folder of cases holds as JSON and as a page, and print it."""
     report = check(options.destination)
-    fields = {"unknown" if t is None else f"{t:g} T": count for t, count in report.field_strengths_t.items()}
-    table = Table("", str(options.destination))
-    table.add_row("patients", str(report.num_patients))
-    table.add_row("cases", f"{report.num_cases}, {report.num_labelled} with masks")
-    table.add_row("vendor", _counts(report.vendors))
-    table.add_row("field strength", _counts(fields))
-    table.add_row("slices", _range(report.num_slices, "d"))
-    table.add_row("slice spacing", _range(report.slice_spacing_mm, ".1f", " mm"))
-    table.add_row("ejection fraction", "unknown" if report.ef is None else _range(report.ef, ".1%"))
-    console.print(table)
+    write_report(options.destination, report)
+    if options.json:
+        print(json.dumps(as_json(report), indent=2, allow_nan=False))
+    else:
+        table = Table("", str(options.destination))
+        for name, value in facts(report):
+            table.add_row(name, value)
+        console.print(table)
+        _print_marks(report)
+        console.print(f"page with pictures, for the site alone: {options.destination / PAGE_NAME}", soft_wrap=True)
+    complain(options.destination, report)
+
+
+def _print_marks(report: CheckReport) -> None:
+    """Troubles, flags and refusals by code, where there are any."""
+    table = Table("", "code", "number", "meaning")
+    for title, numbers in (
+        ("cases that cannot be used", report.troubles), ("cases to look at", report.flags),
+        ("studies refused", report.refused), ("left out", report.left_out),
+        ("used all the same", report.other_warnings),
+    ):  # fmt: skip
+        for code, number in numbers.items():
+            table.add_row(title, code, str(number), meaning(code))
+    if table.row_count:
+        console.print(table)
 
 
 def _budget(options: argparse.Namespace) -> None:
@@ -138,17 +191,6 @@ def _init(options: argparse.Namespace) -> None:
     policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None})
     path = write_site(options.site, SiteSettings(options.name, options.vendor, options.nominal_patients, policy=policy))
     console.print(f"wrote {path}: read its comments before the site takes part", soft_wrap=True)
-
-
-def _counts(numbers: dict[str, int]) -> str:
-    """For example "Siemens 20, GE 3"."""
-    return ", ".join(f"{name} {number}" for name, number in sorted(numbers.items()))
-
-
-def _range(values: tuple[float, float], form: str, unit: str = "") -> str:
-    """For example "8.0 to 10.0 mm"."""
-    low, high = (format(value, form) for value in values)
-    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 if __name__ == "__main__":

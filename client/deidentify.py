@@ -22,7 +22,9 @@ def pseudonym(key: bytes, *identity: str) -> str:
         key: The site's secret.
         identity: For example the PatientID, or the PatientID and the StudyInstanceUID.
     """
-    digest = hmac.new(key, "\0".join(identity).encode(), hashlib.sha256).hexdigest()
+    # A file's name need not be UTF-8: Python then holds lone surrogates, over which a strict encoder stumbles, aloud.
+    text = "\0".join(identity).encode("utf-8", "surrogatepass")
+    digest = hmac.new(key, text, hashlib.sha256).hexdigest()
     return f"p{digest[:16]}"
 
 

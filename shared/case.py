@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +140,7 @@ def load_case(folder: Path, info: CaseInfo) -> Case:
             return Case(info, arrays["frames"], arrays["masks"], arrays["spacing_mm"])
     except FileNotFoundError:
         raise UserError(f"{path} is missing although {INDEX_NAME} names it: prepare the folder again") from None
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, ZlibError) as error:
         raise UserError(f"{path} is not a readable case ({type(error).__name__}): prepare the folder again") from None
 
 

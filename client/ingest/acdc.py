@@ -10,10 +10,8 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.nifti import read_nifti, relabel, spacing_of
+from client.ingest.nifti import read_phases, spacing_of
 from client.ingest.reasons import Unusable
 from shared.case import BACKGROUND, LV, MYO, RV
 
@@ -49,18 +47,16 @@ def read_acdc(folder: Path) -> Cine:
     masks = sorted(folder.glob(f"{folder.name}_frame[0-9]*_gt.nii.gz"))
     if len(masks) != 2:
         raise Unusable("missing-file")
-    frames = [read_nifti(path.with_name(path.name.replace("_gt.nii.gz", ".nii.gz"))) for path in masks]
-    labels = [read_nifti(path)[0] for path in masks]
-    if len({array.shape for array in (frames[0][0], frames[1][0], *labels)}) > 1 or labels[0].ndim != 3:
-        raise Unusable("masks-differ")
-    x_mm, y_mm, z_mm = spacing_of(frames[0][1])
-    field_of_view_mm = max(labels[0].shape[0] * x_mm, labels[0].shape[1] * y_mm)
+    frames = [path.with_name(path.name.replace("_gt.nii.gz", ".nii.gz")) for path in masks]
+    images, labels, affine = read_phases(frames, masks, LABELS)
+    x_mm, y_mm, z_mm = spacing_of(affine)
+    field_of_view_mm = max(images.shape[3] * x_mm, images.shape[2] * y_mm)
     if field_of_view_mm > MAX_FIELD_OF_VIEW_MM:  # a finer matrix under a nominal spacing that cannot be
         x_mm, y_mm = (mm * USUAL_FIELD_OF_VIEW_MM / field_of_view_mm for mm in (x_mm, y_mm))
     # Transposed (z, y, x), every ACDC stack is seen from the apex.
     return Cine(
-        images=np.stack([array.T for array, _ in frames]).astype(np.float32),
-        masks=relabel(np.stack([array.T for array in labels]), LABELS),
+        images=images,
+        masks=labels,
         spacing_mm=(z_mm, y_mm, x_mm),
         axes=None,
         vendor="Siemens",

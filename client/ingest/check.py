@@ -1,93 +1,138 @@
-"""The check of a folder of prepared cases."""
+"""The check of a folder of prepared cases: what it holds, what training could not use, what a person should look at."""
 
+import json
 import math
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from client.ingest.check_page import render_page
+from client.ingest.check_report import TROUBLES, CheckedCase, CheckReport, as_json
+from client.ingest.contact_sheet import picture_of
+from client.ingest.flags import flags_of
 from client.ingest.normalise import MAX_EF_DIFFERENCE
+from client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
 from client.ingest.vendor import UNKNOWN
-from shared.case import CASE_SIZE, ED, ES, INDEX_NAME, LV, VENDORS, Case, load_case, read_index
+from shared.case import CASE_SIZE, ED, ES, INDEX_NAME, LV, VENDORS, Case, CaseInfo, load_case, read_index
+from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.progress import track
 
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What a folder of cases holds.
-
-    Attributes:
-        num_cases: Rows of the index.
-        num_patients: Distinct groups.
-        vendors: Number of cases by vendor.
-        field_strengths_t: Number of cases by field strength in tesla; None for unknown.
-        num_slices: Smallest and largest.
-        slice_spacing_mm: Smallest and largest.
-        ef: Smallest and largest known, or None.
-        num_labelled: Cases with masks.
-    """
-
-    num_cases: int
-    num_patients: int
-    vendors: dict[str, int]
-    field_strengths_t: dict[float | None, int]
-    num_slices: tuple[int, int]
-    slice_spacing_mm: tuple[float, float]
-    ef: tuple[float, float] | None
-    num_labelled: int
+JSON_NAME, PAGE_NAME = "check.json", "check.html"
+MEND = "remove the files of these cases and prepare the folder again"
 
 
 def check(folder: Path) -> CheckReport:
-    """Read every case of a folder and summarise it.
+    """Read every case of a folder once, and what `prepare` wrote about it.
 
     Raises:
-        UserError: The folder holds no case, or one that training could not use.
+        UserError: `prepare` has not worked on the folder, or its index or its counts cannot be read.
     """
-    infos = read_index(folder)
-    if not infos:
+    refused = _read_json(folder / REFUSED_NAME)
+    details = _read_json(folder / DETAILS_NAME)
+    # Where nothing was usable there is no index: the counts say why.
+    infos = [] if refused and not (folder / INDEX_NAME).exists() else read_index(folder)
+    repeated = {name for name, count in Counter(info.pseudonym for info in infos).items() if count > 1}
+    cases = [
+        _checked(folder, info, info.pseudonym in repeated, details.get(info.pseudonym))
+        for info in track(infos, "checking cases")
+    ]
+    counts = [_reason_counts(refused.get(kind)) for kind in ("studies", "left_out", "warnings")]
+    return CheckReport(tuple(cases), *counts)
+
+
+def write_report(folder: Path, report: CheckReport) -> None:
+    """Write `folder/check.json` and the page `folder/check.html`, each whole or not at all."""
+    text = json.dumps(as_json(report), indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / JSON_NAME, text.encode())
+    write_atomically(folder / PAGE_NAME, render_page(report).encode())
+
+
+def complain(folder: Path, report: CheckReport) -> None:
+    """Nothing for a folder that training can use as it is.
+
+    Raises:
+        UserError: It holds no case, or some that training could not use; with all of their troubles by count.
+    """
+    if not report.cases:
         raise UserError(f"{folder} holds no case: prepare it with 'fedcmr-client prepare' first")
-    repeated = [name for name, count in Counter(info.pseudonym for info in infos).items() if count > 1]
-    if repeated:
-        raise UserError(f"{folder / INDEX_NAME} names {repeated[0]} twice: prepare the folder again")
-    shapes, spacings, num_labelled = [], [], 0
-    for info in track(infos, "checking cases"):
+    if report.num_unusable:
+        troubles = "; ".join(f"{number}: {TROUBLES[code]}" for code, number in report.troubles.items())
+        raise UserError(
+            f"{folder}: {report.num_unusable} of {report.num_cases} cases cannot be used ({troubles}): {MEND}"
+        )
+
+
+def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> CheckedCase:
+    """One row of the index and its file."""
+    noted = details if isinstance(details, dict) else {}
+    phases = {name: _count(noted.get(name)) for name in ("num_phases", "ed_phase", "es_phase")}
+    warnings = noted.get("warnings")
+    warnings = [str(code) for code in warnings] if isinstance(warnings, list) else []
+    row: dict[str, Any] = {
+        "pseudonym": info.pseudonym,
+        "group": info.group,
+        "vendor": info.vendor if info.vendor in VENDORS else UNKNOWN,
+        "field_strength_t": None if math.isnan(info.field_strength_t) else info.field_strength_t,
+        "ef": None if math.isnan(info.ef) else info.ef,
+        **phases,
+    }
+    if not (folder / "cases" / f"{info.pseudonym}.npz").is_file():
+        return CheckedCase(**row, flags=tuple(warnings), trouble="case-missing")
+    try:
         case = load_case(folder, info)
-        trouble = _trouble(case)
-        if trouble:
-            raise UserError(f"{folder / 'cases' / info.pseudonym}.npz: {trouble}: prepare the folder again")
-        shapes.append(case.frames.shape[1])
-        spacings.append(float(case.spacing_mm[0]))
-        num_labelled += bool(case.masks.any())
-    known = [info.ef for info in infos if not math.isnan(info.ef)]
-    return CheckReport(
-        num_cases=len(infos),
-        num_patients=len({info.group for info in infos}),
-        vendors=dict(Counter(info.vendor for info in infos)),
-        field_strengths_t=dict(Counter(None if math.isnan(t) else t for t in (i.field_strength_t for i in infos))),
-        num_slices=(min(shapes), max(shapes)),
-        slice_spacing_mm=(min(spacings), max(spacings)),
-        ef=(min(known), max(known)) if known else None,
-        num_labelled=num_labelled,
+    except UserError:
+        return CheckedCase(**row, flags=tuple(warnings), trouble="case-unreadable")
+    return CheckedCase(
+        **row,
+        num_slices=case.frames.shape[1],
+        slice_spacing_mm=round(float(case.spacing_mm[0]), 3),
+        labelled=bool(case.masks.any()),
+        flags=(*flags_of(case), *warnings),
+        trouble="named-twice" if repeated else _trouble(case),
+        picture=picture_of(case),
     )
 
 
 def _trouble(case: Case) -> str | None:
-    """What makes a case useless for training, or None."""
+    """What makes a case useless for training, a code of `TROUBLES`."""
     if case.info.vendor not in (*VENDORS, UNKNOWN):
-        return f"expected a vendor of {', '.join(VENDORS)} or {UNKNOWN}"
+        return "other-vendor"
     if case.frames.shape[2:] != (CASE_SIZE, CASE_SIZE):
-        return (
-            f"expected frames of {CASE_SIZE} x {CASE_SIZE} pixels, got {case.frames.shape[2]} x {case.frames.shape[3]}"
-        )
+        return "wrong-size"
     if any(float(np.ptp(frame)) == 0 for frame in case.frames):
-        return "a frame without contrast"
-    areas = (case.masks == LV).sum(axis=(1, 2, 3))
+        return "no-contrast"
     if not case.masks.any():
-        return None if math.isnan(case.info.ef) else "an ejection fraction without masks"
+        return None
+    areas = (case.masks == LV).sum(axis=(1, 2, 3))
     if areas[ED] == 0 or areas[ES] == 0:
-        return "masks without a left ventricle"
+        return "no-left-ventricle"
     if not abs(1 - areas[ES] / areas[ED] - case.info.ef) <= MAX_EF_DIFFERENCE:
-        return f"the ejection fraction of {INDEX_NAME} is not that of the masks"
+        return "ef-differs"
     return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object that `prepare` wrote; empty where it wrote none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: prepare the folder again")
+    return content
+
+
+def _reason_counts(counts: Any) -> dict[str, int]:
+    """Counts by reason code, those above 0."""
+    counts = counts if isinstance(counts, dict) else {}
+    return {code: number for code, number in sorted(counts.items()) if _count(number)}
+
+
+def _count(value: Any) -> int | None:
+    """A whole number from 0; anything else is unknown."""
+    return value if type(value) is int and value >= 0 else None

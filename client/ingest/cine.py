@@ -1,5 +1,6 @@
 """What every reader returns: a short-axis stack over time on the scanner's own grid."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ class Cine:
             view from the apex, up to quarter turns.
         vendor: One of `shared.case.VENDORS` or "unknown".
         field_strength_t: Tesla; NaN where unknown.
+        ef: An ejection fraction in (0, 1) that is known without masks; NaN where there is none. Masks go before it.
     """
 
     images: NDArray[np.float32]
@@ -29,6 +31,7 @@ class Cine:
     axes: NDArray[np.float64] | None
     vendor: str
     field_strength_t: float
+    ef: float = math.nan
 
 
 @dataclass(frozen=True)

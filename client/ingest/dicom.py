@@ -1,31 +1,39 @@
 """A folder of DICOM files -> studies with a short-axis cine, their pixels and masks.
 
 Headers are read first, by an allow-list of elements and without pixels; pixels only of the images that were picked.
-Well-formed classic MR images; what else comes is counted by reason code.
+Every file is parsed in a child process; what is no usable MR image is counted by reason code.
 """
 
-import math
-import os
-import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage, MRImageStorage
 
+from client.ingest.burned_in import is_annotated
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.header import Header
+from client.ingest.dicom_seg import (
+    SEGMENTATION_CLASSES,
+    Segmentation,
+    choose,
+    read_segmentation_header,
+    read_segmentations,
+)
+from client.ingest.elements import Elements, wanted
+from client.ingest.enhanced import FRAME_ELEMENTS, frame_headers
+from client.ingest.files import plain_files
+from client.ingest.grouping import StudyKey, group_studies
+from client.ingest.header import Header, shared_value
 from client.ingest.nifti import read_nifti, relabel
+from client.ingest.parser import Parsed, parse
+from client.ingest.pixels import FORMAT_ELEMENTS, MAX_ROWS, pixel_format, read_grid
 from client.ingest.reasons import Unusable
+from client.ingest.sandbox import Workers
 from client.ingest.short_axis import Stack, find_stack
-from client.ingest.vendor import UNKNOWN, field_strength, vendor_name
+from client.ingest.vendor import agreed_field_strength, agreed_vendor
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.progress import track
 
@@ -34,144 +42,188 @@ LABELS = {BACKGROUND: BACKGROUND, RV: RV, MYO: MYO, LV: LV}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MIN_MASK_OVERLAP = 0.9
 """Share of the labelled volume that must lie within the images."""
+MR_IMAGE, ENHANCED_MR, ENHANCED_COLOR_MR, LEGACY_ENHANCED_MR = (
+    f"1.2.840.10008.5.1.4.1.1.4{suffix}" for suffix in ("", ".1", ".3", ".4")
+)
+DIRECTORY = "1.2.840.10008.1.3.10"
+FILES_PER_BATCH = 64
+MAX_AXES_ERROR = 0.01
 
-StudyKey = tuple[str, str]
-"""What the files call the patient and the study."""
-
-HEADER_ELEMENTS = (
-    "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Manufacturer",
-    "MagneticFieldStrength", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-    "TriggerTime", "InstanceNumber",
-)  # fmt: skip
-PIXEL_ELEMENTS = (
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "PixelData",
-)  # fmt: skip
+HEADER_ELEMENTS = {
+    **wanted(
+        "SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
+        "Manufacturer", "MagneticFieldStrength", "ImageType", "ScanningSequence", "EchoTime", "InversionTime",
+        "TriggerTime", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
+        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation",
+    ),
+    **FORMAT_ELEMENTS,
+    **FRAME_ELEMENTS,
+}  # fmt: skip
 """The allow-list: nothing else of a file is ever looked at."""
 
 
-def find_dicom(source: Path) -> Findings:
-    """Studies below a folder, grouped by patient and study, each with its short-axis stack picked."""
+def find_dicom(source: Path, workers: Workers | None = None) -> Findings:
+    """Studies below a folder, grouped by patient and study, each with its short-axis stack picked.
+
+    Args:
+        source: The folder.
+        workers: Children to read the headers in; by default one, for this call.
+    """
+    if workers is None:
+        with Workers() as one:
+            return find_dicom(source, one)
     left_out: Counter[str] = Counter()
-    studies: dict[StudyKey, dict[str, Header]] = defaultdict(dict)
-    mask_files = []
-    for path in track(list(_files(source, left_out)), "reading headers"):
-        if path.name == MASKS_NAME:
-            mask_files.append(path)
-            continue
+    files = list(plain_files(source, left_out))
+    mask_files = [Path(path) for path in files if Path(path).name == MASKS_NAME]
+    files = [path for path in files if not path.endswith(f"/{MASKS_NAME}")]
+    images: list[Header] = []
+    segmentations: dict[str, list[Segmentation]] = defaultdict(list)
+    for found in track(
+        workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)
+    ):  # fmt: skip
+        if isinstance(found, Unusable):
+            left_out[found.code] += 1
+        elif isinstance(found, Segmentation):
+            segmentations[found.StudyInstanceUID].append(found)
+        else:
+            images += found
+    grouped = group_studies(images)
+    masks = _masks_by_study(mask_files, grouped.studies)
+    studies, refused = [], Counter(grouped.refused)
+    left_out += grouped.left_out
+    for (patient, study), members in sorted(grouped.studies.items()):
         try:
-            header = read_header(path)
-        except Unusable as unusable:
-            left_out[unusable.code] += 1
-            continue
-        # Without a PatientID a study is a patient of its own: nothing is merged on a guess.
-        images = studies[header.PatientID or header.StudyInstanceUID, header.StudyInstanceUID]
-        left_out["duplicate"] += header.SOPInstanceUID in images
-        images.setdefault(header.SOPInstanceUID, header)
-    masks = _masks_by_study(mask_files, studies)
-    found, refused = [], Counter[str]()
-    for (patient, study), images in sorted(studies.items()):
-        try:
-            stack, other_series = find_stack(list(images.values()))
-            if len(masks[patient, study]) > 1:
+            stack, other_series = find_stack(members)
+            if is_annotated(image for position in stack.images for image in position):
+                raise Unusable("burned-in-annotation")
+            chosen, num_others = choose(segmentations.pop(study, []), stack)
+            if len(masks[patient, study]) + bool(chosen) > 1:
                 raise Unusable("ambiguous-masks")
         except Unusable as unusable:
             refused[unusable.code] += 1
             continue
         left_out += other_series
+        left_out["other-segmentation"] += num_others
         mask_file = next(iter(masks[patient, study]), None)
-        found.append(Study(patient, study, partial(read_stack, stack, mask_file)))
-    return Findings(found, refused, +left_out)
+        studies.append(Study(patient, study, partial(read_stack, stack, mask_file, chosen)))
+    left_out["other-segmentation"] += sum(map(len, segmentations.values()))
+    return Findings(studies, +refused, +left_out)
 
 
-def read_header(path: Path) -> Header:
-    """The allowed elements of one classic MR image.
+def read_file(path: Path | str) -> list[Header] | Segmentation:
+    """The images of one file, a header each; or, if it is one, the header of a segmentation.
 
     Raises:
-        Unusable: The file is something else, or says too little.
+        Unusable: The file is something else, is damaged, or says too little.
     """
-    try:
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise Unusable("deflated")  # a small one may expand a thousandfold
-        elements = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS))
-        return _header(path, elements)
-    except Unusable:
-        raise
-    except InvalidDicomError:
-        raise Unusable("not-dicom") from None
-    except OSError:
-        raise Unusable("unreadable") from None
-    except Exception:
-        # Whatever damaged bytes provoke in the parser; its own words may quote them.
-        raise Unusable("damaged-header") from None
-
-
-def _header(path: Path, elements: Dataset) -> Header:
-    """Values checked and converted; pydicom parses many of them only here."""
-    if elements.get("SOPClassUID") == EnhancedMRImageStorage:
-        raise Unusable("enhanced-multiframe")
-    if elements.get("SOPClassUID") != MRImageStorage:
+    parsed = parse(path, HEADER_ELEMENTS)
+    elements = parsed.elements
+    sop_class = elements.text("SOPClassUID") or parsed.media_class
+    if sop_class in SEGMENTATION_CLASSES:
+        try:
+            return read_segmentation_header(Path(path))
+        except OSError:
+            raise Unusable("unreadable") from None
+    if sop_class == DIRECTORY:
+        raise Unusable("dicomdir")
+    if sop_class == ENHANCED_COLOR_MR:
+        raise Unusable("not-grayscale")
+    if sop_class not in (MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR):
         raise Unusable("not-mr-image")
-    orientation = np.array(_numbers(elements, "ImageOrientationPatient", 6)).reshape(2, 3)
-    pixel_spacing = _numbers(elements, "PixelSpacing", 2)
-    rows, columns = (_numbers(elements, keyword, 1)[0] for keyword in ("Rows", "Columns"))
-    if np.abs(orientation @ orientation.T - np.eye(2)).max() > 0.01 or min(*pixel_spacing, rows, columns) <= 0:
-        raise Unusable("no-geometry")
-    study, series, instance = (_text(elements, f"{level}InstanceUID") for level in ("Study", "Series", "SOP"))
+    file = _file_header(Path(path), parsed)
+    assert file.pixel_format is not None
+    if sop_class != MR_IMAGE:
+        headers = frame_headers(elements, file)
+    elif file.pixel_format.NumberOfFrames == 1:
+        headers = [_image_header(elements, file)]
+    else:
+        raise Unusable("unplaced-frames")  # the classic object has one frame, and one position (PS3.3 A.4)
+    for header in headers:
+        _check_geometry(header)
+    return headers
+
+
+def _file_header(path: Path, parsed: Parsed) -> Header:
+    """What holds for all images of a file."""
+    elements = parsed.elements
+    study, series, instance = (elements.text(f"{level}InstanceUID") for level in ("Study", "Series", "SOP"))
     if not (study and series and instance):
         raise Unusable("no-uid")
+    rows, columns = (elements.number(keyword) for keyword in ("Rows", "Columns"))
+    if not (rows >= 1 and columns >= 1):
+        raise Unusable("no-geometry")
+    if max(rows, columns) > MAX_ROWS:
+        raise Unusable("too-large")
     return Header(
         path=path,
-        PatientID=_text(elements, "PatientID"),
-        StudyInstanceUID=study,
-        SeriesInstanceUID=series,
-        SOPInstanceUID=instance,
-        Manufacturer=_text(elements, "Manufacturer"),
-        MagneticFieldStrength=_number_or_nan(elements, "MagneticFieldStrength"),
-        ImagePositionPatient=_numbers(elements, "ImagePositionPatient", 3),
-        ImageOrientationPatient=tuple(orientation.flat),
-        PixelSpacing=pixel_spacing,
+        PatientID=shared_value(elements.text("PatientID")),
+        StudyInstanceUID=shared_value(study),
+        SeriesInstanceUID=shared_value(series),
+        SOPInstanceUID=shared_value(instance),
+        Manufacturer=shared_value(elements.text("Manufacturer")),
+        MagneticFieldStrength=elements.number("MagneticFieldStrength"),
+        ImagePositionPatient=(),
+        ImageOrientationPatient=(),
+        PixelSpacing=(),
         Rows=int(rows),
         Columns=int(columns),
-        TriggerTime=_number_or_nan(elements, "TriggerTime"),
-        InstanceNumber=_number_or_nan(elements, "InstanceNumber"),
+        TriggerTime=elements.number("TriggerTime"),
+        InstanceNumber=elements.number("InstanceNumber"),
+        ImageType=shared_value(elements.codes("ImageType")),
+        ScanningSequence=shared_value(elements.codes("ScanningSequence")),
+        EchoTime=elements.number("EchoTime"),
+        InversionTime=elements.number("InversionTime"),
+        SeriesNumber=elements.number("SeriesNumber"),
+        BurnedInAnnotation=shared_value(elements.text("BurnedInAnnotation").upper()),
+        pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
+        pixel_offset=parsed.pixel_offset,
     )
 
 
-def read_stack(stack: Stack, mask_file: Path | None) -> Cine:
+def _image_header(elements: Elements, file: Header) -> Header:
+    """The header of a classic image."""
+    position = elements.numbers("ImagePositionPatient", 3)
+    orientation = elements.numbers("ImageOrientationPatient", 6)
+    spacing = elements.numbers("PixelSpacing", 2)
+    if position is None or orientation is None or spacing is None:
+        raise Unusable("no-geometry")
+    return replace(
+        file,
+        ImagePositionPatient=position,
+        ImageOrientationPatient=shared_value(orientation),
+        PixelSpacing=shared_value(spacing),
+    )
+
+
+def _check_geometry(image: Header) -> None:
+    """Refuse axes that are not perpendicular unit vectors (PS3.3 C.7.6.2.1.1) and pixels without a size."""
+    x, y, z, u, v, w = image.ImageOrientationPatient
+    products = (x * x + y * y + z * z - 1, u * u + v * v + w * w - 1, x * u + y * v + z * w)
+    if max(map(abs, products)) > MAX_AXES_ERROR or min(image.PixelSpacing) <= 0:
+        raise Unusable("no-geometry")
+
+
+def read_stack(stack: Stack, mask_file: Path | None, segmentations: Sequence[Path] = ()) -> Cine:
     """The pixels of a stack, and its masks where there are some.
 
     Raises:
         Unusable: Pixels cannot be decoded, or the masks do not fit.
     """
-    images = np.stack([[read_pixels(image) for image in phases] for phases in zip(*stack.images, strict=True)])
-    first = stack.images[0][0]
-    vendors = {vendor_name(image.Manufacturer) for position in stack.images for image in position}
+    pixels = read_grid(stack.images)
+    images = [image for position in stack.images for image in position]
+    masks = read_segmentations(segmentations, stack) if segmentations else None
+    if mask_file is not None:
+        masks = read_masks(mask_file, stack.affine, pixels.shape)
     steps = stack.affine[:3, [2, 1, 0]].T  # along slices, rows, columns
     z_mm, y_mm, x_mm = np.linalg.norm(steps, axis=1)
     return Cine(
-        images=images,
-        masks=None if mask_file is None else read_masks(mask_file, stack.affine, images.shape),
+        images=pixels,
+        masks=masks,
         spacing_mm=(float(z_mm), float(y_mm), float(x_mm)),
         axes=steps / np.linalg.norm(steps, axis=1, keepdims=True),
-        vendor=vendors.pop() if len(vendors) == 1 else UNKNOWN,
-        field_strength_t=field_strength(first.MagneticFieldStrength),
+        vendor=agreed_vendor(image.Manufacturer for image in images),
+        field_strength_t=agreed_field_strength(image.MagneticFieldStrength for image in images),
     )
-
-
-def read_pixels(image: Header) -> NDArray[np.float32]:
-    """One image, rescaled (PS3.3 C.7.6.1 and C.11.1.1.2), white is bright; shape (Rows, Columns)."""
-    try:
-        elements = pydicom.dcmread(image.path, specific_tags=list(PIXEL_ELEMENTS))
-        pixels = elements.pixel_array.astype(np.float32)
-        slope = float(elements.get("RescaleSlope", 1.0))
-        intercept = float(elements.get("RescaleIntercept", 0.0))
-    except (InvalidDicomError, OSError, EOFError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise Unusable("unreadable-pixels") from None
-    pixels = pixels * slope + intercept
-    if pixels.shape != (image.Rows, image.Columns) or slope == 0 or not np.isfinite(pixels).all():
-        raise Unusable("unreadable-pixels")
-    return -pixels if elements.get("PhotometricInterpretation") == "MONOCHROME1" else pixels
 
 
 def read_masks(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -203,23 +255,10 @@ def read_masks(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) 
     return masks.astype(np.uint8)
 
 
-def _files(source: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Plain files below a folder in a fixed order; links are not followed."""
-    for folder, folders, names in os.walk(source, onerror=lambda _: left_out.update(["unreadable"])):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            if stat.S_ISREG(path.lstat().st_mode):
-                yield path
-            else:
-                left_out["no-regular-file"] += 1
-
-
-def _masks_by_study(files: Sequence[Path], studies: dict[StudyKey, dict[str, Header]]) -> dict[StudyKey, list[Path]]:
+def _masks_by_study(files: Sequence[Path], studies: Mapping[StudyKey, Sequence[Header]]) -> dict[StudyKey, list[Path]]:
     """Mask files by the study whose scans lie in the mask's folder or below it."""
-    above = {
-        key: {folder for image in images.values() for folder in image.path.parents} for key, images in studies.items()
-    }
+    folders = {key: {image.path.parent for image in images} for key, images in studies.items()}
+    above = {key: {one for folder in own for one in (folder, *folder.parents)} for key, own in folders.items()}
     masks: dict[StudyKey, list[Path]] = {key: [] for key in studies}
     for file in files:
         owners = [key for key in studies if file.parent in above[key]]
@@ -227,31 +266,3 @@ def _masks_by_study(files: Sequence[Path], studies: dict[StudyKey, dict[str, Hea
             # A file that covers several studies belongs to none: named once per owner, it is ambiguous for each.
             masks[owner] += [file] * len(owners)
     return masks
-
-
-def _text(elements: Dataset, keyword: str) -> str:
-    """An element as text, empty where it is missing."""
-    return str(elements.get(keyword) or "").strip()
-
-
-def _numbers(elements: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    """An element as `count` finite numbers.
-
-    Raises:
-        Unusable: It is missing or is something else.
-    """
-    try:
-        numbers = tuple(float(value) for value in np.atleast_1d(elements.get(keyword)))
-    except (TypeError, ValueError, OverflowError):
-        raise Unusable("no-geometry") from None
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise Unusable("no-geometry")
-    return numbers
-
-
-def _number_or_nan(elements: Dataset, keyword: str) -> float:
-    """An element as one number, NaN where it is none."""
-    try:
-        return _numbers(elements, keyword, 1)[0]
-    except Unusable:
-        return math.nan

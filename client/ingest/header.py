@@ -1,18 +1,41 @@
 """What is kept of one image's header."""
 
-from dataclasses import dataclass, field
+import math
+import sys
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+class PixelFormat(NamedTuple):
+    """How an image's pixels are stored (PS3.3 C.7.6.3.1) and what they mean (C.7.6.16.2.9); checked by `pixels`."""
+
+    TransferSyntaxUID: str
+    PhotometricInterpretation: str
+    BitsAllocated: int
+    BitsStored: int
+    HighBit: int
+    PixelRepresentation: int
+    RescaleSlope: float
+    RescaleIntercept: float
+    NumberOfFrames: int
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """The allowed elements of one image: a classic file, or one frame of an Enhanced one.
 
     Vectors are in LPS coordinates and millimetres (PS3.3 C.7.6.2.1.1). An element that is absent is an empty text or
-    NaN; `frame` counts from 0 and is None for a classic file.
+    NaN; `frame` counts from 0 and is None for a classic file. For an Enhanced frame TriggerTime is the nominal
+    cardiac trigger delay and InstanceNumber the temporal position.
+
+    Attributes:
+        pixel_format: How to read the pixels; None in a header that is not from a file.
+        pixel_offset: Byte of the file at which the value of PixelData starts, all frames together.
     """
 
     path: Path = field(repr=False)
@@ -30,6 +53,18 @@ class Header:
     TriggerTime: float
     InstanceNumber: float
     frame: int | None = None
+    ImageType: tuple[str, ...] = ()
+    ScanningSequence: tuple[str, ...] = ()
+    EchoTime: float = math.nan
+    InversionTime: float = math.nan
+    SeriesNumber: float = math.nan
+    BurnedInAnnotation: str = ""
+    pixel_format: PixelFormat | None = None
+    pixel_offset: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain values: thousands of headers travel between processes."""
+        return _rebuilt, (str(self.path), *(getattr(self, name) for name in _NAMES))
 
     @property
     def row_axis(self) -> NDArray[np.float64]:
@@ -45,3 +80,25 @@ class Header:
     def normal(self) -> NDArray[np.float64]:
         """Unit normal of the image plane."""
         return np.cross(self.column_axis, self.row_axis)
+
+
+_NAMES = tuple(one.name for one in fields(Header))[1:]
+
+
+def _rebuilt(path: str, *values: Any) -> Header:
+    """A header as it was before it travelled, its parts shared with other headers' again."""
+    return Header(Path(path), *map(shared_value, values))
+
+
+def shared_value(value: Any) -> Any:
+    """The same object for equal texts, numbers and tuples: the images of a series differ in few elements."""
+    if type(value) is str:
+        return sys.intern(value)
+    if isinstance(value, float) and math.isnan(value):
+        return math.nan
+    return _shared(value) if isinstance(value, (float, tuple)) else value
+
+
+@lru_cache(maxsize=4096)
+def _shared(value: Any) -> Any:
+    return value

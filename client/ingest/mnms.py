@@ -6,14 +6,14 @@ Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its ma
 
 import csv
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.nifti import read_nifti, relabel, spacing_of
+from client.ingest.nifti import axes_of, read_nifti, relabel, spacing_of
 from client.ingest.reasons import Unusable
 from client.ingest.vendor import vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
@@ -21,7 +21,6 @@ from shared.errors import UserError
 
 LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
 COLUMNS = ("External code", "VendorName", "ED", "ES")
-RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 def find_mnms(source: Path) -> Findings:
@@ -34,10 +33,15 @@ def find_mnms(source: Path) -> Findings:
     if len(tables) != 1:
         raise UserError(f"{source}: expected one CSV with the columns {', '.join(COLUMNS)}, got {len(tables)}")
     images = {path.name.removesuffix("_sa.nii.gz"): path for path in source.rglob("*_sa.nii.gz")}
-    studies, refused = [], Counter[str]()
+    described: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in tables[0]:
-        code = row["External code"]
-        if code in images and row["ED"].isdecimal() and row["ES"].isdecimal():
+        described[row["External code"]].append(row)
+    studies, refused = [], Counter[str]()
+    for code, rows in described.items():
+        row = rows[0]
+        if len({tuple(one[column] for column in COLUMNS) for one in rows}) > 1:
+            refused["conflicting-rows"] += 1
+        elif code in images and row["ED"].isdecimal() and row["ES"].isdecimal():
             read = partial(read_mnms, images[code], row["VendorName"], (int(row["ED"]), int(row["ES"])))
             studies.append(Study(code, code, read))
         else:
@@ -61,12 +65,11 @@ def read_mnms(path: Path, vendor: str, phases: tuple[int, int]) -> Cine:
     if images.shape != masks.shape or images.ndim != 4 or max(phases) >= images.shape[3]:
         raise Unusable("masks-differ")
     x_mm, y_mm, z_mm = spacing_of(affine)
-    axes = affine[:3, :3].T * RAS_TO_LPS
     return Cine(
         images=images[..., list(phases)].T.astype(np.float32),
         masks=relabel(masks[..., list(phases)].T, LABELS),
         spacing_mm=(z_mm, y_mm, x_mm),
-        axes=(axes / np.linalg.norm(axes, axis=1, keepdims=True))[::-1],
+        axes=axes_of(affine),
         vendor=vendor_name(vendor),
         field_strength_t=math.nan,
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from client.ingest.cine import Cine
-from client.ingest.locate import find_centre, find_frames, lv_voxels
+from client.ingest.locate import find_centre, find_frames, in_order, lv_voxels
 from client.ingest.reasons import Unusable
 from shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
 
@@ -30,29 +30,34 @@ class Normalised:
         frames: Shape (2, Z, 96, 96), float32 in [0, 1].
         masks: Shape (2, Z, 96, 96), uint8; all zero where the scans have none.
         spacing_mm: Shape (3,), float32.
-        ef: From the masks as they were drawn, before resampling; NaN without masks.
+        ef: From the masks as they were drawn, before resampling; without masks what the reader knew, or NaN.
+        ed: The phase of the first frame, from 0; `es` that of the second.
     """
 
     frames: NDArray[np.float32]
     masks: NDArray[np.uint8]
     spacing_mm: NDArray[np.float32]
     ef: float
+    ed: int
+    es: int
 
 
 def normalise(cine: Cine) -> Normalised:
     """Bring a stack into the form all sites share.
 
     Raises:
-        Unusable: The images hold no contrast or the masks cannot be a heart.
+        Unusable: The images hold no contrast or follow each other in no order, or the masks cannot be a heart.
     """
     cine = orient(cine)
-    ed, es = find_frames(cine)
     centre = find_centre(cine)
+    if not in_order(cine, centre):
+        raise Unusable("phases-out-of-order")
+    ed, es = find_frames(cine, centre)
     frames = cine.images[[ed, es]]
     if any(np.ptp(frame) == 0 for frame in frames):
         raise Unusable("constant-image")
     frames = _scale(_crop(frames - frames.min(), centre, cine.spacing_mm))
-    masks, ef = np.zeros(frames.shape, np.uint8), math.nan
+    masks, ef = np.zeros(frames.shape, np.uint8), cine.ef
     if cine.masks is not None:
         original = cine.masks[[ed, es]]
         one_hot = np.stack([(original == label).astype(np.float32) for label in range(LV + 1)])
@@ -61,7 +66,7 @@ def normalise(cine: Cine) -> Normalised:
         if not abs(_ejection_fraction(masks) - ef) <= MAX_EF_DIFFERENCE:
             raise Unusable("heart-beyond-crop")
     spacing_mm = np.array([cine.spacing_mm[0], CASE_PIXEL_MM, CASE_PIXEL_MM], np.float32)
-    return Normalised(frames, masks, spacing_mm, ef)
+    return Normalised(frames, masks, spacing_mm, ef, ed, es)
 
 
 def orient(cine: Cine) -> Cine:

@@ -1,32 +1,41 @@
-"""The loop from a folder of scans to a folder of cases: resumable, in one process or several, without identifiers."""
+"""The loop from a folder of scans to a folder of cases: resumable, in child processes, without identifiers."""
 
 import json
-import logging
-import multiprocessing
-import signal
-import warnings
+import math
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from client.deidentify import pseudonym, read_or_make_key
 from client.ingest.acdc import find_acdc
+from client.ingest.burned_in import SUSPECTED, suspect
 from client.ingest.cine import Findings, Study
 from client.ingest.dicom import find_dicom
+from client.ingest.ef_table import read_ef_table, with_ejection_fractions
 from client.ingest.mnms import find_mnms
+from client.ingest.mnms2 import find_mnms2
 from client.ingest.normalise import normalise
+from client.ingest.plain import find_plain
+from client.ingest.plausibility import check_masks
 from client.ingest.reasons import Unusable
+from client.ingest.sandbox import Workers
+from client.ingest.vendor import UNKNOWN
 from shared.case import INDEX_NAME, Case, CaseInfo, read_index, save_case, write_index
 from shared.errors import UserError
 from shared.progress import track
 
-Layout = Literal["dicom", "acdc", "mnms"]
+Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 SETTINGS_NAME = "prepared.json"
 REFUSED_NAME = "refused.json"
+DETAILS_NAME = "details.json"
+
+
+SAVE_INTERVAL_S = 2.0
+"""What a crash can cost: cases that the index does not name yet are made again."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,31 @@ class Summary:
         num_new: Those of them that this call wrote.
         refused: Studies refused, by reason code.
         left_out: Files, or series of a usable study, that belong to no short-axis cine, by reason code.
+        warnings: Cases that were made all the same, by reason code.
     """
 
     num_cases: int
     num_new: int
     refused: dict[str, int]
     left_out: dict[str, int]
+    warnings: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a child process answers for a study: the row of its case, and an entry of `details.json`."""
+
+    info: CaseInfo
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study with the names that its case will have."""
+
+    pseudonym: str
+    group: str
+    study: Study = field(repr=False)
 
 
 def prepare(
@@ -52,13 +80,16 @@ def prepare(
     layout: Layout,
     *,
     folds: Collection[int] | None = None,
+    labels: Mapping[int, int] | None = None,
+    ef_table: Path | None = None,
     key: bytes | None = None,
     num_processes: int = 1,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
-    A case that is already there is kept, so an interrupted call is repeated to go on, and new scans can be added.
-    Besides the cases the folder gets `refused.json`, counts by reason code, and `prepared.json`, the settings.
+    A case that is already there is kept, so an interrupted call is repeated to go on, and new scans can be added. What
+    was refused is tried again. Besides the cases the folder gets `refused.json`, counts by reason code, `details.json`,
+    what a case does not hold of its scan, and `prepared.json`, the settings.
 
     Guarantees: no name, number, date, UID or path of the source gets into the destination, a message or a log.
     Not covered: what the pixels show.
@@ -68,125 +99,155 @@ def prepare(
         destination: A folder to make, or one that an earlier call made with the same settings.
         layout: How the scans are stored.
         folds: For ACDC, the patients to keep: see `find_acdc`.
+        labels: For the plain layout, what the masks' numbers mean: see `plain.parse_labels`.
+        ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
         key: Secret for the pseudonyms; by default `pseudonym.key` beside `destination`, made on first use.
-        num_processes: Worker processes; 1 works in this one.
+        num_processes: Child processes that read the scans.
 
     Raises:
-        UserError: There is no usable patient, or the folders cannot be used.
+        UserError: There is no usable patient, or the folders, the table or the labels cannot be used.
     """
     if not source.is_dir():
         raise UserError(f"{source} is not a folder: give the one that holds the scans")
     if source.resolve() in (destination.resolve(), *destination.resolve().parents):
         raise UserError(f"{destination} lies inside {source}: choose a destination outside the scans")
+    table = None if ef_table is None else read_ef_table(ef_table)
     try:
         key = read_or_make_key(destination.resolve().parent) if key is None else key
-        chosen = None if folds is None else sorted(folds)
-        known = _open_destination(
-            destination, {"format": layout, "folds": chosen, "key_check": pseudonym(key, "key check")}
-        )
-        with _silent():
-            findings = _find(source, layout, folds)
-        work = [(pseudonym(key, s.patient, s.study), pseudonym(key, s.patient), s) for s in findings.studies]
-        work = [job for job in work if job[0] not in known]
-        num_known, refused = len(known), Counter(findings.refused)
-        for result in track(_results(work, destination, num_processes), "preparing cases", total=len(work)):
-            if isinstance(result, str):
-                refused[result] += 1
-            else:
-                known[result.pseudonym] = result
-                write_index(destination, list(known.values()))
-        summary = Summary(len(known), len(known) - num_known, dict(refused), dict(findings.left_out))
-        _write_json(destination / REFUSED_NAME, {"studies": summary.refused, "left_out": summary.left_out})
+        settings = {
+            "format": layout,
+            "folds": None if folds is None else sorted(folds),
+            "labels": None if labels is None else {str(number): labels[number] for number in sorted(labels)},
+            # With the key: a table of a few patients could be guessed from a plain hash.
+            "ef_table": None if table is None else pseudonym(key, json.dumps(sorted(table.items()))),
+            "key_check": pseudonym(key, "key check"),
+        }
+        known, details = _open_destination(destination, settings)
+        num_known = len(known)
+        with Workers(num_processes) as workers:
+            findings = _find(source, layout, folds, labels, workers)
+            studies = findings.studies if table is None else with_ejection_fractions(findings.studies, table)
+            jobs = [Job(pseudonym(key, s.patient, s.study), pseudonym(key, s.patient), s) for s in studies]
+            jobs = [job for job in jobs if job.pseudonym not in known]
+            refused = Counter(findings.refused)
+            one = partial(prepare_one, destination=destination, expects_ef=table is not None)
+            saved_at = time.monotonic()
+            try:
+                for result in track(workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
+                    if isinstance(result, Unusable):
+                        refused[result.code] += 1
+                        continue
+                    known[result.info.pseudonym] = result.info
+                    details[result.info.pseudonym] = result.details
+                    if time.monotonic() - saved_at > SAVE_INTERVAL_S:
+                        _save(destination, known, details)
+                        saved_at = time.monotonic()
+            finally:
+                if known:
+                    _save(destination, known, details)
+        cautions = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
+        if table is not None:
+            cautions["unused-row"] = len(set(table) - {study.patient for study in studies})
+        summary = Summary(len(known), len(known) - num_known, dict(+refused), dict(+findings.left_out), dict(+cautions))
+        counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
+        _write_json(destination / REFUSED_NAME, counts)
     except OSError as error:
         # Only the reason: the error's own text may hold a path below the source.
         reason = error.strerror or "input/output error"
         raise UserError(f"cannot read {source} or write {destination}: {reason}") from None
     if not known:
-        counts = ", ".join(f"{code} {count}" for code, count in sorted({**summary.left_out, **summary.refused}.items()))
-        raise UserError(f"{source} holds no usable {layout} patient ({counts or 'nothing of this layout'})")
+        numbers = ", ".join(f"{code} {n}" for code, n in sorted((findings.left_out + refused).items()))
+        raise UserError(f"{source} holds no usable {layout} patient ({numbers or 'nothing of this layout'})")
     return summary
 
 
-def _find(source: Path, layout: Layout, folds: Collection[int] | None) -> Findings:
+def prepare_one(job: Job, destination: Path, expects_ef: bool = False) -> Prepared:
+    """Read, check, normalise and save one study; runs in a child process.
+
+    Raises:
+        Unusable: The study cannot become a case.
+    """
+    cine = job.study.read()
+    check_masks(cine)
+    arrays = normalise(cine)
+    cautions = [SUSPECTED] if suspect(cine) else []
+    if cine.vendor == UNKNOWN:
+        cautions.append("unknown-vendor")
+    if expects_ef and math.isnan(arrays.ef):
+        cautions.append("no-ejection-fraction")
+    info = CaseInfo(job.pseudonym, cine.vendor, cine.field_strength_t, arrays.ef, job.group)
+    save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
+    phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
+    return Prepared(info, {**phases, "warnings": cautions})
+
+
+def _find(
+    source: Path,
+    layout: Layout,
+    folds: Collection[int] | None,
+    labels: Mapping[int, int] | None,
+    workers: Workers,
+) -> Findings:
     """The layout's reader."""
-    if layout == "acdc":
-        return find_acdc(source, folds)
-    if folds is not None:
+    if folds is not None and layout != "acdc":
         raise ValueError(f"Expected folds with the layout acdc only, got {layout}.")
-    return find_mnms(source) if layout == "mnms" else find_dicom(source)
+    if labels is not None and layout != "plain":
+        raise UserError(f"--labels: the layout {layout} has label numbers of its own, leave it out")
+    match layout:
+        case "acdc":
+            return find_acdc(source, folds)
+        case "mnms":
+            return find_mnms(source)
+        case "mnms2":
+            return find_mnms2(source)
+        case "plain":
+            return find_plain(source, labels)
+        case "dicom":
+            return find_dicom(source, workers)
 
 
-def _open_destination(destination: Path, settings: dict[str, Any]) -> dict[str, CaseInfo]:
-    """Make the folder, or go on in one with the same settings; returns the cases that are there."""
+def _open_destination(
+    destination: Path, settings: dict[str, Any]
+) -> tuple[dict[str, CaseInfo], dict[str, dict[str, Any]]]:
+    """Make the folder, or go on in one with the same settings; returns the cases that are there, and their details."""
     path = destination / SETTINGS_NAME
     if destination.exists() and not path.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not empty and was not made by 'prepare': choose another destination")
     known: dict[str, CaseInfo] = {}
+    details: dict[str, dict[str, Any]] = {}
     if (destination / INDEX_NAME).exists():
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is damaged: choose another destination") from None
+        earlier = _read_json(path)
         different = [name for name in settings if earlier.get(name) != settings[name]]
         if different:
             names = ", ".join(different)
             raise UserError(f"{destination} was prepared with another {names}: choose another destination")
         infos = read_index(destination)
         known = {i.pseudonym: i for i in infos if (destination / "cases" / f"{i.pseudonym}.npz").is_file()}
+        if (destination / DETAILS_NAME).exists():
+            details = {name: entry for name, entry in _read_json(destination / DETAILS_NAME).items() if name in known}
     destination.mkdir(parents=True, exist_ok=True)
     _write_json(path, settings)
-    return known
+    return known, details
 
 
-def _results(work: Sequence[tuple[str, str, Study]], destination: Path, num_processes: int) -> Iterator[CaseInfo | str]:
-    """A row of the index or a reason code per study, as they are finished."""
-    one = partial(_prepare_one, destination=destination)
-    if num_processes == 1:
-        yield from map(one, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(num_processes, _ignore_interrupts) as pool:
-        yield from pool.imap_unordered(one, work)
+def _save(destination: Path, known: Mapping[str, CaseInfo], details: Mapping[str, Any]) -> None:
+    """Write the index, and before it what it leads to."""
+    _write_json(destination / DETAILS_NAME, details)
+    write_index(destination, list(known.values()))
 
 
-def _prepare_one(work: tuple[str, str, Study], destination: Path) -> CaseInfo | str:
-    """Read, normalise and save one study."""
-    name, group, study = work
+def _read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file that an earlier call wrote."""
     try:
-        with _silent():
-            cine = study.read()
-            arrays = normalise(cine)
-    except Unusable as unusable:
-        return unusable.code
-    except Exception:
-        # A reader's own exception may hold a path or a value of the patient: nothing of it is shown.
-        return "unexpected-error"
-    info = CaseInfo(name, cine.vendor, cine.field_strength_t, arrays.ef, group)
-    save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
-    return info
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: choose another destination")
+    return content
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing that pydicom or nibabel say gets out: their warnings and log lines quote values of the header."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
-    before = [logger.disabled for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.disabled = True
-        try:
-            yield
-        finally:
-            for logger, disabled in zip(loggers, before, strict=True):
-                logger.disabled = disabled
-
-
-def _ignore_interrupts() -> None:
-    """In a worker: Ctrl-C is the parent's to answer, it ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file atomically."""
     partial_path = path.with_name(path.name + ".partial")
     partial_path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

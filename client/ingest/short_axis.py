@@ -1,4 +1,9 @@
-"""Which images of a study form the short-axis cine: decided from positions, orientations and times alone."""
+"""Which images of a study form the short-axis cine: decided from positions, orientations and times alone.
+
+No name or description is asked: they are free text, and differ from site to site.
+
+Known limit: where a study holds no other cine, tagged slices are taken for one, for only their pictures show the grid.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -8,20 +13,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from client.ingest.even_stack import even_run, is_complete
 from client.ingest.header import Header
 from client.ingest.normalise import BASE_TO_APEX
+from client.ingest.phases import equal_in_number, in_time
 from client.ingest.reasons import Unusable
+from client.ingest.slices import SAME_POSITION_MM, Slice, cine_slices, parallel
 
 MIN_SLICES = 3
-MIN_PHASES = 6
 MAX_TILT_DEG = 45.0
 """A stack's normal lies within this angle of the usual long axis; axial, coronal and sagittal stacks are above 50."""
-SAME_DIRECTION = math.cos(math.radians(1.0))
-SAME_POSITION_MM = 0.5
-MAX_SPACING_DEVIATION = 0.1
-"""Of the median distance between slices."""
+CLEARLY_NEARER_DEG = 15.0
+"""Of two stacks, that near to the long axis wins by this much; a stack planned twice differs by less."""
+CLEARLY_FINER = 1.3
+"""Of two stacks, that with pixels smaller by this factor: real-time imaging is coarser than what is gated."""
+SAME_STACK_DEG = 20.0
+"""Slices whose normals differ by less, and whose places continue each other, are parts of one stack."""
+COVERED, NEXT = 0.6, 1.5
+"""Spacings from the nearest slice of a stack, up to which a place lies in it, and up to which it is the next one."""
+SAME_ECHO = 0.1
+"""Echo times of one protocol differ by less of their size from slice to slice; another sequence's differ by more."""
 MAX_SHIFT_MM = 2.0
 """Of a slice against the straight line through the stack."""
+USUAL_BEAT = 1.25
+"""A repeat replaces a slice only if the beat's length agrees to this factor: one under stress does not."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +52,30 @@ class Stack:
     affine: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """Slices at even distances that could be the stack."""
+
+    slices: list[Slice]
+    is_one_series: bool
+
+    @property
+    def tilt_deg(self) -> float:
+        """Angle between the normal and the usual long axis of the heart, 0..90 degrees."""
+        return math.degrees(math.acos(min(1.0, abs(float(self.slices[0].first.normal @ BASE_TO_APEX)))))
+
+    @property
+    def series_number(self) -> float:
+        """Of the latest of its series."""
+        return max((_series_number(one) for one in self.slices), default=-math.inf)
+
+
 def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
     """Pick the short-axis cine among the MR images of one study.
 
-    A stack may be one series, or one series per slice. Images are grouped by orientation and matrix, then by position
-    along the normal; the group whose normal is nearest to the usual long axis is the stack.
+    A stack may be one series, one series per slice, or anything between. Images are grouped by orientation and matrix,
+    then by series and place. Of slices that were scanned again, and of stacks that were, the last counts, as it does
+    for who reads the study: it was repeated because the first had failed.
 
     Returns:
         The stack, and the number of other series by reason code.
@@ -49,83 +83,145 @@ def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
     Raises:
         Unusable: There is no such stack, or more than one reading of it.
     """
-    left_out: Counter[str] = Counter()
-    stacks = []
-    for group in _parallel(images):
-        positions = [_choose_series(position) for position in _positions(group)]
-        cine = [position for position in positions if position]
-        used = {image.SeriesInstanceUID for position in cine for image in position}
-        left_out["not-cine"] += len({image.SeriesInstanceUID for image in group} - used)
-        tilt = _tilt_deg(group[0].normal)
-        if len(cine) < MIN_SLICES or tilt > MAX_TILT_DEG:
-            left_out["other-orientation"] += len(used)
+    planes = [cine_slices(group) for group in parallel(images)]
+    candidates: list[_Candidate] = []
+    trouble = None
+    for slices in planes:
+        try:
+            candidates += _candidates(slices)
+        except Unusable as unusable:
+            trouble = trouble or unusable
+    if not candidates:
+        raise trouble or Unusable("no-short-axis-cine")
+    chosen = _best(candidates)
+    _refuse_a_part(chosen, planes)
+    stack = _sorted_stack([one.images for one in chosen.slices])
+    return stack, _others(images, planes, chosen)
+
+
+def _candidates(slices: Sequence[Slice]) -> list[_Candidate]:
+    """The stacks that slices of one orientation and matrix make: of one series alone, and of one echo time.
+
+    Raises:
+        Unusable: There are enough slices, and yet no stack.
+    """
+    series: dict[str, list[Slice]] = defaultdict(list)
+    for one in slices:
+        series[one.first.SeriesInstanceUID].append(one)
+    echoes: list[list[Slice]] = []
+    for one in sorted(slices, key=lambda one: (math.isnan(one.first.EchoTime), one.first.EchoTime)):
+        before = echoes[-1][0].first.EchoTime if echoes else math.inf
+        if echoes and (math.isnan(one.first.EchoTime) or one.first.EchoTime <= (1 + SAME_ECHO) * before):
+            echoes[-1].append(one)
         else:
-            stacks.append((tilt, cine, len(used)))
-    if not stacks:
-        raise Unusable("no-short-axis-cine")
-    stacks.sort(key=lambda stack: stack[0])
-    left_out["other-orientation"] += sum(num_series for _, _, num_series in stacks[1:])
-    return _sorted_stack(stacks[0][1]), +left_out
+            echoes.append([one])
+    found, trouble = [], None
+    for members, is_one_series in [*((m, True) for m in series.values()), *((m, False) for m in echoes)]:
+        try:
+            places = _one_per_place(members)
+            tilted = _Candidate(places, is_one_series).tilt_deg > MAX_TILT_DEG
+            if len(places) < MIN_SLICES or tilted:
+                continue
+            depths = [one.depth for one in places]
+            kept = even_run(depths)
+            if len(kept) < MIN_SLICES or not is_complete(depths, kept):
+                raise Unusable("uneven-spacing")
+            found.append(_Candidate([places[index] for index in kept], is_one_series))
+        except Unusable as unusable:
+            trouble = trouble or unusable
+    if trouble and not found:
+        raise trouble
+    return found
 
 
-def _parallel(images: Sequence[Header]) -> list[list[Header]]:
-    """Images grouped by orientation, matrix and pixel spacing."""
-    groups: list[list[Header]] = []
-    for image in images:
-        for group in groups:
-            first = group[0]
-            same_grid = (first.Rows, first.Columns) == (image.Rows, image.Columns)
-            same_grid = same_grid and np.allclose(first.PixelSpacing, image.PixelSpacing, rtol=1e-3)
-            cosines = (first.row_axis @ image.row_axis, first.column_axis @ image.column_axis)
-            if same_grid and min(cosines) > SAME_DIRECTION:
-                group.append(image)
-                break
+def _one_per_place(slices: Sequence[Slice]) -> list[Slice]:
+    """Slices by depth, of those at one place the last that is like the others.
+
+    Raises:
+        Unusable: Two of them are alike and nothing says which was last.
+    """
+    num_phases = Counter(len(one.images) for one in slices).most_common(1)[0][0]
+    beats = [one.beat_ms for one in slices if not math.isnan(one.beat_ms)]
+    usual_ms = float(np.median(beats)) if beats else math.nan
+
+    def rank(one: Slice) -> tuple[bool, bool, float]:
+        usual_beat = not max(one.beat_ms / usual_ms, usual_ms / one.beat_ms) > USUAL_BEAT
+        return abs(len(one.images) - num_phases) <= 1, usual_beat, _series_number(one)
+
+    places: list[list[Slice]] = []
+    for one in sorted(slices, key=lambda one: one.depth):
+        if places and one.depth - places[-1][0].depth < SAME_POSITION_MM:
+            places[-1].append(one)
         else:
-            groups.append([image])
-    return groups
+            places.append([one])
+    chosen = []
+    for place in places:
+        *others, best = sorted(place, key=rank)
+        if others and rank(others[-1]) == rank(best):
+            raise Unusable("ambiguous-stack")
+        chosen.append(best)
+    return chosen
 
 
-def _positions(group: Sequence[Header]) -> list[list[Header]]:
-    """Images of one orientation grouped by position along the normal, in that order."""
-    normal = group[0].normal
-    depth = {id(image): float(normal @ np.asarray(image.ImagePositionPatient)) for image in group}
-    positions: list[list[Header]] = []
-    for image in sorted(group, key=lambda image: depth[id(image)]):
-        if positions and depth[id(image)] - depth[id(positions[-1][-1])] < SAME_POSITION_MM:
-            positions[-1].append(image)
-        else:
-            positions.append([image])
-    return positions
+def _best(candidates: Sequence[_Candidate]) -> _Candidate:
+    """The stack along the heart's axis with the finest pixels, most slices, and of repeats the last.
 
+    Raises:
+        Unusable: Two are alike and nothing says which was last.
+    """
+    most = max(len(one.slices) for one in candidates)
+    left = [one for one in candidates if 2 * len(one.slices) >= most]
+    least_tilt = min(one.tilt_deg for one in left)
+    left = [one for one in left if one.tilt_deg <= least_tilt + CLEARLY_NEARER_DEG]
+    finest = min(max(one.slices[0].first.PixelSpacing) for one in left)
+    left = [one for one in left if max(one.slices[0].first.PixelSpacing) <= CLEARLY_FINER * finest]
 
-def _choose_series(position: Sequence[Header]) -> list[Header]:
-    """The cine series at one position; empty where there is none."""
-    series: dict[str, list[Header]] = defaultdict(list)
-    for image in position:
-        series[image.SeriesInstanceUID].append(image)
-    cines = [images for images in series.values() if len(images) >= MIN_PHASES]
-    if len(cines) > 1:
+    def rank(one: _Candidate) -> tuple[int, bool, float]:
+        return len(one.slices), one.is_one_series, one.series_number
+
+    *others, best = sorted(left, key=rank)
+    if others and rank(others[-1]) == rank(best) and set(others[-1].slices) != set(best.slices):
         raise Unusable("ambiguous-stack")
-    return cines[0] if cines else []
+    return best
 
 
-def _tilt_deg(normal: NDArray[np.float64]) -> float:
-    """Angle between a stack's normal and the usual long axis of the heart, 0..90 degrees."""
-    return math.degrees(math.acos(min(1.0, abs(float(normal @ BASE_TO_APEX)))))
+def _refuse_a_part(chosen: _Candidate, planes: Sequence[Sequence[Slice]]) -> None:
+    """Refuse a stack that goes on with another matrix or orientation: its ventricle would be cut.
+
+    Slices that cover the same places are no part of it, but a stack that was planned again.
+
+    Raises:
+        Unusable: It does.
+    """
+    normal = chosen.slices[0].first.normal
+    kept = np.array([one.centre @ normal for one in chosen.slices])
+    spacing = float(np.median(np.diff(kept)))
+    for plane in planes:
+        tilt = abs(float(plane[0].first.normal @ normal)) if plane else 0.0
+        if tilt < math.cos(math.radians(SAME_STACK_DEG)) or chosen.slices[0] in plane:
+            continue
+        alike = [one for one in plane if _same_echo(one, chosen.slices[0])]
+        apart = np.array([np.abs(kept - one.centre @ normal).min() for one in alike]) / spacing
+        if (apart > COVERED).mean() > 0.5 and (apart[apart > COVERED] < NEXT).any():
+            raise Unusable("mixed-geometry")
 
 
-def _sorted_stack(positions: list[list[Header]]) -> Stack:
+def _others(images: Sequence[Header], planes: Sequence[Sequence[Slice]], chosen: _Candidate) -> Counter[str]:
+    """Number of series that are no part of the stack, by reason code."""
+    used = {one.first.SeriesInstanceUID for one in chosen.slices}
+    parallel = {
+        one.first.SeriesInstanceUID for slices in planes if set(slices) & set(chosen.slices) for one in slices
+    } - used
+    cine = {one.first.SeriesInstanceUID for slices in planes for one in slices} - used - parallel
+    still = {image.SeriesInstanceUID for image in images} - used - parallel - cine
+    return +Counter({"repeated-slices": len(parallel), "other-orientation": len(cine), "not-cine": len(still)})
+
+
+def _sorted_stack(positions: Sequence[Sequence[Header]]) -> Stack:
     """Phases sorted, and what holds for every stack checked."""
-    if len({len(position) for position in positions}) > 1:
-        raise Unusable("uneven-phases")
-    images = [_in_time(position) for position in positions]
+    images = equal_in_number([in_time(position) for position in positions])
     first = images[0][0]
     corners = np.array([position[0].ImagePositionPatient for position in images])
-    depths = corners @ first.normal
-    gaps = np.diff(depths)
-    spacing = float(np.median(gaps))
-    if np.abs(gaps - spacing).max() > MAX_SPACING_DEVIATION * spacing:
-        raise Unusable("uneven-spacing")
     step = (corners[-1] - corners[0]) / (len(corners) - 1)
     if np.linalg.norm(corners - corners[0] - np.arange(len(corners))[:, None] * step, axis=1).max() > MAX_SHIFT_MM:
         raise Unusable("slices-not-aligned")
@@ -137,13 +233,13 @@ def _sorted_stack(positions: list[list[Header]]) -> Stack:
     return Stack(images, affine)
 
 
-def _in_time(position: Sequence[Header]) -> list[Header]:
-    """One slice's images by TriggerTime; by InstanceNumber where the times are missing or repeat.
+def _same_echo(one: Slice, other: Slice) -> bool:
+    """Whether two slices are of one protocol, as far as their echo times tell."""
+    ours, theirs = one.first.EchoTime, other.first.EchoTime
+    return not abs(ours - theirs) > SAME_ECHO * max(ours, theirs)
 
-    Philips may store one and the same value, the dynamic scan's or the inversion's time, in every TriggerTime.
-    """
-    for key in ("TriggerTime", "InstanceNumber"):
-        values = [getattr(image, key) for image in position]
-        if all(map(math.isfinite, values)) and len(set(values)) == len(values):
-            return sorted(position, key=lambda image: getattr(image, key))
-    raise Unusable("ambiguous-phase-order")
+
+def _series_number(one: Slice) -> float:
+    """SeriesNumber (0020,0011), which scanners count up; before all others where it is missing."""
+    number = one.first.SeriesNumber
+    return number if math.isfinite(number) else -math.inf

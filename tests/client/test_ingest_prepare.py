@@ -3,6 +3,8 @@
 import csv
 import json
 import stat
+from functools import partial
+from itertools import islice
 
 import nibabel
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from client.deidentify import KEY_NAME, pseudonym, read_key, read_or_make_key
 from client.ingest.acdc import read_acdc
 from client.ingest.check import check
-from client.ingest.cine import Cine
+from client.ingest.cine import Cine, Findings, Study
 from client.ingest.mnms import read_mnms
 from client.ingest.normalise import normalise, orient
 from client.ingest.prepare import prepare
@@ -83,14 +85,15 @@ def test_mnms_counts_labels_from_the_left_ventricle_and_takes_the_vendor_of_its_
     write_nifti(folder / "A1_sa.nii.gz", cine.T.astype(np.int16))
     write_nifti(folder / "A1_sa_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[labels].T)
     with (tmp_path / "scans" / "table.csv").open("w", newline="") as file:
-        rows = [["", "External code", "VendorName", "ED", "ES"], [0, "A1", "GE", 0, 2], [1, "B2", "Philips", 0, 1]]
+        rows = [["", "External code", "VendorName", "ED", "ES"], [0, "A1", "GE", 0, 2], [1, "B2", "Philips", 0, 1],
+                [2, "A1", "GE", 0, 2], [3, "C3", "GE", 0, 2], [4, "C3", "GE", 0, 1]]  # fmt: skip
         csv.writer(file).writerows(rows)
     summary = prepare(tmp_path / "scans", tmp_path / "out", "mnms", key=KEY)
     (case,) = load_cases(tmp_path / "out")
     assert case.info.vendor == "GE"
     assert case.info.ef == pytest.approx(loop_ef(masks), abs=1e-5)
     assert case.frames[case.masks == LV].mean() > case.frames[case.masks == RV].mean() > 0.7
-    assert summary.refused == {"missing-file": 1}
+    assert summary.refused == {"missing-file": 1, "conflicting-rows": 1}
     with pytest.raises(Unusable, match="masks-differ"):
         read_mnms(folder / "A1_sa.nii.gz", "GE", (0, 3))
 
@@ -119,7 +122,9 @@ def test_a_damaged_patient_is_counted_and_the_others_go_on(tmp_path, reason, dam
     damage(tmp_path / "scans" / "patient002")
     summary = prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY)
     assert (summary.num_cases, summary.refused) == (1, {reason: 1})
-    assert json.loads((tmp_path / "out" / "refused.json").read_text()) == {"studies": {reason: 1}, "left_out": {}}
+    assert json.loads((tmp_path / "out" / "refused.json").read_text()) == {
+        "studies": {reason: 1}, "left_out": {}, "warnings": {},
+    }  # fmt: skip
 
 
 def test_no_usable_patient_is_one_line_with_counts_and_no_names(tmp_path):
@@ -131,11 +136,11 @@ def test_no_usable_patient_is_one_line_with_counts_and_no_names(tmp_path):
 
 
 def test_a_readers_own_exception_becomes_a_code(tmp_path, monkeypatch):
-    def broken(cine):
-        raise ZeroDivisionError("patient Jane Doe")
-
-    monkeypatch.setattr("client.ingest.prepare.normalise", broken)
-    write_acdc(tmp_path / "scans", [1])
+    broken = Study("1", "1", partial(int, "patient Jane Doe"))
+    with pytest.raises(ValueError, match="Jane"):
+        broken.read()
+    monkeypatch.setattr("client.ingest.prepare.find_acdc", lambda source, folds: Findings([broken]))
+    (tmp_path / "scans").mkdir()
     with pytest.raises(UserError, match="unexpected-error 1") as error:
         prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY)
     assert "Jane" not in str(error.value)
@@ -144,21 +149,23 @@ def test_a_readers_own_exception_becomes_a_code(tmp_path, monkeypatch):
 
 def test_an_interrupted_call_goes_on_and_does_no_work_twice(tmp_path, monkeypatch):
     write_acdc(tmp_path / "scans", [1, 2, 3])
-    done = []
 
-    def until_third(cine):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(cine)
-        return normalise(cine)
+    def until_third(results, description, total):
+        yield from islice(results, 2)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("client.ingest.prepare.normalise", until_third)
+    monkeypatch.setattr("client.ingest.prepare.track", until_third)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "scans", tmp_path / "out", "acdc")
     monkeypatch.undo()
-    assert len(read_index(tmp_path / "out")) == 2
+    names = [info.pseudonym for info in read_index(tmp_path / "out")]
+    written = [(tmp_path / "out" / "cases" / f"{name}.npz").stat().st_mtime_ns for name in names]
+    assert len(names) == 2
     summary = prepare(tmp_path / "scans", tmp_path / "out", "acdc")
     assert (summary.num_cases, summary.num_new) == (3, 1)
+    assert written == [(tmp_path / "out" / "cases" / f"{name}.npz").stat().st_mtime_ns for name in names]
+    details = json.loads((tmp_path / "out" / "details.json").read_text())
+    assert sorted(details) == [info.pseudonym for info in read_index(tmp_path / "out")]
 
 
 def test_worker_processes_give_the_same_cases(tmp_path):

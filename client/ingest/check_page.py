@@ -1,0 +1,150 @@
+"""The check's page: one file for the site's own eyes, without network or script."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from client.ingest.check_report import CheckedCase, CheckReport, meaning
+from client.ingest.flags import MAX_EF, MIN_EF
+from client.ingest.vendor import UNKNOWN
+from shared.resources import resource
+
+TEMPLATE = "client/ingest/check_page.html"
+SHEET_SIZE = 60
+"""Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
+MAX_PICTURES = 1000
+"""Of some 6 kB each; the cases beyond, none of them flagged where that can be helped, are listed without."""
+CONTOURS = {"lv": "left cavity", "myo": "myocardium, outer border", "rv": "right ventricle"}
+
+
+def render_page(report: CheckReport) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(resource(TEMPLATE).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": _percent}
+    flagged = [case for case in report.cases if case.flags or case.trouble]
+    flagged.sort(key=lambda case: (case.trouble is None, -len(case.flags), case.pseudonym))
+    others = [case for case in report.cases if not (case.flags or case.trouble)]
+    pictured = {id(case) for case in [*flagged, *others][:MAX_PICTURES]}
+    return environment.get_template(TEMPLATE.rpartition("/")[2]).render(
+        report=report,
+        headline=headline(report),
+        tiles=_tiles(report),
+        facts=facts(report),
+        bars=_bars(report.ef_histogram),
+        ef_bounds=(MIN_EF, MAX_EF),
+        marks=[(code, number, meaning(code)) for code, number in {**report.troubles, **report.flags}.items()],
+        reasons=[
+            (title, [(code, number, meaning(code)) for code, number in counts.items()])
+            for title, counts in (
+                ("studies refused", report.refused),
+                ("files and series left out", report.left_out),
+                ("used all the same", report.other_warnings),
+            )
+            if counts
+        ],
+        flagged=flagged,
+        sheets=[others[start : start + SHEET_SIZE] for start in range(0, len(others), SHEET_SIZE)],
+        sheet_size=SHEET_SIZE,
+        pictured=pictured,
+        case_id=id,
+        contours=CONTOURS,
+        line=case_line,
+    )
+
+
+def headline(report: CheckReport) -> str:
+    """What the data manager needs to know, in one sentence."""
+    refused = sum(report.refused.values())
+    if not report.cases:
+        return f"There is no case here: {_number(refused, 'study', 'studies')} refused, the reasons are below."
+    usable = report.num_cases - report.num_unusable
+    sentence = f"{_number(usable, 'case', 'cases')} of {_number(report.num_patients, 'patient', 'patients')}"
+    if report.num_unusable:
+        sentence = f"{usable} of {_number(report.num_cases, 'case', 'cases')}"
+    sentence += " can be trained on"
+    return f"{sentence}, {report.num_flagged} of them to look at." if report.num_flagged else f"{sentence}."
+
+
+def facts(report: CheckReport) -> list[tuple[str, str]]:
+    """Names and values of the summary, for the page and the terminal alike."""
+    strengths = {UNKNOWN if t is None else f"{t:g} T": number for t, number in report.field_strengths_t.items()}
+    return [
+        ("patients", str(report.num_patients)),
+        ("cases", f"{report.num_cases}, {report.num_labelled} with masks"),
+        ("vendor", _counts(report.vendors)),
+        ("field strength", _counts(strengths)),
+        ("phases found", _range(report.num_phases, "d")),
+        ("slices", _range(report.num_slices, "d")),
+        ("slice spacing", _range(report.slice_spacing_mm, ".1f", " mm")),
+        ("ejection fraction", _range(report.ef, ".1%") + _of_how_many(len(report.efs), report.num_cases)),
+    ]
+
+
+def case_line(case: CheckedCase) -> str:
+    """What is known of a case, in one line; what is not is left out."""
+    parts = [case.vendor if case.vendor != UNKNOWN else "vendor unknown"]
+    if case.field_strength_t is not None:
+        parts[0] += f" {case.field_strength_t:g} T"
+    if case.num_slices is not None and case.slice_spacing_mm is not None:
+        parts.append(f"{_number(case.num_slices, 'slice', 'slices')}, {case.slice_spacing_mm:.1f} mm apart")
+    if case.num_phases is not None:
+        phases = _number(case.num_phases, "phase", "phases")
+        if case.ed_phase is not None and case.es_phase is not None:
+            phases = f"ED {case.ed_phase + 1}, ES {case.es_phase + 1} of {phases}"
+        parts.append(phases)
+    return "; ".join(parts)
+
+
+def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
+    """The figures at the top: value, unit, explanation."""
+    low, high = report.ef or (None, None)
+    return [
+        (str(report.num_cases), "cases", f"of {_number(report.num_patients, 'patient', 'patients')}"),
+        (str(report.num_labelled), "", "with masks of ventricles and myocardium"),
+        (str(report.num_flagged), "", "to look at before they are used"),
+        (str(sum(report.refused.values())), "", "studies refused; reasons and numbers are below"),
+        ("unknown" if low is None else f"{100 * low:.0f} to {100 * (high or 0):.0f}", "" if low is None else "%",
+         "ejection fraction, smallest and largest"),
+    ]  # fmt: skip
+
+
+def _bars(histogram: Sequence[int]) -> list[dict[str, Any]]:
+    """The histogram's bars in a drawing 100 wide and 40 high: place, height, and how many cases they stand for."""
+    width, most = 100 / len(histogram), max(histogram) or 1
+    return [
+        {"x": round(i * width + 0.4, 2), "width": round(width - 0.8, 2), "height": round(40 * number / most, 2),
+         "number": number, "low": round(i * width), "high": round((i + 1) * width)}
+        for i, number in enumerate(histogram)
+    ]  # fmt: skip
+
+
+def _number(number: int, one: str, several: str) -> str:
+    """For example "1 case", "2 cases"."""
+    return f"{number} {one if number == 1 else several}"
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    """For example "Siemens 20, GE 3"."""
+    return ", ".join(f"{name} {number}" for name, number in sorted(numbers.items())) or UNKNOWN
+
+
+def _range(values: tuple[float, float] | None, form: str, unit: str = "") -> str:
+    """For example "8.0 to 10.0 mm"."""
+    if values is None:
+        return UNKNOWN
+    low, high = (format(value, form) for value in values)
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def _of_how_many(known: int, all_cases: int) -> str:
+    """Nothing where all are known or none is."""
+    return f", known in {known} cases" if 0 < known < all_cases else ""
+
+
+def _percent(fraction: float) -> str:
+    """Whole per cent; the space does not break."""
+    return f"{100 * fraction:.0f}\u00a0%"

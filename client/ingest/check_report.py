@@ -1,0 +1,211 @@
+"""What the check of a folder of cases has found, and the same as JSON."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from client.ingest.contact_sheet import Picture
+from client.ingest.flags import FLAGS
+from client.ingest.reasons import REASONS
+from client.ingest.vendor import UNKNOWN
+from shared.case import CASE_SIZE, INDEX_NAME, VENDORS
+
+TROUBLES = {
+    "named-twice": f"{INDEX_NAME} names it twice",
+    "case-missing": "its file is missing",
+    "case-unreadable": "its file is not a readable case",
+    "other-vendor": f"its vendor is none of {', '.join(VENDORS)} or {UNKNOWN}",
+    "wrong-size": f"its frames are not {CASE_SIZE} x {CASE_SIZE} pixels",
+    "no-contrast": "a frame without contrast",
+    "no-left-ventricle": "masks without a left ventricle",
+    "ef-differs": f"the ejection fraction of {INDEX_NAME} is not that of the masks",
+}
+"""What makes a case useless for training, by code."""
+EF_BINS = 20
+"""Of the histogram: one per five points."""
+OTHER_VERSION = "written by another version of fedcmr: prepare the folder again to learn what it means"
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """One case: a row of the index, what its file holds, and what was found.
+
+    What cannot be read is None.
+
+    Attributes:
+        pseudonym: As in the index.
+        group: As in the index: the patient.
+        vendor: As in the index.
+        field_strength_t: Tesla.
+        ef: In [0, 1].
+        num_slices: Of the stack.
+        slice_spacing_mm: Between slices.
+        num_phases: That the scan had.
+        ed_phase: Which of them became end-diastole, from 0.
+        es_phase: Likewise for end-systole.
+        labelled: Whether it has masks.
+        flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
+        trouble: A code of `TROUBLES`, or None for a case that training can use.
+        picture: Of its middle slice.
+    """
+
+    pseudonym: str
+    group: str
+    vendor: str
+    field_strength_t: float | None
+    ef: float | None
+    num_slices: int | None = None
+    slice_spacing_mm: float | None = None
+    num_phases: int | None = None
+    ed_phase: int | None = None
+    es_phase: int | None = None
+    labelled: bool = False
+    flags: tuple[str, ...] = ()
+    trouble: str | None = None
+    picture: Picture | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a folder of cases holds.
+
+    Ranges are the smallest and the largest of what is known, or None.
+
+    Attributes:
+        cases: In the order of the index.
+        refused: Studies that became no case, by reason code.
+        left_out: Files and series that belong to no short-axis cine, by reason code.
+        warnings: What `prepare` noted about cases and scans that it used all the same, by reason code.
+    """
+
+    cases: tuple[CheckedCase, ...]
+    refused: dict[str, int]
+    left_out: dict[str, int]
+    warnings: dict[str, int]
+
+    @property
+    def num_cases(self) -> int:
+        """Rows of the index."""
+        return len(self.cases)
+
+    @property
+    def num_patients(self) -> int:
+        """Distinct groups."""
+        return len({case.group for case in self.cases})
+
+    @property
+    def num_labelled(self) -> int:
+        """Cases with masks."""
+        return sum(case.labelled for case in self.cases)
+
+    @property
+    def num_unusable(self) -> int:
+        """Cases that training could not use."""
+        return sum(case.trouble is not None for case in self.cases)
+
+    @property
+    def num_flagged(self) -> int:
+        """Usable cases that a person should look at."""
+        return sum(bool(case.flags) and case.trouble is None for case in self.cases)
+
+    @property
+    def vendors(self) -> dict[str, int]:
+        """Number of cases by vendor."""
+        return _counts(case.vendor for case in self.cases)
+
+    @property
+    def field_strengths_t(self) -> dict[float | None, int]:
+        """Number of cases by field strength in tesla; None for unknown."""
+        return dict(Counter(case.field_strength_t for case in self.cases))
+
+    @property
+    def num_slices(self) -> tuple[int, int] | None:
+        """Of a stack."""
+        return _range(case.num_slices for case in self.cases)
+
+    @property
+    def slice_spacing_mm(self) -> tuple[float, float] | None:
+        """Between slices."""
+        return _range(case.slice_spacing_mm for case in self.cases)
+
+    @property
+    def num_phases(self) -> tuple[int, int] | None:
+        """Of a scan."""
+        return _range(case.num_phases for case in self.cases)
+
+    @property
+    def efs(self) -> list[float]:
+        """The known ejection fractions."""
+        return [case.ef for case in self.cases if case.ef is not None]
+
+    @property
+    def ef(self) -> tuple[float, float] | None:
+        """Ejection fraction."""
+        return _range(self.efs)
+
+    @property
+    def ef_histogram(self) -> list[int]:
+        """Known ejection fractions in bins of five points from 0 to 100 %."""
+        return [int(count) for count in np.histogram(self.efs, EF_BINS, (0.0, 1.0))[0]]
+
+    @property
+    def flags(self) -> dict[str, int]:
+        """Number of cases by flag."""
+        return _counts(code for case in self.cases for code in case.flags)
+
+    @property
+    def other_warnings(self) -> dict[str, int]:
+        """The warnings that no case carries as its flag: they concern the scans as a whole."""
+        return {code: number for code, number in self.warnings.items() if code not in self.flags}
+
+    @property
+    def troubles(self) -> dict[str, int]:
+        """Number of cases by trouble."""
+        return _counts(case.trouble for case in self.cases if case.trouble is not None)
+
+
+def as_json(report: CheckReport) -> dict[str, Any]:
+    """The report as plain values; fractions and millimetres, unknown values null, codes with what they mean."""
+    return {
+        "num_cases": report.num_cases,
+        "num_patients": report.num_patients,
+        "num_labelled": report.num_labelled,
+        "num_unusable": report.num_unusable,
+        "num_flagged": report.num_flagged,
+        "vendors": report.vendors,
+        "field_strengths_t": {"unknown" if t is None else f"{t:g}": n for t, n in report.field_strengths_t.items()},
+        "num_phases": report.num_phases,
+        "num_slices": report.num_slices,
+        "slice_spacing_mm": report.slice_spacing_mm,
+        "ef": report.ef,
+        "ef_histogram": report.ef_histogram,
+        "troubles": _explained(report.troubles),
+        "flags": _explained(report.flags),
+        "studies_refused": _explained(report.refused),
+        "left_out": _explained(report.left_out),
+        "warnings": _explained(report.warnings),
+        "cases": [{name: value for name, value in vars(case).items() if name != "picture"} for case in report.cases],
+    }
+
+
+def meaning(code: str) -> str:
+    """What a trouble, a flag or a reason means."""
+    return TROUBLES.get(code) or FLAGS.get(code) or REASONS.get(code, OTHER_VERSION)
+
+
+def _explained(counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    return {code: {"number": number, "meaning": meaning(code)} for code, number in counts.items()}
+
+
+def _counts(codes: Iterable[str]) -> dict[str, int]:
+    """How often each occurs, the most frequent first."""
+    return dict(sorted(Counter(codes).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _range(values: Iterable[Any]) -> tuple[Any, Any] | None:
+    """Smallest and largest of the known ones."""
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None

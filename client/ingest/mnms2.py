@@ -1,0 +1,80 @@
+"""The layout of M&Ms-2: one CSV, and `NNN/NNN_SA_ED.nii.gz`, `NNN_SA_ES.nii.gz`, each with its `..._gt.nii.gz`.
+
+Martín-Isla et al., IEEE JBHI 2023, https://doi.org/10.1109/JBHI.2023.3267857. Two 3D phases a patient; the whole cine
+(`SA_CINE`) and the long axis (`LA_*`) beside them are not read. Its masks count from the left ventricle: 1 LV,
+2 myocardium, 3 RV. The CSV, `dataset_information.csv`, has the columns SUBJECT_CODE, DISEASE, VENDOR, SCANNER
+and FIELD; codes stand there without the zeros that the folders' names begin with.
+"""
+
+import math
+from collections import Counter, defaultdict
+from functools import partial
+from pathlib import Path
+
+from client.ingest.cine import Cine, Findings, Study
+from client.ingest.nifti import axes_of, read_phases, spacing_of
+from client.ingest.tables import read_rows
+from client.ingest.vendor import field_strength, vendor_name
+from shared.case import BACKGROUND, LV, MYO, RV
+
+LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
+TABLE_NAME = "dataset_information.csv"
+COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("field",)}
+PHASES = ("ED", "ES")
+
+
+def find_mnms2(source: Path) -> Findings:
+    """Patients that the table lists.
+
+    Raises:
+        UserError: There is no such table, or it lacks a column.
+    """
+    rows = read_rows(source / TABLE_NAME, COLUMNS, list(COLUMNS))
+    folders = {path.parent.name: path.parent for path in sorted(source.rglob("*_SA_E[DS].nii.gz"))}
+    described: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for _, row in rows:
+        if row["SUBJECT_CODE"]:
+            described[row["SUBJECT_CODE"].zfill(3)].add((row["VENDOR"], row["FIELD"]))
+    studies, refused = [], Counter[str]()
+    for code, descriptions in sorted(described.items()):
+        if len(descriptions) > 1:
+            refused["conflicting-rows"] += 1
+        elif code not in folders:
+            refused["missing-file"] += 1
+        else:
+            studies.append(Study(code, code, partial(read_mnms2, folders[code], *descriptions.pop())))
+    return Findings(studies, refused)
+
+
+def read_mnms2(folder: Path, vendor: str, field: str) -> Cine:
+    """Both phases of one patient.
+
+    Args:
+        folder: The patient's.
+        vendor: As the table names it.
+        field: Tesla, as the table writes it.
+
+    Raises:
+        Unusable: A file is missing or damaged, or they do not fit.
+    """
+    frames = [folder / f"{folder.name}_SA_{phase}.nii.gz" for phase in PHASES]
+    images, masks, affine = read_phases(
+        frames, [path.with_name(path.name.replace(".nii.gz", "_gt.nii.gz")) for path in frames], LABELS
+    )
+    x_mm, y_mm, z_mm = spacing_of(affine)
+    return Cine(
+        images=images,
+        masks=masks,
+        spacing_mm=(z_mm, y_mm, x_mm),
+        axes=axes_of(affine),
+        vendor=vendor_name(vendor),
+        field_strength_t=field_strength(_number(field)),
+    )
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,107 @@
+"""The reading of `prepare` measured: time against a bare loop, memory of all processes."""
+
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pydicom
+
+from client.ingest.cine import Study
+from client.ingest.dicom import find_dicom
+from client.ingest.reasons import Unusable
+from client.ingest.sandbox import Workers
+from shared.errors import UserError
+from simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, STUDY_NUMBER, write_seeds
+from simulations.benchmarks.stages import memory_kb
+
+SAMPLE_INTERVAL_S = 0.1
+
+
+def files_per_second(source: Path, num_processes: int, repeats: int) -> dict[str, float]:
+    """Medians of both, which take turns, and of their quotient; starting the processes does not count."""
+    paths = [str(path) for path in sorted(source.rglob("*.dcm"))]
+    parts = [paths[index::num_processes] for index in range(num_processes)]
+    seconds: dict[str, list[float]] = {"prepare": [], "bare": []}
+    pool = multiprocessing.get_context("spawn").Pool(num_processes)
+    with pool, Workers(num_processes) as workers:
+        read: dict[str, Callable[[], int]] = {
+            "prepare": partial(read_as_prepare, source, workers),
+            "bare": lambda: sum(pool.map(read_bare, parts, chunksize=1)),
+        }
+        for repeat in range(repeats + 1):
+            for name, function in read.items():
+                started = time.perf_counter()
+                num_read = function()
+                assert num_read == len(paths), "both read every file"
+                if repeat > 0:  # the first fills the disk's cache, and imports
+                    seconds[name].append(time.perf_counter() - started)
+    shares = [bare / ours for bare, ours in zip(seconds["bare"], seconds["prepare"], strict=True)]
+    rates = {name: len(paths) / statistics.median(values) for name, values in seconds.items()}
+    return rates | {"share": statistics.median(shares), "num_files": len(paths)}
+
+
+def read_as_prepare(source: Path, workers: Workers) -> int:
+    """Find and read every study as `prepare` does, to the pixels; returns the number of images."""
+    total = 0
+    for result in workers.map(read_study, find_dicom(source, workers).studies, ordered=False):
+        if isinstance(result, Unusable):
+            raise result
+        total += result
+    return total
+
+
+def read_study(study: Study) -> int:
+    """Read one study in a child process; returns the number of its images."""
+    num_phases, num_slices = study.read().images.shape[:2]
+    return num_phases * num_slices
+
+
+def read_bare(paths: list[str]) -> int:
+    """The loop that a script would have; returns the number of images."""
+    return sum(pydicom.dcmread(path).pixel_array.ndim == 2 for path in paths)
+
+
+def compress(source: Path, target: Path, syntax: str) -> None:
+    """The same files in another transfer syntax."""
+    for path in source.rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.compress(syntax, generate_instance_uid=False)
+        out = target / path.relative_to(source)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(out)
+
+
+def write_studies(folder: Path, num_files: int) -> None:
+    """Small studies of different patients, all files of one size."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        study = write_seeds(Path(temporary) / "seeds").study
+        originals = {path.name: path.read_bytes() for path in sorted(study.iterdir())}
+    for number in range(-(-num_files // (NUM_SLICES * NUM_PHASES))):
+        own = folder / f"{number:05d}"
+        own.mkdir(parents=True)
+        other = str(int(STUDY_NUMBER) + number).encode()
+        for name, content in originals.items():
+            (own / name).write_bytes(content.replace(STUDY_NUMBER.encode(), other))
+
+
+def peak_memory(source: Path, destination: Path, num_processes: int) -> dict[str, float]:
+    """Run `fedcmr-client prepare` and watch it."""
+    command = [sys.executable, "-m", "client.cli", "prepare", "--format", "dicom", str(source), str(destination)]
+    started = time.monotonic()
+    process = subprocess.Popen([*command, "--num-processes", str(num_processes)], stdout=subprocess.DEVNULL)
+    peak_kb = 0
+    while process.poll() is None:
+        peak_kb = max(peak_kb, memory_kb(process.pid))
+        time.sleep(SAMPLE_INTERVAL_S)
+    if process.returncode != 0:
+        raise UserError(f"fedcmr-client prepare ended with exit code {process.returncode}: see its message above")
+    num_files = sum(1 for path in source.rglob("*.dcm"))
+    num_cases = sum(1 for path in (destination / "cases").iterdir())
+    return {"num_files": num_files, "num_cases": num_cases, "peak_mib": peak_kb / 1024,
+            "files_per_second": num_files / (time.monotonic() - started)}  # fmt: skip
