@@ -11,11 +11,11 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from client.check.folder import PAGE_NAME, check, complain, write_report
+from client.check.page import facts
+from client.check.report import CheckReport, as_json, meaning
 from client.deidentify import KEY_NAME, read_key
-from client.ingest.check import PAGE_NAME, check, complain, write_report
-from client.ingest.check_page import facts
-from client.ingest.check_report import CheckReport, as_json, meaning
-from client.ingest.plain import parse_labels
+from client.ingest.layouts.plain import parse_labels
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
 from shared.case import VENDORS

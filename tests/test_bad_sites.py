@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.ingest.check import check
+from client.check.folder import check
 from client.ingest.prepare import prepare
 from client.ledger import Ledger
 from client.training import load_patients

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.ingest.cine import Cine
-from client.ingest.header import Header
+from client.ingest.dicom.header import Header
 
 ANNOTATED = "YES"
 SUSPECTED = "burned-in-suspected"

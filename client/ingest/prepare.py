@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from client.deidentify import pseudonym, read_or_make_key
-from client.ingest.acdc import find_acdc
 from client.ingest.burned_in import SUSPECTED, suspect
 from client.ingest.cine import Findings, Study
-from client.ingest.dicom import find_dicom
-from client.ingest.ef_table import read_ef_table, with_ejection_fractions
-from client.ingest.mnms import find_mnms
-from client.ingest.mnms2 import find_mnms2
+from client.ingest.dicom.reader import find_dicom
+from client.ingest.layouts.acdc import find_acdc
+from client.ingest.layouts.ef_table import read_ef_table, with_ejection_fractions
+from client.ingest.layouts.mnms import find_mnms
+from client.ingest.layouts.mnms2 import find_mnms2
+from client.ingest.layouts.plain import find_plain
 from client.ingest.normalise import normalise
-from client.ingest.plain import find_plain
 from client.ingest.plausibility import check_masks
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers

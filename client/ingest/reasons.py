@@ -34,7 +34,7 @@ REASONS = {
     "too-slow": "a file or study took too long to read",
     "too-large": "files beyond the limits of size, nesting or number of elements, or that need too much memory",
     "unexpected-error": "the reader failed: please report the kind of scanner and export",
-    "conflicting-copies": "two different files with the number of one image: which is right cannot be told: export the study again",
+    "conflicting-copies": "two different files with the number of one image: export the study again",
     "mixed-patients": "one study with two patients' numbers: export each patient's own",
     # files, and series of a usable study
     "not-dicom": "files that are not DICOM",

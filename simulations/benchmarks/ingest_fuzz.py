@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from client.ingest.cine import Cine
-from client.ingest.dicom import read_file, read_stack
-from client.ingest.dicom_seg import Segmentation, choose
-from client.ingest.grouping import group_studies
-from client.ingest.header import Header
+from client.ingest.dicom.grouping import group_studies
+from client.ingest.dicom.header import Header
+from client.ingest.dicom.reader import read_file, read_stack
+from client.ingest.dicom.segmentation import Segmentation, choose
 from client.ingest.normalise import normalise
 from client.ingest.plausibility import check_masks
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
-from client.ingest.short_axis import Stack, find_stack
+from client.ingest.stack.short_axis import Stack, find_stack
 from shared.case import CASE_SIZE, Case, CaseInfo
 from shared.progress import track
 from simulations.benchmarks.ingest_seeds import Seeds, write_seeds

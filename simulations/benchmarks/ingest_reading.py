@@ -13,7 +13,7 @@ from pathlib import Path
 import pydicom
 
 from client.ingest.cine import Study
-from client.ingest.dicom import find_dicom
+from client.ingest.dicom.reader import find_dicom
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from shared.errors import UserError

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ingest.acdc import find_acdc
 from client.ingest.burned_in import MIN_STROKES, is_annotated, num_strokes, suspect
 from client.ingest.cine import Cine
-from client.ingest.dicom import find_dicom
-from client.ingest.header import Header
-from client.ingest.mnms import find_mnms
+from client.ingest.dicom.header import Header
+from client.ingest.dicom.reader import find_dicom
+from client.ingest.layouts.acdc import find_acdc
+from client.ingest.layouts.mnms import find_mnms
 from client.ingest.reasons import REASONS
 from simulations.hospital import POPULATIONS
 from simulations.phantom import draw_patient

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from client.check.contact_sheet import picture_of
+from client.check.flags import FLAGS, flags_of
+from client.check.folder import check, complain, write_report
+from client.check.report import TROUBLES
 from client.cli import main
-from client.ingest.check import check, complain, write_report
-from client.ingest.check_report import TROUBLES
-from client.ingest.contact_sheet import picture_of
-from client.ingest.flags import FLAGS, flags_of
 from client.ingest.reasons import REASONS
 from shared.case import ED, ES, LV, MYO, RV, Case, CaseInfo, read_index, save_case, write_index
 from shared.errors import UserError

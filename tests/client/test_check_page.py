@@ -9,12 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from client.check.contact_sheet import Picture
+from client.check.folder import check
+from client.check.page import SHEET_SIZE, headline, render_page
+from client.check.report import CheckedCase, CheckReport
 from client.cli import main
-from client.ingest import check_page
-from client.ingest.check import check
-from client.ingest.check_page import SHEET_SIZE, headline, render_page
-from client.ingest.check_report import CheckedCase, CheckReport
-from client.ingest.contact_sheet import Picture
 from client.ingest.reasons import REASONS
 from simulations.hospital import write_hospital
 
@@ -24,7 +23,7 @@ CANARY = "ZZCANARY"
 
 def picture(seed: int = 0) -> Picture:
     """A real JPEG of noise, the worst that compression can meet."""
-    from client.ingest.contact_sheet import _jpeg
+    from client.check.contact_sheet import _jpeg
 
     sheet = np.random.default_rng(seed).integers(0, 255, (96, 194), dtype=np.uint8)
     return Picture(_jpeg(sheet), {"lv": "M20 20l10 0 0 10-10 0Z", "rv": "M60 60l10 0 0 10Z"}, 4, 194, 96)
@@ -69,7 +68,7 @@ def test_page_of_five_hundred_noisy_cases_can_still_be_mailed_around_the_house()
 
 
 def test_beyond_a_limit_the_flagged_cases_keep_their_pictures(monkeypatch):
-    monkeypatch.setattr(check_page, "MAX_PICTURES", 5)
+    monkeypatch.setattr("client.check.page.MAX_PICTURES", 5)
     page = render_page(report_of(20, num_flagged=3))
     assert page.count("<img ") == 4 and page.count("picture left out") == 16
     for name in ("p0000", "p0001", "p0002"):

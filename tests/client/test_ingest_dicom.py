@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
 
-from client.ingest.dicom import find_dicom
+from client.ingest.dicom.reader import find_dicom
 from client.ingest.locate import find_centre, find_frames
 from client.ingest.normalise import normalise, orient
 from client.ingest.prepare import prepare

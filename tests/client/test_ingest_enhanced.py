@@ -9,9 +9,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from client.ingest.dicom import find_dicom, read_file
+from client.ingest.dicom.pixels import read_pixels
+from client.ingest.dicom.reader import find_dicom, read_file
 from client.ingest.normalise import normalise
-from client.ingest.pixels import read_pixels
 from client.ingest.reasons import Unusable
 from tests.client.dicom_files import (
     COLUMN_AXIS,

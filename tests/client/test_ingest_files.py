@@ -27,11 +27,11 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from client.ingest import parser
-from client.ingest.dicom import HEADER_ELEMENTS, find_dicom, read_file
-from client.ingest.files import plain_files
-from client.ingest.header import Header
-from client.ingest.parser import parse
+from client.ingest.dicom import parser
+from client.ingest.dicom.files import plain_files
+from client.ingest.dicom.header import Header
+from client.ingest.dicom.parser import parse
+from client.ingest.dicom.reader import HEADER_ELEMENTS, find_dicom, read_file
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from tests.client.dicom_files import image_dataset, write_image, write_study

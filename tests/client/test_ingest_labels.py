@@ -10,9 +10,9 @@ import pytest
 
 from client.cli import main
 from client.ingest.cine import Cine, Study
-from client.ingest.ef_table import read_ef_table, with_ejection_fractions
-from client.ingest.mnms2 import find_mnms2
-from client.ingest.plain import find_plain, parse_labels
+from client.ingest.layouts.ef_table import read_ef_table, with_ejection_fractions
+from client.ingest.layouts.mnms2 import find_mnms2
+from client.ingest.layouts.plain import find_plain, parse_labels
 from client.ingest.plausibility import check_masks, myocardium_at_border
 from client.ingest.prepare import prepare
 from client.ingest.reasons import Unusable

@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless
 
-from client.ingest.dicom import find_dicom
-from client.ingest.dicom_seg import read_segmentations
+from client.ingest.dicom.reader import find_dicom
+from client.ingest.dicom.segmentation import read_segmentations
 from client.ingest.prepare import prepare
 from client.ingest.reasons import Unusable
 from shared.case import LV, MYO, RV, load_cases

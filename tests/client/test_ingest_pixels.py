@@ -18,9 +18,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.ingest import pixels as pixels_module
-from client.ingest.dicom import find_dicom, read_file
-from client.ingest.pixels import read_pixels
+from client.ingest.dicom import pixels as pixels_module
+from client.ingest.dicom.pixels import read_pixels
+from client.ingest.dicom.reader import find_dicom, read_file
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from tests.client.dicom_files import compress, image_dataset, write_image, write_study

@@ -10,11 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from client.check.folder import check
 from client.deidentify import KEY_NAME, pseudonym, read_key, read_or_make_key
-from client.ingest.acdc import read_acdc
-from client.ingest.check import check
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.mnms import read_mnms
+from client.ingest.layouts.acdc import read_acdc
+from client.ingest.layouts.mnms import read_mnms
 from client.ingest.normalise import normalise, orient
 from client.ingest.prepare import prepare
 from client.ingest.reasons import REASONS, Unusable

@@ -6,9 +6,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from client.check.folder import check
 from client.deidentify import pseudonym
-from client.ingest.check import check
-from client.ingest.dicom import find_dicom
+from client.ingest.dicom.reader import find_dicom
 from client.ingest.locate import find_centre, find_frames
 from client.ingest.prepare import prepare
 from shared.case import LV, RV, load_case, load_cases, read_index

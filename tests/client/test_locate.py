@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ingest.acdc import find_acdc
 from client.ingest.cine import Cine
-from client.ingest.dicom import find_dicom
+from client.ingest.dicom.reader import find_dicom
+from client.ingest.layouts.acdc import find_acdc
+from client.ingest.layouts.mnms import find_mnms
 from client.ingest.locate import find_centre, find_frames, in_order, lv_voxels
-from client.ingest.mnms import find_mnms
 from client.ingest.normalise import normalise
 from client.ingest.prepare import prepare
 from client.ingest.reasons import Unusable

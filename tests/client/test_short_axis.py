@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ingest.even_stack import even_run, is_complete
-from client.ingest.grouping import group_studies
-from client.ingest.header import Header
+from client.ingest.dicom.grouping import group_studies
+from client.ingest.dicom.header import Header
 from client.ingest.normalise import BASE_TO_APEX
 from client.ingest.reasons import REASONS, Unusable
-from client.ingest.short_axis import Stack, find_stack
+from client.ingest.stack.even_stack import even_run, is_complete
+from client.ingest.stack.short_axis import Stack, find_stack
 
 NUM_PHASES, NUM_SLICES, SPACING_MM = 20, 9, 9.0
 COLUMN_AXIS = np.cross(BASE_TO_APEX, [0.0, 0.0, 1.0]) / np.linalg.norm(np.cross(BASE_TO_APEX, [0.0, 0.0, 1.0]))

@@ -5,7 +5,7 @@ import json
 import pydicom
 import pytest
 
-from client.ingest.dicom import find_dicom
+from client.ingest.dicom.reader import find_dicom
 from client.ingest.sandbox import Workers
 from simulations.benchmarks import ingest
 from simulations.benchmarks.ingest_reading import (

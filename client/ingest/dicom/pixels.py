@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from client.ingest.elements import Elements, wanted
-from client.ingest.header import Header, PixelFormat
-from client.ingest.parser import (
+from client.ingest.dicom.elements import Elements, wanted
+from client.ingest.dicom.header import Header, PixelFormat
+from client.ingest.dicom.parser import (
     EXPLICIT_BIG_ENDIAN,
     ITEM,
     MAX_ELEMENTS_IN_ALL,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from client.ingest.cine import Cine, Study
-from client.ingest.tables import ejection_fraction, read_rows
+from client.ingest.layouts.tables import ejection_fraction, read_rows
 from shared.errors import UserError
 
 COLUMNS = {

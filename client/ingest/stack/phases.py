@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from client.ingest.header import Header
+from client.ingest.dicom.header import Header
 from client.ingest.reasons import Unusable
 
 MIN_PHASES = 6

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.nifti import axes_of, read_nifti, relabel, spacing_of
+from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from client.ingest.reasons import Unusable
 from client.ingest.vendor import vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from client.ingest.check_page import render_page
-from client.ingest.check_report import TROUBLES, CheckedCase, CheckReport, as_json
-from client.ingest.contact_sheet import picture_of
-from client.ingest.flags import flags_of
+from client.check.contact_sheet import picture_of
+from client.check.flags import flags_of
+from client.check.page import render_page
+from client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
 from client.ingest.normalise import MAX_EF_DIFFERENCE
 from client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
 from client.ingest.vendor import UNKNOWN

@@ -5,12 +5,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from client.ingest.check_report import CheckedCase, CheckReport, meaning
-from client.ingest.flags import MAX_EF, MIN_EF
+from client.check.flags import MAX_EF, MIN_EF
+from client.check.report import CheckedCase, CheckReport, meaning
 from client.ingest.vendor import UNKNOWN
 from shared.resources import resource
 
-TEMPLATE = "client/ingest/check_page.html"
+TEMPLATE = "client/ingest/page.html"
 SHEET_SIZE = 60
 """Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
 MAX_PICTURES = 1000

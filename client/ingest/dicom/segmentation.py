@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, SegmentationStorage
 
-from client.ingest.header import Header
+from client.ingest.dicom.header import Header
+from client.ingest.dicom.segment_names import structures_of
 from client.ingest.reasons import Unusable
-from client.ingest.segment_names import structures_of
-from client.ingest.short_axis import Stack
+from client.ingest.stack.short_axis import Stack
 from shared.case import LV, MYO, RV
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")

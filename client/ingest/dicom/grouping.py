@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from client.ingest.header import Header
+from client.ingest.dicom.header import Header
 from client.ingest.reasons import Unusable
 
 StudyKey = tuple[str, str]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.header import Header
-from client.ingest.phases import is_one_beat
+from client.ingest.dicom.header import Header
+from client.ingest.stack.phases import is_one_beat
 
 SAME_DIRECTION = math.cos(math.radians(1.0))
 SAME_CHORD = 2 * math.sin(math.radians(0.5))

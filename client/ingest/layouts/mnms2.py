@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.nifti import axes_of, read_phases, spacing_of
-from client.ingest.tables import read_rows
+from client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
+from client.ingest.layouts.tables import read_rows
 from client.ingest.vendor import field_strength, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
 

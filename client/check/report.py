@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from client.ingest.contact_sheet import Picture
-from client.ingest.flags import FLAGS
+from client.check.contact_sheet import Picture
+from client.check.flags import FLAGS
 from client.ingest.reasons import REASONS
 from client.ingest.vendor import UNKNOWN
 from shared.case import CASE_SIZE, INDEX_NAME, VENDORS

@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 
 from client.ingest.burned_in import is_annotated
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.dicom_seg import (
+from client.ingest.dicom.elements import Elements, wanted
+from client.ingest.dicom.enhanced import FRAME_ELEMENTS, frame_headers
+from client.ingest.dicom.files import plain_files
+from client.ingest.dicom.grouping import StudyKey, group_studies
+from client.ingest.dicom.header import Header, shared_value
+from client.ingest.dicom.parser import Parsed, parse
+from client.ingest.dicom.pixels import FORMAT_ELEMENTS, MAX_ROWS, pixel_format, read_grid
+from client.ingest.dicom.segmentation import (
     SEGMENTATION_CLASSES,
     Segmentation,
     choose,
     read_segmentation_header,
     read_segmentations,
 )
-from client.ingest.elements import Elements, wanted
-from client.ingest.enhanced import FRAME_ELEMENTS, frame_headers
-from client.ingest.files import plain_files
-from client.ingest.grouping import StudyKey, group_studies
-from client.ingest.header import Header, shared_value
-from client.ingest.nifti import read_nifti, relabel
-from client.ingest.parser import Parsed, parse
-from client.ingest.pixels import FORMAT_ELEMENTS, MAX_ROWS, pixel_format, read_grid
+from client.ingest.layouts.nifti import read_nifti, relabel
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
-from client.ingest.short_axis import Stack, find_stack
+from client.ingest.stack.short_axis import Stack, find_stack
 from client.ingest.vendor import agreed_field_strength, agreed_vendor
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.progress import track

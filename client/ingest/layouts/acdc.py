@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.nifti import read_phases, spacing_of
+from client.ingest.layouts.nifti import read_phases, spacing_of
 from client.ingest.reasons import Unusable
 from shared.case import BACKGROUND, LV, MYO, RV
 

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from client.ingest.elements import Elements, Wanted, wanted
-from client.ingest.header import Header, PixelFormat, shared_value
-from client.ingest.pixels import rescale
+from client.ingest.dicom.elements import Elements, Wanted, wanted
+from client.ingest.dicom.header import Header, PixelFormat, shared_value
+from client.ingest.dicom.pixels import rescale
 from client.ingest.reasons import Unusable
 
 CONVERTED = wanted("TriggerTime", "InstanceNumber", "EchoTime", "InversionTime", "ScanningSequence", "ImageType")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydicom.charset import convert_encodings
 
-from client.ingest.elements import STANDARD_VRS, Elements, Wanted, tag_of, wanted
+from client.ingest.dicom.elements import STANDARD_VRS, Elements, Wanted, tag_of, wanted
 from client.ingest.reasons import Unusable
 
 MAX_FILE_BYTES = 2**32

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.cine import Cine, Findings, Study
-from client.ingest.nifti import axes_of, read_nifti, relabel, spacing_of
+from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
+from client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
 from client.ingest.normalise import BASE_TO_APEX
 from client.ingest.reasons import Unusable
-from client.ingest.short_axis import MAX_TILT_DEG
-from client.ingest.tables import ejection_fraction, plain_number, read_rows
+from client.ingest.stack.short_axis import MAX_TILT_DEG
 from client.ingest.vendor import UNKNOWN, field_strength, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.errors import UserError

@@ -1,0 +1,1 @@
+"""DICOM files -> images with what is needed of their headers, and masks from segmentation objects."""

@@ -1,0 +1,1 @@
+"""Data sets' own layouts, and tables beside the scans."""
