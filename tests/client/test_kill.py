@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 DRIVER = """
-import functools, os, signal, sys
+import functools, os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +31,17 @@ request = Request(task="gradients", run_id="0123456789abcdef", server_round=2, p
                   private=True, noise_multiplier=2.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3,
                   local_steps=2, learning_rate=0.1, num_views=2, seed=0)
 content = pack_request(arrays, request)
-cost = epsilon([request.release], 1e-3)[0]
-site = replace(site, policy=replace(site.policy, max_epsilon=1.01 * cost))  # room for one
+earlier = [request.release] * int(sys.argv[3])
+before = epsilon(earlier, 1e-3)[0]
+after = epsilon([*earlier, request.release], 1e-3)[0]
+site = replace(site, policy=replace(site.policy, max_epsilon=1.001 * after))  # room for this one and no other
 traced = {module.__file__ for module in (app, chain, ledger, checkpoint)}
 known = functools.cache(lambda releases, delta: epsilon(releases, delta))
 ledger.epsilon = lambda releases, delta: known(tuple(releases), delta)  # the accountant is no part of this test
 os.fsync = lambda descriptor: None  # what is written survives the death of a process, if not of the machine
 
 
-def use(ledger_name):
+def use(ledger_name, content=content):
     folder = site.folder / ledger_name
 
     def train(*_):
@@ -51,10 +55,15 @@ def use(ledger_name):
 
 
 use("warm_up")
+if earlier:
+    use("used", pack_request(arrays, replace(request, run_id="fedcba9876543210")))
 number = 0
 while True:
     number += 1
     name = f"ledger{number}"
+    if earlier:
+        shutil.copytree(site.folder / "used", site.folder / name)
+        shutil.copy(site.folder / "used.witness", site.folder / f"{name}.witness")
     child = os.fork()
     if child == 0:
         left = number
@@ -78,11 +87,11 @@ while True:
     folder = site.folder / name
     spent = Ledger(folder).spent(1e-3)
     trained = Path(f"{folder}.trained").exists()
-    assert spent in (0, cost), (number, spent)
-    assert spent == cost or not trained, (number, "trained without a charge")
+    assert spent in (before, after), (number, spent)
+    assert spent == after or not trained, (number, "trained without a charge")
     first, second = use(name), use(name)
     assert first == second, (number, "a repeated message drew new noise")
-    assert Ledger(folder).releases() == [request.release], (number, "the repeated message did not cost one release")
+    assert Ledger(folder).releases() == [*earlier, request.release], (number, "the message did not cost one release")
     assert Ledger(folder).spent(1e-3) <= site.policy.max_epsilon, number
     if os.WIFEXITED(status):
         assert os.WEXITSTATUS(status) == 0 and Path(f"{folder}.sent").read_bytes() == first
@@ -92,9 +101,13 @@ print(number - 1)
 """
 
 
-def test_killed_at_any_line_no_charge_is_lost_none_is_double_and_nothing_is_trained_without_one(make_study, tiny_prior):
+@pytest.mark.parametrize("num_earlier", [0, 1])
+def test_killed_at_any_line_no_charge_is_lost_none_is_double_and_nothing_is_trained_without_one(
+    make_study, tiny_prior, num_earlier
+):
     site = make_study().path / "sites" / "a"
-    done = subprocess.run([sys.executable, "-c", DRIVER, str(site), str(tiny_prior)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    command = [sys.executable, "-c", DRIVER, str(site), str(tiny_prior), str(num_earlier)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=500,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 200, "hardly any line was reached"

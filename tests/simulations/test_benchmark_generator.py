@@ -37,6 +37,7 @@ def test_the_knee_is_where_all_figures_stay_near_the_reference():
     assert knee(curve, reference) == 4
     assert knee([*curve, row(16, 5.0, 0.5)], reference) is None
     assert knee([row(1, 3.0, 0.5), *curve[1:]], reference) == 4  # a lucky low one with worse ones above it is no knee
+    assert knee([*curve[:2], replace(curve[2], distance=0.03), replace(curve[3], distance=0.02)], reference) == 8
 
 
 def test_the_distance_to_itself_is_nothing_and_to_other_noise_is_not(prior):

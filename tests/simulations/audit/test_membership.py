@@ -35,6 +35,19 @@ def test_an_overfitted_generator_is_caught():
     assert found[LOSS].auc_ci95[0] > 0.5 and not found[LOSS].as_dict()["contains_chance"]
 
 
+def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
+    """Eight patients of one slice in low-rank updates; SimA needs a generator whose clean pictures changed."""
+    prior = load_prior()
+    pool = pool_of(prior)
+    settings = ("privacy.enabled=false", "federation.rung=low_rank", "federation.num_rounds=6", "device=cpu",
+                "federation.local_steps=2", "federation.num_views=4", "federation.learning_rate=2",
+                "federation.ema_decay=0")  # fmt: skip
+    config = load("default", settings)
+    found = attack_arrays(prior, federate(prior, pool, config), pool, config, num_shadows=8)
+    assert found[LOSS].auc >= 0.8 and found[RATIO].auc >= 0.8
+    assert found[RATIO].auc_ci95[0] > 0.5
+
+
 def test_a_private_study_passes_all_three_attacks(prior, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr("client.training.os_generator", lambda: rng)  # the same noise every time
