@@ -10,7 +10,7 @@ from client.check.report import CheckedCase, CheckReport, meaning
 from client.ingest.vendor import UNKNOWN
 from shared.resources import resource
 
-TEMPLATE = "client/ingest/page.html"
+TEMPLATE = "client/check/page.html"
 SHEET_SIZE = 60
 """Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
 MAX_PICTURES = 1000
