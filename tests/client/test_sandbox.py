@@ -136,7 +136,11 @@ def test_no_child_outlives_its_parent(tmp_path, end):
     )
     marks = [tmp_path / "a", tmp_path / "b"]
     root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen([sys.executable, "-c", script, *map(str, marks)], cwd=root, stderr=subprocess.DEVNULL)
+    # A shell's background jobs are born deaf to Ctrl-C, and pass that on.
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, marks)], cwd=root, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         children = [int(_text_of(mark)) for mark in marks]
         assert all(_runs(child) for child in children)
