@@ -25,6 +25,7 @@ from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from client.ingest.vendor import UNKNOWN
 from shared.case import INDEX_NAME, Case, CaseInfo, read_index, save_case, write_index
+from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.progress import track
 
@@ -32,8 +33,6 @@ Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 SETTINGS_NAME = "prepared.json"
 REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
-
-
 SAVE_INTERVAL_S = 2.0
 """What a crash can cost: cases that the index does not name yet are made again."""
 
@@ -249,6 +248,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file atomically."""
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial_path.replace(path)
+    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

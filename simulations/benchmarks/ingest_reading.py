@@ -2,7 +2,6 @@
 
 import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,9 +15,8 @@ from client.ingest.cine import Study
 from client.ingest.dicom.reader import find_dicom
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
-from shared.errors import UserError
 from simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, STUDY_NUMBER, write_seeds
-from simulations.benchmarks.stages import memory_kb
+from simulations.benchmarks.stages import watched
 
 SAMPLE_INTERVAL_S = 0.1
 
@@ -93,15 +91,9 @@ def write_studies(folder: Path, num_files: int) -> None:
 def peak_memory(source: Path, destination: Path, num_processes: int) -> dict[str, float]:
     """Run `fedcmr-client prepare` and watch it."""
     command = [sys.executable, "-m", "client.cli", "prepare", "--format", "dicom", str(source), str(destination)]
-    started = time.monotonic()
-    process = subprocess.Popen([*command, "--num-processes", str(num_processes)], stdout=subprocess.DEVNULL)
-    peak_kb = 0
-    while process.poll() is None:
-        peak_kb = max(peak_kb, memory_kb(process.pid))
-        time.sleep(SAMPLE_INTERVAL_S)
-    if process.returncode != 0:
-        raise UserError(f"fedcmr-client prepare ended with exit code {process.returncode}: see its message above")
+    command += ["--num-processes", str(num_processes)]
+    seconds, peak_kb = watched(command, "fedcmr-client prepare", SAMPLE_INTERVAL_S)
     num_files = sum(1 for path in source.rglob("*.dcm"))
     num_cases = sum(1 for path in (destination / "cases").iterdir())
     return {"num_files": num_files, "num_cases": num_cases, "peak_mib": peak_kb / 1024,
-            "files_per_second": num_files / (time.monotonic() - started)}  # fmt: skip
+            "files_per_second": num_files / seconds}  # fmt: skip

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -30,15 +31,7 @@ def _measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary) / "run"
         command = [sys.executable, "-m", "simulations.cli", "--config", options.config, "--out", str(out)]
-        started = time.monotonic()
-        process = subprocess.Popen([*command, *options.overrides], stdout=subprocess.DEVNULL)
-        peak_kb = 0
-        while process.poll() is None:
-            peak_kb = max(peak_kb, memory_kb(process.pid))
-            time.sleep(SAMPLE_INTERVAL_S)
-        if process.returncode != 0:
-            raise UserError(f"fedcmr-simulate ended with exit code {process.returncode}: see its message above")
-        total = time.monotonic() - started
+        total, peak_kb = watched([*command, *options.overrides], "fedcmr-simulate")
         stages = load_run(out).stage_seconds()
     table = Table(title=f"fedcmr-simulate --config {options.config}", title_justify="left")
     table.add_column("stage")
@@ -50,6 +43,23 @@ def _measure(options: argparse.Namespace) -> None:
     console = Console()
     console.print(table)
     console.print(f"peak memory of all processes together: {peak_kb / 2**20:.2f} GiB")
+
+
+def watched(command: Sequence[str], name: str, interval_s: float = SAMPLE_INTERVAL_S) -> tuple[float, int]:
+    """Run a command: its seconds, and the most memory in KiB that it and all below it had together.
+
+    Raises:
+        UserError: It failed.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak_kb = 0
+    while process.poll() is None:
+        peak_kb = max(peak_kb, memory_kb(process.pid))
+        time.sleep(interval_s)
+    if process.returncode != 0:
+        raise UserError(f"{name} ended with exit code {process.returncode}: see its message above")
+    return time.monotonic() - started, peak_kb
 
 
 def memory_kb(pid: int) -> int:

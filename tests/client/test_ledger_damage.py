@@ -10,18 +10,10 @@ from pathlib import Path
 import pytest
 
 from client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, default_witness
-from shared.privacy import Release, epsilon
+from shared.privacy import epsilon
+from tests.client.ledger_rounds import DELTA, RELEASE, charge
 
-DELTA = 1e-3
-RELEASE = Release(2.0, 1.0, 2)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def charge(folder: Path, server_round: int, release: Release = RELEASE, cap: float = 100) -> None:
-    """One whole round, as a client goes through it."""
-    ledger = Ledger(folder)
-    ledger.reserve("run", server_round, release, DELTA, cap)
-    ledger.commit("run", server_round, b"update of round %d" % server_round)
 
 
 # Damage

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from client.ingest.cine import Cine, Findings, Study
+from client.ingest.layouts.mnms import LABELS
 from client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
 from client.ingest.layouts.tables import read_rows
 from client.ingest.vendor import field_strength, vendor_name
-from shared.case import BACKGROUND, LV, MYO, RV
 
-LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
 TABLE_NAME = "dataset_information.csv"
 COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("field",)}
 PHASES = ("ED", "ES")

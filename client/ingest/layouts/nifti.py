@@ -92,7 +92,8 @@ def relabel(masks: NDArray[Any], labels: Mapping[int, int]) -> NDArray[np.uint8]
     Raises:
         Unusable: There is another label.
     """
-    numbers = masks.astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # what is no byte does not equal its own cast, below
+        numbers = masks.astype(np.uint8)
     # A table of all bytes: searching the list for every voxel of a cine takes most of a study's time.
     table = np.full(256, OTHER_LABEL, np.uint8)
     for theirs, ours in labels.items():
