@@ -136,7 +136,8 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     """Train a regressor on folders of cases."""
-    from server.regression import save_regressor, train_regressor
+    from server.reading import train_reader
+    from server.regression import save_regressor
 
     config = _config(options)
     _check_suffix(options.out)
@@ -145,7 +146,7 @@ def _train(options: argparse.Namespace) -> None:
     cases = [case for folder in options.data for case in load_cases(folder)]
     print(f"{len(cases)} cases, {config.regression.num_steps} steps -> {options.out}", file=sys.stderr)
     unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
-    model = train_regressor(cases, config.regression, config.seed, pick_device(config.device), unfinished)
+    model = train_reader(cases, config.regression, config.seed, pick_device(config.device), checkpoint=unfinished)
     save_regressor(options.out, model, {"trained_on": len(cases), "seed": config.seed})
     print(f"wrote {options.out}")
 
@@ -181,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     """Write a run's report again."""
     from server.results import write_report
-    from server.study import test_sets
+    from server.answers import test_sets
     from shared.run_folder import load_run
 
     run = load_run(options.run)

@@ -1,8 +1,8 @@
 """ResNet50 that reads an ED/ES pair of short-axis slices and tells the patient's ejection fraction.
 
-It sees one slice at a time, the ventricle in the middle, and no mask; a patient's answer is the mean over the middle of
-the stack: a test scan needs nothing but its pixels. The LV areas of both phases are learnt beside the ejection
-fraction, because they say where to look.
+It sees one slice at a time, the ventricle in the middle, and no mask: a test scan needs nothing but its pixels. It
+learns the LV areas of both phases in every slice, and from the middle ones the patient's ejection fraction, too;
+`server.reading` makes a patient's answer of them.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from monai.networks.nets.resnet import ResNetBottleneck
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from server.augmentation import Augmentation, augment_pairs, warp
+from server.augmentation import Augmentation, augment_pairs
 from server.localisation import centred
 from server.training_state import TrainingState, one_cycle
 from shared import checkpoint as checkpoints
@@ -38,11 +38,11 @@ EF_BETA = 0.1
 AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
 """Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the picture) to the range of EF."""
 MAX_GRAD_NORM = 5.0
-TTA_ROTATION_DEG = 20.0
+VIEW_PX = 48
+"""The network looks at the middle 96 mm: a dilated ventricle with its wall, little of the thorax, 0.56 of the pixels."""
 CHECKPOINT_EVERY = 200
 LOG_EVERY = 20
-PREDICT_BATCH = 64
-FORMAT = "fedcmr-regressor-1"
+FORMAT = "fedcmr-regressor-2"
 
 
 class Prediction(NamedTuple):
@@ -61,15 +61,20 @@ class Regressor(nn.Module):
 
     Attributes:
         mean_ef: Mean ejection fraction of the patients it was trained on; the predict-the-mean baseline.
+        sd_floor: With `sd_gain`, how wrong answers are; see `server.reading.calibrate`. NaN until then.
+        sd_gain: See there.
     """
 
     mean_ef: Tensor
+    sd_floor: Tensor
+    sd_gain: Tensor
 
     def __init__(self, mean_ef: float = 0.5) -> None:
         super().__init__()
         network = resnet50(spatial_dims=2, n_input_channels=2, num_classes=3, conv1_t_stride=2)
         self.network = network.to(memory_format=torch.channels_last)
-        self.register_buffer("mean_ef", torch.tensor(mean_ef, dtype=torch.float32))
+        for name, value in (("mean_ef", mean_ef), ("sd_floor", math.nan), ("sd_gain", math.nan)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         for module in self.network.modules():
             if isinstance(module, ResNetBottleneck):
                 nn.init.zeros_(module.bn3.weight)
@@ -81,7 +86,7 @@ class Regressor(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         """Predict from pairs of shape (N, 2, 64, 64) in [-1, 1]."""
-        ef, area_ed, area_es = self.network(images).float().unbind(1)
+        ef, area_ed, area_es = self.network(in_view(images)).float().unbind(1)
         return Prediction(torch.sigmoid(ef), F.softplus(area_ed), F.softplus(area_es))
 
 
@@ -91,7 +96,7 @@ class Examples:
 
     Attributes:
         images: Shape (M, 2, H, W), float32 in [-1, 1].
-        ef: Shape (M,), the patient's ejection fraction.
+        ef: Shape (M,), the patient's ejection fraction; NaN in slices that shall not tell it, outside the middle.
         areas: Shape (M, 2), LV area at ED and ES as a fraction of the picture; NaN where the patient has no mask.
         mean_ef: Mean over patients, not over slices.
     """
@@ -100,6 +105,13 @@ class Examples:
     ef: Tensor
     areas: Tensor
     mean_ef: float
+
+
+def in_view(images: Tensor) -> Tensor:
+    """What the network looks at: the middle `VIEW_PX` pixels of (N, C, 64, 64) pictures, channels last."""
+    margin = (images.shape[-1] - VIEW_PX) // 2
+    cropped = images[..., margin : margin + VIEW_PX, margin : margin + VIEW_PX]
+    return cropped.contiguous(memory_format=torch.channels_last)
 
 
 def middle_slices(num_slices: int) -> slice:
@@ -118,7 +130,7 @@ def patient_ef(case: Case) -> float:
 
 
 def prepare_examples(cases: Sequence[Case]) -> Examples:
-    """Cut the middle slices of every patient whose ejection fraction is known.
+    """All slices of every patient whose ejection fraction is known.
 
     Raises:
         UserError: There is no such patient.
@@ -130,22 +142,25 @@ def prepare_examples(cases: Sequence[Case]) -> Examples:
     stacks, efs, areas = [], [], []
     for case, ef in known:
         pictures, masks = slice_pairs(case)
-        middle = middle_slices(len(pictures))
         lv = (masks == LV).float().mean(dim=(2, 3))
-        stacks.append(pictures[middle])
-        areas.append(lv[middle] if lv.any() else torch.full_like(lv[middle], math.nan))
-        efs.append(torch.full((len(stacks[-1]),), ef))
+        stacks.append(pictures)
+        areas.append(lv if lv.any() else torch.full_like(lv, math.nan))
+        efs.append(torch.full((len(pictures),), math.nan))
+        efs[-1][middle_slices(len(pictures))] = ef
     mean_ef = float(np.mean([ef for _, ef in known]))
     return Examples(torch.cat(centred(stacks)), torch.cat(efs), torch.cat(areas), mean_ef)
 
 
 def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
-    """Smooth L1 on the ejection fraction, and on both areas where they are known, averaged over the batch."""
-    loss = F.smooth_l1_loss(prediction.ef, ef, beta=EF_BETA)
-    predicted = torch.stack([prediction.area_ed, prediction.area_es], 1)
-    known = areas.isfinite()
-    target = torch.where(known, areas, predicted.detach())
-    return loss + AREA_WEIGHT * F.smooth_l1_loss(AREA_SCALE * predicted, AREA_SCALE * target, beta=EF_BETA)
+    """Smooth L1 on the ejection fraction and on both areas, where they are known, averaged over the batch."""
+    predicted = AREA_SCALE * torch.stack([prediction.area_ed, prediction.area_es], 1)
+    loss = _known_l1(prediction.ef, ef) + AREA_WEIGHT * _known_l1(predicted, AREA_SCALE * areas)
+    return loss
+
+
+def _known_l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Smooth L1, averaged over all elements; unknown ones (NaN) count as met."""
+    return F.smooth_l1_loss(predicted, torch.where(target.isfinite(), target, predicted.detach()), beta=EF_BETA)
 
 
 def train_regressor(
@@ -158,7 +173,7 @@ def train_regressor(
     augmentation: Augmentation | None = None,
     log: Callable[[int, float], None] | None = None,
 ) -> Regressor:
-    """Train on the middle slices of every patient and return the averaged (EMA) network.
+    """Train on all slices of every patient and return the averaged (EMA) network, not calibrated yet.
 
     Everything random follows from (seed, step), so a run resumed from its checkpoint equals an uninterrupted one, and
     on a CPU with the same number of threads equal seeds give equal weights.
@@ -194,7 +209,7 @@ def train_regressor(
         images, growth = augment_pairs(examples.images[index].to(device), augmentation, generator)
         areas = examples.areas[index].to(device) * growth[:, None]
         with autocast(torch.device(device)):
-            prediction = model(images.contiguous(memory_format=torch.channels_last))
+            prediction = model(images)
         loss = regression_loss(prediction, examples.ef[index].to(device), areas)
         rate = one_cycle(step, config.num_steps, config.learning_rate)
         state.step(loss, rate, MAX_GRAD_NORM, min(config.ema_decay, (1 + step) / (10 + step)))
@@ -213,32 +228,6 @@ def train_regressor(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return state.ema.eval()
-
-
-@torch.inference_mode()
-def predict(
-    model: Regressor, cases: Sequence[Case], num_tta: int, device: str | torch.device = "cpu"
-) -> NDArray[np.float64]:
-    """Each patient's ejection fraction: the mean over the middle slices and `num_tta` rotations of each.
-
-    Returns:
-        Shape (len(cases),), in [0, 1].
-    """
-    if not cases:
-        return np.zeros(0)
-    stacks = [slice_pairs(case)[0] for case in cases]
-    stacks = centred([stack[middle_slices(len(stack))] for stack in stacks])
-    images = torch.cat(stacks)
-    limit = math.radians(TTA_ROTATION_DEG) if num_tta > 1 else 0.0
-    angles = torch.linspace(-limit, limit, num_tta)
-    model.to(device).eval()
-    answers = torch.zeros(len(images), dtype=torch.float64)
-    for start in range(0, len(images), PREDICT_BATCH):
-        batch = images[start : start + PREDICT_BATCH].to(device)
-        for angle in angles.to(device):
-            turned = _rotate(batch, angle).contiguous(memory_format=torch.channels_last)
-            answers[start : start + len(batch)] += model(turned).ef.double().cpu() / num_tta
-    return np.array([part.mean().item() for part in answers.split([len(stack) for stack in stacks])])
 
 
 def save_regressor(path: Path, model: Regressor, metadata: Mapping[str, Any] | None = None) -> None:
@@ -278,12 +267,6 @@ def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> T
 def _step_seed(seed: int, step: int) -> int:
     """A seed of its own for every (seed, step)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:7], "big")
-
-
-def _rotate(images: Tensor, angle: Tensor) -> Tensor:
-    num = len(images)
-    ones, zeros = images.new_ones(num, 2), images.new_zeros(num, 2)
-    return warp(images, angle.expand(num), ones[:, 0], zeros, ones)
 
 
 def _identity(examples: Examples, config: RegressionConfig, augmentation: Augmentation, seed: int) -> str:

@@ -21,6 +21,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 Rung = Literal["moments", "affine", "low_rank"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 """The ladder of private adaptation, from the cheapest; see `server.ladder`."""
+MATRIX_KINDS = ("synthetic", "real")
 BASELINES = (
     "predict_the_mean", "prior_only", "local_only", "leave_one_site_out", "federated_without_privacy", "pooled_real",
 )  # fmt: skip
@@ -178,12 +179,15 @@ class EvaluationConfig:
     num_bootstrap: int = 2000
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
     epsilons: list[float] = field(default_factory=list)
+    matrix: list[str] = field(default_factory=list)
     show_real_pictures: bool = False
 
     def __post_init__(self) -> None:
         _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
         for name in self.baselines:
             _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
+        for kind in self.matrix:
+            _check(kind in MATRIX_KINDS, "evaluation.matrix", f"in {MATRIX_KINDS}", kind)
         for value in self.epsilons:
             _check(value > 0 and math.isfinite(value), "evaluation.epsilons", "> 0", value)
         names = {f"{value:g}" for value in self.epsilons}
