@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from server.evaluation import predict_the_mean
+from server.evaluation.tables import predict_the_mean
 from server.regression import predict, save_regressor, train_regressor
 from server.release import study_facts, write_release
 from server.report.build import MAIN_MODEL

@@ -6,7 +6,7 @@ import pytest
 
 from server import regression
 from server.cli import main
-from server.evaluation import table
+from server.evaluation.tables import table
 from server.regression import load_regressor, patient_ef, predict
 from shared import checkpoint
 from shared.appearance import CODE_NAMES

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from server.evaluation import METRICS, paired_difference, paired_table, predict_the_mean, score, table
+from server.evaluation.score import METRICS, paired_difference, score
+from server.evaluation.tables import paired_table, predict_the_mean, table
 
 
 def patients(num=40, seed=0, slope=0.8, noise=0.06):
@@ -62,7 +63,7 @@ def test_equal_seeds_give_equal_intervals_and_chunks_do_not_matter(monkeypatch):
     true, predicted = patients()
     whole = score(true, predicted, 300, seed=3)
     assert score(true, predicted, 300, seed=3) == whole
-    monkeypatch.setattr("server.evaluation.CHUNK_ELEMENTS", 40 * 7)
+    monkeypatch.setattr("server.evaluation.score.CHUNK_ELEMENTS", 40 * 7)
     chunked = score(true, predicted, 300, seed=3)
     assert chunked["ci95"]["r2"] == pytest.approx(whole["ci95"]["r2"])
 
@@ -70,7 +71,7 @@ def test_equal_seeds_give_equal_intervals_and_chunks_do_not_matter(monkeypatch):
 @pytest.mark.parametrize(
     ("true", "predicted", "undefined"),
     [
-        ([0.5], [0.6], {"r2", "r", "loa_low_points", "loa_high_points"}),
+        ([0.5], [0.6], {"r2", "r", "loa_low_points", "loa_high_points", "category_kappa"}),
         ([0.5, 0.5, 0.5], [0.4, 0.5, 0.6], {"r2", "r"}),
         ([0.3, 0.5, 0.7], [0.5, 0.5, 0.5], {"r"}),
         ([0.3, 0.5, 0.7], [0.5, np.nan, 0.5], set(METRICS)),
