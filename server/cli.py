@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
-from shared.case import VENDORS, Case, load_cases
+from shared.case import VENDORS, load_cases
+from shared.checkpoint import write_atomically
 from shared.config import Config, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
@@ -70,11 +70,14 @@ def _parser() -> Parser:
     sub.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new file, ending in .safetensors")
 
     sub = add("evaluate", _evaluate, "test a ResNet50 on folders of cases, vendor by vendor",
-              "Prints errors with 95 % intervals over patients, beside those of guessing the mean. Nothing is written "
-              "or sent.", settings)  # fmt: skip
+              "Prints errors and agreement of ejection fraction classes with 95 % intervals over patients, also by "
+              "field strength, pathology and sex where known, beside those of guessing the mean. Nothing is sent, and "
+              "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
+              "than the table it chooses. A group of one patient shows that patient's error.", settings)  # fmt: skip
     sub.add_argument("--model", type=Path, required=True, metavar="MODEL", help="file that 'train' or a run wrote")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
     sub.add_argument("--json", action="store_true", help="print JSON, in the shape of report.json")
+    sub.add_argument("--csv", type=Path, metavar="PATH", help="also write every figure as a line of this CSV file")
 
     sub = add("report", _report, "write report.json and report.html of a run again",
               "From what the run folder holds; nothing is trained.")  # fmt: skip
@@ -153,30 +156,27 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     """Print a model's scores on every test folder."""
-    from server.evaluation import as_text_table, predict_the_mean, table
-    from server.regression import load_regressor, patient_ef, predict
+    from server.evaluation.export import as_csv
+    from server.evaluation.folders import evaluate_folders
+    from server.evaluation.tables import as_text_table
+    from server.regression import load_regressor
 
     config = _config(options)
-    model = load_regressor(options.model)
-    device = pick_device(config.device)
-    scores: dict[str, dict[str, dict]] = {"model": {}, "predict_the_mean": {}}
-    for folder in options.test:
-        cases = _labelled(folder)
-        true, vendors = [patient_ef(case) for case in cases], [case.info.vendor for case in cases]
-        answers = {
-            "model": predict(model, cases, config.regression.num_tta, device),
-            "predict_the_mean": predict_the_mean([model.mean_ef.item()], len(cases)),
-        }
-        for name, predicted in answers.items():
-            scores[name][str(folder)] = table(true, predicted, vendors, config.evaluation.num_bootstrap, config.seed)
+    if options.csv and (options.csv.suffix != ".csv" or not options.csv.parent.is_dir()):
+        raise UserError(f"Expected --csv to be a file ending in .csv in an existing folder, got {options.csv}.")
+    report = evaluate_folders(load_regressor(options.model), options.test, config, pick_device(config.device))
+    if options.csv:
+        write_atomically(options.csv, as_csv(report).encode())
     if options.json:
-        shown = {"regression": scores["model"], "baselines": {"predict_the_mean": scores["predict_the_mean"]}}
-        print(json.dumps(shown, indent=2, allow_nan=False))
+        print(json.dumps(report, indent=2, allow_nan=False))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for folder in options.test:
-        rows = {name.replace("_", " "): tables[str(folder)] for name, tables in scores.items()}
-        console.print(as_text_table(str(folder), rows))
+    for folder in map(str, options.test):
+        models = {"model": report["regression"], **report["baselines"]}
+        rows = {name.replace("_", " "): tables[folder] for name, tables in models.items()}
+        console.print(as_text_table(folder, rows))
+        if report["subgroups"][folder]:
+            console.print(as_text_table(f"{folder}: the model, by group", report["subgroups"][folder], "group"))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -192,19 +192,6 @@ def _report(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     return load(options.config, options.set)
-
-
-def _labelled(folder: Path) -> list[Case]:
-    """A test folder's patients with a known ejection fraction; how many were left out is said."""
-    from server.regression import patient_ef
-
-    cases = load_cases(folder)
-    known = [case for case in cases if np.isfinite(patient_ef(case))]
-    if not known:
-        raise UserError(f"{folder} holds no case with an ejection fraction or masks: nothing can be tested there")
-    if len(known) < len(cases):
-        print(f"{folder}: {len(cases) - len(known)} of {len(cases)} cases have no ejection fraction", file=sys.stderr)
-    return known
 
 
 def _check_suffix(path: Path) -> None:

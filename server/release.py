@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from server.dicom_export import export_case
-from server.evaluation import score
+from server.evaluation.score import score
 from shared.case import ED, ES, LV, Case, save_case, write_index
 from shared.config import Config
 from shared.errors import UserError

@@ -4,7 +4,7 @@ Every stage is done once: what is finished is read back, so that an interrupted 
 """
 
 from server.answers import save_predictions, test_sets, train_and_predict
-from server.evaluation import predict_the_mean
+from server.evaluation.tables import predict_the_mean
 from server.matrix import train_matrix
 from server.release import study_facts, write_release
 from server.report.models import MAIN_MODEL

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.augmentation import Augmentation
-from server.evaluation import paired_table, table
+from server.evaluation.tables import paired_table, table
 from server.reading import predict, train_reader
 from server.regression import Regressor, load_regressor, patient_ef, save_regressor
 from shared.case import Case, load_cases

@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from client.ingest.prepare import prepare
-from server.evaluation import METRICS, Score, paired_table, table
+from server.evaluation.score import METRICS, Score
+from server.evaluation.tables import paired_table, table
 from server.federation_state import read_study
 from server.reading import predict
 from server.regression import load_regressor, patient_ef

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.evaluation import score, table
+from server.evaluation.score import score
+from server.evaluation.tables import table
 from server.report.build import Answers, ReportInputs, as_json, build_report, groups_of, headline
 from server.report.models import model_name, model_rank
 from server.report.pictures import Extreme, Row, SampleSheet
