@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from server.datasheet import study_facts
 from server.evaluation import predict_the_mean
 from server.regression import predict, save_regressor, train_regressor
-from server.release import study_facts, write_release
+from server.release import write_release
 from server.report.build import MAIN_MODEL
 from server.results import privacy_spent, write_report
 from server.segmentation import load_segmenter, measured_ef
@@ -111,4 +112,4 @@ def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerat
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
     write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, measured, facts,
-                  config.synthesis.dicom)  # fmt: skip
+                  config.synthesis.dicom, config.synthesis.nifti)  # fmt: skip

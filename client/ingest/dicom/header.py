@@ -59,6 +59,7 @@ class Header:
     InversionTime: float = math.nan
     SeriesNumber: float = math.nan
     BurnedInAnnotation: str = ""
+    CardiacNumberOfImages: float = math.nan
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0
 

@@ -54,7 +54,7 @@ HEADER_ELEMENTS = {
         "SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
         "Manufacturer", "MagneticFieldStrength", "ImageType", "ScanningSequence", "EchoTime", "InversionTime",
         "TriggerTime", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation",
+        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "CardiacNumberOfImages",
     ),
     **FORMAT_ELEMENTS,
     **FRAME_ELEMENTS,
@@ -175,6 +175,7 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         InversionTime=elements.number("InversionTime"),
         SeriesNumber=elements.number("SeriesNumber"),
         BurnedInAnnotation=shared_value(elements.text("BurnedInAnnotation").upper()),
+        CardiacNumberOfImages=elements.number("CardiacNumberOfImages"),
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
     )
