@@ -63,6 +63,7 @@ def _parser() -> Parser:
                      help=f"in this style only, may be given again; one of {', '.join(VENDORS)}")  # fmt: skip
     sub.add_argument("--seed", type=_whole, help="of shapes and noise (default: the run's, which repeats its hearts)")
     sub.add_argument("--dicom", action="store_true", help="also write DICOM that is marked as synthetic")
+    sub.add_argument("--nifti", action="store_true", help="also write NIfTI, as 'prepare --format plain' reads it")
 
     sub = add("train", _train, "train a ResNet50 that reads the ejection fraction",
               f"Patients without an ejection fraction are left out. {again}", settings)  # fmt: skip
@@ -111,7 +112,8 @@ def _segmenter(options: argparse.Namespace) -> None:
 
 def _synthesize(options: argparse.Namespace) -> None:
     """Sample from a run's generator into a folder of its own."""
-    from server.release import study_facts, write_release
+    from server.datasheet import study_facts
+    from server.release import write_release
     from server.results import privacy_spent
     from server.segmentation import load_segmenter, measured_ef
     from server.synthesis import load_shared_generator, synthesize
@@ -121,7 +123,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     run = load_run(options.run)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists: give a new or empty folder as --out")
-    synthesis = replace(run.config.synthesis, dicom=options.dicom)
+    synthesis = replace(run.config.synthesis, dicom=options.dicom, nifti=options.nifti)
     if options.cases:
         synthesis = replace(synthesis, num_cases=options.cases)
     if options.vendor:
@@ -133,7 +135,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
     facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
-    write_release(options.out, made.cases, made.requested_efs, measured, facts, config.synthesis.dicom)
+    write_release(options.out, made.cases, made.requested_efs, measured, facts, options.dicom, options.nifti)
     print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
 
 

@@ -4,9 +4,10 @@ Every stage is done once: what is finished is read back, so that an interrupted 
 """
 
 from server.answers import save_predictions, test_sets, train_and_predict
+from server.datasheet import study_facts
 from server.evaluation.tables import predict_the_mean
 from server.matrix import train_matrix
-from server.release import study_facts, write_release
+from server.release import write_release
 from server.report.models import MAIN_MODEL
 from server.results import privacy_spent, write_report
 from server.segmentation import load_segmenter, measured_ef
@@ -58,4 +59,4 @@ def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerat
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
     write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, measured, facts,
-                  config.synthesis.dicom)  # fmt: skip
+                  config.synthesis.dicom, config.synthesis.nifti)  # fmt: skip

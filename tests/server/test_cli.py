@@ -77,10 +77,11 @@ def test_evaluate_prints_the_scores_of_the_model_s_predictions(model, tmp_path, 
 def test_synthesize_writes_a_data_set_of_its_own(finished_run, tmp_path, capsys):
     out = tmp_path / "more"
     command = ["synthesize", str(finished_run.path), "--out", str(out), "--cases", "3", "--vendor", "GE", "--dicom"]
-    assert main([*command, "--seed", "5"]) == 0
+    assert main([*command, "--nifti", "--seed", "5"]) == 0
     cases = load_cases(out)
     assert [case.info.vendor for case in cases] == ["GE"] * 3
     assert len(list((out / "dicom").rglob("*.dcm"))) == 3 * 2 * 2
+    assert len(list((out / "nifti" / "frames").iterdir())) == 3
     assert "epsilon = 7.90" in (out / "DATASHEET.md").read_text() and "- seed: 5" in (out / "DATASHEET.md").read_text()
     assert main(command) == 2
     assert "give a new or empty folder" in capsys.readouterr().err

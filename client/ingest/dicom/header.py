@@ -60,6 +60,7 @@ class Header:
     SeriesNumber: float = math.nan
     BurnedInAnnotation: str = ""
     PatientSex: str = field(default="", repr=False)
+    CardiacNumberOfImages: float = math.nan
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0
 

@@ -55,7 +55,7 @@ HEADER_ELEMENTS = {
         "SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
         "Manufacturer", "MagneticFieldStrength", "ImageType", "ScanningSequence", "EchoTime", "InversionTime",
         "TriggerTime", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "PatientSex",
+        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "PatientSex", "CardiacNumberOfImages",
     ),
     **FORMAT_ELEMENTS,
     **FRAME_ELEMENTS,
@@ -177,6 +177,7 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         SeriesNumber=elements.number("SeriesNumber"),
         BurnedInAnnotation=shared_value(elements.text("BurnedInAnnotation").upper()),
         PatientSex=shared_value(elements.text("PatientSex")),
+        CardiacNumberOfImages=elements.number("CardiacNumberOfImages"),
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
     )
