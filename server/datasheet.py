@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from server.evaluation import score
+from server.evaluation.score import score
 from server.nifti_export import LABELS
 from shared.case import Case
 from shared.config import Config

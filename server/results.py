@@ -7,9 +7,11 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from server.evaluation.coverage import coverage
 from server.evaluation.score import Score, score
 from server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from server.evaluation.tables import as_text_table, table
+from server.matrix import matrices
 from server.release import LABELS_NAME
 from server.report.build import Answers, ReportInputs, build_report
 from server.report.models import MAIN_MODEL, model_name, model_rank
@@ -38,6 +40,8 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "privacy": privacy_spent(run),
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
+        "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
+        **_matrices(run, config),
         "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
             "n_cases": len(synthetic),
@@ -63,6 +67,18 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         show_real=show_real,
     )
     build_report(report, inputs, run.path)
+
+
+def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The main model's own doubts against its errors, for each test set where it tells them."""
+    told = {name: coverage(a["true"], a["predicted"], a["sd"]) for name, a in answers.items() if "sd" in a}
+    return {name: figures for name, figures in told.items() if figures}
+
+
+def _matrices(run: RunFolder, config: Config) -> dict[str, Any]:
+    """`matrix` and `matrix_differences`, where rows were trained."""
+    scores, differences = matrices(run, config)
+    return {"matrix": scores, "matrix_differences": differences} if scores else {}
 
 
 def privacy_spent(run: RunFolder) -> dict[str, Any]:

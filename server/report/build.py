@@ -1,4 +1,4 @@
-"""Writes `report.json` and, from it, the page `report.html`: one file, no network, no script."""
+"""Writes `report.json` and, from it, `report.csv` and the page `report.html`: one file, no network, no script."""
 
 import json
 import math
@@ -10,25 +10,36 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from server.report import figures
+from server.report import figures, numbers
+from server.report.agreement import bland_altman, scatter
 from server.report.audit import audit_tables, read_audit
-from server.report.figures import HUMAN_POINTS
+from server.report.flat import as_csv
+from server.report.matrix import matrix_parts, matrix_sentences
 from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
+from server.report.numbers import FEW_PATIENTS, HUMAN_POINTS
+from server.report.omissions import not_run_note, omissions
 from server.report.pictures import Extreme, Row, SampleSheet
+from server.report.uncertainty import calibration, uncertainties
+from server.report.words import findings, headline, tiles
 from shared.checkpoint import write_atomically
 from shared.resources import resource
-
-FEW_PATIENTS = 10
-"""Below this a row of the table is an illustration, and the page says so."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers on one test set: vendors, true and predicted ejection fractions, each of length N."""
+    """A model's answers on one test set.
+
+    Attributes:
+        vendors: Shape (N,).
+        true: Shape (N,), ejection fractions.
+        predicted: Shape (N,).
+        sd: Shape (N,), how sure the model is of each answer: a standard deviation, as a fraction; None where untold.
+    """
 
     vendors: Sequence[str]
     true: Sequence[float]
     predicted: Sequence[float]
+    sd: Sequence[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,35 @@ class ReportInputs:
     show_real: bool = False
 
 
+@dataclass(frozen=True)
+class PatientPlots:
+    """The patients of one vendor.
+
+    Attributes:
+        name: Vendor, and test set where there are several.
+        num: How many patients.
+        scatter: Predicted against true.
+        bland_altman: Difference against mean.
+        with_sd: Whether the scatter plot has bars of one standard deviation.
+    """
+
+    name: str
+    num: int
+    scatter: str
+    bland_altman: str
+    with_sd: bool
+
+
 def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) -> None:
-    """Write `folder/report.json` and `folder/report.html`, each whole or not at all.
+    """Write `report.json`, `report.csv` and `report.html` into a folder, each whole or not at all.
 
     Args:
         report: The design's contract: study, privacy, regression, baselines, synthetic, timing, settings, versions;
             `simulated`, whether the hospitals' patients were simulated. What JSON cannot hold (NaN) becomes null.
+            Where they are known: `matrix`, {"synthetic" | "real": {vendor | "all" | "without <vendor>": {test vendor |
+            "all": score}}}; `matrix_differences`, {kind: {"without <vendor>": {test vendor | "all": paired difference
+            to "all"}}}; `subgroups`, {test set: {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
+            mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}.
         inputs: Predictions, pictures and curves for the figures.
         folder: The run folder; its `audit.json`, if there is one, becomes a section.
     """
@@ -68,6 +102,7 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(folder / "report.json", text.encode())
+    write_atomically(folder / "report.csv", as_csv(values).encode())
     write_atomically(folder / "report.html", render_page(values, inputs).encode())
 
 
@@ -87,13 +122,15 @@ def as_json(value: Any) -> Any:
 
 
 def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
-    """The page as HTML."""
+    """The page as HTML: `template.html` with a file for each section."""
     folder = resource("server/report/template.html").parent
     environment = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": _figure, "percent": _percent, "seconds": _seconds, "size": _size}
+    environment.filters |= {"figure": numbers.figure, "signed": numbers.signed, "interval": numbers.interval,
+                            "percent": numbers.percent, "seconds": numbers.seconds, "size": numbers.size,
+                            "patients": numbers.patients}  # fmt: skip
     groups = groups_of(report)
     # The figure is read at a glance: models that a study has several of are in the table alone.
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
@@ -101,13 +138,20 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         report=report,
         headline=headline(report),
         findings=findings(report),
-        tiles=_tiles(report),
+        tiles=tiles(report),
         groups=groups,
+        with_categories=any("category_agreement" in score for scores in groups.values() for score in scores.values()),
         few=[name for name, scores in groups.items() if _num_patients(scores) < FEW_PATIENTS],
         error_figure=figures.error_intervals(_scores_of_all_but(groups, table_only)) if groups else None,
         table_only=table_only,
-        scatters=_scatters(inputs),
+        not_run_note=not_run_note(report),
+        matrices=matrix_parts(report),
+        matrix_sentences=matrix_sentences(report),
+        plots=_plots(report, inputs),
         extremes=_extremes(inputs),
+        subgroups={name: facts for name, facts in (report.get("subgroups") or {}).items() if facts},
+        uncertainties=uncertainties(report),
+        calibration_figure=calibration(report),
         show_real=inputs.show_real,
         sheets=_sheets(inputs),
         requested_figure=_requested_figure(report),
@@ -117,6 +161,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         if inputs.curves
         else None,
         audits=audit_tables(report["audit"]) if "audit" in report else [],
+        omissions=omissions(report, inputs.show_real),
         human=HUMAN_POINTS,
         few_patients=FEW_PATIENTS,
     )
@@ -143,82 +188,27 @@ def groups_of(report: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any
     return groups
 
 
-def headline(report: Mapping[str, Any]) -> str:
-    """The study's answer in one sentence."""
-    score = _overall(report)
-    if score is None or score["mae_points"] is None:
-        return "This run has no result: no test patient has both a true and a predicted ejection fraction."
-    who = f"{score['n_patients']} {_kind(report)} patient{'s' if score['n_patients'] != 1 else ''}"
-    mae = f"{score['mae_points']:.1f} points"
-    return f"Trained on synthetic hearts alone, the network misses the ejection fraction of {who} by {mae} on average."
-
-
-def findings(report: Mapping[str, Any]) -> list[str]:
-    """What a reader should know beside the headline, each one sentence."""
-    score, sentences = _overall(report), []
-    if score is not None and score["mae_points"] is not None:
-        if interval := score["ci95"]["mae_points"]:
-            sentences.append(f"The 95 % interval over patients is {interval[0]:.1f} to {interval[1]:.1f} points.")
-        guess = _overall(report, "predict_the_mean")
-        if guess and guess["mae_points"] is not None:
-            better = interval is not None and interval[1] < guess["mae_points"]
-            verdict = "clearly more" if better else "which the network does not clearly beat"
-            sentences.append(
-                f"Guessing the mean for everybody would miss by {guess['mae_points']:.1f} points, {verdict}."
-            )
-        vendors = {name: values["mae_points"] for name, values in _main_tables(report).items()
-                   if name != "all" and values["mae_points"] is not None}  # fmt: skip
-        if len(vendors) > 1:
-            best, worst = min(vendors, key=lambda name: vendors[name]), max(vendors, key=lambda name: vendors[name])
-            sentences.append(
-                f"It does best on {best} ({vendors[best]:.1f}) and worst on {worst} ({vendors[worst]:.1f})."
-            )
-        sentences.append(f"Experienced readers differ by {HUMAN_POINTS[0]} to {HUMAN_POINTS[1]} points.")
-    return sentences
-
-
-def _main_tables(report: Mapping[str, Any], model: str = MAIN_MODEL) -> Mapping[str, Any]:
-    """The scores on the test set with the most patients."""
-    tables = report["regression"] if model == MAIN_MODEL else report["baselines"].get(model, {})
-    return max(tables.values(), key=lambda scores: scores["all"]["n_patients"], default={})
-
-
-def _overall(report: Mapping[str, Any], model: str = MAIN_MODEL) -> Mapping[str, Any] | None:
-    return _main_tables(report, model).get("all")
-
-
-def _kind(report: Mapping[str, Any]) -> str:
-    return "simulated" if report.get("simulated") else "real"
-
-
-def _num_patients(scores: Mapping[str, Mapping[str, Any]]) -> int:
-    return max(values["n_patients"] for values in scores.values())
-
-
-def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The figures at the top: value, unit or name, explanation."""
-    score = _overall(report) or {}
-    epsilon = report["privacy"]["epsilon"]
-    mae, r2 = score.get("mae_points"), score.get("r2")
-    return [
-        (_figure(mae, 1), "" if mae is None else "points", "mean absolute error of the ejection fraction"),
-        (_figure(r2, 2), "r²", "share of the variance explained; 1 is perfect, 0 a constant guess"),
-        ("none" if epsilon is None else f"{epsilon:.2f}", "epsilon", "privacy spent per patient; smaller is stronger"),
-        (f"{report['synthetic']['n_cases']}", "cases", "synthetic patients it was trained on"),
-    ]
-
-
-def _scatters(inputs: ReportInputs) -> list[tuple[str, str, int]]:
-    """One plot of the main model per test set and vendor: its name, picture and number of patients."""
+def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots]:
+    """The main model's patients, per test set and vendor."""
     plots = []
     answers_of = inputs.predictions.get(MAIN_MODEL, {})
     for test_set, answers in answers_of.items():
         for vendor in sorted(set(answers.vendors)):
             chosen = [i for i, name in enumerate(answers.vendors) if name == vendor]
             true, predicted = ([values[i] for i in chosen] for values in (answers.true, answers.predicted))
-            name = vendor if len(answers_of) == 1 else f"{test_set}, {vendor}"
-            plots.append((name, figures.scatter(true, predicted), len(chosen)))
+            sd = None if answers.sd is None else [answers.sd[i] for i in chosen]
+            score = report["regression"].get(test_set, {}).get(vendor)
+            plots.append(
+                PatientPlots(
+                    vendor if len(answers_of) == 1 else f"{test_set}, {vendor}", len(chosen),
+                    scatter(true, predicted, sd), bland_altman(true, predicted, score), sd is not None,
+                )
+            )  # fmt: skip
     return plots
+
+
+def _num_patients(scores: Mapping[str, Mapping[str, Any]]) -> int:
+    return max(values["n_patients"] for values in scores.values())
 
 
 def _scores_of_all_but(
@@ -260,23 +250,3 @@ def _requested_figure(report: Mapping[str, Any]) -> str | None:
     pairs = zip(synthetic["requested_ef"], synthetic["measured_ef"], strict=True)
     requested, measured = zip(*((a, b) for a, b in pairs if b is not None), strict=True)
     return figures.requested_against_measured(requested, measured, synthetic["agreement"])
-
-
-def _figure(value: float | None, digits: int) -> str:
-    """A number with a true minus sign and no negative zero; what is undefined says so."""
-    if value is None:
-        return "undefined"
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\u2212")
-
-
-def _percent(fraction: float) -> str:
-    """Whole per cent; the space does not break."""
-    return f"{round(100 * fraction) + 0}\u00a0%".replace("-", "\u2212")
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f} s" if value < 100 else f"{value / 60:.1f} min"
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"

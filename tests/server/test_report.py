@@ -1,8 +1,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,70 +8,9 @@ import pytest
 
 from server.evaluation.score import score
 from server.evaluation.tables import table
-from server.report.build import Answers, ReportInputs, as_json, build_report, groups_of, headline
+from server.report.build import ReportInputs, as_json, build_report, groups_of
 from server.report.models import model_name, model_rank
-from server.report.pictures import Extreme, Row, SampleSheet
-
-VENDORS = ["GE", "Philips", "Siemens"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
-    rng = np.random.default_rng(0)
-    vendors = [vendor for vendor in VENDORS for _ in range(15)]
-    true = rng.uniform(0.12, 0.75, 45)
-    requested = rng.uniform(0.08, 0.8, 200)
-    measured = requested + rng.normal(0, 0.03, 200)
-    answers = {
-        "synthetic_only": 0.06 + 0.9 * true + rng.normal(0, 0.06, 45),
-        "prior_only": 0.2 + 0.6 * true + rng.normal(0, 0.09, 45),
-        "predict_the_mean": np.full(45, 0.44),
-    }
-    scores = {model: {"hospitals": table(true, predicted, vendors, 300, 0)} for model, predicted in answers.items()}
-    report = {
-        "study": "runs/default <1>",
-        "simulated": simulated,
-        "privacy": {
-            "unit": "one patient at one site, added or removed",
-            "accountant": "prv",
-            "delta": 0.001,
-            "epsilon": 7.964,
-            "sites": {f"{v.lower()}-site": {"epsilon": 7.9 + i / 50, "steps": 11, "refused": i}
-                      for i, v in enumerate(VENDORS)},
-        },
-        "regression": scores.pop("synthetic_only"),
-        "baselines": scores,
-        "synthetic": {"n_cases": 201, "per_vendor": dict.fromkeys(VENDORS, 67),
-                      "requested_ef": [*requested.tolist(), 0.5], "mask_ef": [*requested.tolist(), 0.5],
-                      "measured_ef": [*measured.tolist(), None], "agreement": score(requested, measured, 300, 0)},
-        "timing": {
-            "seconds_per_stage": {"hospitals": 61.2, "prepare": 20.0, "federation": 130.5, "synthesis": 95.0,
-                                  "regressor": 171.0, "prior_only": 266.0},
-            "seconds_per_round": [20.0, 22.5],
-            "bytes_per_site_and_round": {"up": 3412, "down": 4410},
-        },
-        "settings": "seed: 0\nprivacy:\n  target_epsilon: 8.0\n",
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-    }  # fmt: skip
-    grid = np.hypot(*np.mgrid[-32:32, -32:32])
-
-    def pictures(shade: float) -> np.ndarray:
-        discs = [[np.where(grid < radius, 0.9, shade) for radius in (14 + i, 9 + i)] for i in range(5)]
-        return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
-
-    steps = list(range(20, 901, 20))
-    efs = [0.2, 0.3, 0.4, 0.5, 0.6]
-    inputs = ReportInputs(
-        predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
-        samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
-        best=[Extreme(vendor, 0.52, 0.53, pictures(0.3)[:3]) for vendor in VENDORS],
-        worst=[Extreme(vendor, 0.61, 0.33, pictures(0.3)[:3]) for vendor in VENDORS],
-        curves={model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
-                for model, tau in (("synthetic_only", 200), ("prior_only", 260))},
-        show_real=True,
-    )  # fmt: skip
-    return report, inputs
-
+from tests.server.report_study import VENDORS, study
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -87,7 +24,7 @@ def test_json_reads_back_and_holds_no_nan(folder):
     assert json.loads((folder / "report.json").read_text()) == report
     odd = {"a": float("nan"), "b": [np.float32(0.5), float("inf")], "c": np.arange(2), "d": (1, None, "x")}
     assert as_json(odd) == {"a": None, "b": [0.5, None], "c": [0, 1], "d": [1, None, "x"]}
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["report.csv", "report.html", "report.json"]
 
 
 def test_page_is_one_file_without_network_or_script(folder):
@@ -99,7 +36,7 @@ def test_page_is_one_file_without_network_or_script(folder):
 
 def test_every_picture_has_a_text_in_its_place(folder):
     images = re.findall(r"<img [^>]*>", (folder / "report.html").read_text())
-    assert len(images) == 1 + 3 + 6 + 6 + 1 + 1
+    assert len(images) == 1 + 2 * 3 + 6 + 6 + 1 + 1
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
 
 
@@ -178,14 +115,6 @@ def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figu
     assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1," in page
 
 
-def test_headline_says_so_when_there_is_no_result():
-    report, _ = study()
-    assert "45 simulated patients" in headline(report)
-    assert "has no result" in headline({**report, "regression": {}})
-    one = {"acdc": table([0.5], [0.6], ["Siemens"], 100, 0)}
-    assert "1 simulated patient by 10.0 points" in headline({**report, "regression": one})
-
-
 def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():
     report, _ = study()
     groups = groups_of(report)
@@ -205,29 +134,3 @@ def test_page_of_a_run_without_results_or_privacy(tmp_path):
     build_report(empty, ReportInputs(), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "has no result" in page and "None was guaranteed" in page
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_chromium_shows_every_picture_and_nothing_overflows(folder, tmp_path, width):
-    """The page stays as it is, in a frame of that width; the page around the frame asks the questions."""
-    page = json.dumps((folder / "report.html").read_text()).replace("</", "<\\/")
-    (tmp_path / "probe.html").write_text(f"""<iframe style="border:0;width:{width}px;height:900px"></iframe><script>
-        const frame = document.querySelector("iframe");
-        frame.srcdoc = {page};
-        frame.onload = () => {{
-            const shown = frame.contentDocument, page = shown.documentElement, pictures = [...shown.images];
-            document.body.dataset.decoded = pictures.filter(p => p.complete && p.naturalWidth).length;
-            document.body.dataset.overflow = page.scrollWidth - page.clientWidth;
-            document.body.dataset.width = page.clientWidth;
-        }};</script>""")
-    shown = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--hide-scrollbars", "--dump-dom",
-         (tmp_path / "probe.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert 'data-decoded="18"' in shown.stdout
-    assert 'data-overflow="0"' in shown.stdout and f'data-width="{width}"' in shown.stdout
-    assert "CONSOLE" not in shown.stderr

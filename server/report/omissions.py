@@ -1,0 +1,77 @@
+"""What the page does not show, said in words: what was not run, not allowed, or cannot be told from so few."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from server.report.models import model_name
+from server.report.numbers import FEW_PATIENTS, listed, patients
+
+ALWAYS_ASKED = {
+    "predict_the_mean": "guessing the mean",
+    "prior_only": "the prior alone, without any site",
+    "local_only": "each site alone",
+    "pooled_real": "the sites' real scans, pooled",
+}
+"""Baselines that every reader asks for, by their name in the settings."""
+SMALL_TEST_SET = 100
+"""Patients below which the page says in words what so few can tell."""
+
+
+def baselines_not_run(report: Mapping[str, Any]) -> list[str]:
+    """Those of `ALWAYS_ASKED` that this run does not have, by their names in the settings."""
+    return [name for name in ALWAYS_ASKED
+            if not any(key == name or key.startswith(f"{name}_") for key in report["baselines"])]  # fmt: skip
+
+
+def omissions(report: Mapping[str, Any], show_real: bool) -> list[str]:
+    """One sentence or two for each thing that the page does not show."""
+    return list(_omissions(report, show_real))
+
+
+def _omissions(report: Mapping[str, Any], show_real: bool) -> Iterator[str]:
+    if report.get("simulated"):
+        yield "How it does on people: the hospitals' patients were simulated too."
+    for test_set, tables in report["regression"].items():
+        yield from _few(test_set, tables)
+    if missing := baselines_not_run(report):
+        yield (f"Not run: {listed([ALWAYS_ASKED[name] for name in missing])}. A run with "
+               f"evaluation.baselines=[{','.join(ALWAYS_ASKED)}], in a folder of its own, has them; "
+               "each site alone and pooled scans only fedcmr-simulate can have.")  # fmt: skip
+    if not report.get("matrix"):
+        yield ("How a network trained on one vendor's hearts reads another vendor's patients: the cross-vendor matrix "
+               "was not run.")  # fmt: skip
+    if not report.get("uncertainty"):
+        yield "Whether the network knows when it is wrong: its uncertainty was not measured."
+    if not show_real:
+        yield ("Real pictures: nobody has allowed them. Where they may be shown, evaluation.show_real_pictures=true "
+               "shows them.")  # fmt: skip
+    yield "Other vendors, field strengths or diseases than those of the test patients."
+    yield "That an error is harmless: a mean error says little about the worst patient. See the plots."
+    if "audit" not in report:
+        yield ("Attacks on the trained network; the guarantee above is a proof about the sites' updates, not a "
+               "measurement." if report["privacy"]["epsilon"] is not None else
+               "Attacks on the trained network: nobody has audited this run.")  # fmt: skip
+    yield "Anything for diagnosis."
+
+
+def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
+    """What a small test set cannot tell."""
+    num = tables["all"]["n_patients"]
+    vendors = {name: score["n_patients"] for name, score in tables.items() if name != "all"}
+    if num < FEW_PATIENTS:
+        yield f"A result on {test_set}: {patients(num)}, an illustration and no measurement."
+    elif len(vendors) == 1:
+        yield (f"Anything about other vendors on {test_set}: its {patients(num)} come from one vendor, "
+               f"{next(iter(vendors))}" + (", and so few say little about rare hearts." if num < SMALL_TEST_SET else ".")
+               )  # fmt: skip
+    elif num < SMALL_TEST_SET:
+        each = listed([f"{count} {name}" for name, count in vendors.items()])
+        yield (f"Small differences between vendors on {test_set}: of {patients(num)} ({each}), so few that what lies "
+               "within the intervals may be chance.")  # fmt: skip
+
+
+def not_run_note(report: Mapping[str, Any]) -> str:
+    """The baselines that the table lacks; empty where it has all."""
+    missing = baselines_not_run(report)
+    names = [ALWAYS_ASKED[name] if name == "local_only" else model_name(name) for name in missing]
+    return f"Not run: {listed(names)}." if missing else ""

@@ -1,0 +1,126 @@
+"""An invented study for the tests of the report: three vendors' hospitals, and the same with every section."""
+
+import numpy as np
+
+from server.evaluation.score import score
+from server.evaluation.tables import paired_table, table
+from server.report.build import Answers, ReportInputs
+from server.report.pictures import Extreme, Row, SampleSheet
+
+VENDORS = ["GE", "Philips", "Siemens"]
+
+
+def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
+    """A report with its default baselines, and its pictures."""
+    rng = np.random.default_rng(0)
+    vendors = [vendor for vendor in VENDORS for _ in range(15)]
+    true = rng.uniform(0.12, 0.75, 45)
+    requested = rng.uniform(0.08, 0.8, 200)
+    measured = requested + rng.normal(0, 0.03, 200)
+    answers = {
+        "synthetic_only": 0.06 + 0.9 * true + rng.normal(0, 0.06, 45),
+        "prior_only": 0.2 + 0.6 * true + rng.normal(0, 0.09, 45),
+        "predict_the_mean": np.full(45, 0.44),
+    }
+    scores = {model: {"hospitals": table(true, predicted, vendors, 300, 0)} for model, predicted in answers.items()}
+    report = {
+        "study": "runs/default <1>",
+        "simulated": simulated,
+        "privacy": {
+            "unit": "one patient at one site, added or removed",
+            "accountant": "prv",
+            "delta": 0.001,
+            "epsilon": 7.964,
+            "sites": {f"{v.lower()}-site": {"epsilon": 7.9 + i / 50, "steps": 11, "refused": i}
+                      for i, v in enumerate(VENDORS)},
+        },
+        "regression": scores.pop("synthetic_only"),
+        "baselines": scores,
+        "synthetic": {"n_cases": 201, "per_vendor": dict.fromkeys(VENDORS, 67),
+                      "requested_ef": [*requested.tolist(), 0.5], "mask_ef": [*requested.tolist(), 0.5],
+                      "measured_ef": [*measured.tolist(), None], "agreement": score(requested, measured, 300, 0)},
+        "timing": {
+            "seconds_per_stage": {"hospitals": 61.2, "prepare": 20.0, "federation": 130.5, "synthesis": 95.0,
+                                  "regressor": 171.0, "prior_only": 266.0},
+            "seconds_per_round": [20.0, 22.5],
+            "bytes_per_site_and_round": {"up": 3412, "down": 4410},
+        },
+        "settings": "seed: 0\nprivacy:\n  target_epsilon: 8.0\n",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    }  # fmt: skip
+    grid = np.hypot(*np.mgrid[-32:32, -32:32])
+
+    def pictures(shade: float) -> np.ndarray:
+        discs = [[np.where(grid < radius, 0.9, shade) for radius in (14 + i, 9 + i)] for i in range(5)]
+        return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
+
+    steps = list(range(20, 901, 20))
+    efs = [0.2, 0.3, 0.4, 0.5, 0.6]
+    inputs = ReportInputs(
+        predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
+        samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
+        best=[Extreme(vendor, 0.52, 0.53, pictures(0.3)[:3]) for vendor in VENDORS],
+        worst=[Extreme(vendor, 0.61, 0.33, pictures(0.3)[:3]) for vendor in VENDORS],
+        curves={model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
+                for model, tau in (("synthetic_only", 200), ("prior_only", 260))},
+        show_real=True,
+    )  # fmt: skip
+    return report, inputs
+
+
+def full_study() -> tuple[dict, ReportInputs]:
+    """`study` with all that is not in every run: both matrices, subgroups, uncertainty, EF classes, two test sets."""
+    report, inputs = study()
+    rng = np.random.default_rng(1)
+    answers = inputs.predictions["synthetic_only"]["hospitals"]
+    true, vendors = np.asarray(answers.true), answers.vendors
+    noise = rng.normal(0, 0.05, 45)
+    kinds: dict[str, dict] = {}
+    differences: dict[str, dict] = {}
+    for kind, scale in (("synthetic", 1.0), ("real", 0.8)):
+        guesses = {"all": true + scale * noise}
+        for k, vendor in enumerate(VENDORS):
+            away = np.array([name != vendor for name in vendors])
+            guesses[vendor] = true + scale * (noise + away * (0.02 + 0.02 * k))
+            guesses[f"without {vendor}"] = true + scale * (noise + ~away * 0.015 * k)
+        kinds[kind] = {key: table(true, guess, vendors, 300, 0) for key, guess in guesses.items()}
+        differences[kind] = {key: paired_table(true, guess, guesses["all"], vendors, 300, 0)
+                             for key, guess in guesses.items() if key.startswith("without")}  # fmt: skip
+    del kinds["real"]["GE"]  # nobody trained on it
+    kinds["real"]["without GE"]["GE"] = score([0.5], [np.nan], 300, 0)
+    strengths = np.array([1.5, 3.0])[np.arange(45) % 2]
+    sexes = np.array(["F", "M", "unknown"])[np.arange(45) % 3]
+    pathologies = np.array(["DCM", "HCM", "MINF", "NOR", "RV"])[np.arange(45) % 5]
+
+    def by(labels: np.ndarray) -> dict[str, dict]:
+        guess = np.asarray(answers.predicted)
+        return {str(name): score(true[labels == name], guess[labels == name], 300, 0) for name in np.unique(labels)}
+
+    facts = {"field strength": {f"{name} T": values for name, values in by(strengths).items()},
+             "pathology": by(pathologies), "sex": by(sexes)}  # fmt: skip
+    coverage = [{"nominal": nominal, "observed": observed, "ci95": ci95}
+                for nominal, observed, ci95 in ((0.5, 0.42, [0.28, 0.56]), (0.8, 0.69, [0.55, 0.82]),
+                                                (0.9, 0.76, [0.62, 0.87]), (0.95, 0.93, [0.84, 1.0]))]  # fmt: skip
+    few = {"true": [0.33, 0.55, 0.58], "predicted": [0.29, 0.44, 0.56]}
+    report["regression"]["mnms"] = table(few["true"], few["predicted"], VENDORS, 300, 0)
+    for tables in report["regression"].values():
+        for values in tables.values():
+            values |= {"category_agreement": 0.84, "category_kappa": 0.79, "n_undefined": 0}
+            values["ci95"] |= {"category_agreement": [0.73, 0.93], "category_kappa": [0.61, 0.9]}
+    report["baselines"]["predict_the_mean"]["hospitals"]["all"] |= {"category_agreement": 0.4, "category_kappa": None}
+    report |= {
+        "matrix": kinds,
+        "matrix_differences": differences,
+        "subgroups": {"hospitals": facts, "mnms": {}},
+        "uncertainty": {
+            "hospitals": {"n_patients": 45, "mean_sd_points": 3.1, "coverage": coverage, "rank_correlation": 0.31},
+            "mnms": {"n_patients": 3, "mean_sd_points": 4.2, "rank_correlation": None,
+                     "coverage": [{"nominal": 0.9, "observed": None, "ci95": None}]},
+        },
+    }  # fmt: skip
+    sd = [None if i == 7 else float(value) for i, value in enumerate(rng.uniform(0.02, 0.06, 45))]
+    predictions = {
+        "hospitals": Answers(vendors, answers.true, answers.predicted, sd),
+        "mnms": Answers(VENDORS, few["true"], few["predicted"]),
+    }
+    return report, ReportInputs(**{**vars(inputs), "predictions": {"synthetic_only": predictions}})
