@@ -1,9 +1,10 @@
 """From slices to a patient: the ejection fraction of a whole stack, and how sure the network is of it.
 
-Clinicians sum the cavity's areas over the stack; so does the first of two answers, with the areas that the network
-reads. The second is the mean of the ejection fractions that it tells from the middle slices alone. Their errors have
-different causes (borders; what a slice cannot know of its stack), so a patient's answer is the mean of both. Each is
-asked again with the pictures turned; how far all these answers lie apart tells how sure the patient's is.
+There are two ways. The network tells the patient's ejection fraction from each slice of the middle, and the answer is
+the mean; or it reads the cavity's areas, which are summed over the stack as clinicians do. The second sees what the
+middle does not tell, but leans on where borders are drawn, which painted hearts know less well than patients' scans:
+`regression.area_share` says how much of the answer is the second, by default nothing (CHANGELOG has the figures).
+Each way is asked again with the pictures turned; how far these answers lie apart tells how sure the patient's is.
 """
 
 import math
@@ -93,34 +94,42 @@ def predict(model: Regressor, cases: Sequence[Case], num_tta: int, device: str |
 def stack_answers(
     model: Regressor, cases: Sequence[Case], num_tta: int, device: str | torch.device = "cpu"
 ) -> NDArray[np.float64]:
-    """All answers for every patient.
+    """Every patient's answer under each rotation.
 
     Returns:
-        Shape (N, 2 * num_tta): by areas and by the middle slices, for each rotation.
+        Shape (N, num_tta).
     """
     if not cases:
-        return np.zeros((0, 2 * num_tta))
-    stacks = centred([slice_pairs(case)[0] for case in cases])
+        return np.zeros((0, num_tta))
+    stacks = [slice_pairs(case)[0] for case in cases]
+    share = model.area_share.item()
+    middles = [middle_slices(len(stack)) for stack in stacks]
+    if share == 0:
+        stacks = [stack[middle] for stack, middle in zip(stacks, middles, strict=True)]
+        middles = [slice(None)] * len(stacks)
+    stacks = centred(stacks)
+    images, sizes = torch.cat(stacks), [len(stack) for stack in stacks]
     limit = math.radians(TTA_ROTATION_DEG) if num_tta > 1 else 0.0
     model.to(device).eval()
     answers = []
     for angle in torch.linspace(-limit, limit, num_tta):
-        slices = _read(model, torch.cat(stacks), angle, device)
-        parts = zip(*(values.split([len(stack) for stack in stacks]) for values in slices), strict=True)
-        answers += np.array([of_stack(Prediction(*part)) for part in parts]).T.tolist()
+        parts = zip(*(values.split(sizes) for values in _read(model, images, angle, device)), strict=True)
+        answers.append([of_stack(Prediction(*part), middle, share) for part, middle in zip(parts, middles, strict=True)])
     return np.array(answers).T
 
 
-def of_stack(slices: Prediction) -> tuple[float, float]:
-    """One patient's ejection fraction by areas summed over the stack, and by the mean of the middle slices' answers.
+def of_stack(slices: Prediction, middle: slice, area_share: float) -> float:
+    """One patient's ejection fraction.
 
     Args:
         slices: What the network says of each slice, base to apex or the other way round, shapes (Z,).
+        middle: The slices whose own answers count.
+        area_share: Share of the answer that comes from the areas, in [0, 1].
     """
+    by_slices = slices.ef[middle].double().mean()
     ed, es = slices.area_ed.double().sum(), slices.area_es.double().sum()
     by_areas = (1 - es / ed.clamp(min=MIN_AREA)).clamp(0, 1)
-    by_slices = slices.ef[middle_slices(len(slices.ef))].double().mean()
-    return by_areas.item(), by_slices.item()
+    return torch.lerp(by_slices, by_areas, area_share).item()
 
 
 def calibrate(

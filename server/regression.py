@@ -1,8 +1,8 @@
 """ResNet50 that reads an ED/ES pair of short-axis slices and tells the patient's ejection fraction.
 
-It sees one slice at a time, the ventricle in the middle, and no mask: a test scan needs nothing but its pixels. It
-learns the LV areas of both phases in every slice, and from the middle ones the patient's ejection fraction, too;
-`server.reading` makes a patient's answer of them.
+It sees one slice at a time, the ventricle in the middle, and no mask: a test scan needs nothing but its pixels. The LV
+areas of both phases are learnt beside the ejection fraction, because they say where to look; `server.reading` makes a
+patient's answer of what it says of the slices.
 """
 
 import hashlib
@@ -38,8 +38,6 @@ EF_BETA = 0.1
 AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
 """Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the picture) to the range of EF."""
 MAX_GRAD_NORM = 5.0
-VIEW_PX = 48
-"""The network looks at the middle 96 mm: a dilated ventricle with its wall, little of the thorax, 0.56 of the pixels."""
 CHECKPOINT_EVERY = 200
 LOG_EVERY = 20
 FORMAT = "fedcmr-regressor-2"
@@ -63,17 +61,20 @@ class Regressor(nn.Module):
         mean_ef: Mean ejection fraction of the patients it was trained on; the predict-the-mean baseline.
         sd_floor: With `sd_gain`, how wrong answers are; see `server.reading.calibrate`. NaN until then.
         sd_gain: See there.
+        area_share: `regression.area_share` of its training.
     """
 
     mean_ef: Tensor
     sd_floor: Tensor
     sd_gain: Tensor
+    area_share: Tensor
 
-    def __init__(self, mean_ef: float = 0.5) -> None:
+    def __init__(self, mean_ef: float = 0.5, area_share: float = 0.0) -> None:
         super().__init__()
         network = resnet50(spatial_dims=2, n_input_channels=2, num_classes=3, conv1_t_stride=2)
         self.network = network.to(memory_format=torch.channels_last)
-        for name, value in (("mean_ef", mean_ef), ("sd_floor", math.nan), ("sd_gain", math.nan)):
+        for name, value in (("mean_ef", mean_ef), ("sd_floor", math.nan), ("sd_gain", math.nan),
+                            ("area_share", area_share)):  # fmt: skip
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         for module in self.network.modules():
             if isinstance(module, ResNetBottleneck):
@@ -86,7 +87,8 @@ class Regressor(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         """Predict from pairs of shape (N, 2, 64, 64) in [-1, 1]."""
-        ef, area_ed, area_es = self.network(in_view(images)).float().unbind(1)
+        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        ef, area_ed, area_es = logits.unbind(1)
         return Prediction(torch.sigmoid(ef), F.softplus(area_ed), F.softplus(area_es))
 
 
@@ -107,13 +109,6 @@ class Examples:
     mean_ef: float
 
 
-def in_view(images: Tensor) -> Tensor:
-    """What the network looks at: the middle `VIEW_PX` pixels of (N, C, 64, 64) pictures, channels last."""
-    margin = (images.shape[-1] - VIEW_PX) // 2
-    cropped = images[..., margin : margin + VIEW_PX, margin : margin + VIEW_PX]
-    return cropped.contiguous(memory_format=torch.channels_last)
-
-
 def middle_slices(num_slices: int) -> slice:
     """The middle of a stack by index, in training and testing alike: the central 60 %.
 
@@ -129,8 +124,8 @@ def patient_ef(case: Case) -> float:
     return case.info.ef if math.isfinite(case.info.ef) else ejection_fraction(case.masks)
 
 
-def prepare_examples(cases: Sequence[Case]) -> Examples:
-    """All slices of every patient whose ejection fraction is known.
+def prepare_examples(cases: Sequence[Case], whole_stacks: bool = False) -> Examples:
+    """The middle slices of every patient whose ejection fraction is known, or all of them for their areas.
 
     Raises:
         UserError: There is no such patient.
@@ -142,11 +137,15 @@ def prepare_examples(cases: Sequence[Case]) -> Examples:
     stacks, efs, areas = [], [], []
     for case, ef in known:
         pictures, masks = slice_pairs(case)
+        middle = middle_slices(len(pictures))
         lv = (masks == LV).float().mean(dim=(2, 3))
-        stacks.append(pictures)
-        areas.append(lv if lv.any() else torch.full_like(lv, math.nan))
-        efs.append(torch.full((len(pictures),), math.nan))
-        efs[-1][middle_slices(len(pictures))] = ef
+        lv = lv if lv.any() else torch.full_like(lv, math.nan)
+        told = torch.full((len(pictures),), math.nan)
+        told[middle] = ef
+        taken = slice(None) if whole_stacks else middle
+        stacks.append(pictures[taken])
+        areas.append(lv[taken])
+        efs.append(told[taken])
     mean_ef = float(np.mean([ef for _, ef in known]))
     return Examples(torch.cat(centred(stacks)), torch.cat(efs), torch.cat(areas), mean_ef)
 
@@ -154,8 +153,7 @@ def prepare_examples(cases: Sequence[Case]) -> Examples:
 def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
     """Smooth L1 on the ejection fraction and on both areas, where they are known, averaged over the batch."""
     predicted = AREA_SCALE * torch.stack([prediction.area_ed, prediction.area_es], 1)
-    loss = _known_l1(prediction.ef, ef) + AREA_WEIGHT * _known_l1(predicted, AREA_SCALE * areas)
-    return loss
+    return _known_l1(prediction.ef, ef) + AREA_WEIGHT * _known_l1(predicted, AREA_SCALE * areas)
 
 
 def _known_l1(predicted: Tensor, target: Tensor) -> Tensor:
@@ -173,14 +171,15 @@ def train_regressor(
     augmentation: Augmentation | None = None,
     log: Callable[[int, float], None] | None = None,
 ) -> Regressor:
-    """Train on all slices of every patient and return the averaged (EMA) network, not calibrated yet.
+    """Train on slices of every patient and return the averaged (EMA) network, not calibrated yet.
 
     Everything random follows from (seed, step), so a run resumed from its checkpoint equals an uninterrupted one, and
     on a CPU with the same number of threads equal seeds give equal weights.
 
     Args:
         cases: Patients of any number of slices; those without an ejection fraction are left out.
-        config: Steps, batch size, learning rate, weight decay, decay of the average.
+        config: Steps, batch size, learning rate, weight decay, decay of the average; above an `area_share` of 0 whole
+            stacks are learnt, else the middle slices.
         seed: Of weights, order and augmentation.
         device: Where to train.
         checkpoint: A safetensors file written every `CHECKPOINT_EVERY` steps and removed at the end. One that belongs
@@ -193,10 +192,10 @@ def train_regressor(
         UserError: No patient has an ejection fraction, or the loss is no longer finite.
     """
     augmentation = augmentation or Augmentation()
-    examples = prepare_examples(cases)
+    examples = prepare_examples(cases, config.area_share > 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Regressor(examples.mean_ef)
+        model = Regressor(examples.mean_ef, config.area_share)
     model.to(device)
     state = TrainingState(model.train(), config.weight_decay)
     identity = _identity(examples, config, augmentation, seed)

@@ -133,7 +133,7 @@ class SynthesisConfig:
     """What the server samples from the shared generator."""
 
     num_cases: int = 600
-    num_slices: int = 6
+    num_slices: int = 8
     num_steps: int = 4
     start_t: float = 0.5
     batch_size: int = 64
@@ -162,6 +162,7 @@ class RegressionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     ema_decay: float = 0.99
+    area_share: float = 0.0
     num_tta: int = 4
 
     def __post_init__(self) -> None:
@@ -170,6 +171,7 @@ class RegressionConfig:
         _check(self.learning_rate > 0, "regression.learning_rate", "> 0", self.learning_rate)
         _check(self.weight_decay >= 0, "regression.weight_decay", ">= 0", self.weight_decay)
         _check(0 <= self.ema_decay < 1, "regression.ema_decay", "in [0, 1)", self.ema_decay)
+        _check(0 <= self.area_share <= 1, "regression.area_share", "in [0, 1]", self.area_share)
         _check(self.num_tta >= 1, "regression.num_tta", ">= 1", self.num_tta)
 
 
