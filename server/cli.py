@@ -130,11 +130,12 @@ def _synthesize(options: argparse.Namespace) -> None:
         synthesis = replace(synthesis, vendor_shares=dict.fromkeys(options.vendor, 1.0))
     config = replace(run.config, seed=run.config.seed if options.seed is None else options.seed, synthesis=synthesis)
     prior = load_prior(run.prior_path())
-    shared = load_shared_generator(run.path / "generator.safetensors", prior)
+    generator = run.path / "generator.safetensors"
+    shared = load_shared_generator(generator, prior)
     print(f"{config.synthesis.num_cases} synthetic patients -> {options.out}", file=sys.stderr)
     made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
-    facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
+    facts = study_facts(run.path.resolve().name, config, prior.sha256, generator, privacy_spent(run))
     write_release(options.out, made.cases, made.requested_efs, measured, facts, options.dicom, options.nifti)
     print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
 

@@ -3,11 +3,13 @@
 https://arxiv.org/abs/1803.09010; "Collection" and "Preprocessing" are one here, "How it was made".
 """
 
+import hashlib
 import math
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,13 +72,16 @@ class Content:
     nifti: bool = False
 
 
-def study_facts(study: str, config: Config, prior_sha256: str, privacy: Mapping[str, Any]) -> dict[str, Any]:
+def study_facts(
+    study: str, config: Config, prior_sha256: str, generator: Path, privacy: Mapping[str, Any]
+) -> dict[str, Any]:
     """What `datasheet` tells of a study, from its settings.
 
     Args:
         study: Its name.
         config: Its settings.
         prior_sha256: Of the public prior's file.
+        generator: The file of what the federation added to it.
         privacy: As in report.json.
     """
     settings = asdict(config)
@@ -86,9 +91,7 @@ def study_facts(study: str, config: Config, prior_sha256: str, privacy: Mapping[
         "made_with": {
             "versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in LIBRARIES)]),
             "public prior (SHA-256)": prior_sha256,
-            "federated rounds": config.federation.num_rounds,
-            "calls of the generator per picture": config.synthesis.num_steps,
-            "start of the sampler (0 noise, 1 sketch)": config.synthesis.start_t,
+            "generator (SHA-256)": hashlib.sha256(generator.read_bytes()).hexdigest(),
             "seed": config.seed,
         },
         "settings": OmegaConf.to_yaml(OmegaConf.create({name: settings[name] for name in SETTINGS})),
@@ -140,12 +143,14 @@ trained and tested on pictures in the style of several vendors' scanners, with l
 ## How it was made
 
 A parametric heart gives the masks, the masks give the ejection fraction, and a generator paints the picture: trained
-beforehand on simulated hearts, then tuned at the sites. {facts["real_data"]}
+beforehand on simulated hearts, then tuned at the sites.
+{facts["real_data"]}
 Nothing was sorted out afterwards: every heart that was drawn is in the folder.
 
 {chr(10).join(f"- {name}: {value}" for name, value in facts["made_with"].items())}
+- settings, as `configs/default.yaml` explains them:
 
-```
+```yaml
 {facts["settings"].strip()}
 ```
 
@@ -153,7 +158,7 @@ Nothing was sorted out afterwards: every heart that was drawn is in the folder.
 
 {_privacy(facts["privacy"])}
 
-Shapes and labels are drawn from a public model and cost no privacy. The files name no person, site or scanner.
+Shapes and labels are drawn from a public model and cost no privacy. No picture's file names a person, site or scanner.
 
 ## Uses
 
@@ -163,8 +168,8 @@ Shapes and labels are drawn from a public model and cost no privacy. The files n
 
 ## Distribution
 
-{facts["terms"]} The licence of the software that made it (Apache-2.0) does not extend to it. Pass it
-on whole, with this file.
+{facts["terms"]}
+The licence of the software that made it (Apache-2.0) does not extend to it. Pass it on whole, with this file.
 
 ## Maintenance
 

@@ -57,6 +57,7 @@ def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerat
     """Sample the synthetic data set, measure what the pictures show, and write it with labels and datasheet."""
     synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
-    facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
+    generator = run.path / "generator.safetensors"
+    facts = study_facts(run.path.resolve().name, config, prior.sha256, generator, privacy_spent(run))
     write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, measured, facts,
                   config.synthesis.dicom, config.synthesis.nifti)  # fmt: skip

@@ -133,14 +133,16 @@ def test_datasheet_names_every_file_and_no_other(cases, tmp_path, dicom, nifti):
 
 def test_datasheet_answers_each_group_of_questions_and_tells_how_it_was_made(cases, tmp_path):
     config = load("acdc", ["data_root=/secret/scans", "synthesis.num_steps=7", "seed=31"])
-    facts = study_facts("study", config, "ab" * 32, PRIVACY)
+    (tmp_path / "generator").write_bytes(b"weights")
+    facts = study_facts("study", config, "ab" * 32, tmp_path / "generator", PRIVACY)
     write_release(tmp_path / "s", cases, [0.7] * 3, [0.68, float("nan"), 0.73], facts)
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
     for heading in ("Motivation", "Composition", "How it was made", "Privacy", "Uses", "Distribution", "Maintenance",
                     "Limits"):  # fmt: skip
         assert f"\n## {heading}\n" in text
     assert f"fedcmr {version('fedcmr')}" in text and f"torch {version('torch')}" in text and "ab" * 32 in text
-    settings = yaml.safe_load(re.search("```\n(.+?)```", text, re.DOTALL)[1])
+    assert f"generator (SHA-256): {hashlib.sha256(b'weights').hexdigest()}" in text
+    settings = yaml.safe_load(re.search("```yaml\n(.+?)```", text, re.DOTALL)[1])
     assert settings["seed"] == 31 and settings["synthesis"]["num_steps"] == 7
     assert settings["privacy"]["target_epsilon"] == config.privacy.target_epsilon
     assert "secret" not in text and "CC BY-NC-SA" in text
