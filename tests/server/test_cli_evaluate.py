@@ -70,7 +70,7 @@ def test_the_tables_are_printed_with_subgroups_where_something_is_known(model, f
     change(folder, *[{"field_strength_t": math.nan}] * 4)
     assert evaluate(model, folder, options=[]) == 0
     bare = capsys.readouterr().out
-    assert "right EF class" in bare and "predict the mean" in bare and "by group" not in bare
+    assert "EF class" in bare and "predict the mean" in bare and "by group" not in bare
     change(folder, {"sex": "F"}, {"sex": "F"}, {"sex": "M"}, {"sex": "M"})
     assert evaluate(model, folder, options=[]) == 0
     assert "by group" in (printed := capsys.readouterr().out) and "field strength" not in printed
