@@ -15,8 +15,6 @@ REDUCED_MAX, PRESERVED_MIN = 0.40, 0.50
 NUM_CATEGORIES = len(CATEGORIES)
 DISAGREEMENT = np.abs(np.subtract.outer(range(NUM_CATEGORIES), range(NUM_CATEGORIES))) / (NUM_CATEGORIES - 1)
 """Cohen's linear weights: 0 for the same class, 1 for the two ends."""
-NO_CHANCE = 1e-12
-"""Expected disagreements below this are rounding: all answers and all truths are of one class."""
 
 
 def category_of(efs: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -50,5 +48,5 @@ def category_figures(
     shares_true, shares_guessed = shares[:, 2 : 2 + NUM_CATEGORIES], shares[:, 2 + NUM_CATEGORIES :]
     expected = np.einsum("bj,jk,bk->b", shares_true, DISAGREEMENT, shares_guessed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        kappa = np.where(expected > NO_CHANCE, 1 - observed / expected, np.nan)
+        kappa = np.where(expected > 0, 1 - observed / expected, np.nan)
     return agreement, kappa

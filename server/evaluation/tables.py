@@ -52,7 +52,9 @@ def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArra
 
 
 def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]], grouped_by: str = "vendor") -> Table:
-    """Scores for the terminal, 95 % intervals in brackets.
+    """Scores for the terminal, 95 % intervals in brackets; those of the other figures are in JSON and CSV.
+
+    The last two columns are the share of patients in the right class of ejection fraction and its weighted kappa.
 
     Args:
         title: What stands above.
@@ -62,14 +64,14 @@ def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]], grouped_b
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("", grouped_by):
         shown.add_column(heading, no_wrap=True)
-    for heading in ("n", "MAE, EF points", "r2", "bias", "MSE", "right EF class", "kappa"):
+    for heading in ("n", "MAE, EF points", "r2", "bias", "MSE", "EF class", "kappa"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, scores in rows.items():
         for group, values in scores.items():
             label = name if group == next(iter(scores)) else ""
             mae, r2 = _cell(values, "mae_points", 1, interval=True), _cell(values, "r2", 2, interval=True)
             bias, mse = _cell(values, "bias_points", 1), _cell(values, "mse", 4)
-            right, kappa = _cell(values, "category_agreement", 2, interval=True), _cell(values, "category_kappa", 2)
+            right, kappa = _cell(values, "category_agreement", 2), _cell(values, "category_kappa", 2)
             shown.add_row(label, group, _num_patients(values), mae, r2, bias, mse, right, kappa)
         shown.add_row()
     return shown

@@ -121,10 +121,10 @@ def test_kappa_of_perfect_constant_and_opposite_answers(true, predicted, agreeme
 def test_intervals_over_45_patients_cover_the_truth_about_95_times_in_100():
     """How often the interval holds the value of the population that the patients were drawn from.
 
-    400 data sets: a true coverage p is seen with a standard deviation of sqrt(p (1 - p) / 400), 1.1 % at 0.95. The
-    percentile interval of a mean is too short at N = 45, by (N - 1) / N in its variance and by z instead of t, together
-    a coverage of 0.94; that of a share moves in steps of 1 / 45 and loses about another point. So 0.94 less three
-    standard deviations and that point is 0.89, and 0.95 and three of them is 0.98.
+    The percentile interval is known to be short at such an N: of 6,000 data sets it held the mean absolute error in
+    93.1 %, the bias in 93.9 %, the share in the right class in 94.1 % and the mean squared error, which is skewed, in
+    91.0 %. With 400 data sets a coverage p is seen with a standard deviation of sqrt(p (1 - p) / 400), 1.3 % at 0.93:
+    the bands are three of them to both sides.
     """
     sigma, low, high, num_sets = 0.08, 0.1, 0.8, 400
     rng = np.random.default_rng(0)
@@ -149,4 +149,4 @@ def test_intervals_over_45_patients_cover_the_truth_about_95_times_in_100():
     shares = {name: count / num_sets for name, count in covered.items()}
     for name in ("mae_points", "bias_points", "category_agreement"):
         assert 0.89 <= shares[name] <= 0.98, shares
-    assert 0.86 <= shares["mse"] <= 0.98, "squares are skewed, for which the percentile interval pays at this N"
+    assert 0.867 <= shares["mse"] <= 0.953, shares
