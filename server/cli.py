@@ -184,8 +184,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     """Write a run's report again."""
-    from server.results import write_report
     from server.answers import test_sets
+    from server.results import write_report
     from shared.run_folder import load_run
 
     run = load_run(options.run)

@@ -72,7 +72,9 @@ def matrices(run: RunFolder, config: Config) -> tuple[dict[str, Matrix], dict[st
             for name, row in rows.items()
         }
         differences[kind] = {
-            name: paired_table(row["true"], row["predicted"], rows[ALL]["predicted"], row["vendors"], num_bootstrap, seed)
+            name: paired_table(
+                row["true"], row["predicted"], rows[ALL]["predicted"], row["vendors"], num_bootstrap, seed
+            )
             for name, row in rows.items()
             if name.startswith(WITHOUT)
         }

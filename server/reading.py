@@ -114,7 +114,9 @@ def stack_answers(
     answers = []
     for angle in torch.linspace(-limit, limit, num_tta):
         parts = zip(*(values.split(sizes) for values in _read(model, images, angle, device)), strict=True)
-        answers.append([of_stack(Prediction(*part), middle, share) for part, middle in zip(parts, middles, strict=True)])
+        answers.append(
+            [of_stack(Prediction(*part), middle, share) for part, middle in zip(parts, middles, strict=True)]
+        )
     return np.array(answers).T
 
 

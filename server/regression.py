@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import resnet50
 from monai.networks.nets.resnet import ResNetBottleneck
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from server.augmentation import Augmentation, augment_pairs

@@ -31,7 +31,7 @@ def evaluate_folders(
     number, groups of one patient) is said on stderr, in numbers of patients.
 
     Returns:
-        `regression`, `baselines`, `subgroups` and `uncertainty` in the shape of report.json, with the folders as test sets.
+        `regression`, `baselines`, `subgroups` and `uncertainty` in the shape of report.json, the folders as test sets.
 
     Raises:
         UserError: A folder cannot be read or has no patient with an ejection fraction.
