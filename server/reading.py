@@ -113,10 +113,9 @@ def stack_answers(
     model.to(device).eval()
     answers = []
     for angle in torch.linspace(-limit, limit, num_tta):
-        parts = zip(*(values.split(sizes) for values in _read(model, images, angle, device)), strict=True)
-        answers.append(
-            [of_stack(Prediction(*part), middle, share) for part, middle in zip(parts, middles, strict=True)]
-        )
+        read = [values.split(sizes) for values in _read(model, images, angle, device)]
+        patients = zip(middles, *read, strict=True)
+        answers.append([of_stack(Prediction(*slices), middle, share) for middle, *slices in patients])
     return np.array(answers).T
 
 
