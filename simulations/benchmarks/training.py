@@ -1,0 +1,174 @@
+"""What the ResNet50's way of training gains: `python -m simulations.benchmarks.training [--data DIR --test DIR...]`.
+
+The project's step (bf16 autocast where the processor has it, channels last, fused AdamW) is timed beside a plain float32
+step in PyTorch's usual layout: same network, batch, augmentation, optimiser and average, in turns, so that a machine
+that slows down slows both. With `--data` both ways train a whole network each, on the same batches, and are asked about
+the patients of `--test`: development patients, never those that a result is claimed on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from server.augmentation import Augmentation, augment_pairs
+from server.evaluation.tables import paired_table, table
+from server.reading import predict
+from server.regression import (
+    MAX_GRAD_NORM,
+    Examples,
+    Prediction,
+    Regressor,
+    batch_indices,
+    prepare_examples,
+    regression_loss,
+)
+from server.training_state import TrainingState, one_cycle
+from shared.case import load_cases
+from shared.checkpoint import write_atomically
+from shared.config import Config, RegressionConfig, load
+from shared.device import autocast
+from shared.errors import run_command
+from shared.progress import track
+from shared.views import IMAGE_SIZE
+
+NUM_REPEATS, NUM_UNTIMED = 10, 2
+MIN_RATIO = 1.5
+"""What the project asks of itself."""
+CPU = torch.device("cpu")
+
+
+class PlainRegressor(Regressor):
+    """The same network in PyTorch's usual layout."""
+
+    def __init__(self, mean_ef: float = 0.5) -> None:
+        super().__init__(mean_ef)
+        self.network = self.network.to(memory_format=torch.contiguous_format)
+
+    def forward(self, images: Tensor) -> Prediction:
+        """As its parent's, without a change of layout."""
+        ef, area_ed, area_es = self.network(images).unbind(1)
+        softplus = torch.nn.functional.softplus
+        return Prediction(torch.sigmoid(ef), softplus(area_ed), softplus(area_es))
+
+
+WAYS: dict[str, type[Regressor]] = {"this project's": Regressor, "plain float32": PlainRegressor}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.training", description=__doc__)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="train both ways on these cases, too")
+    parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="and ask them about these")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings, as of fedcmr-simulate")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
+    options = parser.parse_args()
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    config = load("default", options.set)
+    figures: dict[str, Any] = {
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+                    "python": platform.python_version()},
+        "seconds_per_step": step_seconds(config.regression),
+    }  # fmt: skip
+    if options.data:
+        figures["accuracy"] = accuracy(options.data, options.test, config)
+    _print(figures)
+    if options.json:
+        write_atomically(options.json, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def step_seconds(config: RegressionConfig, num_repeats: int = NUM_REPEATS) -> dict[str, float]:
+    """Median seconds of a step each way, and how many times faster the project's is."""
+    rng = torch.Generator().manual_seed(0)
+    shape = (config.batch_size, 2, IMAGE_SIZE, IMAGE_SIZE)
+    images = torch.rand(shape, generator=rng) * 2 - 1
+    targets = torch.rand(config.batch_size, 3, generator=rng)
+    examples = Examples(images, targets[:, 0], 0.1 * targets[:, 1:], 0.5)
+    steps = {name: stepper(way(), examples, config, 0) for name, way in WAYS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    for repeat in range(NUM_UNTIMED + num_repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step(repeat)
+            seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values[NUM_UNTIMED:]) for name, values in seconds.items()}
+    ours, plain = (medians[name] for name in WAYS)
+    return {**medians, "ratio": plain / ours}
+
+
+def stepper(
+    model: Regressor, examples: Examples, config: RegressionConfig, seed: int
+) -> Callable[[int], TrainingState]:
+    """A function that takes the step of a given number and returns the training's state."""
+    state = TrainingState(model.train(), config.weight_decay)
+
+    def step(number: int) -> TrainingState[Regressor]:
+        generator = torch.Generator().manual_seed(number)
+        index = batch_indices(len(examples.images), config.batch_size, seed, number)
+        images, growth = augment_pairs(examples.images[index], Augmentation(), generator)
+        with torch.autocast("cpu", enabled=False) if isinstance(model, PlainRegressor) else autocast(CPU):
+            prediction = model(images)
+        loss = regression_loss(prediction, examples.ef[index], examples.areas[index] * growth[:, None])
+        decay = min(config.ema_decay, (1 + number) / (10 + number))
+        state.step(loss, one_cycle(number, config.num_steps, config.learning_rate), MAX_GRAD_NORM, decay)
+        return state
+
+    return step
+
+
+def accuracy(data: Path, tests: list[Path], config: Config) -> dict[str, Any]:
+    """Both ways' errors on the test patients after a whole training, and their difference, paired by patient."""
+    examples = prepare_examples(load_cases(data))
+    models = {}
+    for name, way in WAYS.items():
+        torch.manual_seed(config.seed)
+        step = stepper(way(examples.mean_ef), examples, config.regression, config.seed)
+        for number in track(range(config.regression.num_steps), f"training, {name}"):
+            state = step(number)
+        models[name] = state.ema.eval()
+    figures = {}
+    for folder in tests:
+        cases = load_cases(folder)
+        true, group = [case.info.ef for case in cases], ["all"] * len(cases)
+        answers = [predict(model, cases, config.regression.num_tta).ef for model in models.values()]
+        how = (group, config.evaluation.num_bootstrap, config.seed)
+        figures[folder.name] = {
+            **{name: table(true, answer, *how)["all"] for name, answer in zip(models, answers, strict=True)},
+            "difference": paired_table(true, *answers, *how)["all"],
+        }
+    return figures
+
+
+def _print(figures: dict[str, Any]) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    seconds = figures["seconds_per_step"]
+    view = Table("way", "s per step", "patients: MAE, EF points", title="training the ResNet50")
+    for name in WAYS:
+        errors = [f"{test}: {rows[name]['mae_points']:.1f}" for test, rows in figures.get("accuracy", {}).items()]
+        view.add_row(name, f"{seconds[name]:.3f}", ", ".join(errors))
+    console.print(view)
+    met = "met" if seconds["ratio"] >= MIN_RATIO else "missed"
+    console.print(f"{seconds['ratio']:.2f} times as many pairs a second ({MIN_RATIO:g} asked for: {met})")
+    for test, rows in figures.get("accuracy", {}).items():
+        low, high = rows["difference"]["ci95"] or (float("nan"), float("nan"))
+        console.print(
+            f"{test}: difference {rows['difference']['difference_points']:+.1f} ({low:.1f} to {high:.1f}) points"
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,51 @@
+"""The training benchmark compares two ways of computing the same thing."""
+
+import pytest
+import torch
+
+from server.regression import Examples, Regressor, regression_loss
+from shared.case import save_case, write_index
+from shared.config import load
+from simulations.benchmarks.training import WAYS, PlainRegressor, accuracy, step_seconds, stepper
+from tests.server.disc_case import disc_case
+
+SMALL = ["regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1", "evaluation.num_bootstrap=100"]
+
+
+def test_both_ways_are_one_network():
+    torch.manual_seed(0)
+    ours, plain = Regressor(0.4).eval(), PlainRegressor(0.4).eval()
+    plain.load_state_dict(ours.state_dict())
+    assert ours.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert plain.network.conv1.weight.is_contiguous()
+    images = torch.rand(3, 2, 64, 64) * 2 - 1
+    for one, other in zip(ours(images), plain(images), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_of_either_way_trains():
+    config = load("default", SMALL).regression
+    examples = Examples(torch.rand(4, 2, 64, 64) * 2 - 1, torch.rand(4), torch.rand(4, 2) / 10, 0.5)
+    for way in WAYS.values():
+        model = way()
+        before = model.network.conv1.weight.clone()
+        state = stepper(model, examples, config, 0)(1)
+        assert state.model is model and not torch.equal(before, model.network.conv1.weight)
+        assert regression_loss(model(examples.images), examples.ef, examples.areas).isfinite()
+
+
+def test_times_have_a_ratio():
+    seconds = step_seconds(load("default", SMALL).regression, num_repeats=1)
+    ours, plain, ratio = seconds.values()
+    assert ratio == plain / ours > 0
+
+
+def test_both_networks_answer_the_same_patients(tmp_path):
+    cases = [disc_case(f"p{i}", ef, seed=i) for i, ef in enumerate((0.2, 0.4, 0.6))]
+    for case in cases:
+        save_case(tmp_path / "dev", case)
+    write_index(tmp_path / "dev", [case.info for case in cases])
+    figures = accuracy(tmp_path / "dev", [tmp_path / "dev"], load("default", SMALL))["dev"]
+    assert set(figures) == {*WAYS, "difference"}
+    ours, plain = (figures[name]["mae_points"] for name in WAYS)
+    assert figures["difference"]["difference_points"] == pytest.approx(ours - plain)
