@@ -1,9 +1,9 @@
 """What the ResNet50's way of training gains: `python -m simulations.benchmarks.training [--data DIR --test DIR...]`.
 
-The project's step (bf16 autocast where the processor has it, channels last, fused AdamW) is timed beside a plain float32
-step in PyTorch's usual layout: same network, batch, augmentation, optimiser and average, in turns, so that a machine
-that slows down slows both. With `--data` both ways train a whole network each, on the same batches, and are asked about
-the patients of `--test`: development patients, never those that a result is claimed on.
+The project's step (bf16 autocast where the processor has it, channels last, fused AdamW) is timed beside a plain
+float32 step in PyTorch's usual layout: same network, batch, augmentation, optimiser and average, in turns, so that a
+machine that slows down slows both. With `--data` both ways train a whole network each, on the same batches, and are
+asked about the patients of `--test`: development patients, never those that a result is claimed on.
 """
 
 import argparse
