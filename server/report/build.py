@@ -189,18 +189,20 @@ def groups_of(report: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any
 
 
 def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots]:
-    """The main model's patients, per test set and vendor."""
+    """The main model's patients, per test set and vendor; a test set of few patients is one plot."""
     plots = []
     answers_of = inputs.predictions.get(MAIN_MODEL, {})
     for test_set, answers in answers_of.items():
-        for vendor in sorted(set(answers.vendors)):
-            chosen = [i for i, name in enumerate(answers.vendors) if name == vendor]
+        vendors = sorted(set(answers.vendors))
+        for vendor in vendors if len(answers.vendors) >= FEW_PATIENTS or len(vendors) == 1 else ["all"]:
+            chosen = [i for i, name in enumerate(answers.vendors) if vendor in (name, "all")]
             true, predicted = ([values[i] for i in chosen] for values in (answers.true, answers.predicted))
             sd = None if answers.sd is None else [answers.sd[i] for i in chosen]
             score = report["regression"].get(test_set, {}).get(vendor)
+            name = "all vendors" if vendor == "all" else vendor
             plots.append(
                 PatientPlots(
-                    vendor if len(answers_of) == 1 else f"{test_set}, {vendor}", len(chosen),
+                    name if len(answers_of) == 1 else f"{test_set}, {name}", len(chosen),
                     scatter(true, predicted, sd), bland_altman(true, predicted, score), sd is not None,
                 )
             )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.report.heat_map import colour_range, heat_map
-from server.report.numbers import figure, interval, listed, patients, signed
+from server.report.numbers import figure, interval, listed, signed
 
 ALL = "all"
 WITHOUT = "without "
@@ -100,8 +100,7 @@ def _test_groups(matrix: Mapping[str, Cells]) -> list[str]:
 
 def _picture(matrix: Mapping[str, Cells], limits: tuple[float, float]) -> str:
     groups = _test_groups(matrix)
-    names = {group: f"{_tested_on(group)}\n{patients(num)}" if (num := _num_patients(matrix, group)) else group
-             for group in groups}  # fmt: skip
+    names = {group: f"{_tested_on(group)}\nn = {_num_patients(matrix, group)}" for group in groups}
     rows = {
         trained_on(key): {names[group]: matrix[key].get(group) for group in groups}
         for key in sorted(matrix, key=_order)

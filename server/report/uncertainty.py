@@ -21,18 +21,23 @@ class Uncertainty:
     Attributes:
         test_set: Its name.
         figures: Of `report.json`: n_patients, mean_sd_points, coverage, rank_correlation.
+        held: {nominal coverage: its row of `coverage`}.
         verdict: In words.
     """
 
     test_set: str
     figures: Mapping[str, Any]
+    held: Mapping[float, Mapping[str, Any]]
     verdict: str
 
 
 def uncertainties(report: Mapping[str, Any]) -> list[Uncertainty]:
     """Of every test set where the network told its uncertainty."""
     sets = report.get("uncertainty") or {}
-    return [Uncertainty(name, figures, verdict(figures["coverage"])) for name, figures in sets.items()]
+    return [
+        Uncertainty(name, figures, {row["nominal"]: row for row in figures["coverage"]}, verdict(figures["coverage"]))
+        for name, figures in sets.items()
+    ]
 
 
 def verdict(coverage: list[Mapping[str, Any]]) -> str:
