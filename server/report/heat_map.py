@@ -37,7 +37,10 @@ def _steps() -> tuple[tuple[str, str, str, str], ...]:
     cells = {scheme: matplotlib.colormaps[MAP](values) for scheme, values in places.items()}
     ink = {scheme: [DARK if _luminance(cell) > 0.18 else LIGHT for cell in values] for scheme, values in cells.items()}
     return (
-        *((f"--cell{k}", f"#07{k:02d}01", to_hex(cells["light"][k]), to_hex(cells["dark"][k])) for k in range(NUM_STEPS)),
+        *(
+            (f"--cell{k}", f"#07{k:02d}01", to_hex(cells["light"][k]), to_hex(cells["dark"][k]))
+            for k in range(NUM_STEPS)
+        ),
         *((f"--word{k}", f"#07{k:02d}02", ink["light"][k], ink["dark"][k]) for k in range(NUM_STEPS)),
     )
 

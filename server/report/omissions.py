@@ -61,9 +61,9 @@ def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
     if num < FEW_PATIENTS:
         yield f"A result on {test_set}: {patients(num)}, an illustration and no measurement."
     elif len(vendors) == 1:
-        yield (f"Anything about other vendors on {test_set}: its {patients(num)} come from one vendor, "
-               f"{next(iter(vendors))}" + (", and so few say little about rare hearts." if num < SMALL_TEST_SET else ".")
-               )  # fmt: skip
+        few = ", and so few say little about rare hearts" if num < SMALL_TEST_SET else ""
+        (vendor,) = vendors
+        yield f"Anything about other vendors on {test_set}: its {patients(num)} come from one vendor, {vendor}{few}."
     elif num < SMALL_TEST_SET:
         each = listed([f"{count} {name}" for name, count in vendors.items()])
         yield (f"Small differences between vendors on {test_set}: of {patients(num)} ({each}), so few that what lies "

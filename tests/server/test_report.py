@@ -11,6 +11,7 @@ from server.report.build import ReportInputs, as_json, build_report, groups_of
 from server.report.models import model_name, model_rank
 from tests.server.report_study import VENDORS, study
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
