@@ -41,12 +41,15 @@ def test_the_sentences_are_the_numbers():
 def test_a_paired_difference_is_told_with_its_interval_and_what_may_be_chance():
     differences = {
         "without GE": {"GE": {"n_patients": 9, "difference_points": 1.9, "ci95": [0.4, 3.0]}},
+        "without Philips": {"Philips": {"n_patients": 9, "difference_points": -0.6, "ci95": [-1.1, -0.2]}},
         "without Siemens": {"Siemens": {"n_patients": 9, "difference_points": -0.3, "ci95": [-1.0, 0.2]}},
     }
-    report = {"matrix": {"synthetic": MATRIX, "real": {"all": MATRIX["all"]}},
+    report = {"matrix": {"synthetic": MATRIX | {"without Philips": {}}, "real": {"all": MATRIX["all"]}},
               "matrix_differences": {"synthetic": differences}}  # fmt: skip
     told = matrix_sentences(report)
-    assert "GE +1.9 (+0.4 to +3.0) and Siemens −0.3 (−1.0 to +0.2; may be chance)." in told[1]
+    assert (
+        "GE +1.9 (+0.4 to +3.0), Philips −0.6 (−1.1 to −0.2) and Siemens −0.3 (−1.0 to +0.2; may be chance)." in told[1]
+    )
     assert told[2] == (
         "Trained on all vendors' real scans, the same network misses by 3.5 points (3.0 to 4.0); on their synthetic "
         "hearts, by 3.5 points (3.0 to 4.0)."
