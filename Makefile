@@ -24,9 +24,10 @@ test: venv browser
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# The report is opened in a real browser.
+# The report is opened in a real browser, printed, and the print read.
 browser:
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; }
+	@command -v chromium >/dev/null && command -v pdftotext >/dev/null || \
+	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium poppler-utils >/dev/null; }
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build

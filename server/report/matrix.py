@@ -102,7 +102,7 @@ def _test_groups(matrix: Mapping[str, Cells]) -> list[str]:
 
 def _picture(matrix: Mapping[str, Cells], limits: tuple[float, float]) -> str:
     groups = _test_groups(matrix)
-    names = {group: f"{_tested_on(group)}\nn = {_num_patients(matrix, group)}" for group in groups}
+    names = {group: f"{group}\nn = {_num_patients(matrix, group)}" for group in groups}
     rows = {
         trained_on(key): {names[group]: matrix[key].get(group) for group in groups}
         for key in sorted(matrix, key=_order)

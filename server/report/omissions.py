@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.report.models import model_name
 from server.report.numbers import FEW_PATIENTS, listed, patients
 
 ALWAYS_ASKED = {
     "predict_the_mean": "guessing the mean",
-    "prior_only": "the prior alone, without any site",
+    "prior_only": "the prior without any site",
     "local_only": "each site alone",
-    "pooled_real": "the sites' real scans, pooled",
+    "pooled_real": "the sites' real scans pooled",
 }
 """Baselines that every reader asks for, by their name in the settings."""
 SMALL_TEST_SET = 100
@@ -73,5 +72,4 @@ def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
 def not_run_note(report: Mapping[str, Any]) -> str:
     """The baselines that the table lacks; empty where it has all."""
     missing = baselines_not_run(report)
-    names = [ALWAYS_ASKED[name] if name == "local_only" else model_name(name) for name in missing]
-    return f"Not run: {listed(names)}." if missing else ""
+    return f"Not run: {listed([ALWAYS_ASKED[name] for name in missing])}." if missing else ""

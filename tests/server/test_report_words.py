@@ -76,9 +76,9 @@ def test_privacy_and_its_absence_are_told():
 
 def test_baselines_that_were_not_run_are_named_with_how_to_run_them():
     report = report_with()
-    assert not_run_note(report) == "Not run: each site alone and real scans, pooled."
+    assert not_run_note(report) == "Not run: each site alone and the sites' real scans pooled."
     told = " ".join(omissions(report, show_real=True))
-    assert "Not run: each site alone and the sites' real scans, pooled." in told
+    assert "Not run: each site alone and the sites' real scans pooled." in told
     assert "evaluation.baselines=[predict_the_mean,prior_only,local_only,pooled_real]" in told
     score = report["baselines"]["prior_only"]
     full = report_with(baselines=report["baselines"] | {"local_only_1-ge": score, "pooled_real": score})
