@@ -4,7 +4,7 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: venv simulate test browser clean
+.PHONY: venv simulate test tools clean
 
 venv: .venv/.installed
 
@@ -18,16 +18,20 @@ venv: .venv/.installed
 simulate: venv
 	$(BIN)/fedcmr-simulate
 
-test: venv browser
+test: venv tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# The report is opened in a real browser, printed, and the print read.
-browser:
-	@command -v chromium >/dev/null && command -v pdftotext >/dev/null || \
-	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium poppler-utils >/dev/null; }
+# What the tests use beside Python, by Debian's packages: a browser opens and prints the report, pdftotext reads the print,
+# dciodvfy judges the DICOM export.
+tools:
+	@missing=; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	command -v pdftotext >/dev/null || missing="$$missing poppler-utils"; \
+	command -v dciodvfy >/dev/null || missing="$$missing dicom3tools"; \
+	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build

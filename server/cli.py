@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
-from shared.case import VENDORS, Case, load_cases
+from shared.case import VENDORS, load_cases
+from shared.checkpoint import write_atomically
 from shared.config import Config, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
@@ -63,6 +63,7 @@ def _parser() -> Parser:
                      help=f"in this style only, may be given again; one of {', '.join(VENDORS)}")  # fmt: skip
     sub.add_argument("--seed", type=_whole, help="of shapes and noise (default: the run's, which repeats its hearts)")
     sub.add_argument("--dicom", action="store_true", help="also write DICOM that is marked as synthetic")
+    sub.add_argument("--nifti", action="store_true", help="also write NIfTI, as 'prepare --format plain' reads it")
 
     sub = add("train", _train, "train a ResNet50 that reads the ejection fraction",
               f"Patients without an ejection fraction are left out. {again}", settings)  # fmt: skip
@@ -70,11 +71,14 @@ def _parser() -> Parser:
     sub.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new file, ending in .safetensors")
 
     sub = add("evaluate", _evaluate, "test a ResNet50 on folders of cases, vendor by vendor",
-              "Prints errors with 95 % intervals over patients, beside those of guessing the mean. Nothing is written "
-              "or sent.", settings)  # fmt: skip
+              "Prints errors and agreement of ejection fraction classes with 95 % intervals over patients, also by "
+              "field strength, pathology and sex where known, beside those of guessing the mean. Nothing is sent, and "
+              "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
+              "than the table it chooses. A group of one patient shows that patient's error.", settings)  # fmt: skip
     sub.add_argument("--model", type=Path, required=True, metavar="MODEL", help="file that 'train' or a run wrote")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
     sub.add_argument("--json", action="store_true", help="print JSON, in the shape of report.json")
+    sub.add_argument("--csv", type=Path, metavar="PATH", help="also write every figure as a line of this CSV file")
 
     sub = add("report", _report, "write report.json, report.csv and report.html of a run again",
               "From what the run folder holds; nothing is trained.")  # fmt: skip
@@ -108,7 +112,8 @@ def _segmenter(options: argparse.Namespace) -> None:
 
 def _synthesize(options: argparse.Namespace) -> None:
     """Sample from a run's generator into a folder of its own."""
-    from server.release import study_facts, write_release
+    from server.datasheet import study_facts
+    from server.release import write_release
     from server.results import privacy_spent
     from server.segmentation import load_segmenter, measured_ef
     from server.synthesis import load_shared_generator, synthesize
@@ -118,25 +123,27 @@ def _synthesize(options: argparse.Namespace) -> None:
     run = load_run(options.run)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists: give a new or empty folder as --out")
-    synthesis = replace(run.config.synthesis, dicom=options.dicom)
+    synthesis = replace(run.config.synthesis, dicom=options.dicom, nifti=options.nifti)
     if options.cases:
         synthesis = replace(synthesis, num_cases=options.cases)
     if options.vendor:
         synthesis = replace(synthesis, vendor_shares=dict.fromkeys(options.vendor, 1.0))
     config = replace(run.config, seed=run.config.seed if options.seed is None else options.seed, synthesis=synthesis)
     prior = load_prior(run.prior_path())
-    shared = load_shared_generator(run.path / "generator.safetensors", prior)
+    generator = run.path / "generator.safetensors"
+    shared = load_shared_generator(generator, prior)
     print(f"{config.synthesis.num_cases} synthetic patients -> {options.out}", file=sys.stderr)
     made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
-    facts = study_facts(run.path.resolve().name, config, prior.sha256, privacy_spent(run))
-    write_release(options.out, made.cases, made.requested_efs, measured, facts, config.synthesis.dicom)
+    facts = study_facts(run.path.resolve().name, config, prior.sha256, generator, privacy_spent(run))
+    write_release(options.out, made.cases, made.requested_efs, measured, facts, options.dicom, options.nifti)
     print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
 
 
 def _train(options: argparse.Namespace) -> None:
     """Train a regressor on folders of cases."""
-    from server.regression import save_regressor, train_regressor
+    from server.reading import train_reader
+    from server.regression import save_regressor
 
     config = _config(options)
     _check_suffix(options.out)
@@ -145,43 +152,40 @@ def _train(options: argparse.Namespace) -> None:
     cases = [case for folder in options.data for case in load_cases(folder)]
     print(f"{len(cases)} cases, {config.regression.num_steps} steps -> {options.out}", file=sys.stderr)
     unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
-    model = train_regressor(cases, config.regression, config.seed, pick_device(config.device), unfinished)
+    model = train_reader(cases, config.regression, config.seed, pick_device(config.device), checkpoint=unfinished)
     save_regressor(options.out, model, {"trained_on": len(cases), "seed": config.seed})
     print(f"wrote {options.out}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     """Print a model's scores on every test folder."""
-    from server.evaluation import as_text_table, predict_the_mean, table
-    from server.regression import load_regressor, patient_ef, predict
+    from server.evaluation.export import as_csv
+    from server.evaluation.folders import evaluate_folders
+    from server.evaluation.tables import as_text_table
+    from server.regression import load_regressor
 
     config = _config(options)
-    model = load_regressor(options.model)
-    device = pick_device(config.device)
-    scores: dict[str, dict[str, dict]] = {"model": {}, "predict_the_mean": {}}
-    for folder in options.test:
-        cases = _labelled(folder)
-        true, vendors = [patient_ef(case) for case in cases], [case.info.vendor for case in cases]
-        answers = {
-            "model": predict(model, cases, config.regression.num_tta, device),
-            "predict_the_mean": predict_the_mean([model.mean_ef.item()], len(cases)),
-        }
-        for name, predicted in answers.items():
-            scores[name][str(folder)] = table(true, predicted, vendors, config.evaluation.num_bootstrap, config.seed)
+    if options.csv and (options.csv.suffix != ".csv" or not options.csv.parent.is_dir()):
+        raise UserError(f"Expected --csv to be a file ending in .csv in an existing folder, got {options.csv}.")
+    report = evaluate_folders(load_regressor(options.model), options.test, config, pick_device(config.device))
+    if options.csv:
+        write_atomically(options.csv, as_csv(report).encode())
     if options.json:
-        shown = {"regression": scores["model"], "baselines": {"predict_the_mean": scores["predict_the_mean"]}}
-        print(json.dumps(shown, indent=2, allow_nan=False))
+        print(json.dumps(report, indent=2, allow_nan=False))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for folder in options.test:
-        rows = {name.replace("_", " "): tables[str(folder)] for name, tables in scores.items()}
-        console.print(as_text_table(str(folder), rows))
+    for folder in map(str, options.test):
+        models = {"model": report["regression"], **report["baselines"]}
+        rows = {name.replace("_", " "): tables[folder] for name, tables in models.items()}
+        console.print(as_text_table(folder, rows))
+        if report["subgroups"][folder]:
+            console.print(as_text_table(f"{folder}: the model, by group", report["subgroups"][folder], "group"))
 
 
 def _report(options: argparse.Namespace) -> None:
     """Write a run's report again."""
+    from server.answers import test_sets
     from server.results import write_report
-    from server.study import test_sets
     from shared.run_folder import load_run
 
     run = load_run(options.run)
@@ -191,19 +195,6 @@ def _report(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     return load(options.config, options.set)
-
-
-def _labelled(folder: Path) -> list[Case]:
-    """A test folder's patients with a known ejection fraction; how many were left out is said."""
-    from server.regression import patient_ef
-
-    cases = load_cases(folder)
-    known = [case for case in cases if np.isfinite(patient_ef(case))]
-    if not known:
-        raise UserError(f"{folder} holds no case with an ejection fraction or masks: nothing can be tested there")
-    if len(known) < len(cases):
-        print(f"{folder}: {len(cases) - len(known)} of {len(cases)} cases have no ejection fraction", file=sys.stderr)
-    return known
 
 
 def _check_suffix(path: Path) -> None:

@@ -1,11 +1,13 @@
 """Synthetic cases as DICOM that says of itself, in every file, that it is synthetic.
 
-MR Image Storage (PS3.3 A.4, C.8.3), one file per slice and phase, one series per case. Nothing is claimed that did not
-happen: no manufacturer's name, serial number, date, echo time or trigger time.
+MR Image Storage (PS3.3 A.4, C.8.3), one file per slice and phase, one series per case, and beside them the masks as
+NIfTI, as `fedcmr-client prepare --format dicom` reads them. Nothing is claimed that did not happen: no scanner's name,
+serial number, date, echo time or trigger time.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +15,20 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from server.nifti_export import write_nifti
+from server.placement import lps_affine
 from shared.case import Case
 
+MASKS_NAME = "masks.nii.gz"
 MAX_STORED = 4095
 """Stored pixel value of a frame's 1.0: 12 bits, as scanners write."""
 
 
 def export_case(folder: Path, case: Case) -> list[Path]:
-    """Write `folder/<pseudonym>/{ed,es}_<slice>.dcm`.
+    """Write `folder/<pseudonym>/{ed,es}_<slice>.dcm` and `masks.nii.gz`, axes (x, y, z, phase).
 
     Returns:
-        The files, ED then ES, slices in the case's order.
+        The DICOM files, ED then ES, slices in the case's order.
     """
     name = case.info.pseudonym
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -38,6 +43,7 @@ def export_case(folder: Path, case: Case) -> list[Path]:
             path = folder / name / f"{phase_name}_{index:02d}.dcm"
             dataset.save_as(path, enforce_file_format=True)
             paths.append(path)
+    write_nifti(folder / name / MASKS_NAME, case.masks, case)
     return paths
 
 
@@ -73,8 +79,10 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     # The device is this software; the vendor whose style was asked for stands in the series' description.
     dataset.Manufacturer = "fedcmr"
     dataset.ManufacturerModelName = "synthetic image generator"
+    dataset.SoftwareVersions = version("fedcmr")
 
     num_slices = case.frames.shape[1]
+    dataset.ContentDate = dataset.ContentTime = ""  # the series is ordered in time (C.7.6.1), at no time of any day
     dataset.InstanceNumber = phase * num_slices + index + 1
     dataset.AcquisitionNumber = 1
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
@@ -83,14 +91,15 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"
 
-    spacing = [float(f"{value:.6g}") for value in case.spacing_mm]
-    dataset.PixelSpacing = spacing[1:]
-    dataset.SliceThickness = dataset.SpacingBetweenSlices = spacing[0]
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    # Base to apex is base first, head to foot: the position falls along z.
-    dataset.ImagePositionPatient = [0.0, 0.0, -spacing[0] * index]
+    affine = lps_affine(case)
+    column_mm, row_mm, slice_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    dataset.PixelSpacing = _decimals([row_mm, column_mm])
+    dataset.SliceThickness = dataset.SpacingBetweenSlices = _decimals([slice_mm])[0]
+    dataset.ImageOrientationPatient = _decimals([*affine[:3, 0] / column_mm, *affine[:3, 1] / row_mm])
+    dataset.ImagePositionPatient = _decimals(affine[:3] @ [0, 0, index, 1])
     dataset.TemporalPositionIdentifier = phase + 1
     dataset.NumberOfTemporalPositions = 2
+    dataset.CardiacNumberOfImages = 2  # of the cycle, end-diastole and end-systole alone
 
     dataset.ScanningSequence = "RM"  # research mode: none of the defined sequences took place
     dataset.SequenceVariant = "NONE"
@@ -104,3 +113,8 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.WindowCenter, dataset.WindowWidth = MAX_STORED / 2, MAX_STORED
     dataset.PixelData = np.round(frame * MAX_STORED).astype("<u2").tobytes()
     return dataset
+
+
+def _decimals(values: Sequence[float] | NDArray[np.float64]) -> list[str]:
+    """Decimal strings of at most 16 characters (PS3.5, 6.2): positions to a nanometre, direction cosines to 1e-9."""
+    return [f"{value:.9f}" if abs(value) < 1 else f"{value:.6f}" for value in values]

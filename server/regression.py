@@ -1,8 +1,8 @@
 """ResNet50 that reads an ED/ES pair of short-axis slices and tells the patient's ejection fraction.
 
-It sees one slice at a time, the ventricle in the middle, and no mask; a patient's answer is the mean over the middle of
-the stack: a test scan needs nothing but its pixels. The LV areas of both phases are learnt beside the ejection
-fraction, because they say where to look.
+It sees one slice at a time, the ventricle in the middle, and no mask: a test scan needs nothing but its pixels. The LV
+areas of both phases are learnt beside the ejection fraction, because they say where to look; `server.reading` makes a
+patient's answer of what it says of the slices.
 """
 
 import hashlib
@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import resnet50
 from monai.networks.nets.resnet import ResNetBottleneck
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from server.augmentation import Augmentation, augment_pairs, warp
+from server.augmentation import Augmentation, augment_pairs
 from server.localisation import centred
 from server.training_state import TrainingState, one_cycle
 from shared import checkpoint as checkpoints
@@ -38,11 +37,9 @@ EF_BETA = 0.1
 AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
 """Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the picture) to the range of EF."""
 MAX_GRAD_NORM = 5.0
-TTA_ROTATION_DEG = 20.0
 CHECKPOINT_EVERY = 200
 LOG_EVERY = 20
-PREDICT_BATCH = 64
-FORMAT = "fedcmr-regressor-1"
+FORMAT = "fedcmr-regressor-2"
 
 
 class Prediction(NamedTuple):
@@ -61,15 +58,23 @@ class Regressor(nn.Module):
 
     Attributes:
         mean_ef: Mean ejection fraction of the patients it was trained on; the predict-the-mean baseline.
+        sd_floor: With `sd_gain`, how wrong answers are; see `server.reading.calibrate`. NaN until then.
+        sd_gain: See there.
+        area_share: `regression.area_share` of its training.
     """
 
     mean_ef: Tensor
+    sd_floor: Tensor
+    sd_gain: Tensor
+    area_share: Tensor
 
-    def __init__(self, mean_ef: float = 0.5) -> None:
+    def __init__(self, mean_ef: float = 0.5, area_share: float = 0.0) -> None:
         super().__init__()
         network = resnet50(spatial_dims=2, n_input_channels=2, num_classes=3, conv1_t_stride=2)
         self.network = network.to(memory_format=torch.channels_last)
-        self.register_buffer("mean_ef", torch.tensor(mean_ef, dtype=torch.float32))
+        for name, value in (("mean_ef", mean_ef), ("sd_floor", math.nan), ("sd_gain", math.nan),
+                            ("area_share", area_share)):  # fmt: skip
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         for module in self.network.modules():
             if isinstance(module, ResNetBottleneck):
                 nn.init.zeros_(module.bn3.weight)
@@ -81,7 +86,8 @@ class Regressor(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         """Predict from pairs of shape (N, 2, 64, 64) in [-1, 1]."""
-        ef, area_ed, area_es = self.network(images).float().unbind(1)
+        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        ef, area_ed, area_es = logits.unbind(1)
         return Prediction(torch.sigmoid(ef), F.softplus(area_ed), F.softplus(area_es))
 
 
@@ -91,7 +97,7 @@ class Examples:
 
     Attributes:
         images: Shape (M, 2, H, W), float32 in [-1, 1].
-        ef: Shape (M,), the patient's ejection fraction.
+        ef: Shape (M,), the patient's ejection fraction; NaN in slices that shall not tell it, outside the middle.
         areas: Shape (M, 2), LV area at ED and ES as a fraction of the picture; NaN where the patient has no mask.
         mean_ef: Mean over patients, not over slices.
     """
@@ -117,8 +123,8 @@ def patient_ef(case: Case) -> float:
     return case.info.ef if math.isfinite(case.info.ef) else ejection_fraction(case.masks)
 
 
-def prepare_examples(cases: Sequence[Case]) -> Examples:
-    """Cut the middle slices of every patient whose ejection fraction is known.
+def prepare_examples(cases: Sequence[Case], whole_stacks: bool = False) -> Examples:
+    """The middle slices of every patient whose ejection fraction is known, or all of them for their areas.
 
     Raises:
         UserError: There is no such patient.
@@ -132,20 +138,26 @@ def prepare_examples(cases: Sequence[Case]) -> Examples:
         pictures, masks = slice_pairs(case)
         middle = middle_slices(len(pictures))
         lv = (masks == LV).float().mean(dim=(2, 3))
-        stacks.append(pictures[middle])
-        areas.append(lv[middle] if lv.any() else torch.full_like(lv[middle], math.nan))
-        efs.append(torch.full((len(stacks[-1]),), ef))
+        lv = lv if lv.any() else torch.full_like(lv, math.nan)
+        told = torch.full((len(pictures),), math.nan)
+        told[middle] = ef
+        taken = slice(None) if whole_stacks else middle
+        stacks.append(pictures[taken])
+        areas.append(lv[taken])
+        efs.append(told[taken])
     mean_ef = float(np.mean([ef for _, ef in known]))
     return Examples(torch.cat(centred(stacks)), torch.cat(efs), torch.cat(areas), mean_ef)
 
 
 def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
-    """Smooth L1 on the ejection fraction, and on both areas where they are known, averaged over the batch."""
-    loss = F.smooth_l1_loss(prediction.ef, ef, beta=EF_BETA)
-    predicted = torch.stack([prediction.area_ed, prediction.area_es], 1)
-    known = areas.isfinite()
-    target = torch.where(known, areas, predicted.detach())
-    return loss + AREA_WEIGHT * F.smooth_l1_loss(AREA_SCALE * predicted, AREA_SCALE * target, beta=EF_BETA)
+    """Smooth L1 on the ejection fraction and on both areas, where they are known, averaged over the batch."""
+    predicted = AREA_SCALE * torch.stack([prediction.area_ed, prediction.area_es], 1)
+    return _known_l1(prediction.ef, ef) + AREA_WEIGHT * _known_l1(predicted, AREA_SCALE * areas)
+
+
+def _known_l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Smooth L1, averaged over all elements; unknown ones (NaN) count as met."""
+    return F.smooth_l1_loss(predicted, torch.where(target.isfinite(), target, predicted.detach()), beta=EF_BETA)
 
 
 def train_regressor(
@@ -158,14 +170,15 @@ def train_regressor(
     augmentation: Augmentation | None = None,
     log: Callable[[int, float], None] | None = None,
 ) -> Regressor:
-    """Train on the middle slices of every patient and return the averaged (EMA) network.
+    """Train on slices of every patient and return the averaged (EMA) network, not calibrated yet.
 
     Everything random follows from (seed, step), so a run resumed from its checkpoint equals an uninterrupted one, and
     on a CPU with the same number of threads equal seeds give equal weights.
 
     Args:
         cases: Patients of any number of slices; those without an ejection fraction are left out.
-        config: Steps, batch size, learning rate, weight decay, decay of the average.
+        config: Steps, batch size, learning rate, weight decay, decay of the average; above an `area_share` of 0 whole
+            stacks are learnt, else the middle slices.
         seed: Of weights, order and augmentation.
         device: Where to train.
         checkpoint: A safetensors file written every `CHECKPOINT_EVERY` steps and removed at the end. One that belongs
@@ -178,10 +191,10 @@ def train_regressor(
         UserError: No patient has an ejection fraction, or the loss is no longer finite.
     """
     augmentation = augmentation or Augmentation()
-    examples = prepare_examples(cases)
+    examples = prepare_examples(cases, config.area_share > 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Regressor(examples.mean_ef)
+        model = Regressor(examples.mean_ef, config.area_share)
     model.to(device)
     state = TrainingState(model.train(), config.weight_decay)
     identity = _identity(examples, config, augmentation, seed)
@@ -194,7 +207,7 @@ def train_regressor(
         images, growth = augment_pairs(examples.images[index].to(device), augmentation, generator)
         areas = examples.areas[index].to(device) * growth[:, None]
         with autocast(torch.device(device)):
-            prediction = model(images.contiguous(memory_format=torch.channels_last))
+            prediction = model(images)
         loss = regression_loss(prediction, examples.ef[index].to(device), areas)
         rate = one_cycle(step, config.num_steps, config.learning_rate)
         state.step(loss, rate, MAX_GRAD_NORM, min(config.ema_decay, (1 + step) / (10 + step)))
@@ -213,32 +226,6 @@ def train_regressor(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return state.ema.eval()
-
-
-@torch.inference_mode()
-def predict(
-    model: Regressor, cases: Sequence[Case], num_tta: int, device: str | torch.device = "cpu"
-) -> NDArray[np.float64]:
-    """Each patient's ejection fraction: the mean over the middle slices and `num_tta` rotations of each.
-
-    Returns:
-        Shape (len(cases),), in [0, 1].
-    """
-    if not cases:
-        return np.zeros(0)
-    stacks = [slice_pairs(case)[0] for case in cases]
-    stacks = centred([stack[middle_slices(len(stack))] for stack in stacks])
-    images = torch.cat(stacks)
-    limit = math.radians(TTA_ROTATION_DEG) if num_tta > 1 else 0.0
-    angles = torch.linspace(-limit, limit, num_tta)
-    model.to(device).eval()
-    answers = torch.zeros(len(images), dtype=torch.float64)
-    for start in range(0, len(images), PREDICT_BATCH):
-        batch = images[start : start + PREDICT_BATCH].to(device)
-        for angle in angles.to(device):
-            turned = _rotate(batch, angle).contiguous(memory_format=torch.channels_last)
-            answers[start : start + len(batch)] += model(turned).ef.double().cpu() / num_tta
-    return np.array([part.mean().item() for part in answers.split([len(stack) for stack in stacks])])
 
 
 def save_regressor(path: Path, model: Regressor, metadata: Mapping[str, Any] | None = None) -> None:
@@ -278,12 +265,6 @@ def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> T
 def _step_seed(seed: int, step: int) -> int:
     """A seed of its own for every (seed, step)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:7], "big")
-
-
-def _rotate(images: Tensor, angle: Tensor) -> Tensor:
-    num = len(images)
-    ones, zeros = images.new_ones(num, 2), images.new_zeros(num, 2)
-    return warp(images, angle.expand(num), ones[:, 0], zeros, ones)
 
 
 def _identity(examples: Examples, config: RegressionConfig, augmentation: Augmentation, seed: int) -> str:

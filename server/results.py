@@ -7,7 +7,11 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from server.evaluation import Score, as_text_table, score, table
+from server.evaluation.coverage import coverage
+from server.evaluation.score import Score, score
+from server.evaluation.subgroups import SubgroupTables, subgroup_tables
+from server.evaluation.tables import as_text_table, table
+from server.matrix import matrices
 from server.release import LABELS_NAME
 from server.report.build import Answers, ReportInputs, build_report
 from server.report.models import MAIN_MODEL, model_name, model_rank
@@ -36,6 +40,9 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "privacy": privacy_spent(run),
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
+        "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
+        **_matrices(run, config),
+        "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
             "n_cases": len(synthetic),
             "per_vendor": {vendor: vendors.count(vendor) for vendor in sorted(set(vendors))},
@@ -60,6 +67,18 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         show_real=show_real,
     )
     build_report(report, inputs, run.path)
+
+
+def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The main model's own doubts against its errors, for each test set where it tells them."""
+    told = {name: coverage(a["true"], a["predicted"], a["sd"]) for name, a in answers.items() if "sd" in a}
+    return {name: figures for name, figures in told.items() if figures}
+
+
+def _matrices(run: RunFolder, config: Config) -> dict[str, Any]:
+    """`matrix` and `matrix_differences`, where rows were trained."""
+    scores, differences = matrices(run, config)
+    return {"matrix": scores, "matrix_differences": differences} if scores else {}
 
 
 def privacy_spent(run: RunFolder) -> dict[str, Any]:
@@ -141,6 +160,24 @@ def _agreement(labels: dict[str, list[float] | None], config: Config) -> Score |
     found = [(asked, seen) for asked, seen in zip(requested, measured, strict=True) if math.isfinite(seen)]
     asked_for, seen_on_picture = ([pair[i] for pair in found] for i in (0, 1))
     return score(asked_for, seen_on_picture, config.evaluation.num_bootstrap, config.seed)
+
+
+def _subgroups(
+    answers: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]], config: Config
+) -> dict[str, SubgroupTables]:
+    """The main model's figures by field strength, pathology and sex on every test set, where the answers are of it."""
+    num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
+    return {
+        name: subgroup_tables(cases, answers[name]["true"], answers[name]["predicted"], num_bootstrap, seed)
+        for name, cases in test_sets
+        if name in answers and _are_of(answers[name], cases)
+    }
+
+
+def _are_of(answers: dict[str, Any], cases: list[Case]) -> bool:
+    """Whether a test set's answers are those of these patients, in their order: predictions name nobody."""
+    efs = [case.info.ef for case in cases]
+    return answers["true"] == efs and len(answers["predicted"]) == len(efs)
 
 
 def _extremes(

@@ -47,6 +47,8 @@ class Hearts:
             that close up count as wall.
         contraction: Endocardial radius at ES as a share of ED, outside the territory; sets the ejection fraction.
         centre: Shape (N, 2): offset of the heart from the picture's centre, x and y.
+        stack_start: Where the stack of slices begins, mm below the ED mitral plane; negative in the atrium.
+        stack_end: Where it ends, mm below the ED mitral plane; beyond `length` it runs past the apex.
     """
 
     radius: Tensor
@@ -67,6 +69,8 @@ class Hearts:
     thickening: Tensor
     contraction: Tensor
     centre: Tensor
+    stack_start: Tensor
+    stack_end: Tensor
 
     def __len__(self) -> int:
         return len(self.radius)
@@ -116,9 +120,10 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
     radius = torch.where(hypertrophic, radius * 0.9, radius)
     harmonic_size = torch.tensor([0.06, 0.035, 0.02])[:, None] * uniform(0, 1)[:, None, None]
     infarcted = uniform(0, 1) < 0.35
+    length = 40 + radius * uniform(1.3, 2.1)
     hearts = Hearts(
         radius=radius,
-        length=40 + radius * uniform(1.3, 2.1),
+        length=length,
         wall=wall.clamp(4.5, 20),
         septal_bulge=torch.where(hypertrophic, uniform(0, 0.8), uniform(-0.1, 0.15)),
         taper=uniform(1.8, 3.0),
@@ -135,6 +140,9 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         thickening=uniform(0.1, 0.9),
         contraction=torch.ones(num),
         centre=torch.stack([uniform(0, 21), uniform(-12, 7)], dim=1),
+        # Stacks are planned by eye: some begin in the atrium or end in the fat below the apex, some miss a slice.
+        stack_start=uniform(-12, 4),
+        stack_end=length + uniform(-4, 12),
     )
     return solve_contraction(hearts, ef, num_slices)
 
@@ -162,9 +170,9 @@ def solve_contraction(hearts: Hearts, ef: Tensor, num_slices: int) -> Hearts:
 
 
 def slice_positions(hearts: Hearts, num_slices: int) -> Tensor:
-    """Evenly spaced slice centres from the base to the apex, shape (N, num_slices), mm below the ED mitral plane."""
+    """Evenly spaced slice centres, base first, shape (N, num_slices), mm below the ED mitral plane."""
     share = (torch.arange(num_slices) + 0.5) / num_slices
-    return hearts.length[:, None] * share
+    return hearts.stack_start[:, None] + (hearts.stack_end - hearts.stack_start)[:, None] * share
 
 
 def distances(hearts: Hearts, positions: Tensor, size: int = IMAGE_SIZE, pixel_mm: float = PIXEL_MM) -> Distances:

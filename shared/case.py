@@ -21,6 +21,9 @@ BACKGROUND, RV, MYO, LV = 0, 1, 2, 3
 ED, ES = 0, 1
 
 VENDORS = ("Siemens", "Philips", "GE", "Canon", "United Imaging")
+UNKNOWN = "unknown"
+"""In the place of a vendor that is none of these, or that nobody knows."""
+SEXES = ("F", "M")
 
 CASE_SIZE = 96
 """Height and width of a case's frames in pixels."""
@@ -29,18 +32,22 @@ CASE_PIXEL_MM = 1.5
 
 INDEX_NAME = "cases.csv"
 PSEUDONYM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PATHOLOGY = re.compile(r"[A-Za-z0-9+_-]{1,16}")
+"""A short code such as DCM: no room for a free text, which may hold a name."""
 
 
 @dataclass(frozen=True)
 class CaseInfo:
-    """A row of `cases.csv`.
+    """A row of `cases.csv`; folders of earlier versions lack the last two columns.
 
     Attributes:
         pseudonym: Letters, digits, `_` and `-`; also the name of the case's file.
-        vendor: One of `VENDORS`, or "unknown".
+        vendor: One of `VENDORS`, or `UNKNOWN`.
         field_strength_t: Tesla; NaN where unknown.
         ef: Left-ventricular ejection fraction in [0, 1]; NaN where unknown.
         group: Split-safe group id: cases of one patient share it, so a split by group never divides a patient.
+        sex: One of `SEXES`; empty where unknown.
+        pathology: Short code of the patient's group, as `PATHOLOGY`; empty where unknown.
     """
 
     pseudonym: str
@@ -48,6 +55,14 @@ class CaseInfo:
     field_strength_t: float
     ef: float
     group: str
+    sex: str = ""
+    pathology: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sex not in ("", *SEXES):
+            raise ValueError(f"Expected a sex in {SEXES}, or an empty one.")
+        if self.pathology and not PATHOLOGY.fullmatch(self.pathology):
+            raise ValueError(f"Expected a pathology that matches {PATHOLOGY.pattern}, or an empty one.")
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,8 @@ def write_index(folder: Path, infos: Sequence[CaseInfo]) -> None:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(CaseInfo)])
         for info in sorted(infos, key=lambda info: info.pseudonym):
-            writer.writerow([info.pseudonym, info.vendor, _number(info.field_strength_t), _number(info.ef), info.group])
+            writer.writerow([info.pseudonym, info.vendor, _number(info.field_strength_t), _number(info.ef), info.group,
+                             info.sex, info.pathology])  # fmt: skip
     partial.replace(folder / INDEX_NAME)
 
 
@@ -119,7 +135,8 @@ def read_index(folder: Path) -> list[CaseInfo]:
     for line, row in enumerate(rows, start=2):
         try:
             info = CaseInfo(row["pseudonym"], row["vendor"], float(row["field_strength_t"] or "nan"),
-                            float(row["ef"] or "nan"), row["group"])  # fmt: skip
+                            float(row["ef"] or "nan"), row["group"], row.get("sex") or "",
+                            row.get("pathology") or "")  # fmt: skip
             if not PSEUDONYM.fullmatch(info.pseudonym) or not (math.isnan(info.ef) or 0 <= info.ef <= 1):
                 raise ValueError
         except (KeyError, TypeError, ValueError):

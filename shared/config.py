@@ -21,6 +21,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 Rung = Literal["moments", "affine", "low_rank"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 """The ladder of private adaptation, from the cheapest; see `server.ladder`."""
+MATRIX_KINDS = ("synthetic", "real")
 BASELINES = (
     "predict_the_mean", "prior_only", "local_only", "leave_one_site_out", "federated_without_privacy", "pooled_real",
 )  # fmt: skip
@@ -132,12 +133,13 @@ class SynthesisConfig:
     """What the server samples from the shared generator."""
 
     num_cases: int = 600
-    num_slices: int = 6
+    num_slices: int = 8
     num_steps: int = 4
     start_t: float = 0.5
     batch_size: int = 64
     vendor_shares: dict[str, float] = field(default_factory=dict)
     dicom: bool = False
+    nifti: bool = False
 
     def __post_init__(self) -> None:
         _check(self.num_cases >= 2, "synthesis.num_cases", ">= 2", self.num_cases)
@@ -160,6 +162,7 @@ class RegressionConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     ema_decay: float = 0.99
+    area_share: float = 0.0
     num_tta: int = 4
 
     def __post_init__(self) -> None:
@@ -168,6 +171,7 @@ class RegressionConfig:
         _check(self.learning_rate > 0, "regression.learning_rate", "> 0", self.learning_rate)
         _check(self.weight_decay >= 0, "regression.weight_decay", ">= 0", self.weight_decay)
         _check(0 <= self.ema_decay < 1, "regression.ema_decay", "in [0, 1)", self.ema_decay)
+        _check(0 <= self.area_share <= 1, "regression.area_share", "in [0, 1]", self.area_share)
         _check(self.num_tta >= 1, "regression.num_tta", ">= 1", self.num_tta)
 
 
@@ -178,12 +182,15 @@ class EvaluationConfig:
     num_bootstrap: int = 2000
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
     epsilons: list[float] = field(default_factory=list)
+    matrix: list[str] = field(default_factory=list)
     show_real_pictures: bool = False
 
     def __post_init__(self) -> None:
         _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
         for name in self.baselines:
             _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
+        for kind in self.matrix:
+            _check(kind in MATRIX_KINDS, "evaluation.matrix", f"in {MATRIX_KINDS}", kind)
         for value in self.epsilons:
             _check(value > 0 and math.isfinite(value), "evaluation.epsilons", "> 0", value)
         names = {f"{value:g}" for value in self.epsilons}

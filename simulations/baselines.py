@@ -12,9 +12,10 @@ from copy import deepcopy
 from dataclasses import replace
 
 from client.policy import load_site, write_site
+from server.answers import train_and_predict
+from server.matrix import train_matrix
 from server.report.models import MAIN_MODEL
-from server.study import train_and_predict
-from shared.case import load_cases
+from shared.case import Case, load_cases
 from shared.config import Config, PrivacyConfig
 from shared.errors import UserError
 from shared.run_folder import RunFolder, open_run
@@ -31,12 +32,19 @@ def run_baselines(run: RunFolder, config: Config) -> None:
     if "pooled_real" in config.evaluation.baselines:
         with run.stage("pooled_real") as to_do:
             if to_do:
-                folders = [load_site(run.path / "sites" / name).data_path for name in run.site_names()]
-                train_and_predict(run, config, "pooled_real", [case for f in folders for case in load_cases(f)])
+                train_and_predict(run, config, "pooled_real", _real_cases(run))
+    if "real" in config.evaluation.matrix:
+        train_matrix(run, config, "real", _real_cases(run))
     for model, (sites, privacy) in studies.items():
         with run.stage(model) as to_do:
             if to_do:
                 _nested_study(run, config, model, sites, privacy)
+
+
+def _real_cases(run: RunFolder) -> list[Case]:
+    """All sites' training cases."""
+    folders = [load_site(run.path / "sites" / name).data_path for name in run.site_names()]
+    return [case for folder in folders for case in load_cases(folder)]
 
 
 def nested_studies(config: Config, sites: list[str]) -> dict[str, tuple[list[str], PrivacyConfig]]:
@@ -93,7 +101,7 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     """A study of its own in `baselines/<model>/`, on the same prepared cases, whose answers become a baseline."""
     settings = deepcopy(config)
     settings.privacy = privacy
-    settings.evaluation.baselines, settings.evaluation.epsilons = [], []
+    settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.matrix = [], [], []
     vendors = {load_site(run.path / "sites" / name).vendor for name in sites}
     shares = settings.synthesis.vendor_shares.items()  # of the vendors that this study learns; none left: equal shares
     settings.synthesis.vendor_shares = {name: share for name, share in shares if name in vendors and share > 0}

@@ -14,8 +14,7 @@ from client.check.page import render_page
 from client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
 from client.ingest.normalise import MAX_EF_DIFFERENCE
 from client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
-from client.ingest.vendor import UNKNOWN
-from shared.case import CASE_SIZE, ED, ES, INDEX_NAME, LV, VENDORS, Case, CaseInfo, load_case, read_index
+from shared.case import CASE_SIZE, ED, ES, INDEX_NAME, LV, UNKNOWN, VENDORS, Case, CaseInfo, load_case, read_index
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.progress import track
@@ -77,6 +76,8 @@ def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> Chec
         "vendor": info.vendor if info.vendor in VENDORS else UNKNOWN,
         "field_strength_t": None if math.isnan(info.field_strength_t) else info.field_strength_t,
         "ef": None if math.isnan(info.ef) else info.ef,
+        "sex": info.sex or None,
+        "pathology": info.pathology or None,
         **phases,
     }
     if not (folder / "cases" / f"{info.pseudonym}.npz").is_file():

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from client.check.flags import MAX_EF, MIN_EF
 from client.check.report import CheckedCase, CheckReport, meaning
-from client.ingest.vendor import UNKNOWN
+from shared.case import UNKNOWN
 from shared.resources import resource
 
 TEMPLATE = "client/check/page.html"
@@ -77,6 +77,8 @@ def facts(report: CheckReport) -> list[tuple[str, str]]:
         ("cases", f"{report.num_cases}, {report.num_labelled} with masks"),
         ("vendor", _counts(report.vendors)),
         ("field strength", _counts(strengths)),
+        ("sex", _counts(report.sexes)),
+        ("pathology", _counts(report.pathologies)),
         ("phases found", _range(report.num_phases, "d")),
         ("slices", _range(report.num_slices, "d")),
         ("slice spacing", _range(report.slice_spacing_mm, ".1f", " mm")),

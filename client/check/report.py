@@ -10,8 +10,7 @@ import numpy as np
 from client.check.contact_sheet import Picture
 from client.check.flags import FLAGS
 from client.ingest.reasons import REASONS
-from client.ingest.vendor import UNKNOWN
-from shared.case import CASE_SIZE, INDEX_NAME, VENDORS
+from shared.case import CASE_SIZE, INDEX_NAME, UNKNOWN, VENDORS
 
 TROUBLES = {
     "named-twice": f"{INDEX_NAME} names it twice",
@@ -50,6 +49,8 @@ class CheckedCase:
         flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
         trouble: A code of `TROUBLES`, or None for a case that training can use.
         picture: Of its middle slice.
+        sex: As in the index.
+        pathology: As in the index.
     """
 
     pseudonym: str
@@ -66,6 +67,8 @@ class CheckedCase:
     flags: tuple[str, ...] = ()
     trouble: str | None = None
     picture: Picture | None = field(default=None, repr=False)
+    sex: str | None = None
+    pathology: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,16 @@ class CheckReport:
     def field_strengths_t(self) -> dict[float | None, int]:
         """Number of cases by field strength in tesla; None for unknown."""
         return dict(Counter(case.field_strength_t for case in self.cases))
+
+    @property
+    def sexes(self) -> dict[str, int]:
+        """Number of cases by sex."""
+        return _counts(case.sex or UNKNOWN for case in self.cases)
+
+    @property
+    def pathologies(self) -> dict[str, int]:
+        """Number of cases by pathology group."""
+        return _counts(case.pathology or UNKNOWN for case in self.cases)
 
     @property
     def num_slices(self) -> tuple[int, int] | None:
@@ -177,6 +190,8 @@ def as_json(report: CheckReport) -> dict[str, Any]:
         "num_flagged": report.num_flagged,
         "vendors": report.vendors,
         "field_strengths_t": {"unknown" if t is None else f"{t:g}": n for t, n in report.field_strengths_t.items()},
+        "sexes": report.sexes,
+        "pathologies": report.pathologies,
         "num_phases": report.num_phases,
         "num_slices": report.num_slices,
         "slice_spacing_mm": report.slice_spacing_mm,

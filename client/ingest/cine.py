@@ -23,6 +23,7 @@ class Cine:
         vendor: One of `shared.case.VENDORS` or "unknown".
         field_strength_t: Tesla; NaN where unknown.
         ef: An ejection fraction in (0, 1) that is known without masks; NaN where there is none. Masks go before it.
+        sex: As `shared.case.CaseInfo`, likewise `pathology`; empty where unknown.
     """
 
     images: NDArray[np.float32]
@@ -32,6 +33,8 @@ class Cine:
     vendor: str
     field_strength_t: float
     ef: float = math.nan
+    sex: str = ""
+    pathology: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from client.ingest.normalise import normalise
 from client.ingest.plausibility import check_masks
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
-from client.ingest.vendor import UNKNOWN
-from shared.case import INDEX_NAME, Case, CaseInfo, read_index, save_case, write_index
+from shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.progress import track
@@ -174,7 +173,7 @@ def prepare_one(job: Job, destination: Path, expects_ef: bool = False) -> Prepar
         cautions.append("unknown-vendor")
     if expects_ef and math.isnan(arrays.ef):
         cautions.append("no-ejection-fraction")
-    info = CaseInfo(job.pseudonym, cine.vendor, cine.field_strength_t, arrays.ef, job.group)
+    info = CaseInfo(job.pseudonym, cine.vendor, cine.field_strength_t, arrays.ef, job.group, cine.sex, cine.pathology)
     save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     return Prepared(info, {**phases, "warnings": cautions})

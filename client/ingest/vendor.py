@@ -4,7 +4,8 @@ import math
 import re
 from collections.abc import Iterable
 
-UNKNOWN = "unknown"
+from shared.case import UNKNOWN
+
 PREFIXES = {
     "siemens": "Siemens",
     "philips": "Philips",

@@ -72,7 +72,7 @@ def requested_against_measured(
     Args:
         requested: Shape (N,).
         measured: Shape (N,).
-        agreement: Their `server.evaluation.score`.
+        agreement: Their `server.evaluation.score.score`.
     """
     with rc_context(SETTINGS):
         figure, axes = canvas(3.3, 3.3)

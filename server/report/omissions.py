@@ -38,7 +38,7 @@ def _omissions(report: Mapping[str, Any], show_real: bool) -> Iterator[str]:
                "each site alone and pooled scans only fedcmr-simulate can have.")  # fmt: skip
     if not report.get("matrix"):
         yield ("How a network trained on one vendor's hearts reads another vendor's patients: the cross-vendor matrix "
-               "was not run.")  # fmt: skip
+               "was not run. A run with evaluation.matrix=[synthetic], in a folder of its own, has it.")  # fmt: skip
     if not report.get("uncertainty"):
         yield "Whether the network knows when it is wrong: its uncertainty was not measured."
     if not show_real:

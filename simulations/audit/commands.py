@@ -12,8 +12,8 @@ from rich.console import Console
 
 from client.policy import load_site
 from client.training import load_patients
+from server.answers import test_sets
 from server.federation_state import StudySite, initial_state, read_study
-from server.study import test_sets
 from shared import checkpoint
 from shared.case import INDEX_NAME, Case, load_cases, read_index
 from shared.config import Config, Rung, load

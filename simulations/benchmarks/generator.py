@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from server.evaluation import score
+from server.evaluation.score import score
 from server.rendering import render
 from server.segmentation import Segmenter, load_segmenter, measured_ef
 from server.synthesis import EF_RANGE, SharedGenerator, SyntheticSet, load_shared_generator, synthesize

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from server.augmentation import Augmentation
-from server.evaluation import paired_table, table
-from server.regression import Regressor, load_regressor, patient_ef, predict, save_regressor, train_regressor
+from server.evaluation.tables import paired_table, table
+from server.reading import predict, train_reader
+from server.regression import Regressor, load_regressor, patient_ef, save_regressor
 from shared.case import Case, load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
@@ -89,7 +90,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     for name in chosen:
         model = trained(options.out, name, rows[name], synthetic, config)
         predicted[name] = {
-            test_set: predict(model, cases, rows[name].config.num_tta, pick_device(config.device)).tolist()
+            test_set: predict(model, cases, rows[name].config.num_tta, pick_device(config.device)).ef.tolist()
             for test_set, cases in tests.items()
         }
     figures = {
@@ -110,9 +111,9 @@ def trained(folder: Path, name: str, recipe: Recipe, synthetic: Sequence[Case], 
     path = folder / f"{digest.hexdigest()[:16]}.safetensors"
     if path.exists():
         return load_regressor(path)
-    model = train_regressor(
-        synthetic, recipe.config, recipe.seed, pick_device(config.device), path.with_suffix(".partial"),
-        f"training: {name}", recipe.augmentation,
+    model = train_reader(
+        synthetic, recipe.config, recipe.seed, pick_device(config.device), checkpoint=path.with_suffix(".partial"),
+        description=f"training: {name}", augmentation=recipe.augmentation,
     )  # fmt: skip
     save_regressor(path, model, {"recipe": repr(trains)})
     return model

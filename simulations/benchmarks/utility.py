@@ -31,9 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from client.ingest.prepare import prepare
-from server.evaluation import METRICS, Score, paired_table, table
+from server.evaluation.score import METRICS, Score
+from server.evaluation.tables import paired_table, table
 from server.federation_state import read_study
-from server.regression import load_regressor, patient_ef, predict
+from server.reading import predict
+from server.regression import load_regressor, patient_ef
 from server.report.models import MAIN_MODEL, model_name, model_rank
 from server.results import privacy_spent, read_predictions
 from shared.case import load_cases
@@ -175,7 +177,7 @@ def illustrate(runs: Sequence[RunFolder], source: Path, cases_folder: Path) -> l
     for run in runs:
         device = pick_device(run.config.device)
         model = load_regressor(run.path / "regressor.safetensors")
-        answers.append(predict(model, cases, run.config.regression.num_tta, device))
+        answers.append(predict(model, cases, run.config.regression.num_tta, device).ef)
     return [
         {"patient": k + 1, "vendor": case.info.vendor, "true": patient_ef(case), "predicted": list(of_patient)}
         for k, (case, of_patient) in enumerate(zip(cases, np.stack(answers, axis=1), strict=True))

@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from client.policy import load_site
+from server.answers import test_sets
 from server.augmentation import Augmentation, augment_pairs
 from server.regression import batch_indices, middle_slices
-from server.study import test_sets
 from server.training_state import TrainingState, one_cycle
 from shared.appearance import appearance_code
 from shared.case import Case, load_cases

@@ -176,7 +176,7 @@ def test_the_canaries_are_where_they_would_be_found(tmp_path):
 def test_good_odd_and_damaged_dicom_says_no_name(tmp_path, out):
     scans = tmp_path / "scans"
     write_canaries(scans, 1)
-    odd = write_canaries(scans, 2, masks=False, Manufacturer="CANARY Inc.", ImageType=["CANARY"])
+    odd = write_canaries(scans, 2, masks=False, Manufacturer="CANARY Inc.", ImageType=["CANARY"], PatientSex="CANARY")
     for path in odd.glob("*.dcm"):
         path.write_bytes(path.read_bytes().replace(b"ISO_IR 192", b"CANARY 192"))
     write_canaries(scans, 3, skip=[(2, 3)])
@@ -242,7 +242,7 @@ def write_layout(layout: str, scans: Path) -> list[str]:
     if layout == "acdc":
         for name in ("patient770", "patient707"):
             write_phases(scans / name, pair(name, "_frame01", "_frame05"))
-            (scans / name / "Info.cfg").write_text("CANARY")
+            (scans / name / "Info.cfg").write_text("Group: CANARY\nName: CANARY\n")
         broken = scans / "patient707" / "patient707_frame01.nii.gz"
     elif layout == "mnms2":
         for name in ("770", "707"):

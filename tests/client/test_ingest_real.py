@@ -1,5 +1,6 @@
 """The real scans beside the project, where they are. Only the public development fold is looked at one by one."""
 
+from collections import Counter
 from pathlib import Path
 
 import nibabel
@@ -47,6 +48,7 @@ def test_all_80_acdc_patients_prepare_with_the_ejection_fraction_of_their_masks(
         )
     development = [info for info in read_index(tmp_path / "out") if info.group in _groups(0)]
     assert len(development) == 20
+    assert Counter(info.pathology for info in development) == dict.fromkeys(("DCM", "HCM", "MINF", "NOR", "RV"), 4)
     for info in development:
         assert_comparable(load_case(tmp_path / "out", info))
 

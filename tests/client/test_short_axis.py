@@ -119,6 +119,22 @@ def test_no_cine_is_made_of_what_is_none(kind):
     assert code(images[kind]) == "no-short-axis-cine"
 
 
+@pytest.mark.parametrize("claimed, is_cine", [(2.0, True), (math.nan, False), (20.0, False)])
+def test_two_images_at_a_place_are_a_cine_only_where_they_say_that_the_cycle_has_two(claimed, is_cine):
+    pair = series(range(NUM_SLICES), 2, CardiacNumberOfImages=claimed, TriggerTime=math.nan)
+    if is_cine:
+        assert_is(find(pair)[0], num_phases=2)
+    else:
+        assert code(pair) == "no-short-axis-cine"
+
+
+def test_a_whole_cine_wins_over_a_copy_of_two_of_its_phases():
+    pair = series(range(NUM_SLICES), 2, CardiacNumberOfImages=2.0, SeriesNumber=99.0)
+    whole = stack()
+    found, left_out = find(whole, pair)
+    assert uids(found) == {whole[0].SeriesInstanceUID} and left_out == {"not-cine": 1}
+
+
 # Repeats
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from client.ingest.prepare import prepare
-from client.ingest.vendor import UNKNOWN, agreed_field_strength, agreed_vendor, field_strength, vendor_name
-from shared.case import VENDORS, read_index
+from client.ingest.vendor import agreed_field_strength, agreed_vendor, field_strength, vendor_name
+from shared.case import UNKNOWN, VENDORS, read_index
 from tests.client.dicom_files import write_study
 
 SPELLINGS = {

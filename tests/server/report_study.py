@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from server.evaluation import paired_table, score, table
+from server.evaluation.score import score
+from server.evaluation.tables import paired_table, table
 from server.report.build import Answers, ReportInputs
 from server.report.pictures import Extreme, Row, SampleSheet
 

@@ -1,16 +1,22 @@
 import csv
 import hashlib
+import re
 import shutil
 import subprocess
+import time
+from fnmatch import fnmatch
+from importlib.metadata import version
 
 import numpy as np
-import pydicom
 import pytest
+import yaml
 
-from server.dicom_export import MAX_STORED, export_case
+from server import release
+from server.datasheet import study_facts
 from server.release import DATASHEET_NAME, cavity_ml, write_release
 from shared.anatomy import ejection_fraction
 from shared.case import LV, MYO, Case, CaseInfo, load_cases
+from shared.config import load
 from shared.errors import UserError
 
 PRIVACY = {
@@ -23,7 +29,10 @@ PRIVACY = {
         "B": {"epsilon": None, "steps": 0, "refused": 2},
     },
 }
-FACTS = {"study": "test", "privacy": PRIVACY, "made_with": {"rounds": 6}, "real_data": "They were simulated."}
+FACTS = {
+    "study": "test", "privacy": PRIVACY, "made_with": {"rounds": 6}, "real_data": "They were simulated.",
+    "settings": "seed: 0\n", "terms": "Choose a licence.",
+}  # fmt: skip
 SEEN = [0.7, 0.72, 0.71]
 
 
@@ -110,44 +119,55 @@ def test_cavity_volume_counts_voxels():
     assert cavity_ml(case, 1) == pytest.approx((case.masks[1] == LV).sum() * 9.5 * 2 * 2 / 1000)
 
 
-def test_dicom_says_that_it_is_synthetic_and_holds_the_pixels(tmp_path):
-    case = synthetic_case(7, "Philips")
-    paths = export_case(tmp_path, case)
-    datasets = [pydicom.dcmread(path) for path in paths]
-    assert len(datasets) == 6 and len({dataset.SOPInstanceUID for dataset in datasets}) == 6
-    for i, dataset in enumerate(datasets):
-        phase, index = divmod(i, 3)
-        assert dataset[0x0008, 0x001C].value == "YES"
-        assert list(dataset.ImageType[:2]) == ["DERIVED", "SECONDARY"]
-        assert dataset.SOPClassUID == "1.2.840.10008.5.1.4.1.1.4"
-        np.testing.assert_allclose(dataset.pixel_array / MAX_STORED, case.frames[phase, index], atol=0.5 / MAX_STORED)
-        assert dataset.ImagePositionPatient[2] == -9.5 * index and dataset.TemporalPositionIdentifier == phase + 1
+@pytest.mark.parametrize("dicom, nifti", [(False, False), (True, False), (False, True), (True, True)])
+def test_datasheet_names_every_file_and_no_other(cases, tmp_path, dicom, nifti):
+    write_release(tmp_path / "s", cases, None, SEEN, FACTS, dicom, nifti)
+    text = (tmp_path / "s" / DATASHEET_NAME).read_text()
+    patterns = [re.sub("<[a-z]+>", "*", name) for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)]
+    files = [path.relative_to(tmp_path / "s").as_posix() for path in (tmp_path / "s").rglob("*") if path.is_file()]
+    for file in files:
+        assert sum(fnmatch(file, pattern) for pattern in patterns) == 1, file
+    for pattern in patterns:
+        assert any(fnmatch(file, pattern) for file in files), pattern
 
 
-def test_dicom_names_no_scanner(tmp_path):
-    dataset = pydicom.dcmread(export_case(tmp_path, synthetic_case(7, "Philips"))[0])
-    assert dataset.Manufacturer == "fedcmr" and "Philips" in dataset.SeriesDescription
-    for keyword in ("DeviceSerialNumber", "StationName", "InstitutionName", "MagneticFieldStrength"):
-        assert keyword not in dataset
-    assert not dataset.StudyDate and not dataset.PatientBirthDate
+def test_datasheet_answers_each_group_of_questions_and_tells_how_it_was_made(cases, tmp_path):
+    config = load("acdc", ["data_root=/secret/scans", "synthesis.num_steps=7", "seed=31"])
+    (tmp_path / "generator").write_bytes(b"weights")
+    facts = study_facts("study", config, "ab" * 32, tmp_path / "generator", PRIVACY)
+    write_release(tmp_path / "s", cases, [0.7] * 3, [0.68, float("nan"), 0.73], facts)
+    text = (tmp_path / "s" / DATASHEET_NAME).read_text()
+    for heading in ("Motivation", "Composition", "How it was made", "Privacy", "Uses", "Distribution", "Maintenance",
+                    "Limits"):  # fmt: skip
+        assert f"\n## {heading}\n" in text
+    assert f"fedcmr {version('fedcmr')}" in text and f"torch {version('torch')}" in text and "ab" * 32 in text
+    assert f"generator (SHA-256): {hashlib.sha256(b'weights').hexdigest()}" in text
+    settings = yaml.safe_load(re.search("```yaml\n(.+?)```", text, re.DOTALL)[1])
+    assert settings["seed"] == 31 and settings["synthesis"]["num_steps"] == 7
+    assert settings["privacy"]["target_epsilon"] == config.privacy.target_epsilon
+    assert "secret" not in text and "CC BY-NC-SA" in text
+    assert "| GE | 2 | 0.75 (0.75 to 0.75) | 2, 2.5 |" in text
+    assert "| Siemens | 1 | 0.75 (0.75 to 0.75) | 0, unknown |" in text
 
 
-def test_equal_cases_have_equal_uids_and_others_do_not(tmp_path):
-    def uid(folder, case):
-        return pydicom.dcmread(export_case(tmp_path / folder, case)[0]).StudyInstanceUID
+def test_a_broken_release_leaves_the_earlier_one(cases, tmp_path, monkeypatch):
+    write_release(tmp_path / "s", cases, None, SEEN, FACTS)
+    before = (tmp_path / "s" / "SHA256SUMS").read_text()
 
-    assert uid("a", synthetic_case(1)) == uid("b", synthetic_case(1)) != uid("c", synthetic_case(2))
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(release, "export_nifti", fail)
+    with pytest.raises(OSError):
+        write_release(tmp_path / "s", cases[:1], None, SEEN[:1], FACTS, nifti=True)
+    assert (tmp_path / "s" / "SHA256SUMS").read_text() == before
+    monkeypatch.undo()
+    write_release(tmp_path / "s", cases[:1], None, SEEN[:1], FACTS, nifti=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
-def test_dciodvfy_finds_no_error(tmp_path):
-    path = export_case(tmp_path, synthetic_case(1))[0]
-    report = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
-    errors = [line for line in (report.stdout + report.stderr).splitlines() if line.startswith("Error")]
-    # Debian's dicom3tools is older than SyntheticData (0008,001C) and does not know the tag.
-    assert [line for line in errors if "(0008,001c)" not in line] == []
-
-
-def test_release_with_dicom_lists_it_in_the_checksums(cases, tmp_path):
-    write_release(tmp_path / "s", cases[:1], None, SEEN[:1], FACTS, dicom=True)
-    assert "dicom/syn-00000/es_02.dcm" in (tmp_path / "s" / "SHA256SUMS").read_text()
+def test_equal_cases_make_equal_files(cases, tmp_path):
+    for name in ("a", "b"):
+        write_release(tmp_path / name, cases, None, SEEN, FACTS, dicom=True, nifti=True)
+        time.sleep(1.1)  # a file that holds its time differs
+    assert (tmp_path / "a" / "SHA256SUMS").read_text() == (tmp_path / "b" / "SHA256SUMS").read_text()

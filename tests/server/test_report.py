@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.evaluation import score, table
+from server.evaluation.score import score
+from server.evaluation.tables import table
 from server.report.build import ReportInputs, as_json, build_report, groups_of
 from server.report.models import model_name, model_rank
 from tests.server.report_study import VENDORS, study
@@ -113,6 +114,24 @@ def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figu
     for name in ("without site 2", "site 3 alone", "sites, epsilon 1"):
         assert f'<th scope="row">{name}</th>' in page and name not in figure
     assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1," in page
+
+
+def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
+    report, inputs = study()
+    stages = {
+        "regressor": 10.0,
+        "matrix/synthetic/GE": 20.0,
+        "matrix/synthetic/without GE": 30.0,
+        "matrix/real/GE": 7.0,
+    }
+    timing = {**report["timing"], "seconds_per_stage": stages}
+    curves = {**inputs.curves, **dict.fromkeys(stages, ([20, 40], [0.1, 0.05]))}
+    build_report({**report, "timing": timing}, ReportInputs(**{**vars(inputs), "curves": curves}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    bars = re.findall(r"<span>([^<]+)</span><i [^>]*></i><b>([^<]+)</b>", page)
+    assert bars == [("regressor", "10 s"), ("matrix, synthetic", "50 s"), ("matrix, real", "7 s")]
+    figure = base64.b64decode(re.search(r'base64,([^"]+)" alt="Training loss', page)[1]).decode()
+    assert "regressor" in figure and "matrix" not in figure
 
 
 def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():

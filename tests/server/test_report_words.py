@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.evaluation import table
+from server.evaluation.tables import table
 from server.report.build import as_json
 from server.report.omissions import not_run_note, omissions
 from server.report.uncertainty import calibration, verdict

@@ -2,13 +2,15 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from server import results
 from server.results import results_table, write_report
 from shared import checkpoint
-from shared.case import load_cases
+from shared.case import load_cases, write_index
 from shared.config import load
 
 COLUMNS = ["pseudonym", "vendor", "ef", "ef_requested", "ef_measured", "lv_ed_ml", "lv_es_ml"]
@@ -71,6 +73,28 @@ def test_a_segmenter_that_finds_nothing_is_no_crash(run):
     report, page = report_of(run)
     assert report["synthetic"]["agreement"]["n_patients"] == 0
     assert "In none of the synthetic pictures" in page
+
+
+def test_the_report_holds_the_main_models_figures_by_what_is_known_of_the_patients(run):
+    write_labels(run)
+    folder = run.path / "test" / "hospitals" / "a"
+    infos = [replace(case.info, sex=sex, pathology="DCM") for case, sex in zip(held_out(run), "FFMM", strict=True)]
+    write_index(folder, infos)
+    subgroups = report_of(run)[0]["subgroups"]["hospitals"]
+    assert {fact: list(groups) for fact, groups in subgroups.items()} == {
+        "field strength": ["1.5 T"], "pathology": ["DCM"], "sex": ["F", "M"],
+    }  # fmt: skip
+    assert subgroups["sex"]["F"]["n_patients"] == 2
+    assert subgroups["sex"]["F"]["mae_points"] == pytest.approx(10), "the main model's, not that without b"
+
+
+@pytest.mark.parametrize("change", [{"true": [0.5] * 4}, {"predicted": [0.5] * 3}])
+def test_subgroups_are_left_out_where_the_answers_are_not_those_of_the_patients(run, change):
+    true = [case.info.ef for case in held_out(run)]
+    answers = {"vendors": ["Siemens"] * 4, "true": true, "predicted": [0.5] * 4}
+    assert list(results._subgroups({"hospitals": answers}, [("hospitals", held_out(run))], run.config)) == ["hospitals"]
+    sets = [("hospitals", held_out(run)), ("another", held_out(run))]
+    assert results._subgroups({"hospitals": answers | change}, sets, run.config) == {}
 
 
 def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed(run):

@@ -59,6 +59,8 @@ class Header:
     InversionTime: float = math.nan
     SeriesNumber: float = math.nan
     BurnedInAnnotation: str = ""
+    PatientSex: str = field(default="", repr=False)
+    CardiacNumberOfImages: float = math.nan
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0
 

@@ -30,6 +30,7 @@ from client.ingest.dicom.segmentation import (
     read_segmentations,
 )
 from client.ingest.layouts.nifti import read_nifti, relabel
+from client.ingest.patient import agreed_sex
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from client.ingest.stack.short_axis import Stack, find_stack
@@ -54,7 +55,7 @@ HEADER_ELEMENTS = {
         "SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
         "Manufacturer", "MagneticFieldStrength", "ImageType", "ScanningSequence", "EchoTime", "InversionTime",
         "TriggerTime", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation",
+        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "PatientSex", "CardiacNumberOfImages",
     ),
     **FORMAT_ELEMENTS,
     **FRAME_ELEMENTS,
@@ -175,6 +176,8 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         InversionTime=elements.number("InversionTime"),
         SeriesNumber=elements.number("SeriesNumber"),
         BurnedInAnnotation=shared_value(elements.text("BurnedInAnnotation").upper()),
+        PatientSex=shared_value(elements.text("PatientSex")),
+        CardiacNumberOfImages=elements.number("CardiacNumberOfImages"),
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
     )
@@ -223,6 +226,7 @@ def read_stack(stack: Stack, mask_file: Path | None, segmentations: Sequence[Pat
         axes=steps / np.linalg.norm(steps, axis=1, keepdims=True),
         vendor=agreed_vendor(image.Manufacturer for image in images),
         field_strength_t=agreed_field_strength(image.MagneticFieldStrength for image in images),
+        sex=agreed_sex(image.PatientSex for image in images),
     )
 
 

@@ -1,7 +1,7 @@
-"""The layout of ACDC: `patientNNN/patientNNN_frameMM.nii.gz` with `..._gt.nii.gz`, two frames a patient.
+"""The layout of ACDC: `patientNNN/patientNNN_frameMM.nii.gz` with `..._gt.nii.gz`, two frames a patient, `Info.cfg`.
 
 Bernard et al., IEEE TMI 2018, https://doi.org/10.1109/TMI.2018.2837502. The headers hold no position or orientation,
-the spacing may be nominal, and the field strength (1.5 T or 3 T) is not given.
+the spacing may be nominal, and neither the field strength (1.5 T or 3 T) nor the sex is given.
 """
 
 import math
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.nifti import read_phases, spacing_of
+from client.ingest.patient import pathology_code
 from client.ingest.reasons import Unusable
 from shared.case import BACKGROUND, LV, MYO, RV
 
@@ -19,6 +20,7 @@ NUM_FOLDS = 5
 MAX_FIELD_OF_VIEW_MM, USUAL_FIELD_OF_VIEW_MM = 500.0, 384.0
 """No MR scanner sees more than the first along a side; a usual stack, 256 pixels of nominal 1.5 mm, sees the second."""
 LABELS = {0: BACKGROUND, 1: RV, 2: MYO, 3: LV}
+INFO_NAME = "Info.cfg"
 
 
 def find_acdc(source: Path, folds: Collection[int] | None = None) -> Findings:
@@ -61,4 +63,14 @@ def read_acdc(folder: Path) -> Cine:
         axes=None,
         vendor="Siemens",
         field_strength_t=math.nan,
+        pathology=_group(folder / INFO_NAME),
     )
+
+
+def _group(path: Path) -> str:
+    """The pathology of the line `Group: DCM`; empty where the file is missing, damaged or says it otherwise."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return next((pathology_code(line.removeprefix("Group:")) for line in lines if line.startswith("Group:")), "")

@@ -1,7 +1,7 @@
 """The layout of M&Ms: one CSV, and `CODE/CODE_sa.nii.gz` with `CODE_sa_gt.nii.gz`, 4D, labelled at two phases.
 
 Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its masks count from the left ventricle: 1 LV,
-2 myocardium, 3 RV. The field strength is not given.
+2 myocardium, 3 RV. The field strength is not given; the CSV's columns `Pathology` and `Sex` may lack.
 """
 
 import csv
@@ -14,6 +14,7 @@ import numpy as np
 
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
+from client.ingest.patient import agreed, pathology_code, sex_code
 from client.ingest.reasons import Unusable
 from client.ingest.vendor import vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
@@ -42,20 +43,25 @@ def find_mnms(source: Path) -> Findings:
         if len({tuple(one[column] for column in COLUMNS) for one in rows}) > 1:
             refused["conflicting-rows"] += 1
         elif code in images and row["ED"].isdecimal() and row["ES"].isdecimal():
-            read = partial(read_mnms, images[code], row["VendorName"], (int(row["ED"]), int(row["ES"])))
+            phases = int(row["ED"]), int(row["ES"])
+            sex = agreed(sex_code(one.get("Sex", "")) for one in rows)
+            pathology = agreed(pathology_code(one.get("Pathology", "")) for one in rows)
+            read = partial(read_mnms, images[code], row["VendorName"], phases, sex, pathology)
             studies.append(Study(code, code, read))
         else:
             refused["missing-file"] += 1
     return Findings(studies, refused)
 
 
-def read_mnms(path: Path, vendor: str, phases: tuple[int, int]) -> Cine:
+def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", pathology: str = "") -> Cine:
     """The two labelled phases of one patient.
 
     Args:
         path: The `CODE_sa.nii.gz`.
         vendor: As the CSV names it.
         phases: Indices of the labelled phases, from 0.
+        sex: As in `Cine`.
+        pathology: As in `Cine`.
 
     Raises:
         Unusable: The stack or its mask is missing or damaged, or they do not fit.
@@ -72,6 +78,8 @@ def read_mnms(path: Path, vendor: str, phases: tuple[int, int]) -> Cine:
         axes=axes_of(affine),
         vendor=vendor_name(vendor),
         field_strength_t=math.nan,
+        sex=sex,
+        pathology=pathology,
     )
 
 

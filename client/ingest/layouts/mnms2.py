@@ -3,7 +3,7 @@
 Martín-Isla et al., IEEE JBHI 2023, https://doi.org/10.1109/JBHI.2023.3267857. Two 3D phases a patient; the whole cine
 (`SA_CINE`) and the long axis (`LA_*`) beside them are not read. Its masks count from the left ventricle: 1 LV,
 2 myocardium, 3 RV. The CSV, `dataset_information.csv`, has the columns SUBJECT_CODE, DISEASE, VENDOR, SCANNER
-and FIELD; codes stand there without the zeros that the folders' names begin with.
+and FIELD; codes stand there without the zeros that the folders' names begin with. The sex is not given.
 """
 
 import math
@@ -15,10 +15,13 @@ from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.mnms import LABELS
 from client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
 from client.ingest.layouts.tables import read_rows
+from client.ingest.patient import agreed, pathology_code
 from client.ingest.vendor import field_strength, vendor_name
 
 TABLE_NAME = "dataset_information.csv"
 COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("field",)}
+PATHOLOGY_COLUMN = {"DISEASE": ("disease",)}
+"""May lack."""
 PHASES = ("ED", "ES")
 
 
@@ -28,12 +31,15 @@ def find_mnms2(source: Path) -> Findings:
     Raises:
         UserError: There is no such table, or it lacks a column.
     """
-    rows = read_rows(source / TABLE_NAME, COLUMNS, list(COLUMNS))
+    rows = read_rows(source / TABLE_NAME, COLUMNS | PATHOLOGY_COLUMN, list(COLUMNS))
     folders = {path.parent.name: path.parent for path in sorted(source.rglob("*_SA_E[DS].nii.gz"))}
     described: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    pathologies: dict[str, set[str]] = defaultdict(set)
     for _, row in rows:
         if row["SUBJECT_CODE"]:
-            described[row["SUBJECT_CODE"].zfill(3)].add((row["VENDOR"], row["FIELD"]))
+            code = row["SUBJECT_CODE"].zfill(3)
+            described[code].add((row["VENDOR"], row["FIELD"]))
+            pathologies[code].add(pathology_code(row.get("DISEASE", "")))
     studies, refused = [], Counter[str]()
     for code, descriptions in sorted(described.items()):
         if len(descriptions) > 1:
@@ -41,17 +47,20 @@ def find_mnms2(source: Path) -> Findings:
         elif code not in folders:
             refused["missing-file"] += 1
         else:
-            studies.append(Study(code, code, partial(read_mnms2, folders[code], *descriptions.pop())))
+            vendor, field = descriptions.pop()
+            read = partial(read_mnms2, folders[code], vendor, field, agreed(pathologies[code]))
+            studies.append(Study(code, code, read))
     return Findings(studies, refused)
 
 
-def read_mnms2(folder: Path, vendor: str, field: str) -> Cine:
+def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "") -> Cine:
     """Both phases of one patient.
 
     Args:
         folder: The patient's.
         vendor: As the table names it.
         field: Tesla, as the table writes it.
+        pathology: As in `Cine`.
 
     Raises:
         Unusable: A file is missing or damaged, or they do not fit.
@@ -68,6 +77,7 @@ def read_mnms2(folder: Path, vendor: str, field: str) -> Cine:
         axes=axes_of(affine),
         vendor=vendor_name(vendor),
         field_strength_t=field_strength(_number(field)),
+        pathology=pathology,
     )
 
 

@@ -26,8 +26,8 @@ from client.ingest.layouts.tables import ejection_fraction, plain_number, read_r
 from client.ingest.normalise import BASE_TO_APEX
 from client.ingest.reasons import Unusable
 from client.ingest.stack.short_axis import MAX_TILT_DEG
-from client.ingest.vendor import UNKNOWN, field_strength, vendor_name
-from shared.case import BACKGROUND, LV, MYO, RV
+from client.ingest.vendor import field_strength, vendor_name
+from shared.case import BACKGROUND, LV, MYO, RV, UNKNOWN
 from shared.errors import UserError
 
 TABLE_NAME = "cases.csv"

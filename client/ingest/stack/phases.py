@@ -10,6 +10,9 @@ from client.ingest.dicom.header import Header
 from client.ingest.reasons import Unusable
 
 MIN_PHASES = 6
+ED_AND_ES = 2
+"""Images of a cycle that was exported as end-diastole and end-systole alone, as synthetic data sets are. Two images at
+a place may be anything else, so that CardiacNumberOfImages (0018,1090) must say it."""
 MAX_BEAT_MS = 2500.0
 """A heartbeat of 24 a minute. A longer series of times runs over several beats: perfusion, real-time imaging."""
 MIN_OVERLAP = 0.5
@@ -24,7 +27,8 @@ beat ends, and beats differ: the last phases of longer ones, late in diastole, h
 def is_one_beat(images: Sequence[Header]) -> bool:
     """Whether a slice's images could be the phases of one heartbeat."""
     times = [image.TriggerTime for image in images if math.isfinite(image.TriggerTime)]
-    return len(images) >= MIN_PHASES and (not times or max(times) - min(times) <= MAX_BEAT_MS)
+    enough = len(images) >= MIN_PHASES or all(len(images) == ED_AND_ES == one.CardiacNumberOfImages for one in images)
+    return enough and (not times or max(times) - min(times) <= MAX_BEAT_MS)
 
 
 def in_time(images: Sequence[Header]) -> list[Header]:

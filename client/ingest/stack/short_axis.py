@@ -84,6 +84,9 @@ def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
         Unusable: There is no such stack, or more than one reading of it.
     """
     planes = [cine_slices(group) for group in parallel(images)]
+    if any(one.is_whole for slices in planes for one in slices):
+        # A copy of two phases, however late, is no rival of the cine that it was taken from.
+        planes = [[one for one in slices if one.is_whole] for slices in planes]
     candidates: list[_Candidate] = []
     trouble = None
     for slices in planes:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.dicom.header import Header
-from client.ingest.stack.phases import is_one_beat
+from client.ingest.stack.phases import MIN_PHASES, is_one_beat
 
 SAME_DIRECTION = math.cos(math.radians(1.0))
 SAME_CHORD = 2 * math.sin(math.radians(0.5))
@@ -39,6 +39,11 @@ class Slice:
     def first(self) -> Header:
         """Any one of its images."""
         return self.images[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is more than end-diastole and end-systole alone."""
+        return len(self.images) >= MIN_PHASES
 
     @property
     def beat_ms(self) -> float:

@@ -1,7 +1,8 @@
-"""Predicted against true ejection fraction: figures with bootstrap intervals, per vendor and over all.
+"""Predicted against true ejection fraction: the figures of one group of patients, with bootstrap intervals.
 
 Ejection fractions are fractions in [0, 1]; differences that people read are in EF points (hundredths). What cannot
-be computed is None, never NaN: one patient has no r2, a constant prediction has no correlation.
+be computed is None, never NaN: one patient has no r2, a constant prediction has no correlation, equal truths have
+neither. An answer that is no number leaves a marked gap: no figure of its group is told, `n_undefined` says why.
 
 Where one model was trained under S seeds, its predictions have shape (S, N): a figure is then the mean of the S
 models' figures, and a resample draws the same patients for all of them. Such an interval tells what other patients
@@ -9,16 +10,21 @@ would change, not what other seeds would.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-METRICS = ("mse", "r2", "mae_points", "r", "bias_points", "loa_low_points", "loa_high_points")
-"""Mean squared error, coefficient of determination, mean absolute error, Pearson's r, mean of predicted - true, and
-Bland & Altman's (1986) limits of agreement, bias +- 1.96 standard deviations."""
+from server.evaluation.categories import category_figures
+
+METRICS = (
+    "mse", "r2", "mae_points", "r", "bias_points", "loa_low_points", "loa_high_points",
+    "category_agreement", "category_kappa",
+)  # fmt: skip
+"""Mean squared error, coefficient of determination, mean absolute error, Pearson's r, mean of predicted - true, Bland &
+Altman's (1986) limits of agreement, bias +- 1.96 standard deviations, and of the classes of `categories` the share of
+patients in the right one and Cohen's linearly weighted kappa."""
 POINTS = 100.0
 NO_SPREAD = 1e-12
 """Variances below this are rounding: constant values of which no correlation can be told."""
@@ -46,13 +52,14 @@ def score(
         seed: Of the resampling.
 
     Returns:
-        `n_patients`, `METRICS` (None where undefined; all None if a prediction is not finite), and `ci95` with
-        [low, high] or None for each.
+        `n_patients`; `n_undefined`, those of them with a prediction (of any seed) that is not finite; `METRICS` (None
+        where undefined; all None if `n_undefined` is not 0), and `ci95` with [low, high] or None for each.
     """
     truth, guesses = _known(true, predicted)
-    num = len(truth)
-    if num == 0 or not np.isfinite(guesses).all():
-        return {"n_patients": num, **dict.fromkeys(METRICS), "ci95": dict.fromkeys(METRICS)}
+    num, num_undefined = len(truth), int((~np.isfinite(guesses)).any(axis=0).sum())
+    counts = {"n_patients": num, "n_undefined": num_undefined}
+    if num == 0 or num_undefined:
+        return {**counts, **dict.fromkeys(METRICS), "ci95": dict.fromkeys(METRICS)}
 
     def figures(weights: NDArray[Any]) -> NDArray[np.float64]:
         return np.mean([_metrics(truth, guess, weights) for guess in guesses], axis=0)
@@ -66,7 +73,7 @@ def score(
             if defined and len(finite) > num_bootstrap // 2:
                 intervals[name] = [float(limit) for limit in np.percentile(finite, CONFIDENCE)]
     values = {name: _number(value) for name, value in zip(METRICS, whole, strict=True)}
-    return {"n_patients": num, **values, "ci95": intervals}
+    return {**counts, **values, "ci95": intervals}
 
 
 def paired_difference(
@@ -89,84 +96,22 @@ def paired_difference(
         seed: Of the resampling; the same patients as `score` draws with it.
 
     Returns:
-        `n_patients`; `difference_points`, below 0 where the first model is the better one, None where a prediction is
-        not finite or there is no patient; `ci95`, [low, high], None where that is or there is one patient only.
+        `n_patients`; `n_undefined`, those of them with a prediction of either model that is not finite;
+        `difference_points`, below 0 where the first model is the better one, None where there is such a prediction or
+        no patient; `ci95`, [low, high], None where that is or there is one patient only.
     """
     truth, guesses = _known(true, predicted)
     _, others = _known(true, other)
     num = len(truth)
     differences = POINTS * (np.abs(guesses - truth).mean(axis=0) - np.abs(others - truth).mean(axis=0))
-    if num == 0 or not np.isfinite(differences).all():
-        return {"n_patients": num, "difference_points": None, "ci95": None}
+    counts = {"n_patients": num, "n_undefined": int((~np.isfinite(differences)).sum())}
+    if num == 0 or counts["n_undefined"]:
+        return {**counts, "difference_points": None, "ci95": None}
     interval = None
     if num > 1:
         resampled = np.concatenate([weights @ differences / num for weights in _resamples(num, num_bootstrap, seed)])
         interval = [float(limit) for limit in np.percentile(resampled, CONFIDENCE)]
-    return {"n_patients": num, "difference_points": float(differences.mean()), "ci95": interval}
-
-
-def table(
-    true: NDArray[np.floating] | Sequence[float],
-    predicted: NDArray[np.floating] | Sequence[float],
-    vendors: Sequence[str],
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, Score]:
-    """`score` of each vendor's patients, in alphabetical order, then of "all"."""
-    truth, guess = np.asarray(true), np.asarray(predicted)
-    groups = vendor_groups(vendors)
-    if not len(truth) == guess.shape[-1] == len(vendors):
-        raise ValueError(f"Expected equal lengths, got {len(truth)}, {guess.shape[-1]} and {len(vendors)} vendors.")
-    return {name: score(truth[chosen], guess[..., chosen], num_bootstrap, seed) for name, chosen in groups.items()}
-
-
-def paired_table(
-    true: NDArray[np.floating] | Sequence[float],
-    predicted: NDArray[np.floating] | Sequence[float],
-    other: NDArray[np.floating] | Sequence[float],
-    vendors: Sequence[str],
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, Score]:
-    """`paired_difference` of each vendor's patients, in alphabetical order, then of "all"."""
-    truth, guess, against = np.asarray(true), np.asarray(predicted), np.asarray(other)
-    return {
-        name: paired_difference(truth[chosen], guess[..., chosen], against[..., chosen], num_bootstrap, seed)
-        for name, chosen in vendor_groups(vendors).items()
-    }
-
-
-def vendor_groups(vendors: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Which patients are a vendor's, shape (N,) for each in alphabetical order, then "all" of them."""
-    names = np.asarray(vendors)
-    return {**{str(name): names == name for name in np.unique(names)}, "all": np.ones(len(names), bool)}
-
-
-def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArray[np.float64]:
-    """The baseline that looks at no picture: the mean ejection fraction of the training labels for everybody."""
-    return np.full(num_patients, float(np.mean(training_efs)))
-
-
-def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]]) -> Table:
-    """Scores for the terminal, 95 % intervals in brackets.
-
-    Args:
-        title: What stands above.
-        rows: {model or test set: what `table` returned}.
-    """
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("", "vendor"):
-        shown.add_column(heading, no_wrap=True)
-    for heading in ("n", "MAE, EF points", "r2", "bias", "MSE"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for name, scores in rows.items():
-        for vendor, values in scores.items():
-            label = name if vendor == next(iter(scores)) else ""
-            mae, r2 = _cell(values, "mae_points", 1, interval=True), _cell(values, "r2", 2, interval=True)
-            bias, mse = _cell(values, "bias_points", 1), _cell(values, "mse", 4)
-            shown.add_row(label, vendor, str(values["n_patients"]), mae, r2, bias, mse)
-        shown.add_row()
-    return shown
+    return {**counts, "difference_points": float(differences.mean()), "ci95": interval}
 
 
 def _known(
@@ -191,7 +136,7 @@ def _resamples(num: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[Any]
 def _metrics(truth: NDArray[np.float64], guess: NDArray[np.float64], weights: NDArray[Any]) -> NDArray[np.float64]:
     """`METRICS` of every weighting of the patients, shape (B, len(METRICS)), NaN where undefined.
 
-    All are functions of weighted sums, so B resamples cost one matrix product. Values are centred on the mean truth
+    All are functions of weighted sums, so B resamples cost two matrix products. Values are centred on the mean truth
     first, or the difference of large sums would lose digits.
 
     Args:
@@ -212,17 +157,8 @@ def _metrics(truth: NDArray[np.float64], guess: NDArray[np.float64], weights: ND
         variance = np.maximum(mse - bias**2, 0) * num / (num - 1) if num > 1 else np.full_like(mse, np.nan)
     half = 1.96 * np.sqrt(variance)
     points = (POINTS * mae, np.clip(r, -1, 1), POINTS * bias, POINTS * (bias - half), POINTS * (bias + half))
-    return np.stack([mse, r2, *points], axis=1)
+    return np.stack([mse, r2, *points, *category_figures(truth, guess, weights)], axis=1)
 
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _cell(values: Score, metric: str, digits: int, interval: bool = False) -> str:
-    """A figure, with its interval on request; a dash where it is undefined."""
-    if values[metric] is None:
-        return "-"
-    limits = values["ci95"][metric] if interval else None
-    shown = f" [{limits[0]:.{digits}f}, {limits[1]:.{digits}f}]" if limits else ""
-    return f"{values[metric]:.{digits}f}{shown}"

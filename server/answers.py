@@ -1,0 +1,79 @@
+"""The study's models: trained on cases, asked about every test patient, their answers kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.reading import predict, train_reader
+from server.regression import save_regressor
+from server.report.models import MAIN_MODEL
+from shared.case import INDEX_NAME, Case, load_cases
+from shared.checkpoint import write_atomically
+from shared.config import Config
+from shared.device import pick_device
+from shared.errors import UserError
+from shared.run_folder import RunFolder
+
+
+def train_and_predict(run: RunFolder, config: Config, model_name: str, cases: Sequence[Case]) -> None:
+    """Train a ResNet50 on cases and keep its weights, its training curve and its answers on every test set."""
+    device = pick_device(config.device)
+    curve: list[tuple[int, float]] = []
+    checkpoints = run.path / "checkpoints"
+    model = train_reader(
+        cases, config.regression, config.seed, device,
+        checkpoint=checkpoints / f"regressor_{model_name.replace('/', '_')}.safetensors",
+        description=f"training {model_name}", log=lambda step, loss: curve.append((step, loss)),
+    )  # fmt: skip
+    main = model_name == MAIN_MODEL
+    path = run.path / "regressor.safetensors" if main else checkpoints / f"{model_name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_regressor(path, model, {"model": model_name, "trained_on": len(cases), "seed": config.seed})
+    for step, loss in curve:
+        run.metric({"stage": "training", "model": model_name, "step": step, "loss": round(loss, 6)})
+    readings = {name: predict(model, held_out, config.regression.num_tta, device) for name, held_out in test_sets(run)}
+    save_predictions(run, model_name, {name: reading.ef for name, reading in readings.items()},
+                     {name: reading.sd for name, reading in readings.items()})  # fmt: skip
+
+
+def save_predictions(
+    run: RunFolder, model_name: str, answers: Mapping[str, Any], sd: Mapping[str, Any] | None = None
+) -> None:
+    """Write `predictions/<model>.json`: per test set the vendors, true and predicted ejection fractions, and their SD.
+
+    Args:
+        run: The run.
+        model_name: May hold slashes: folders below `predictions`.
+        answers: {test set: shape (N,)}.
+        sd: {test set: shape (N,)}, the standard deviation of each answer's error; None where the model tells none.
+    """
+    rows: dict[str, dict[str, list[Any]]] = {
+        name: {
+            "vendors": [case.info.vendor for case in cases],
+            "true": [case.info.ef for case in cases],
+            "predicted": [float(value) for value in answers[name]],
+        }
+        for name, cases in test_sets(run)
+    }
+    for name, values in (sd or {}).items():
+        rows[name]["sd"] = [float(value) for value in values]
+    path = run.path / "predictions" / f"{model_name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(rows, indent=1).encode())
+
+
+def test_sets(run: RunFolder) -> list[tuple[str, list[Case]]]:
+    """Every held-out set by name: the cases of all folders below `test/<name>` whose ejection fraction is known.
+
+    Raises:
+        UserError: There is none.
+    """
+    sets = []
+    for folder in sorted(path for path in (run.path / "test").glob("*") if path.is_dir()):
+        cases = [case for index in sorted(folder.rglob(INDEX_NAME)) for case in load_cases(index.parent)]
+        known = [case for case in cases if case.info.ef == case.info.ef]
+        if known:
+            sets.append((folder.name, known))
+    if not sets:
+        raise UserError(f"{run.path / 'test'} holds no test patients: run 'fedcmr-simulate --until prepare' first")
+    return sets

@@ -1,0 +1,90 @@
+"""A ResNet50 judged on folders of cases, wherever these lie: a site can do it at home and keep what it does not tell.
+
+What comes back are figures of groups of patients. No picture and no patient's own number is among them, unless a group
+is one patient: its error is that patient's, and a table that names all the other groups gives it away as well.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from server.evaluation.coverage import coverage
+from server.evaluation.subgroups import subgroup_tables
+from server.evaluation.tables import predict_the_mean, table
+from server.reading import predict
+from server.regression import Regressor, patient_ef
+from shared.case import UNKNOWN, VENDORS, Case, load_cases
+from shared.config import Config
+from shared.errors import UserError
+
+
+def evaluate_folders(
+    model: Regressor, folders: Sequence[Path], config: Config, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """A model's scores on every folder, beside those of guessing its training labels' mean.
+
+    What a reader of the scores should know of a folder (patients left out, vendors unknown here, answers that are no
+    number, groups of one patient) is said on stderr, in numbers of patients.
+
+    Returns:
+        `regression`, `baselines`, `subgroups` and `uncertainty` in the shape of report.json, the folders as test sets.
+
+    Raises:
+        UserError: A folder cannot be read or has no patient with an ejection fraction.
+    """
+    report: dict[str, dict[str, Any]] = {"regression": {}, "baselines": {"predict_the_mean": {}}, "subgroups": {},
+                                           "uncertainty": {}}  # fmt: skip
+    num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
+    for folder in folders:
+        name, cases = str(folder), _labelled(folder)
+        true, vendors = [patient_ef(case) for case in cases], _vendors(folder, cases)
+        predicted, sd = predict(model, cases, config.regression.num_tta, device)
+        mean = predict_the_mean([model.mean_ef.item()], len(cases))
+        report["regression"][name] = table(true, predicted, vendors, num_bootstrap, seed)
+        report["baselines"]["predict_the_mean"][name] = table(true, mean, vendors, num_bootstrap, seed)
+        report["uncertainty"][name] = coverage(true, predicted, sd)
+        report["subgroups"][name] = subgroup_tables(cases, true, predicted, num_bootstrap, seed)
+        _say_what_to_know(folder, report)
+    return report
+
+
+def _labelled(folder: Path) -> list[Case]:
+    """A folder's patients with a known ejection fraction; how many were left out is said."""
+    cases = load_cases(folder)
+    known = [case for case in cases if np.isfinite(patient_ef(case))]
+    if not known:
+        raise UserError(f"{folder} holds no case with an ejection fraction or masks: nothing can be tested there")
+    if len(known) < len(cases):
+        _say(folder, f"{len(cases) - len(known)} of {len(cases)} cases have no ejection fraction")
+    return known
+
+
+def _vendors(folder: Path, cases: Sequence[Case]) -> list[str]:
+    """Each case's vendor; a name that is none of `VENDORS` counts as unknown: no free text gets into a table."""
+    others = sum(case.info.vendor not in (*VENDORS, UNKNOWN) for case in cases)
+    if others:
+        _say(folder, f"{others} of {len(cases)} cases name a vendor that is none of {', '.join(VENDORS)}: they count "
+                     f"as {UNKNOWN}")  # fmt: skip
+    return [case.info.vendor if case.info.vendor in VENDORS else UNKNOWN for case in cases]
+
+
+def _say_what_to_know(folder: Path, report: dict[str, dict[str, Any]]) -> None:
+    """About answers that are no number, and about groups that are one patient."""
+    by_vendor = report["regression"][str(folder)]
+    undefined, num = by_vendor["all"]["n_undefined"], by_vendor["all"]["n_patients"]
+    if undefined:
+        _say(folder, f"the model has no answer for {undefined} of {num} patients: the figures of their groups are left "
+                     "undefined; do its weights hold NaN?")  # fmt: skip
+    tables = [by_vendor, *report["subgroups"][str(folder)].values()]
+    lonely = sum(values["n_patients"] == 1 for scores in tables for values in scores.values())
+    if lonely:
+        _say(folder, f"{lonely} of the groups are one patient, whose error their figures are: think before you give "
+                     "them away")  # fmt: skip
+
+
+def _say(folder: Path, text: str) -> None:
+    print(f"{folder}: {text}", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""Scores by what is known of the patients beside the vendor: field strength, pathology group, sex."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.evaluation.score import Score, score
+from shared.case import UNKNOWN, Case, CaseInfo
+
+SubgroupTables = dict[str, dict[str, Score]]
+"""{fact: {group: score}}."""
+
+
+def _field_strength(info: CaseInfo) -> str:
+    return "" if math.isnan(info.field_strength_t) else f"{info.field_strength_t:g} T"
+
+
+FACTS: dict[str, Callable[[CaseInfo], str]] = {
+    "field strength": _field_strength,
+    "pathology": lambda info: info.pathology,
+    "sex": lambda info: info.sex,
+}
+"""What a patient's row says of each fact, empty where it does not."""
+
+
+def subgroup_tables(
+    cases: Sequence[Case],
+    true: NDArray[np.floating] | Sequence[float],
+    predicted: NDArray[np.floating] | Sequence[float],
+    num_bootstrap: int,
+    seed: int,
+) -> SubgroupTables:
+    """`score` of every group of patients that share a fact; a fact that is known of nobody is left out.
+
+    Groups are small, and many are looked at: one that differs may do so by chance, which its own interval does not
+    know. A group of one patient has no interval, and its figures are that patient's error.
+
+    Args:
+        cases: N patients.
+        true: Shape (N,), as in `score`.
+        predicted: Shape (N,) or (S, N), in the order of `cases`.
+        num_bootstrap: Number of resamples.
+        seed: Of the resampling.
+
+    Returns:
+        {fact of `FACTS`: {group: score}}: field strengths rising, codes in alphabetical order, `UNKNOWN` last.
+    """
+    truth, guess = np.asarray(true), np.asarray(predicted)
+    if not len(cases) == len(truth) == guess.shape[-1]:
+        raise ValueError(f"Expected equal lengths, got {len(cases)} cases, {len(truth)} and {guess.shape[-1]}.")
+    tables: SubgroupTables = {}
+    for fact, value_of in FACTS.items():
+        values = [value_of(case.info) or UNKNOWN for case in cases]
+        groups = sorted(set(values), key=_reading_order)
+        if groups not in ([], [UNKNOWN]):
+            chosen = {group: np.array(values) == group for group in groups}
+            tables[fact] = {
+                group: score(truth[members], guess[..., members], num_bootstrap, seed)
+                for group, members in chosen.items()
+            }
+    return tables
+
+
+def _reading_order(group: str) -> tuple[bool, float, str]:
+    """The unknown ones last, numbers by their size before anything else."""
+    try:
+        number = float(group.removesuffix(" T"))
+    except ValueError:
+        number = math.inf
+    return group == UNKNOWN, number, group
