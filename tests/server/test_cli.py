@@ -6,7 +6,8 @@ import pytest
 
 from server.cli import main
 from server.evaluation.tables import table
-from server.regression import load_regressor, patient_ef, predict
+from server.reading import predict
+from server.regression import load_regressor, patient_ef
 from shared import checkpoint
 from shared.appearance import CODE_NAMES
 from shared.case import load_cases, write_index
@@ -66,7 +67,7 @@ def test_evaluate_prints_the_scores_of_the_model_s_predictions(model, tmp_path, 
     assert main(["evaluate", "--model", str(out), "--test", str(tmp_path / "philips"), "--json", *settings]) == 0
     shown = json.loads(capsys.readouterr().out)
     cases = load_cases(tmp_path / "philips")
-    true, predicted = [patient_ef(case) for case in cases], predict(load_regressor(out), cases, 1)
+    true, predicted = [patient_ef(case) for case in cases], predict(load_regressor(out), cases, 1).ef
     expected = table(true, predicted, ["Philips"] * 3, 100, seed=0)
     assert shown["regression"][str(tmp_path / "philips")] == json.loads(json.dumps(expected))
     assert main(["evaluate", "--model", str(out), "--test", str(tmp_path / "philips"), *settings]) == 0

@@ -13,7 +13,8 @@ from server.cli import main
 from server.evaluation.export import as_csv
 from server.evaluation.score import METRICS
 from server.evaluation.subgroups import subgroup_tables
-from server.regression import Regressor, load_regressor, patient_ef, predict, save_regressor
+from server.reading import predict
+from server.regression import Regressor, load_regressor, patient_ef, save_regressor
 from shared import checkpoint
 from shared.case import load_cases, save_case, write_index
 
@@ -53,9 +54,9 @@ def test_json_and_csv_hold_the_subgroups_and_nothing_of_a_patient(model, folder,
     assert evaluate(model, folder, options=["--json", "--csv", str(tmp_path / "scores.csv")]) == 0
     printed = capsys.readouterr()
     shown = json.loads(printed.out)
-    assert set(shown) == {"regression", "baselines", "subgroups"}
+    assert set(shown) == {"regression", "baselines", "subgroups", "uncertainty"}
     cases = load_cases(folder)
-    true, predicted = [patient_ef(case) for case in cases], predict(load_regressor(model), cases, 1)
+    true, predicted = [patient_ef(case) for case in cases], predict(load_regressor(model), cases, 1).ef
     expected = subgroup_tables(cases, true, predicted, 100, seed=0)
     assert shown["subgroups"][str(folder)] == json.loads(json.dumps(expected))
     assert list(expected) == ["field strength", "pathology", "sex"]

@@ -33,7 +33,8 @@ def run(tmp_path):
 def test_rows_are_each_vendor_and_all_but_each_without_repetition():
     assert training_sets(["Siemens", "GE", "Philips", "GE"]) == {
         "GE": {"GE"}, "Philips": {"Philips"}, "Siemens": {"Siemens"},
-        "without GE": {"Philips", "Siemens"}, "without Philips": {"GE", "Siemens"}, "without Siemens": {"GE", "Philips"},
+        "without GE": {"Philips", "Siemens"}, "without Philips": {"GE", "Siemens"},
+        "without Siemens": {"GE", "Philips"},
     }  # fmt: skip
     assert training_sets(["GE", "Siemens"]) == {"GE": {"GE"}, "Siemens": {"Siemens"}}
     assert training_sets(["GE", "GE"]) == {}
