@@ -24,10 +24,12 @@ test: venv tools
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# What the tests use beside Python, by Debian's packages: a browser opens the report, dciodvfy judges the DICOM export.
+# What the tests use beside Python, by Debian's packages: a browser opens and prints the report, pdftotext reads the print,
+# dciodvfy judges the DICOM export.
 tools:
 	@missing=; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	command -v pdftotext >/dev/null || missing="$$missing poppler-utils"; \
 	command -v dciodvfy >/dev/null || missing="$$missing dicom3tools"; \
 	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
 

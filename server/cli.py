@@ -80,7 +80,7 @@ def _parser() -> Parser:
     sub.add_argument("--json", action="store_true", help="print JSON, in the shape of report.json")
     sub.add_argument("--csv", type=Path, metavar="PATH", help="also write every figure as a line of this CSV file")
 
-    sub = add("report", _report, "write report.json and report.html of a run again",
+    sub = add("report", _report, "write report.json, report.csv and report.html of a run again",
               "From what the run folder holds; nothing is trained.")  # fmt: skip
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
     return parser
@@ -190,7 +190,7 @@ def _report(options: argparse.Namespace) -> None:
 
     run = load_run(options.run)
     write_report(run, run.config, test_sets(run))
-    print(f"wrote {run.path / 'report.json'} and {run.path / 'report.html'}")
+    print(f"wrote {run.path / 'report.html'}, and report.json and report.csv beside it")
 
 
 def _config(options: argparse.Namespace) -> Config:

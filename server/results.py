@@ -28,7 +28,7 @@ Scores = dict[str, dict[str, Any]]
 
 
 def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list[Case]]]) -> None:
-    """Write `report.json` and `report.html`."""
+    """Write `report.json`, `report.csv` and `report.html`."""
     predictions = read_predictions(run)
     scores = {model: score_sets(sets, config) for model, sets in predictions.items()}
     synthetic = load_cases(run.path / "synthetic")

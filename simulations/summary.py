@@ -13,6 +13,7 @@ from shared.run_folder import RunFolder
 FILES = {
     "report.html": "the report, one file for a browser",
     "report.json": "its figures",
+    "report.csv": "the same as a table",
     "synthetic": "the synthetic data set with labels and datasheet",
     "generator.safetensors": "what the sites added to the public prior",
     "regressor.safetensors": "the ResNet50",

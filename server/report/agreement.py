@@ -10,11 +10,11 @@ from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
 from server.report.numbers import HUMAN_POINTS, figure
-from server.report.theme import BAND, MAIN, MUTED, SETTINGS, canvas, marks, percent_axes, svg
+from server.report.theme import BAND, INK, MAIN, MUTED, SETTINGS, marks, percent_axes, square, svg
 
 MARK_SIZE = 6.5
-LIMITS = (("bias_points", "bias", "-"), ("loa_high_points", "+1.96 sd", "--"), ("loa_low_points", "\u22121.96 sd", "--"))
-"""The lines of a Bland-Altman plot: figure of the score, name, style."""
+LIMITS = (("bias_points", "-"), ("loa_high_points", "--"), ("loa_low_points", "--"))
+"""The lines of a Bland-Altman plot: figure of the score, style."""
 SHOWN_POINTS = 20.0
 """Half the height of a Bland-Altman plot, so that vendors compare; more where a mark or a limit lies beyond."""
 
@@ -28,7 +28,7 @@ def scatter(true: Sequence[float], predicted: Sequence[float], sd: Sequence[floa
         sd: Shape (N,), the standard deviation of each answer, None where unknown: a bar of one above and below.
     """
     with rc_context(SETTINGS):
-        plot, axes = canvas(3.3, 3.3)
+        plot, axes = square()
         line = np.array([0.0, 100.0])
         for points, alpha in zip(reversed(HUMAN_POINTS), (0.5, 1.0), strict=True):
             axes.fill_between(line, line - points, line + points, color=BAND, alpha=alpha, linewidth=0)
@@ -45,7 +45,7 @@ def bland_altman(true: Sequence[float], predicted: Sequence[float], score: Mappi
     """Predicted minus true ejection fraction against the mean of both, in EF points and per cent.
 
     Bland & Altman (1986), Lancet 327:307-310: the bias and the limits that hold 95 % of the patients, each a line with
-    its interval as a bar at the right end.
+    its figure, and its interval as a bar, at the right end.
 
     Args:
         true: Shape (N,).
@@ -55,7 +55,7 @@ def bland_altman(true: Sequence[float], predicted: Sequence[float], score: Mappi
     t, p = (100 * np.asarray(values, dtype=float) for values in (true, predicted))
     mean, difference = (t + p) / 2, p - t
     with rc_context(SETTINGS):
-        plot, axes = canvas(3.3, 3.3)
+        plot, axes = square()
         for points, alpha in zip(reversed(HUMAN_POINTS), (0.5, 1.0), strict=True):
             axes.axhspan(-points, points, color=BAND, alpha=alpha, linewidth=0)
         drawn = _lines(axes, score or {})
@@ -63,7 +63,6 @@ def bland_altman(true: Sequence[float], predicted: Sequence[float], score: Mappi
         shown = np.abs([*difference[np.isfinite(difference)], *drawn]).max(initial=SHOWN_POINTS - 2) + 2
         axes.set(xlim=_range(mean), ylim=(-shown, shown), xlabel="mean of true and predicted EF (%)",
                  ylabel="predicted \u2212 true (points)")  # fmt: skip
-        axes.set_box_aspect(1)
         axes.xaxis.set_major_locator(MultipleLocator(30))
         axes.yaxis.set_major_locator(MultipleLocator(10 if shown < 45 else 30))
         return svg(plot)
@@ -72,17 +71,14 @@ def bland_altman(true: Sequence[float], predicted: Sequence[float], score: Mappi
 def _lines(axes: Axes, score: Mapping[str, Any]) -> list[float]:
     """Bias and limits of agreement, those that are defined; returns all heights that were drawn at."""
     heights = []
-    for metric, name, style in LIMITS:
+    for metric, style in LIMITS:
         value = score.get(metric)
         if value is None:
             continue
         axes.axhline(value, color=MUTED, linewidth=1.2, linestyle=style)
-        above = metric != "loa_low_points"
-        # Right-aligned before the bar, on the side of the line that faces away from the marks.
-        axes.annotate(f"{name} {figure(value, 1)}", (0.93, value), (0, 3 if above else -3), ha="right",
-                      va="bottom" if above else "top", xycoords=("axes fraction", "data"), textcoords="offset points",
-                      fontsize=9, color=MUTED)  # fmt: skip
-        heights.append(value + (4 if above else -4))
+        axes.annotate(figure(value, 1), (1.01, value), va="center", xycoords=("axes fraction", "data"), fontsize=9.5,
+                      color=INK, annotation_clip=False)  # fmt: skip
+        heights.append(value)
         if bounds := score["ci95"].get(metric):
             axes.plot([0.965, 0.965], bounds, color=MUTED, linewidth=3, alpha=0.7, solid_capstyle="butt",
                       transform=axes.get_yaxis_transform())  # fmt: skip

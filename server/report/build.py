@@ -155,11 +155,8 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         show_real=inputs.show_real,
         sheets=_sheets(inputs),
         requested_figure=_requested_figure(report),
-        curve_figure=figures.training_curves(
-            {model_name(key): inputs.curves[key] for key in sorted(inputs.curves, key=model_rank)}
-        )
-        if inputs.curves
-        else None,
+        curve_figure=figures.training_curves(curves) if (curves := _curves(inputs)) else None,
+        stages=_stages(report),
         audits=audit_tables(report["audit"]) if "audit" in report else [],
         omissions=omissions(report, inputs.show_real),
         human=HUMAN_POINTS,
@@ -189,22 +186,40 @@ def groups_of(report: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any
 
 
 def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots]:
-    """The main model's patients, per test set and vendor."""
+    """The main model's patients, per test set and vendor; a test set of few patients is one plot."""
     plots = []
     answers_of = inputs.predictions.get(MAIN_MODEL, {})
     for test_set, answers in answers_of.items():
-        for vendor in sorted(set(answers.vendors)):
-            chosen = [i for i, name in enumerate(answers.vendors) if name == vendor]
+        vendors = sorted(set(answers.vendors))
+        for vendor in vendors if len(answers.vendors) >= FEW_PATIENTS or len(vendors) == 1 else ["all"]:
+            chosen = [i for i, name in enumerate(answers.vendors) if vendor in (name, "all")]
             true, predicted = ([values[i] for i in chosen] for values in (answers.true, answers.predicted))
             sd = None if answers.sd is None else [answers.sd[i] for i in chosen]
             score = report["regression"].get(test_set, {}).get(vendor)
+            name = "all vendors" if vendor == "all" else vendor
             plots.append(
                 PatientPlots(
-                    vendor if len(answers_of) == 1 else f"{test_set}, {vendor}", len(chosen),
+                    name if len(answers_of) == 1 else f"{test_set}, {name}", len(chosen),
                     scatter(true, predicted, sd), bland_altman(true, predicted, score), sd is not None,
                 )
             )  # fmt: skip
     return plots
+
+
+def _curves(inputs: ReportInputs) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """Training curves by the models' names, without those that a study has several of: they would hide the others."""
+    shown = [key for key in sorted(inputs.curves, key=model_rank) if not family_of(key) and "/" not in key]
+    return {model_name(key): inputs.curves[key] for key in shown}
+
+
+def _stages(report: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by the stages' names; the many trainings of a matrix are one."""
+    stages: dict[str, float] = {}
+    for stage, duration in report["timing"]["seconds_per_stage"].items():
+        part = stage.rpartition("/")[0] or stage
+        name = part.replace("_", " ").replace("/", ", ")
+        stages[name] = stages.get(name, 0.0) + duration
+    return stages
 
 
 def _num_patients(scores: Mapping[str, Mapping[str, Any]]) -> int:

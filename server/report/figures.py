@@ -12,8 +12,18 @@ from numpy.typing import NDArray
 
 from server.report.numbers import HUMAN_POINTS
 from server.report.theme import (
-    BAND, INK, MODEL_COLOURS, MODEL_MARKERS, MUTED, PAPER, SETTINGS, canvas, data_uri, percent_axes, svg,
-)  # fmt: skip
+    BAND,
+    INK,
+    MODEL_COLOURS,
+    MODEL_MARKERS,
+    MUTED,
+    PAPER,
+    SETTINGS,
+    canvas,
+    data_uri,
+    percent_axes,
+    svg,
+)
 
 
 def error_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

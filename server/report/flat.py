@@ -89,9 +89,8 @@ def _matrices(report: Mapping[str, Any]) -> Iterator[FlatRow]:
         for trained_on, groups in (matrix or {}).items():
             for group, score in groups.items():
                 if score:
-                    bounds = score["ci95"] or (None, None)
-                    place = (f"matrix {kind} minus all", trained_on, "", group)
-                    yield FlatRow(*place, "difference_points", score["difference_points"], *bounds)
+                    values = {**score, "ci95": {"difference_points": score["ci95"]}}
+                    yield from _figures((f"matrix {kind} minus all", trained_on, "", group), values)
 
 
 def _audit(audit: Mapping[str, Any]) -> Iterator[FlatRow]:

@@ -4,20 +4,48 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from server.report.numbers import figure
 from server.report.theme import INK, MUTED, RULE, SETTINGS, canvas, svg
 
-MAP = "cividis"
-"""Sequential, of one hue to an eye that lacks a cone (Nunez et al. 2018, PLoS ONE 13:e0199239); blue is the small error."""
-DARK, LIGHT = "#12161c", "#ffffff"
-"""Writing on a cell: by the cell's own brightness, since a cell looks the same in light and dark pages."""
+MAP = "YlOrBr"
+"""Sequential and safe for every colour vision (Harrower & Brewer 2003, ColorBrewer): what counts is how dark it is."""
+NUM_STEPS = 9
+DARK, LIGHT = "#1b1e22", "#ffffff"
+"""Writing on a cell, whichever contrasts more."""
 MIN_SPAN_POINTS = 4.0
 """Errors that differ by less get colours that hardly differ, or chance would look like a pattern."""
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour, WCAG 2.2: black and white writing contrast alike at 0.18."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _steps() -> tuple[tuple[str, str, str, str], ...]:
+    """The colours of the cells, then those of their writing, in the form of `THEME`.
+
+    A large error stands out from the page: it is dark on a light one and light on a dark one.
+    """
+    places = {"light": np.linspace(0.04, 0.82, NUM_STEPS), "dark": np.linspace(0.98, 0.2, NUM_STEPS)}
+    cells = {scheme: matplotlib.colormaps[MAP](values) for scheme, values in places.items()}
+    ink = {scheme: [DARK if _luminance(cell) > 0.18 else LIGHT for cell in values] for scheme, values in cells.items()}
+    return (
+        *(
+            (f"--cell{k}", f"#07{k:02d}01", to_hex(cells["light"][k]), to_hex(cells["dark"][k]))
+            for k in range(NUM_STEPS)
+        ),
+        *((f"--word{k}", f"#07{k:02d}02", ink["light"][k], ink["dark"][k]) for k in range(NUM_STEPS)),
+    )
+
+
+STEPS = _steps()
 
 
 def colour_range(errors: Sequence[float]) -> tuple[float, float]:
@@ -38,42 +66,44 @@ def heat_map(
     """
     columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
     with rc_context(SETTINGS):
-        plot, axes = canvas(1.5 + 0.95 * len(columns), 0.6 + 0.62 * len(rows))
+        plot, axes = canvas(1.15 + 0.8 * len(columns), 0.5 + 0.56 * len(rows))
         for y, (row, cells) in enumerate(rows.items()):
             for x, column in enumerate(columns):
-                _cell(axes, x, y, cells.get(column), Normalize(*limits))
+                _cell(axes, x, y, cells.get(column), limits)
                 if own.get(row) == column:
-                    axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=INK, linewidth=2))
-        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+                    axes.add_patch(_square(x, y, 0.45, facecolor="none", edgecolor=INK, linewidth=2))
+        axes.set(xlim=(-0.54, len(columns) - 0.46), ylim=(len(rows) - 0.46, -0.54))
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelcolor=INK)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return svg(plot)
+        return svg(plot, STEPS)
 
 
-def _cell(axes: Axes, x: int, y: int, score: Mapping[str, Any] | None, scale: Normalize) -> None:
+def step_of(error: float, limits: tuple[float, float]) -> int:
+    """Which of the `NUM_STEPS` colours an error has, the smallest first."""
+    low, high = limits
+    return int(np.clip((error - low) / (high - low) * NUM_STEPS, 0, NUM_STEPS - 1))
+
+
+def _cell(axes: Axes, x: int, y: int, score: Mapping[str, Any] | None, limits: tuple[float, float]) -> None:
     """A coloured square with its figure, or an empty one that says why."""
     error = score["mae_points"] if score else None
-    if error is None:
-        axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor="none", edgecolor=RULE, hatch="////",
-                                 linewidth=1))  # fmt: skip
-        axes.text(x, y, "undefined" if score else "not run", ha="center", va="center", fontsize=8.5, color=MUTED)
+    if score is None or error is None:
+        axes.add_patch(_square(x, y, 0.46, facecolor="none", edgecolor=RULE, linewidth=1, hatch="////"))
+        axes.text(x, y, "undefined" if score else "not run", ha="center", va="center", fontsize=9, color=MUTED)
         return
-    assert score is not None
-    colour = matplotlib.colormaps[MAP](scale(error))
-    ink = DARK if _luminance(colour) > 0.18 else LIGHT
-    axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, linewidth=0))
+    step = step_of(error, limits)
+    cell, ink = STEPS[step][1], STEPS[NUM_STEPS + step][1]
+    axes.add_patch(_square(x, y, 0.46, facecolor=cell, linewidth=0))
     bounds = score["ci95"]["mae_points"]
     axes.text(x, y - (0.12 if bounds else 0), figure(error, 1), ha="center", va="center", fontsize=12, color=ink)
     if bounds:
         text = f"{figure(bounds[0], 1)}\u2013{figure(bounds[1], 1)}"
-        axes.text(x, y + 0.23, text, ha="center", va="center", fontsize=8.5, color=ink)
+        axes.text(x, y + 0.23, text, ha="center", va="center", fontsize=9, color=ink)
 
 
-def _luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of an sRGB colour, WCAG 2.2: black and white writing contrast alike at 0.18."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def _square(x: int, y: int, half: float, **style: Any) -> Rectangle:
+    return Rectangle((x - half, y - half), 2 * half, 2 * half, **style)

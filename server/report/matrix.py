@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.report.heat_map import colour_range, heat_map
-from server.report.numbers import figure, interval, listed, patients, signed
+from server.report.numbers import figure, interval, listed, signed
 
 ALL = "all"
 WITHOUT = "without "
@@ -24,7 +24,7 @@ class MatrixRow:
         trained_on: In words.
         tested_on: Vendor, or all of them.
         score: Its figures.
-        difference: Of the error to that of the network trained on all vendors, where it was compared patient by patient.
+        difference: Of the error, patient by patient, to that of the network trained on all vendors; None where unknown.
     """
 
     trained_on: str
@@ -56,7 +56,9 @@ def matrix_parts(report: Mapping[str, Any]) -> list[MatrixPart]:
               for score in cells.values() if score and score["mae_points"] is not None]  # fmt: skip
     limits = colour_range(errors)
     return [
-        MatrixPart(f"Trained on {KINDS[kind]}", _picture(matrix, limits), list(_rows(matrix, differences.get(kind) or {})))
+        MatrixPart(
+            f"Trained on {KINDS[kind]}", _picture(matrix, limits), list(_rows(matrix, differences.get(kind) or {}))
+        )
         for kind, matrix in matrices.items()
     ]
 
@@ -100,8 +102,7 @@ def _test_groups(matrix: Mapping[str, Cells]) -> list[str]:
 
 def _picture(matrix: Mapping[str, Cells], limits: tuple[float, float]) -> str:
     groups = _test_groups(matrix)
-    names = {group: f"{_tested_on(group)}\n{patients(num)}" if (num := _num_patients(matrix, group)) else group
-             for group in groups}  # fmt: skip
+    names = {group: f"{group}\nn = {_num_patients(matrix, group)}" for group in groups}
     rows = {
         trained_on(key): {names[group]: matrix[key].get(group) for group in groups}
         for key in sorted(matrix, key=_order)
@@ -143,7 +144,9 @@ def _farthest(kind: str, matrix: Mapping[str, Cells]) -> str:
     if not pairs:
         return ""
     key, group = max(pairs, key=lambda pair: pairs[pair])
-    own = f"; trained on those of {group}, by {_points(matrix[group][group])}" if _error(matrix, group, group) is not None else ""
+    own = ""
+    if _error(matrix, group, group) is not None:
+        own = f"; trained on those of {group}, by {_points(matrix[group][group])}"
     return (f"Trained on {KINDS[kind]} of {key} alone, the network misses {group} patients by "
             f"{_points(matrix[key][group])}, the widest of all pairs{own}.")  # fmt: skip
 

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.report.models import model_name
 from server.report.numbers import FEW_PATIENTS, listed, patients
 
 ALWAYS_ASKED = {
     "predict_the_mean": "guessing the mean",
-    "prior_only": "the prior alone, without any site",
+    "prior_only": "the prior without any site",
     "local_only": "each site alone",
-    "pooled_real": "the sites' real scans, pooled",
+    "pooled_real": "the sites' real scans pooled",
 }
 """Baselines that every reader asks for, by their name in the settings."""
 SMALL_TEST_SET = 100
@@ -39,7 +38,7 @@ def _omissions(report: Mapping[str, Any], show_real: bool) -> Iterator[str]:
                "each site alone and pooled scans only fedcmr-simulate can have.")  # fmt: skip
     if not report.get("matrix"):
         yield ("How a network trained on one vendor's hearts reads another vendor's patients: the cross-vendor matrix "
-               "was not run.")  # fmt: skip
+               "was not run. A run with evaluation.matrix=[synthetic], in a folder of its own, has it.")  # fmt: skip
     if not report.get("uncertainty"):
         yield "Whether the network knows when it is wrong: its uncertainty was not measured."
     if not show_real:
@@ -61,9 +60,9 @@ def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
     if num < FEW_PATIENTS:
         yield f"A result on {test_set}: {patients(num)}, an illustration and no measurement."
     elif len(vendors) == 1:
-        yield (f"Anything about other vendors on {test_set}: its {patients(num)} come from one vendor, "
-               f"{next(iter(vendors))}" + (", and so few say little about rare hearts." if num < SMALL_TEST_SET else ".")
-               )  # fmt: skip
+        few = ", and so few say little about rare hearts" if num < SMALL_TEST_SET else ""
+        (vendor,) = vendors
+        yield f"Anything about other vendors on {test_set}: its {patients(num)} come from one vendor, {vendor}{few}."
     elif num < SMALL_TEST_SET:
         each = listed([f"{count} {name}" for name, count in vendors.items()])
         yield (f"Small differences between vendors on {test_set}: of {patients(num)} ({each}), so few that what lies "
@@ -73,5 +72,4 @@ def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
 def not_run_note(report: Mapping[str, Any]) -> str:
     """The baselines that the table lacks; empty where it has all."""
     missing = baselines_not_run(report)
-    names = [ALWAYS_ASKED[name] if name == "local_only" else model_name(name) for name in missing]
-    return f"Not run: {listed(names)}." if missing else ""
+    return f"Not run: {listed([ALWAYS_ASKED[name] for name in missing])}." if missing else ""

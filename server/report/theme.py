@@ -55,6 +55,12 @@ def canvas(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def square() -> tuple[Figure, Axes]:
+    """An empty square plot with fixed margins: several of them, under or beside each other, have their axes in line."""
+    figure = Figure(figsize=(3.3, 2.75))
+    return figure, figure.add_axes((0.19, 0.17, 0.65, 0.65 * 3.3 / 2.75))
+
+
 def percent_axes(axes: Axes, x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, size: float) -> None:
     """Marks on square axes from 0 to 90 %, further where a mark lies beyond."""
     x_percent, y_percent = (100 * np.asarray(values, dtype=float) for values in (x, y))
@@ -71,14 +77,20 @@ def marks(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], size: fl
     axes.plot(x, y, "o", color=MAIN, markersize=size, alpha=0.8, markeredgecolor=PAPER, markeredgewidth=size / 10)
 
 
-def svg(figure: Figure) -> str:
-    """The figure with the theme's colours as CSS variables, which an SVG picture resolves by the reader's setting."""
+def svg(figure: Figure, more: Sequence[tuple[str, str, str, str]] = ()) -> str:
+    """The figure with the theme's colours as CSS variables, which an SVG picture resolves by the reader's setting.
+
+    Args:
+        figure: Finished.
+        more: Colours of this figure alone, in the form of `THEME`.
+    """
+    colours = (*THEME, *more)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().replace(f"'{FONT}'", FONT_STACK)
-    for name, stand_in, _, _ in THEME:
+    for name, stand_in, _, _ in colours:
         text = text.replace(stand_in, f"var({name})")
-    light, dark = (";".join(f"{row[0]}:{row[column]}" for row in THEME) for column in (2, 3))
+    light, dark = (";".join(f"{row[0]}:{row[column]}" for row in colours) for column in (2, 3))
     style = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
     head, rest = text.split("<defs>", 1)
     return data_uri("image/svg+xml", f"{head}{style}<defs>{rest}".encode())

@@ -21,18 +21,23 @@ class Uncertainty:
     Attributes:
         test_set: Its name.
         figures: Of `report.json`: n_patients, mean_sd_points, coverage, rank_correlation.
+        held: {nominal coverage: its row of `coverage`}.
         verdict: In words.
     """
 
     test_set: str
     figures: Mapping[str, Any]
+    held: Mapping[float, Mapping[str, Any]]
     verdict: str
 
 
 def uncertainties(report: Mapping[str, Any]) -> list[Uncertainty]:
     """Of every test set where the network told its uncertainty."""
     sets = report.get("uncertainty") or {}
-    return [Uncertainty(name, figures, verdict(figures["coverage"])) for name, figures in sets.items()]
+    return [
+        Uncertainty(name, figures, {row["nominal"]: row for row in figures["coverage"]}, verdict(figures["coverage"]))
+        for name, figures in sets.items()
+    ]
 
 
 def verdict(coverage: list[Mapping[str, Any]]) -> str:
@@ -43,7 +48,9 @@ def verdict(coverage: list[Mapping[str, Any]]) -> str:
     row = min(measured, key=lambda row: abs(row["nominal"] - TOLD_NOMINAL))
     bounds = row.get("ci95")
     inside = f" ({percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
-    told = f"Intervals that should hold {percent(row['nominal'])} of the patients hold {percent(row['observed'])}{inside}"
+    told = (
+        f"Intervals that should hold {percent(row['nominal'])} of the patients hold {percent(row['observed'])}{inside}"
+    )
     if not bounds:
         return f"{told}."
     if bounds[0] <= row["nominal"] <= bounds[1]:
@@ -70,7 +77,9 @@ def calibration(report: Mapping[str, Any]) -> str | None:
             x, y = ([100 * row[key] for row in rows] for key in ("nominal", "observed"))
             for row in rows:
                 if bounds := row.get("ci95"):
-                    axes.plot([100 * row["nominal"]] * 2, [100 * bound for bound in bounds], color=colour, linewidth=1.6)
+                    axes.plot(
+                        [100 * row["nominal"]] * 2, [100 * bound for bound in bounds], color=colour, linewidth=1.6
+                    )
             axes.plot(x, y, marker=MODEL_MARKERS[k % len(MODEL_MARKERS)], color=colour, markersize=6.5, linewidth=1,
                       markeredgecolor=PAPER, label=name)  # fmt: skip
         axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="promised (%)", ylabel="held (%)")

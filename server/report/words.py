@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.report.models import MAIN_MODEL
-from server.report.numbers import HUMAN_POINTS, figure, interval, listed
+from server.report.numbers import HUMAN_POINTS, figure, interval, listed, patients
 
 Report = Mapping[str, Any]
 
@@ -94,7 +94,7 @@ def _other_test_sets(report: Report) -> str:
     """The errors on all test sets but the main one."""
     others = {name: tables["all"] for name, tables in report["regression"].items() if name != _main_test_set(report)}
     told = [
-        f"{figure(score['mae_points'], 1)} on {name} ({score['n_patients']} patient{'' if score['n_patients'] == 1 else 's'})"
+        f"{figure(score['mae_points'], 1)} on {name} ({patients(score['n_patients'])})"
         for name, score in others.items()
     ]
     return f"On other test sets it misses by {listed(told)}." if told else ""

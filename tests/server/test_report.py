@@ -116,6 +116,24 @@ def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figu
     assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1," in page
 
 
+def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
+    report, inputs = study()
+    stages = {
+        "regressor": 10.0,
+        "matrix/synthetic/GE": 20.0,
+        "matrix/synthetic/without GE": 30.0,
+        "matrix/real/GE": 7.0,
+    }
+    timing = {**report["timing"], "seconds_per_stage": stages}
+    curves = {**inputs.curves, **dict.fromkeys(stages, ([20, 40], [0.1, 0.05]))}
+    build_report({**report, "timing": timing}, ReportInputs(**{**vars(inputs), "curves": curves}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    bars = re.findall(r"<span>([^<]+)</span><i [^>]*></i><b>([^<]+)</b>", page)
+    assert bars == [("regressor", "10 s"), ("matrix, synthetic", "50 s"), ("matrix, real", "7 s")]
+    figure = base64.b64decode(re.search(r'base64,([^"]+)" alt="Training loss', page)[1]).decode()
+    assert "regressor" in figure and "matrix" not in figure
+
+
 def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():
     report, _ = study()
     groups = groups_of(report)

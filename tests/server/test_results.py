@@ -124,6 +124,16 @@ def test_pictures_are_left_out_where_the_answers_are_not_those_of_the_patients(r
     assert "Best cases" not in report_of(run)[1]
 
 
+def test_how_sure_the_network_is_stands_on_the_marks_where_it_told(run):
+    write_labels(run)
+    assert "one standard deviation" not in report_of(run)[1]
+    path = run.path / "predictions" / "synthetic_only.json"
+    answers = json.loads(path.read_text())
+    answers["hospitals"]["sd"] = [0.05, None, 0.03, 0.04]
+    path.write_text(json.dumps(answers))
+    assert "one standard deviation" in report_of(run)[1]
+
+
 def test_the_terminals_table_has_the_plain_names(run):
     write_labels(run)
     report_of(run)
