@@ -98,11 +98,17 @@ def paired_difference(
     differences = POINTS * (np.abs(guesses - truth).mean(axis=0) - np.abs(others - truth).mean(axis=0))
     if num == 0 or not np.isfinite(differences).all():
         return {"n_patients": num, "difference_points": None, "ci95": None}
-    interval = None
-    if num > 1:
-        resampled = np.concatenate([weights @ differences / num for weights in _resamples(num, num_bootstrap, seed)])
-        interval = [float(limit) for limit in np.percentile(resampled, CONFIDENCE)]
+    interval = mean_interval(differences, num_bootstrap, seed)
     return {"n_patients": num, "difference_points": float(differences.mean()), "ci95": interval}
+
+
+def mean_interval(values: NDArray[np.floating], num_bootstrap: int, seed: int) -> list[float] | None:
+    """95 % percentile interval of the mean of one finite value per patient, [low, high]; None below two patients."""
+    num = len(values)
+    if num < 2:
+        return None
+    resampled = np.concatenate([weights @ values / num for weights in _resamples(num, num_bootstrap, seed)])
+    return [float(limit) for limit in np.percentile(resampled, CONFIDENCE)]
 
 
 def table(

@@ -14,7 +14,9 @@ from server.report import figures
 from server.report.audit import audit_tables, read_audit
 from server.report.figures import HUMAN_POINTS
 from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
+from server.report.overlays import OverlayRow, colour_bar, overlay_sheet
 from server.report.pictures import Extreme, Row, SampleSheet
+from server.saliency import MAX_CASES, SYNTHETIC, Look
 from shared.checkpoint import write_atomically
 from shared.resources import resource
 
@@ -42,6 +44,7 @@ class ReportInputs:
         worst: Test patients whom it read worst.
         curves: {model: (steps, losses)}.
         show_real: Whether test patients' pictures may appear: where they are simulated or it was allowed.
+        saliency: {vendor: rows of pictures of where the main model looks}.
     """
 
     predictions: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
@@ -50,6 +53,7 @@ class ReportInputs:
     worst: Sequence[Extreme] = ()
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     show_real: bool = False
+    saliency: Mapping[str, Sequence[OverlayRow]] = field(default_factory=dict)
 
 
 def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) -> None:
@@ -116,6 +120,9 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         )
         if inputs.curves
         else None,
+        overlays=_overlays(inputs),
+        colour_bar=colour_bar(),
+        saliency_cases=MAX_CASES,
         audits=audit_tables(report["audit"]) if "audit" in report else [],
         human=HUMAN_POINTS,
         few_patients=FEW_PATIENTS,
@@ -250,6 +257,15 @@ def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]
             (vendor, [(kind, row, figures.sample_sheet(row.pictures)) for kind, row in rows if row is not None])
         )
     return sheets
+
+
+def _overlays(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Sequence[Look], str]]]]:
+    """Per vendor its rows, the real one first: "real" or "synthetic", the patients, their picture."""
+    return [
+        (vendor, [(row.kind, row.looks, overlay_sheet(row.looks)) for row in rows
+                  if row.kind == SYNTHETIC or inputs.show_real])
+        for vendor, rows in inputs.saliency.items()
+    ]  # fmt: skip
 
 
 def _requested_figure(report: Mapping[str, Any]) -> str | None:
