@@ -8,8 +8,19 @@ gradients over the picture and keeps what speaks for a class. Neither step is fi
   activation where they are.
 - An ejection fraction has no class: what lowers it is looked at as much as what raises it. So both signs count.
 
-Which map is right is asked without any gradient: cover one place after the other and watch the answer
-TABLE
+Which map is right can be asked without a gradient: cover one place of the picture after the other and watch the answer
+(`python -m simulations.benchmarks.saliency`). Rank correlation of the maps with what covering tells, a ResNet50 of the
+default study on 20 development patients:
+
+    layer, its grid    Grad-CAM    HiResCAM, positive    HiResCAM, both signs
+    layer1, 16 x 16        0.18                  0.66                    0.78
+    layer2, 8 x 8          0.35                  0.54                    0.70
+    layer3, 4 x 4          0.22                  0.32                    0.48
+    layer4, 2 x 2          0.05                  0.05                    0.07
+
+Of the map that is used 0.86 lies in the heart, of the covering's effect 0.89, of the picture 0.36. Three networks that
+nobody has trained have 0.45 to 0.46 there, for hearts are brighter than what is around: this, more than the area, is
+where a network that looks nowhere stands.
 """
 
 import copy

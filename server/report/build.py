@@ -261,11 +261,15 @@ def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]
 
 def _overlays(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Sequence[Look], str]]]]:
     """Per vendor its rows, the real one first: "real" or "synthetic", the patients, their picture."""
-    return [
-        (vendor, [(row.kind, row.looks, overlay_sheet(row.looks)) for row in rows
-                  if row.kind == SYNTHETIC or inputs.show_real])
+    allowed = {
+        vendor: [row for row in rows if row.kind == SYNTHETIC or inputs.show_real]
         for vendor, rows in inputs.saliency.items()
-    ]  # fmt: skip
+    }
+    return [
+        (vendor, [(row.kind, row.looks, overlay_sheet(row.looks)) for row in rows])
+        for vendor, rows in allowed.items()
+        if rows
+    ]
 
 
 def _requested_figure(report: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,9 @@ import pytest
 from server.evaluation import score, table
 from server.report.build import Answers, ReportInputs, as_json, build_report, groups_of, headline
 from server.report.models import model_name, model_rank
+from server.report.overlays import overlay_rows
 from server.report.pictures import Extreme, Row, SampleSheet
+from server.saliency import Look, score_looks
 
 VENDORS = ["GE", "Philips", "Siemens"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -60,8 +62,16 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         discs = [[np.where(grid < radius, 0.9, shade) for radius in (14 + i, 9 + i)] for i in range(5)]
         return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
 
+    def mapped(pair: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return pair, np.exp(-((grid / 9) ** 2)), (np.stack([grid, grid + 3]) < 20).astype(np.uint8)
+
     steps = list(range(20, 901, 20))
     efs = [0.2, 0.3, 0.4, 0.5, 0.6]
+    looks = {
+        kind: [Look(vendor, ef, 0.7 + ef / 10, 0.33, *mapped(pictures(0.3)[0])) for vendor in VENDORS for ef in efs]
+        for kind in ("synthetic", "hospitals")
+    }
+    report["saliency"] = score_looks(looks, 300, 0)
     inputs = ReportInputs(
         predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
         samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
@@ -70,6 +80,7 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         curves={model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
                 for model, tau in (("synthetic_only", 200), ("prior_only", 260))},
         show_real=True,
+        saliency=overlay_rows(looks, show_real=True),
     )  # fmt: skip
     return report, inputs
 
@@ -98,7 +109,7 @@ def test_page_is_one_file_without_network_or_script(folder):
 
 def test_every_picture_has_a_text_in_its_place(folder):
     images = re.findall(r"<img [^>]*>", (folder / "report.html").read_text())
-    assert len(images) == 1 + 3 + 6 + 6 + 1 + 1
+    assert len(images) == 1 + 3 + 6 + 6 + 6 + 1 + 1
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
 
 
@@ -121,7 +132,7 @@ def test_real_pictures_appear_only_when_they_may(tmp_path):
     report, inputs = study(simulated=False)
     build_report(report, ReportInputs(**{**inputs.__dict__, "show_real": False}), tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert len(re.findall("data:image/png", page)) == 3
+    assert len(re.findall("data:image/png", page)) == 3 + 3
     assert "Real pictures are left out" in page and "best and worst cases are left out" in page
     assert "45 real patients" in page
 
@@ -227,6 +238,6 @@ def test_chromium_shows_every_picture_and_nothing_overflows(folder, tmp_path, wi
          (tmp_path / "probe.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    assert 'data-decoded="18"' in shown.stdout
+    assert 'data-decoded="24"' in shown.stdout
     assert 'data-overflow="0"' in shown.stdout and f'data-width="{width}"' in shown.stdout
     assert "CONSOLE" not in shown.stderr
