@@ -28,11 +28,32 @@ def centred(stacks: Sequence[Tensor], segmenter: Segmenter | None = None) -> lis
     Returns:
         Stacks of the same shapes, mirrored at the border; one in which no ventricle is found stays as it is.
     """
+    return [_shifted(stack, *offset) for stack, offset in zip(stacks, _offsets(stacks, segmenter), strict=True)]
+
+
+def centred_with_masks(
+    stacks: Sequence[Tensor], masks: Sequence[Tensor], segmenter: Segmenter | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`centred`, with masks that go along; where they end there is no heart, so that they are not mirrored.
+
+    Args:
+        stacks: As in `centred`; where the ventricle lies is found on them alone.
+        masks: One tensor (Z, 2, H, W), uint8, per patient.
+        segmenter: As in `centred`.
+    """
+    offsets = _offsets(stacks, segmenter)
+    return (
+        [_shifted(stack, *offset) for stack, offset in zip(stacks, offsets, strict=True)],
+        [_shifted(labels, *offset, mode="constant") for labels, offset in zip(masks, offsets, strict=True)],
+    )
+
+
+def _offsets(stacks: Sequence[Tensor], segmenter: Segmenter | None) -> list[tuple[int, int]]:
+    """`_offset` of every stack's ventricle, found on the pictures of all of them at once."""
     if not stacks:
         return []
     labels = segment(segmenter or _shipped_segmenter(), torch.cat(list(stacks)))
-    sizes = [len(stack) for stack in stacks]
-    return [_shifted(stack, *_offset(found == LV)) for stack, found in zip(stacks, labels.split(sizes), strict=True)]
+    return [_offset(found == LV) for found in labels.split([len(stack) for stack in stacks])]
 
 
 def _offset(lv: Tensor) -> tuple[int, int]:
@@ -53,10 +74,10 @@ def _offset(lv: Tensor) -> tuple[int, int]:
     return round(float(rows.median())), round(float(columns.median()))
 
 
-def _shifted(stack: Tensor, down: int, right: int) -> Tensor:
+def _shifted(stack: Tensor, down: int, right: int, mode: str = "reflect") -> Tensor:
     """What lies `down` and `right` of the middle comes to the middle."""
     margin = max(abs(down), abs(right))
-    padded = F.pad(stack, (margin,) * 4, mode="reflect")
+    padded = F.pad(stack, (margin,) * 4, mode=mode)
     height, width = stack.shape[-2:]
     return padded[..., margin + down : margin + down + height, margin + right : margin + right + width]
 

@@ -15,7 +15,9 @@ from server.matrix import matrices
 from server.release import LABELS_NAME
 from server.report.build import Answers, ReportInputs, build_report
 from server.report.models import MAIN_MODEL, model_name, model_rank
+from server.report.overlays import overlay_rows
 from server.report.pictures import Extreme, extremes, sample_sheets
+from server.saliency import score_looks, study_looks
 from shared import checkpoint
 from shared.case import Case, load_cases
 from shared.config import Config, dump
@@ -34,6 +36,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     synthetic = load_cases(run.path / "synthetic")
     labels = _labels(run)
     vendors = [case.info.vendor for case in synthetic]
+    looks = study_looks(run, config, synthetic, test_sets)
     report = {
         "study": run.path.resolve().name,
         "simulated": config.hospitals.source == "phantom",
@@ -49,6 +52,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
             **labels,
             "agreement": _agreement(labels, config),
         },
+        "saliency": score_looks(looks, config.evaluation.num_bootstrap, config.seed),
         "timing": timing(run),
         "settings": dump(config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
@@ -65,6 +69,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         worst=worst,
         curves=_curves(run),
         show_real=show_real,
+        saliency=overlay_rows(looks, show_real),
     )
     build_report(report, inputs, run.path)
 

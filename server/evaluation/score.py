@@ -107,11 +107,17 @@ def paired_difference(
     counts = {"n_patients": num, "n_undefined": int((~np.isfinite(differences)).sum())}
     if num == 0 or counts["n_undefined"]:
         return {**counts, "difference_points": None, "ci95": None}
-    interval = None
-    if num > 1:
-        resampled = np.concatenate([weights @ differences / num for weights in _resamples(num, num_bootstrap, seed)])
-        interval = [float(limit) for limit in np.percentile(resampled, CONFIDENCE)]
+    interval = mean_interval(differences, num_bootstrap, seed)
     return {**counts, "difference_points": float(differences.mean()), "ci95": interval}
+
+
+def mean_interval(values: NDArray[np.floating], num_bootstrap: int, seed: int) -> list[float] | None:
+    """95 % percentile interval of the mean of one finite value per patient, [low, high]; None below two patients."""
+    num = len(values)
+    if num < 2:
+        return None
+    resampled = np.concatenate([weights @ values / num for weights in _resamples(num, num_bootstrap, seed)])
+    return [float(limit) for limit in np.percentile(resampled, CONFIDENCE)]
 
 
 def _known(

@@ -18,9 +18,11 @@ from server.report.matrix import matrix_parts, matrix_sentences
 from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
 from server.report.numbers import FEW_PATIENTS, HUMAN_POINTS
 from server.report.omissions import not_run_note, omissions
+from server.report.overlays import OverlayRow, colour_bar, overlay_sheet
 from server.report.pictures import Extreme, Row, SampleSheet
 from server.report.uncertainty import calibration, uncertainties
 from server.report.words import findings, headline, tiles
+from server.saliency import MAX_CASES, SYNTHETIC, Look
 from shared.checkpoint import write_atomically
 from shared.resources import resource
 
@@ -53,6 +55,7 @@ class ReportInputs:
         worst: Test patients whom it read worst.
         curves: {model: (steps, losses)}.
         show_real: Whether test patients' pictures may appear: where they are simulated or it was allowed.
+        saliency: {vendor: rows of pictures of where the main model looks}.
     """
 
     predictions: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
@@ -61,6 +64,7 @@ class ReportInputs:
     worst: Sequence[Extreme] = ()
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     show_real: bool = False
+    saliency: Mapping[str, Sequence[OverlayRow]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,9 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         requested_figure=_requested_figure(report),
         curve_figure=figures.training_curves(curves) if (curves := _curves(inputs)) else None,
         stages=_stages(report),
+        overlays=_overlays(inputs),
+        colour_bar=colour_bar(),
+        saliency_cases=MAX_CASES,
         audits=audit_tables(report["audit"]) if "audit" in report else [],
         omissions=omissions(report, inputs.show_real),
         human=HUMAN_POINTS,
@@ -255,6 +262,19 @@ def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]
             (vendor, [(kind, row, figures.sample_sheet(row.pictures)) for kind, row in rows if row is not None])
         )
     return sheets
+
+
+def _overlays(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Sequence[Look], str]]]]:
+    """Per vendor its rows, the real one first: "real" or "synthetic", the patients, their picture."""
+    allowed = {
+        vendor: [row for row in rows if row.kind == SYNTHETIC or inputs.show_real]
+        for vendor, rows in inputs.saliency.items()
+    }
+    return [
+        (vendor, [(row.kind, row.looks, overlay_sheet(row.looks)) for row in rows])
+        for vendor, rows in allowed.items()
+        if rows
+    ]
 
 
 def _requested_figure(report: Mapping[str, Any]) -> str | None:

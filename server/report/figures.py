@@ -117,6 +117,11 @@ def sample_sheet(pictures: NDArray[np.floating]) -> str:
             rows, columns = phase * (height + gap), i * (width + gap)
             sheet[rows : rows + height, columns : columns + width, :3] = np.clip(picture, 0, 1)[..., None]
             sheet[rows : rows + height, columns : columns + width, 3] = 1  # gaps stay transparent
+    return png(sheet)
+
+
+def png(picture: NDArray[np.floating]) -> str:
+    """A picture of shape (H, W, 4), RGBA in [0, 1], as the data URI of a PNG."""
     buffer = io.BytesIO()
-    imsave(buffer, sheet, format="png")
+    imsave(buffer, picture, format="png")
     return data_uri("image/png", buffer.getvalue())

@@ -62,6 +62,10 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
         yield from _figures(place, figures)
         for row in figures["coverage"]:
             yield FlatRow(*place, f"coverage_{row['nominal']:g}", row["observed"], *(row.get("ci95") or (None, None)))
+    for name, groups in (report.get("saliency") or {}).items():
+        for group, score in groups.items():
+            values = {**score, "ci95": {"share_in_heart": score["ci95"]}}
+            yield from _figures(("saliency", MAIN_MODEL, name, group), values)
     yield from _figures(("privacy", "", "", "all"), report["privacy"])
     for site, figures in report["privacy"]["sites"].items():
         yield from _figures(("privacy", "", "", site), figures)

@@ -5,7 +5,9 @@ import numpy as np
 from server.evaluation.score import score
 from server.evaluation.tables import paired_table, table
 from server.report.build import Answers, ReportInputs
+from server.report.overlays import overlay_rows
 from server.report.pictures import Extreme, Row, SampleSheet
+from server.saliency import Look, score_looks
 
 VENDORS = ["GE", "Philips", "Siemens"]
 
@@ -54,8 +56,16 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         discs = [[np.where(grid < radius, 0.9, shade) for radius in (14 + i, 9 + i)] for i in range(5)]
         return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
 
+    def mapped(pair: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return pair, np.exp(-((grid / 9) ** 2)), (np.stack([grid, grid + 3]) < 20).astype(np.uint8)
+
     steps = list(range(20, 901, 20))
     efs = [0.2, 0.3, 0.4, 0.5, 0.6]
+    looks = {
+        kind: [Look(vendor, ef, 0.7 + ef / 10, 0.33, *mapped(pictures(0.3)[0])) for vendor in VENDORS for ef in efs]
+        for kind in ("synthetic", "hospitals")
+    }
+    report["saliency"] = score_looks(looks, 300, 0)
     inputs = ReportInputs(
         predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
         samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
@@ -64,6 +74,7 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         curves={model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
                 for model, tau in (("synthetic_only", 200), ("prior_only", 260))},
         show_real=True,
+        saliency=overlay_rows(looks, show_real=True),
     )  # fmt: skip
     return report, inputs
 

@@ -37,7 +37,7 @@ def test_page_is_one_file_without_network_or_script(folder):
 
 def test_every_picture_has_a_text_in_its_place(folder):
     images = re.findall(r"<img [^>]*>", (folder / "report.html").read_text())
-    assert len(images) == 1 + 2 * 3 + 6 + 6 + 1 + 1
+    assert len(images) == 1 + 2 * 3 + 6 + 6 + 6 + 1 + 1
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
 
 
@@ -60,7 +60,7 @@ def test_real_pictures_appear_only_when_they_may(tmp_path):
     report, inputs = study(simulated=False)
     build_report(report, ReportInputs(**{**inputs.__dict__, "show_real": False}), tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert len(re.findall("data:image/png", page)) == 3
+    assert len(re.findall("data:image/png", page)) == 3 + 3
     assert "Real pictures are left out" in page and "best and worst cases are left out" in page
     assert "45 real patients" in page
 

@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DARK = "--blink-settings=preferredColorScheme=0"
 PAPER = {"light": "rgb(250, 249, 246)", "dark": "rgb(18, 20, 22)"}
-NUM_PICTURES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 1 + 1
-"""Errors, heat maps, two plots of three vendors and a small test set, cases, calibration, samples, requests, curves."""
+NUM_PICTURES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 6 + 1 + 1
+"""Errors, heat maps, two plots of three vendors and a small test set, cases, calibration, samples, maps, requests,
+curves."""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from server import results
+from server.regression import Regressor, save_regressor
 from server.results import results_table, write_report
 from shared import checkpoint
 from shared.case import load_cases, write_index
@@ -107,6 +108,31 @@ def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed
     run.config.evaluation.show_real_pictures = True
     page = report_of(run)[1]
     assert page.count("data:image/png") == 6 and "Real test patients" in page
+
+
+def test_where_the_network_looks_is_told_for_synthetic_and_test_patients(run):
+    write_labels(run)
+    report, page = report_of(run)
+    assert report["saliency"] == {} and "Where the network looks" not in page, "there is no regressor"
+    save_regressor(run.path / "regressor.safetensors", Regressor())
+    report, page = report_of(run)
+    figures = {name: scores["Siemens"] for name, scores in report["saliency"].items()}
+    assert {name: row["n_patients"] for name, row in figures.items()} == {"synthetic": 6, "hospitals": 4}
+    assert all(0 < row["ci95"][0] <= row["share_in_heart"] <= row["ci95"][1] < 1 for row in figures.values())
+    # A disc of 30 mm and the visible four fifths of one of 18 mm beside it, in a field of 128 mm.
+    expected = np.pi * (30**2 + 0.8 * 18**2) / 128**2
+    assert figures["synthetic"]["area_share"] == pytest.approx(expected, rel=0.1)
+    assert "Where the network looks" in page and page.count("the heart outlined") == 2
+
+
+def test_real_patients_maps_are_shown_only_where_it_was_allowed(run):
+    write_labels(run)
+    save_regressor(run.path / "regressor.safetensors", Regressor())
+    run.config.hospitals.source = "prepared"
+    run.config.data_root = "somewhere"
+    report, page = report_of(run)
+    assert report["saliency"]["hospitals"]["all"]["n_patients"] == 4 and page.count("the heart outlined") == 1
+    assert page.count("data:image/png") == 1 + 1
 
 
 def test_nothing_that_names_a_patient_is_in_the_report(run):
