@@ -7,15 +7,19 @@ public segmenter finds it from the pixels alone, on synthetic training pictures 
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from server.segmentation import Segmenter, load_segmenter, segment
-from shared.case import LV
+from shared.case import LV, MYO
 
 MIN_LV_PX = 20
 """Smaller finds (0.8 cm2) are left out: they are more often a vessel than an apex."""
+RING_PX = 2
+"""Width of the ring around a find in which muscle is counted."""
 
 
 def centred(stacks: Sequence[Tensor], segmenter: Segmenter | None = None) -> list[Tensor]:
@@ -53,7 +57,33 @@ def _offsets(stacks: Sequence[Tensor], segmenter: Segmenter | None) -> list[tupl
     if not stacks:
         return []
     labels = segment(segmenter or _shipped_segmenter(), torch.cat(list(stacks)))
-    return [_offset(found == LV) for found in labels.split([len(stack) for stack in stacks])]
+    return [_offset(ventricles(found)) for found in labels.split([len(stack) for stack in stacks])]
+
+
+def ventricles(labels: Tensor) -> Tensor:
+    """In every picture the one find that is large and lies in muscle; others are vessels or the stomach.
+
+    On the public development patients the largest find alone was once 4 cm off, and the centre of all finds 3 cm.
+
+    Args:
+        labels: Shape (Z, 2, H, W), uint8 labels 0..3.
+
+    Returns:
+        Shape (Z, 2, H, W), bool.
+    """
+    chosen = np.zeros(labels.shape, dtype=bool)
+    pictures = labels.flatten(0, 1).numpy()
+    for picture, place in zip(pictures, chosen.reshape(pictures.shape), strict=True):
+        finds, num = ndimage.label(picture == LV)
+        score = 0.0
+        for number in range(1, num + 1):
+            find = finds == number
+            ring = ndimage.binary_dilation(find, iterations=RING_PX) & ~find
+            in_muscle = float((picture[ring] == MYO).mean()) * int(find.sum())
+            if in_muscle > score:
+                score = in_muscle
+                place[:] = find
+    return torch.from_numpy(chosen)
 
 
 def _offset(lv: Tensor) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 import torch
 
-from server.localisation import centred
+from server.localisation import centred, ventricles
 from server.rendering import render
 from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
-from shared.case import LV
+from shared.case import LV, MYO
 
 
 def hearts_off_the_middle(num: int = 4):
@@ -46,6 +46,18 @@ def test_a_shifted_scan_is_centred_on_the_same_heart():
             (one[inner] - other.roll((dy, dx), (2, 3))[inner]).abs().mean() for dy in (-1, 0, 1) for dx in (-1, 0, 1)
         )
         assert best < 0.02
+
+
+def test_of_several_finds_the_one_in_muscle_counts():
+    grid = torch.arange(64) - 31.5
+    labels = torch.zeros(1, 2, 64, 64, dtype=torch.uint8)
+    heart, vessel = (torch.hypot(grid[:, None] - y, grid - x) for y, x in ((-8, 5), (15, -14)))
+    labels[:, :, heart < 10] = MYO
+    labels[:, :, heart < 6] = LV
+    labels[:, 0, vessel < 9] = LV
+    found = ventricles(labels)
+    assert torch.equal(found[0, 0], heart < 6) and torch.equal(found[0, 1], heart < 6)
+    assert not ventricles(torch.where(labels == MYO, 0, labels)).any()
 
 
 def test_pictures_without_a_heart_stay_as_they_are():
