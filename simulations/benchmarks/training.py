@@ -145,10 +145,14 @@ def accuracy(data: Path, tests: list[Path], config: Config) -> dict[str, Any]:
         cases = load_cases(folder)
         true, group = [case.info.ef for case in cases], ["all"] * len(cases)
         answers = [predict(model, cases, config.regression.num_tta).ef for model in models.values()]
-        how = (group, config.evaluation.num_bootstrap, config.seed)
+        num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
+        ours, plain = answers
         figures[folder.name] = {
-            **{name: table(true, answer, *how)["all"] for name, answer in zip(models, answers, strict=True)},
-            "difference": paired_table(true, *answers, *how)["all"],
+            **{
+                name: table(true, answer, group, num_bootstrap, seed)["all"]
+                for name, answer in zip(models, answers, strict=True)
+            },
+            "difference": paired_table(true, ours, plain, group, num_bootstrap, seed)["all"],
         }
     return figures
 
