@@ -16,7 +16,7 @@ from client.check.folder import check
 from client.ingest.prepare import prepare
 from client.ledger import Ledger
 from client.training import load_patients
-from server.regression import predict, train_regressor
+from server.reading import predict, train_reader
 from server.strategy import federate
 from server.study import finish_study
 from server.synthesis import load_shared_generator, synthesize
@@ -253,7 +253,7 @@ def test_a_regressor_of_cases_that_all_eject_the_same_is_finite(make_study):
     cases = load_cases(train)
     settings = RegressionConfig(num_steps=3, batch_size=4, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.9,
                                 num_tta=1)  # fmt: skip
-    model = train_regressor(cases, settings, 0)
+    model = train_reader(cases, settings, 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert model.mean_ef.item() == pytest.approx(0.55)
     answers = predict(model, cases, 1)
