@@ -191,6 +191,8 @@ class EvaluationConfig:
             _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
         for kind in self.matrix:
             _check(kind in MATRIX_KINDS, "evaluation.matrix", f"in {MATRIX_KINDS}", kind)
+        _check("real" not in self.matrix or "pooled_real" in self.baselines, "evaluation.baselines",
+               "to hold pooled_real, the row of all vendors in evaluation.matrix's real", self.baselines)  # fmt: skip
         for value in self.epsilons:
             _check(value > 0 and math.isfinite(value), "evaluation.epsilons", "> 0", value)
         names = {f"{value:g}" for value in self.epsilons}

@@ -48,6 +48,9 @@ def test_a_dumped_config_loads_equal(tmp_path):
         (["hospitals.source=acdc"], "data_root"),
         (["hospitals.acdc_test_fold=1"], "folds"),
         (["evaluation.baselines=[magic]"], "evaluation.baselines"),
+        (["evaluation.matrix=[magic]"], "evaluation.matrix"),
+        (["evaluation.matrix=[real]"], "pooled_real"),
+        (["regression.area_share=1.5"], "regression.area_share"),
         (["seed"], "key=value"),
     ],
 )
