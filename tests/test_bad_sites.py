@@ -256,7 +256,7 @@ def test_a_regressor_of_cases_that_all_eject_the_same_is_finite(make_study):
     model = train_reader(cases, settings, 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert model.mean_ef.item() == pytest.approx(0.55)
-    answers = predict(model, cases, 1)
+    answers = predict(model, cases, 1).ef
     assert np.isfinite(answers).all() and (answers >= 0).all() and (answers <= 1).all()
 
 
