@@ -1,13 +1,25 @@
 """The page's maps lie where the network looks, and the section is there only when there is something to tell."""
 
+import base64
+import io
 import math
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from server.report.build import ReportInputs, build_report
-from server.report.overlays import MAX_OPACITY, NUM_SHOWN, OUTLINE, ZOOM, colour_bar, overlay, overlay_rows
+from server.report.overlays import (
+    MAX_OPACITY,
+    NUM_SHOWN,
+    OUTLINE,
+    ZOOM,
+    colour_bar,
+    overlay,
+    overlay_rows,
+    overlay_sheet,
+)
 from server.saliency import Look
 
 REPORT = {
@@ -62,6 +74,18 @@ def test_the_scale_gets_lighter_all_the_way():
     luminance = overlay(GREY, heat, NOWHERE)[64] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luminance[ZOOM * 20 : -2 * ZOOM]) > -1e-3).all() and luminance[-1] > luminance[0] + 0.2
     assert colour_bar().startswith("linear-gradient(90deg, rgb(102 102 102)")
+
+
+def test_a_sheet_has_a_column_per_patient_and_end_diastole_above_end_systole():
+    patients = []
+    for shade in (0.2, 0.6):
+        masks = np.zeros((2, 64, 64), np.uint8)
+        pair = np.stack([np.full((64, 64), shade), np.full((64, 64), shade + 0.2)])
+        patients.append(Look("GE", 0.5, 0.8, 0.3, pair, np.zeros((64, 64)), masks))
+    sheet = imread(io.BytesIO(base64.b64decode(overlay_sheet(patients).split(",")[1])))
+    middles = sheet[[ZOOM * 32, -ZOOM * 32]][:, [ZOOM * 32, -ZOOM * 32], 0]
+    np.testing.assert_allclose(middles, [[0.2, 0.6], [0.4, 0.8]], atol=0.01)
+    assert sheet.shape[2] == 4 and (sheet[:, ZOOM * 65, 3] == 0).all(), "gaps are transparent"
 
 
 def test_rows_span_the_ejection_fractions_real_ones_first_and_only_when_they_may():
