@@ -5,19 +5,18 @@ vendors is the study's own model of that kind, which is not trained twice.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from server.answers import train_and_predict
 from server.evaluation.tables import paired_table, table
+from server.report.matrix import ALL, WITHOUT
 from server.report.models import MAIN_MODEL
 from shared.case import Case
 from shared.config import Config
 from shared.run_folder import RunFolder
 
-ALL, WITHOUT = "all", "without "
 WHOLE = {"synthetic": MAIN_MODEL, "real": "pooled_real"}
 """The study's model that was trained on all vendors' cases of a kind."""
 
@@ -81,8 +80,7 @@ def matrices(run: RunFolder, config: Config) -> tuple[dict[str, Matrix], dict[st
     return scores, {kind: rows for kind, rows in differences.items() if rows}
 
 
-def _answers(path: Any) -> Mapping[str, Any]:
+def _answers(path: Path) -> dict[str, list[Any]]:
     """A model's answers on all test sets together."""
     sets = json.loads(path.read_text(encoding="utf-8")).values()
-    joined = {key: [value for answers in sets for value in answers[key]] for key in ("vendors", "true", "predicted")}
-    return {**joined, "true": np.array(joined["true"]), "predicted": np.array(joined["predicted"])}
+    return {key: [value for answers in sets for value in answers[key]] for key in ("vendors", "true", "predicted")}
