@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.model_card import training_facts
 from server.reading import predict, train_reader
-from server.regression import save_regressor
+from server.regression import REGRESSOR_NAME, save_regressor
 from server.report.models import MAIN_MODEL
 from shared.case import INDEX_NAME, Case, load_cases
 from shared.checkpoint import write_atomically
@@ -14,9 +15,26 @@ from shared.device import pick_device
 from shared.errors import UserError
 from shared.run_folder import RunFolder
 
+TestSets = list[tuple[str, list[Case]]]
+"""Held-out patients by the name of their set."""
+OF_SYNTHETIC = """Synthetic patients only. What they owe to patients at the sites is bounded by the privacy of the study
+that made them; the data set's datasheet tells it."""
+OF_SITES = """The sites' own scans, pooled, without privacy: the weights may disclose patients. They are a baseline for
+the machine that made them."""
 
-def train_and_predict(run: RunFolder, config: Config, model_name: str, cases: Sequence[Case]) -> None:
-    """Train a ResNet50 on cases and keep its weights, its training curve and its answers on every test set."""
+
+def train_and_predict(
+    run: RunFolder, config: Config, model_name: str, cases: Sequence[Case], real: bool = False
+) -> None:
+    """Train a ResNet50 on cases and keep its weights, its training curve and its answers on every test set.
+
+    Args:
+        run: The run.
+        config: Its settings.
+        model_name: Names the files; may hold slashes.
+        cases: What to train on.
+        real: Whether these are the sites' own.
+    """
     device = pick_device(config.device)
     curve: list[tuple[int, float]] = []
     checkpoints = run.path / "checkpoints"
@@ -26,24 +44,31 @@ def train_and_predict(run: RunFolder, config: Config, model_name: str, cases: Se
         description=f"training {model_name}", log=lambda step, loss: curve.append((step, loss)),
     )  # fmt: skip
     main = model_name == MAIN_MODEL
-    path = run.path / "regressor.safetensors" if main else checkpoints / f"{model_name}.safetensors"
+    path = run.path / REGRESSOR_NAME if main else checkpoints / f"{model_name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_regressor(path, model, {"model": model_name, "trained_on": len(cases), "seed": config.seed})
+    facts = training_facts(cases, config.regression, config.seed, OF_SITES if real else OF_SYNTHETIC)
+    save_regressor(path, model, {"model": model_name, **facts})
     for step, loss in curve:
         run.metric({"stage": "training", "model": model_name, "step": step, "loss": round(loss, 6)})
-    readings = {name: predict(model, held_out, config.regression.num_tta, device) for name, held_out in test_sets(run)}
-    save_predictions(run, model_name, {name: reading.ef for name, reading in readings.items()},
+    held_out = test_sets(run)
+    readings = {name: predict(model, patients, config.regression.num_tta, device) for name, patients in held_out}
+    save_predictions(run, model_name, held_out, {name: reading.ef for name, reading in readings.items()},
                      {name: reading.sd for name, reading in readings.items()})  # fmt: skip
 
 
 def save_predictions(
-    run: RunFolder, model_name: str, answers: Mapping[str, Any], sd: Mapping[str, Any] | None = None
+    run: RunFolder,
+    model_name: str,
+    held_out: TestSets,
+    answers: Mapping[str, Any],
+    sd: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `predictions/<model>.json`: per test set the vendors, true and predicted ejection fractions, and their SD.
 
     Args:
         run: The run.
         model_name: May hold slashes: folders below `predictions`.
+        held_out: `test_sets(run)`.
         answers: {test set: shape (N,)}.
         sd: {test set: shape (N,)}, the standard deviation of each answer's error; None where the model tells none.
     """
@@ -53,7 +78,7 @@ def save_predictions(
             "true": [case.info.ef for case in cases],
             "predicted": [float(value) for value in answers[name]],
         }
-        for name, cases in test_sets(run)
+        for name, cases in held_out
     }
     for name, values in (sd or {}).items():
         rows[name]["sd"] = [float(value) for value in values]
@@ -62,7 +87,7 @@ def save_predictions(
     write_atomically(path, json.dumps(rows, indent=1).encode())
 
 
-def test_sets(run: RunFolder) -> list[tuple[str, list[Case]]]:
+def test_sets(run: RunFolder) -> TestSets:
     """Every held-out set by name: the cases of all folders below `test/<name>` whose ejection fraction is known.
 
     Raises:

@@ -5,11 +5,12 @@ vary here more widely than between vendors, so that none of them carries the eje
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from shared.config import AugmentationConfig
 
 BLUR_RADIUS = 3
 """Half-width of the blur kernel in pixels: three standard deviations of a strong blur."""
@@ -17,36 +18,9 @@ BIAS_GRID = 4
 """Control points of the smooth bias field along each axis."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How far each transform goes; 0 (or False) switches it off.
-
-    Attributes:
-        rotation_deg: Rotation in the plane, uniform in +-rotation_deg.
-        log_scale: Zoom, exp of uniform +-log_scale.
-        shift_px: Shift along each axis in pixels, uniform in +-shift_px.
-        flip: Mirror along each axis with probability 1/2.
-        log_gamma: Contrast: exponent of the intensity in [0, 1], exp of uniform +-log_gamma.
-        contrast: Gain about the middle grey, 1 + uniform +-contrast.
-        brightness: Offset of the intensity in [0, 1], uniform in +-brightness.
-        blur_px: Standard deviation of a Gaussian blur in pixels, uniform in [0, blur_px].
-        noise: Standard deviation of Gaussian noise on [0, 1], uniform in [0, noise].
-        log_bias: Coil shading: exp of a smooth field, control points normal with this standard deviation.
-    """
-
-    rotation_deg: float = 45.0
-    log_scale: float = 0.2
-    shift_px: float = 4.0
-    flip: bool = True
-    log_gamma: float = 0.5
-    contrast: float = 0.25
-    brightness: float = 0.1
-    blur_px: float = 1.0
-    noise: float = 0.06
-    log_bias: float = 0.15
-
-
-def augment_pairs(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment_pairs(
+    images: Tensor, augmentation: AugmentationConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Transform every pair of a batch its own way; both phases of a pair share all but the noise.
 
     Args:

@@ -142,6 +142,7 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     """Train a regressor on folders of cases."""
+    from server.model_card import of_folders, training_facts, write_model_card
     from server.reading import train_reader
     from server.regression import save_regressor
 
@@ -153,8 +154,8 @@ def _train(options: argparse.Namespace) -> None:
     print(f"{len(cases)} cases, {config.regression.num_steps} steps -> {options.out}", file=sys.stderr)
     unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
     model = train_reader(cases, config.regression, config.seed, pick_device(config.device), checkpoint=unfinished)
-    save_regressor(options.out, model, {"trained_on": len(cases), "seed": config.seed})
-    print(f"wrote {options.out}")
+    save_regressor(options.out, model, training_facts(cases, config.regression, config.seed, of_folders(options.data)))
+    print(f"wrote {options.out} and its card {write_model_card(options.out)}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def train_matrix(run: RunFolder, config: Config, kind: str, cases: Sequence[Case
         with run.stage(f"matrix/{kind}/{row}") as to_do:
             if to_do:
                 part = [case for case in cases if case.info.vendor in vendors]
-                train_and_predict(run, config, f"matrix/{kind}/{row}", part)
+                train_and_predict(run, config, f"matrix/{kind}/{row}", part, real=kind == "real")
 
 
 def matrices(run: RunFolder, config: Config) -> tuple[dict[str, Matrix], dict[str, Matrix]]:

@@ -18,8 +18,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from server.augmentation import warp
+from server.examples import middle_slices, patient_ef
 from server.localisation import centred
-from server.regression import Prediction, Regressor, middle_slices, patient_ef, train_regressor
+from server.regression import Prediction, Regressor, train_regressor
 from shared.case import Case
 from shared.config import RegressionConfig
 from shared.views import slice_pairs

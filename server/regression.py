@@ -8,30 +8,26 @@ patient's answer of what it says of the slices.
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import resnet50
 from monai.networks.nets.resnet import ResNetBottleneck
 from torch import Tensor, nn
 
-from server.augmentation import Augmentation, augment_pairs
-from server.localisation import centred
+from server.augmentation import augment_pairs
+from server.examples import Examples, prepare_examples
 from server.training_state import TrainingState, one_cycle
 from shared import checkpoint as checkpoints
-from shared.anatomy import ejection_fraction
-from shared.case import LV, Case
+from shared.case import Case
 from shared.config import RegressionConfig
 from shared.device import autocast
 from shared.errors import UserError
 from shared.progress import track
-from shared.views import slice_pairs
 
-MIDDLE_SHARE = 0.6
 EF_BETA = 0.1
 """Where the smooth L1 loss turns from square to linear: 10 EF points, between readers' and gross errors."""
 AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
@@ -40,6 +36,8 @@ MAX_GRAD_NORM = 5.0
 CHECKPOINT_EVERY = 200
 LOG_EVERY = 20
 FORMAT = "fedcmr-regressor-2"
+REGRESSOR_NAME = "regressor.safetensors"
+"""The main model's file in a run folder."""
 
 
 class Prediction(NamedTuple):
@@ -91,64 +89,6 @@ class Regressor(nn.Module):
         return Prediction(torch.sigmoid(ef), F.softplus(area_ed), F.softplus(area_es))
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Slice pairs of many patients with their targets, as tensors.
-
-    Attributes:
-        images: Shape (M, 2, H, W), float32 in [-1, 1].
-        ef: Shape (M,), the patient's ejection fraction; NaN in slices that shall not tell it, outside the middle.
-        areas: Shape (M, 2), LV area at ED and ES as a fraction of the picture; NaN where the patient has no mask.
-        mean_ef: Mean over patients, not over slices.
-    """
-
-    images: Tensor
-    ef: Tensor
-    areas: Tensor
-    mean_ef: float
-
-
-def middle_slices(num_slices: int) -> slice:
-    """The middle of a stack by index, in training and testing alike: the central 60 %.
-
-    Basal slices open into the atrium and apical ones blur; which these are must not be read from a mask.
-    """
-    kept = max(1, round(MIDDLE_SHARE * num_slices))
-    first = (num_slices - kept) // 2
-    return slice(first, first + kept)
-
-
-def patient_ef(case: Case) -> float:
-    """The ejection fraction in the case's row, else of its masks; NaN where neither is known."""
-    return case.info.ef if math.isfinite(case.info.ef) else ejection_fraction(case.masks)
-
-
-def prepare_examples(cases: Sequence[Case], whole_stacks: bool = False) -> Examples:
-    """The middle slices of every patient whose ejection fraction is known, or all of them for their areas.
-
-    Raises:
-        UserError: There is no such patient.
-    """
-    known = [(case, patient_ef(case)) for case in cases]
-    known = [(case, ef) for case, ef in known if math.isfinite(ef)]
-    if not known:
-        raise UserError(f"none of the {len(cases)} training cases has an ejection fraction: give labels or masks")
-    stacks, efs, areas = [], [], []
-    for case, ef in known:
-        pictures, masks = slice_pairs(case)
-        middle = middle_slices(len(pictures))
-        lv = (masks == LV).float().mean(dim=(2, 3))
-        lv = lv if lv.any() else torch.full_like(lv, math.nan)
-        told = torch.full((len(pictures),), math.nan)
-        told[middle] = ef
-        taken = slice(None) if whole_stacks else middle
-        stacks.append(pictures[taken])
-        areas.append(lv[taken])
-        efs.append(told[taken])
-    mean_ef = float(np.mean([ef for _, ef in known]))
-    return Examples(torch.cat(centred(stacks)), torch.cat(efs), torch.cat(areas), mean_ef)
-
-
 def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
     """Smooth L1 on the ejection fraction and on both areas, where they are known, averaged over the batch."""
     predicted = AREA_SCALE * torch.stack([prediction.area_ed, prediction.area_es], 1)
@@ -167,8 +107,8 @@ def train_regressor(
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
     description: str = "training the ResNet50",
-    augmentation: Augmentation | None = None,
     log: Callable[[int, float], None] | None = None,
+    network: type[Regressor] = Regressor,
 ) -> Regressor:
     """Train on slices of every patient and return the averaged (EMA) network, not calibrated yet.
 
@@ -177,42 +117,31 @@ def train_regressor(
 
     Args:
         cases: Patients of any number of slices; those without an ejection fraction are left out.
-        config: Steps, batch size, learning rate, weight decay, decay of the average; above an `area_share` of 0 whole
-            stacks are learnt, else the middle slices.
+        config: Steps, batch size, learning rate, weight decay, decay of the average, augmentation; above an
+            `area_share` of 0 whole stacks are learnt, else the middle slices.
         seed: Of weights, order and augmentation.
         device: Where to train.
         checkpoint: A safetensors file written every `CHECKPOINT_EVERY` steps and removed at the end. One that belongs
             to other data, settings or seed is not used.
         description: Words beside the progress bar.
-        augmentation: None for the defaults.
         log: Called with (step, mean loss since the last call) every `LOG_EVERY` steps.
+        network: What is trained; `Regressor` or a variant of it.
 
     Raises:
         UserError: No patient has an ejection fraction, or the loss is no longer finite.
     """
-    augmentation = augmentation or Augmentation()
     examples = prepare_examples(cases, config.area_share > 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Regressor(examples.mean_ef, config.area_share)
+        model = network(examples.mean_ef, config.area_share)
     model.to(device)
     state = TrainingState(model.train(), config.weight_decay)
-    identity = _identity(examples, config, augmentation, seed)
+    identity = _identity(examples, config, seed)
     first = state.restore(checkpoint, identity) if checkpoint else 0
 
     losses: list[float] = []
     for step in track(range(first, config.num_steps), description):
-        generator = torch.Generator().manual_seed(_step_seed(seed, step))
-        index = batch_indices(len(examples.images), config.batch_size, seed, step)
-        images, growth = augment_pairs(examples.images[index].to(device), augmentation, generator)
-        areas = examples.areas[index].to(device) * growth[:, None]
-        with autocast(torch.device(device)):
-            prediction = model(images)
-        loss = regression_loss(prediction, examples.ef[index].to(device), areas)
-        rate = one_cycle(step, config.num_steps, config.learning_rate)
-        state.step(loss, rate, MAX_GRAD_NORM, min(config.ema_decay, (1 + step) / (10 + step)))
-
-        losses.append(loss.item())
+        losses.append(training_step(state, examples, config, seed, step, device))
         if (step + 1) % LOG_EVERY == 0 or step + 1 == config.num_steps:
             if not math.isfinite(sum(losses)):
                 raise UserError(
@@ -226,6 +155,27 @@ def train_regressor(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return state.ema.eval()
+
+
+def training_step(
+    state: TrainingState[Regressor],
+    examples: Examples,
+    config: RegressionConfig,
+    seed: int,
+    step: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Draw and augment the batch of this step, learn from it, average the weights; returns the loss before it."""
+    generator = torch.Generator().manual_seed(_step_seed(seed, step))
+    index = batch_indices(len(examples.images), config.batch_size, seed, step)
+    images, growth = augment_pairs(examples.images[index].to(device), config.augmentation, generator)
+    areas = examples.areas[index].to(device) * growth[:, None]
+    with autocast(torch.device(device)):
+        prediction = state.model(images)
+    loss = regression_loss(prediction, examples.ef[index].to(device), areas)
+    rate = one_cycle(step, config.num_steps, config.learning_rate)
+    state.step(loss, rate, MAX_GRAD_NORM, min(config.ema_decay, (1 + step) / (10 + step)))
+    return loss.item()
 
 
 def save_regressor(path: Path, model: Regressor, metadata: Mapping[str, Any] | None = None) -> None:
@@ -267,9 +217,9 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:7], "big")
 
 
-def _identity(examples: Examples, config: RegressionConfig, augmentation: Augmentation, seed: int) -> str:
+def _identity(examples: Examples, config: RegressionConfig, seed: int) -> str:
     """What a checkpoint must agree on to be continued: data, settings and seed."""
-    digest = hashlib.sha256(repr((sorted(asdict(config).items()), asdict(augmentation), seed)).encode())
+    digest = hashlib.sha256(repr((sorted(asdict(config).items()), seed)).encode())
     for tensor in (examples.ef, examples.areas, examples.images.double().sum(dim=(1, 2, 3))):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

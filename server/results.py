@@ -12,6 +12,8 @@ from server.evaluation.score import Score, score
 from server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from server.evaluation.tables import as_text_table, table
 from server.matrix import matrices
+from server.model_card import write_model_card
+from server.regression import REGRESSOR_NAME
 from server.release import LABELS_NAME
 from server.report.build import Answers, ReportInputs, build_report
 from server.report.models import MAIN_MODEL, model_name, model_rank
@@ -30,7 +32,7 @@ Scores = dict[str, dict[str, Any]]
 
 
 def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list[Case]]]) -> None:
-    """Write `report.json`, `report.csv` and `report.html`."""
+    """Write `report.json`, `report.csv` and `report.html`, and the main model's card with its figures."""
     predictions = read_predictions(run)
     scores = {model: score_sets(sets, config) for model, sets in predictions.items()}
     synthetic = load_cases(run.path / "synthetic")
@@ -72,6 +74,9 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         saliency=overlay_rows(looks, show_real),
     )
     build_report(report, inputs, run.path)
+    weights = run.path / REGRESSOR_NAME
+    if weights.is_file():
+        write_model_card(weights, report["regression"], report["uncertainty"])
 
 
 def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:

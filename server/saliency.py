@@ -37,8 +37,9 @@ from torch import Tensor
 
 from server.evaluation.score import mean_interval
 from server.evaluation.tables import vendor_groups
+from server.examples import middle_slices
 from server.localisation import centred_with_masks
-from server.regression import Regressor, load_regressor, middle_slices
+from server.regression import REGRESSOR_NAME, Regressor, load_regressor
 from shared.case import Case
 from shared.config import Config
 from shared.device import autocast, pick_device
@@ -180,7 +181,7 @@ def study_looks(
         Empty where the run's regressor is missing or of another version; sets without any mask are left out.
     """
     try:
-        model = load_regressor(run.path / "regressor.safetensors")
+        model = load_regressor(run.path / REGRESSOR_NAME)
     except UserError:
         return {}
     device = pick_device(config.device)

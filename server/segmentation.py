@@ -17,12 +17,13 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
-from server.augmentation import Augmentation, augment_pairs
+from server.augmentation import augment_pairs
 from server.pretraining import PublicHearts, simulate_hearts
 from server.training_state import TrainingState
 from shared import checkpoint as checkpoints
 from shared.anatomy import ejection_fraction
 from shared.case import LV, MYO, RV, Case
+from shared.config import AugmentationConfig
 from shared.device import autocast
 from shared.errors import UserError
 from shared.progress import track
@@ -36,7 +37,7 @@ FEATURES = (16, 16, 32, 64, 128, 16)
 NUM_HEARTS, NUM_HELD_OUT, NUM_STEPS, BATCH_SIZE = 3000, 100, 3000, 32
 PEAK_RATE, WARM_UP_STEPS, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 3e-3, 100, 0.01, 0.998, 1.0
 CHECKPOINT_STEPS = 250
-INTENSITIES = Augmentation(
+INTENSITIES = AugmentationConfig(
     rotation_deg=0, log_scale=0, shift_px=0, flip=False,
     log_gamma=0.3, contrast=0.15, brightness=0.06, blur_px=0.7, noise=0.04, log_bias=0.1,
 )  # fmt: skip

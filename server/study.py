@@ -37,8 +37,9 @@ def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:
         with run.stage("predict_the_mean") as to_do:
             if to_do:
                 efs = [case.info.ef for case in load_cases(run.path / "synthetic")]
-                answers = {name: predict_the_mean(efs, len(cases)) for name, cases in test_sets(run)}
-                save_predictions(run, "predict_the_mean", answers)
+                held_out = test_sets(run)
+                answers = {name: predict_the_mean(efs, len(cases)) for name, cases in held_out}
+                save_predictions(run, "predict_the_mean", held_out, answers)
     if "prior_only" in config.evaluation.baselines:
         with run.stage("prior_only") as to_do:
             if to_do:

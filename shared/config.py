@@ -154,6 +154,28 @@ class SynthesisConfig:
 
 
 @dataclass
+class AugmentationConfig:
+    """How far each random transform of the ResNet50's training pictures goes; 0 (or false) switches it off."""
+
+    rotation_deg: float = 45.0
+    log_scale: float = 0.2
+    shift_px: float = 4.0
+    flip: bool = True
+    log_gamma: float = 0.5
+    contrast: float = 0.25
+    brightness: float = 0.1
+    blur_px: float = 1.0
+    noise: float = 0.06
+    log_bias: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name, most in (("rotation_deg", 180), ("log_scale", 1), ("shift_px", 32), ("log_gamma", 2), ("contrast", 1),
+                           ("brightness", 1), ("blur_px", 3), ("noise", 1), ("log_bias", 1)):  # fmt: skip
+            value = getattr(self, name)
+            _check(0 <= value <= most, f"regression.augmentation.{name}", f"in [0, {most}]", value)
+
+
+@dataclass
 class RegressionConfig:
     """Training of the ResNet50 that predicts the ejection fraction."""
 
@@ -164,6 +186,7 @@ class RegressionConfig:
     ema_decay: float = 0.99
     area_share: float = 0.0
     num_tta: int = 4
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self) -> None:
         _check(self.num_steps >= 1, "regression.num_steps", ">= 1", self.num_steps)

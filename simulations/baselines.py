@@ -32,7 +32,7 @@ def run_baselines(run: RunFolder, config: Config) -> None:
     if "pooled_real" in config.evaluation.baselines:
         with run.stage("pooled_real") as to_do:
             if to_do:
-                train_and_predict(run, config, "pooled_real", _real_cases(run))
+                train_and_predict(run, config, "pooled_real", _real_cases(run), real=True)
     if "real" in config.evaluation.matrix:
         train_matrix(run, config, "real", _real_cases(run))
     for model, (sites, privacy) in studies.items():

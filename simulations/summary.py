@@ -16,7 +16,7 @@ FILES = {
     "report.csv": "the same as a table",
     "synthetic": "the synthetic data set with labels and datasheet",
     "generator.safetensors": "what the sites added to the public prior",
-    "regressor.safetensors": "the ResNet50",
+    "regressor.safetensors": "the ResNet50; regressor.md is its card",
     "metrics.jsonl": "every round and stage, measured",
     "sites": "the hospitals: prepared cases, site settings, ledgers",
 }

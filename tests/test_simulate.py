@@ -84,6 +84,8 @@ def test_a_study_survives_an_interruption_and_ends_with_its_report(folder, tiny_
     assert scores["all"]["n_patients"] == 6
     assert set(report["baselines"]) == {"predict_the_mean", "prior_only"}
     assert report["synthetic"]["per_vendor"] == {"GE": 2, "Philips": 2, "Siemens": 2}
+    card = (folder / "regressor.md").read_text()
+    assert "6 patients: 2 GE, 2 Philips, 2 Siemens." in card and "| hospitals | Siemens | 2 |" in card
     page = (folder / "report.html").read_text()
     assert "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
 

@@ -15,8 +15,9 @@ import torch
 from server.evaluation.coverage import coverage
 from server.evaluation.subgroups import subgroup_tables
 from server.evaluation.tables import predict_the_mean, table
+from server.examples import patient_ef
 from server.reading import predict
-from server.regression import Regressor, patient_ef
+from server.regression import Regressor
 from shared.case import UNKNOWN, VENDORS, Case, load_cases
 from shared.config import Config
 from shared.errors import UserError

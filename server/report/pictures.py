@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.regression import middle_slices
+from server.examples import middle_slices
 from shared.case import Case
 from shared.views import slice_pairs
 

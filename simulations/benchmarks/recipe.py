@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from server.augmentation import Augmentation
 from server.evaluation.tables import paired_table, table
+from server.examples import patient_ef
 from server.reading import predict, train_reader
-from server.regression import Regressor, load_regressor, patient_ef, save_regressor
+from server.regression import Regressor, load_regressor, save_regressor
 from shared.case import Case, load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
@@ -37,22 +37,22 @@ class Recipe:
     """One way to train and ask."""
 
     config: RegressionConfig
-    augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
 
 
 def recipes(config: RegressionConfig) -> dict[str, Recipe]:
     """The rows: the whole recipe, the same with other seeds, and one part left out at a time."""
-    still = Augmentation(rotation_deg=0, log_scale=0, shift_px=0, flip=False)
-    grey = Augmentation(log_gamma=0, contrast=0, brightness=0)
-    clean = Augmentation(blur_px=0, noise=0, log_bias=0)
+    whole = config.augmentation
+    still = replace(whole, rotation_deg=0.0, log_scale=0.0, shift_px=0.0, flip=False)
+    grey = replace(whole, log_gamma=0.0, contrast=0.0, brightness=0.0)
+    clean = replace(whole, blur_px=0.0, noise=0.0, log_bias=0.0)
     return {
         FULL: Recipe(config),
         "seed 1": Recipe(config, seed=1),
         "seed 2": Recipe(config, seed=2),
-        "no rotation, scale, shift, flip": Recipe(config, still),
-        "no gamma, contrast, brightness": Recipe(config, grey),
-        "no blur, noise, bias field": Recipe(config, clean),
+        "no rotation, scale, shift, flip": Recipe(replace(config, augmentation=still)),
+        "no gamma, contrast, brightness": Recipe(replace(config, augmentation=grey)),
+        "no blur, noise, bias field": Recipe(replace(config, augmentation=clean)),
         "no average of the weights": Recipe(replace(config, ema_decay=0.0)),
         "no rotations at test time": Recipe(replace(config, num_tta=1)),
         "half the steps": Recipe(replace(config, num_steps=max(1, config.num_steps // 2))),
@@ -113,7 +113,7 @@ def trained(folder: Path, name: str, recipe: Recipe, synthetic: Sequence[Case], 
         return load_regressor(path)
     model = train_reader(
         synthetic, recipe.config, recipe.seed, pick_device(config.device), checkpoint=path.with_suffix(".partial"),
-        description=f"training: {name}", augmentation=recipe.augmentation,
+        description=f"training: {name}",
     )  # fmt: skip
     save_regressor(path, model, {"recipe": repr(trains)})
     return model

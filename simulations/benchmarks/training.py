@@ -13,54 +13,43 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from server.augmentation import Augmentation, augment_pairs
 from server.evaluation.tables import paired_table, table
+from server.examples import Examples, patient_ef
 from server.reading import predict
-from server.regression import (
-    MAX_GRAD_NORM,
-    Examples,
-    Prediction,
-    Regressor,
-    batch_indices,
-    prepare_examples,
-    regression_loss,
-)
-from server.training_state import TrainingState, one_cycle
+from server.regression import Prediction, Regressor, train_regressor, training_step
+from server.training_state import TrainingState
 from shared.case import load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
-from shared.device import autocast
 from shared.errors import run_command
-from shared.progress import track
 from shared.views import IMAGE_SIZE
 
 NUM_REPEATS, NUM_UNTIMED = 10, 2
 MIN_RATIO = 1.5
 """What the project asks of itself."""
-CPU = torch.device("cpu")
 
 
 class PlainRegressor(Regressor):
-    """The same network in PyTorch's usual layout."""
+    """The same network in PyTorch's usual layout, in float32 throughout."""
 
-    def __init__(self, mean_ef: float = 0.5) -> None:
-        super().__init__(mean_ef)
+    def __init__(self, mean_ef: float = 0.5, area_share: float = 0.0) -> None:
+        super().__init__(mean_ef, area_share)
         self.network = self.network.to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor) -> Prediction:
-        """As its parent's, without a change of layout."""
-        ef, area_ed, area_es = self.network(images).unbind(1)
-        softplus = torch.nn.functional.softplus
-        return Prediction(torch.sigmoid(ef), softplus(area_ed), softplus(area_es))
+        """As its parent's, without a change of layout or precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            ef, area_ed, area_es = self.network(images).unbind(1)
+        return Prediction(torch.sigmoid(ef), F.softplus(area_ed), F.softplus(area_es))
 
 
 WAYS: dict[str, type[Regressor]] = {"this project's": Regressor, "plain float32": PlainRegressor}
@@ -98,55 +87,31 @@ def step_seconds(config: RegressionConfig, num_repeats: int = NUM_REPEATS) -> di
     images = torch.rand(shape, generator=rng) * 2 - 1
     targets = torch.rand(config.batch_size, 3, generator=rng)
     examples = Examples(images, targets[:, 0], 0.1 * targets[:, 1:], 0.5)
-    steps = {name: stepper(way(), examples, config, 0) for name, way in WAYS.items()}
+    states = {name: TrainingState(way().train(), config.weight_decay) for name, way in WAYS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for repeat in range(NUM_UNTIMED + num_repeats):
-        for name, step in steps.items():
+        for name, state in states.items():
             started = time.perf_counter()
-            step(repeat)
+            training_step(state, examples, config, 0, repeat)
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values[NUM_UNTIMED:]) for name, values in seconds.items()}
     ours, plain = (medians[name] for name in WAYS)
     return {**medians, "ratio": plain / ours}
 
 
-def stepper(
-    model: Regressor, examples: Examples, config: RegressionConfig, seed: int
-) -> Callable[[int], TrainingState]:
-    """A function that takes the step of a given number and returns the training's state."""
-    state = TrainingState(model.train(), config.weight_decay)
-
-    def step(number: int) -> TrainingState[Regressor]:
-        generator = torch.Generator().manual_seed(number)
-        index = batch_indices(len(examples.images), config.batch_size, seed, number)
-        images, growth = augment_pairs(examples.images[index], Augmentation(), generator)
-        with torch.autocast("cpu", enabled=False) if isinstance(model, PlainRegressor) else autocast(CPU):
-            prediction = model(images)
-        loss = regression_loss(prediction, examples.ef[index], examples.areas[index] * growth[:, None])
-        decay = min(config.ema_decay, (1 + number) / (10 + number))
-        state.step(loss, one_cycle(number, config.num_steps, config.learning_rate), MAX_GRAD_NORM, decay)
-        return state
-
-    return step
-
-
 def accuracy(data: Path, tests: list[Path], config: Config) -> dict[str, Any]:
     """Both ways' errors on the test patients after a whole training, and their difference, paired by patient."""
-    examples = prepare_examples(load_cases(data))
-    models = {}
-    for name, way in WAYS.items():
-        torch.manual_seed(config.seed)
-        step = stepper(way(examples.mean_ef), examples, config.regression, config.seed)
-        for number in track(range(config.regression.num_steps), f"training, {name}"):
-            state = step(number)
-        models[name] = state.ema.eval()
+    cases, regression = load_cases(data), config.regression
+    models = {
+        name: train_regressor(cases, regression, config.seed, description=f"training, {name}", network=way)
+        for name, way in WAYS.items()
+    }
     figures = {}
     for folder in tests:
-        cases = load_cases(folder)
-        true, group = [case.info.ef for case in cases], ["all"] * len(cases)
-        answers = [predict(model, cases, config.regression.num_tta).ef for model in models.values()]
+        patients = load_cases(folder)
+        true, group = [patient_ef(case) for case in patients], ["all"] * len(patients)
+        ours, plain = answers = [predict(model, patients, regression.num_tta).ef for model in models.values()]
         num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
-        ours, plain = answers
         figures[folder.name] = {
             **{
                 name: table(true, answer, group, num_bootstrap, seed)["all"]

@@ -33,9 +33,10 @@ from rich.table import Table
 from client.ingest.prepare import prepare
 from server.evaluation.score import METRICS, Score
 from server.evaluation.tables import paired_table, table
+from server.examples import patient_ef
 from server.federation_state import read_study
 from server.reading import predict
-from server.regression import load_regressor, patient_ef
+from server.regression import REGRESSOR_NAME, load_regressor
 from server.report.models import MAIN_MODEL, model_name, model_rank
 from server.results import privacy_spent, read_predictions
 from shared.case import load_cases
@@ -176,7 +177,7 @@ def illustrate(runs: Sequence[RunFolder], source: Path, cases_folder: Path) -> l
     answers = []
     for run in runs:
         device = pick_device(run.config.device)
-        model = load_regressor(run.path / "regressor.safetensors")
+        model = load_regressor(run.path / REGRESSOR_NAME)
         answers.append(predict(model, cases, run.config.regression.num_tta, device).ef)
     return [
         {"patient": k + 1, "vendor": case.info.vendor, "true": patient_ef(case), "predicted": list(of_patient)}

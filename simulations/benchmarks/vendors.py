@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from client.policy import load_site
 from server.answers import test_sets
-from server.augmentation import Augmentation, augment_pairs
-from server.regression import batch_indices, middle_slices
+from server.augmentation import augment_pairs
+from server.examples import middle_slices
+from server.regression import batch_indices
 from server.training_state import TrainingState, one_cycle
 from shared.appearance import appearance_code
 from shared.case import Case, load_cases
+from shared.config import AugmentationConfig
 from shared.errors import UserError, run_command
 from shared.networks.generator import Prior, load_prior
 from shared.progress import track
@@ -36,7 +38,7 @@ from shared.views import slice_pairs, with_heart
 
 CHANNELS = (16, 32, 64)
 NUM_STEPS, BATCH_SIZE, PEAK_RATE, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 400, 32, 3e-3, 0.05, 0.98, 1.0
-GEOMETRY = Augmentation(log_gamma=0, contrast=0, brightness=0, blur_px=0, noise=0, log_bias=0)
+GEOMETRY = AugmentationConfig(log_gamma=0, contrast=0, brightness=0, blur_px=0, noise=0, log_bias=0)
 """Grey values, sharpness and noise are what tells vendors apart: only position, size and direction are varied."""
 Z = 1.959964
 """Normal quantile of a 95 % interval."""

@@ -6,8 +6,9 @@ import pytest
 
 from server.cli import main
 from server.evaluation.tables import table
+from server.examples import patient_ef
 from server.reading import predict
-from server.regression import load_regressor, patient_ef
+from server.regression import load_regressor
 from shared import checkpoint
 from shared.appearance import CODE_NAMES
 from shared.case import load_cases, write_index
@@ -51,6 +52,8 @@ def test_train_keeps_the_mean_of_its_labels_and_leaves_no_checkpoint(model):
     efs = [patient_ef(case) for case in load_cases(data)]
     assert load_regressor(out).mean_ef.item() == pytest.approx(np.mean(efs), abs=1e-6)
     assert [path.name for path in out.parent.glob("*.safetensors")] == [out.name]
+    card = out.with_suffix(".md").read_text()
+    assert "2 patients: 2 GE." in card and "Other cases: cases." in card and "num_steps: 2" in card
 
 
 def test_train_does_not_replace_a_model(model, capsys):

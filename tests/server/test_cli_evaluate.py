@@ -13,8 +13,9 @@ from server.cli import main
 from server.evaluation.export import as_csv
 from server.evaluation.score import METRICS
 from server.evaluation.subgroups import subgroup_tables
+from server.examples import patient_ef
 from server.reading import predict
-from server.regression import Regressor, load_regressor, patient_ef, save_regressor
+from server.regression import Regressor, load_regressor, save_regressor
 from shared import checkpoint
 from shared.case import load_cases, save_case, write_index
 

@@ -43,7 +43,8 @@ def test_rows_are_each_vendor_and_all_but_each_without_repetition():
 def test_a_row_is_trained_once_on_its_own_vendors(run, monkeypatch):
     trained = {}
 
-    def note(run, config, name, cases):
+    def note(run, config, name, cases, real):
+        assert real
         trained[name] = sorted({case.info.vendor for case in cases})
 
     monkeypatch.setattr(matrix, "train_and_predict", note)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from server import reading, regression
+from server.examples import prepare_examples
 from server.reading import Readings, calibrate, of_stack, predict, stack_answers, train_reader
 from server.regression import Prediction, Regressor
 from shared.config import RegressionConfig
@@ -49,7 +50,7 @@ def test_patients_of_unequal_stacks_are_read_each_by_their_own_slices(cases, tin
 def test_without_rotations_the_answer_is_the_mean_of_the_middle_slices(cases, tiny):
     torch.manual_seed(0)
     model = Regressor().eval()
-    images = regression.prepare_examples(cases[:1]).images
+    images = prepare_examples(cases[:1]).images
     with torch.no_grad():
         assert predict(model, cases[:1], num_tta=1).ef[0] == pytest.approx(model(images).ef.mean().item(), abs=1e-5)
 

@@ -5,15 +5,16 @@ import pytest
 import torch
 
 from server import augmentation, regression
-from server.augmentation import Augmentation, augment_pairs
-from server.regression import Regressor, batch_indices, middle_slices, patient_ef, regression_loss
+from server.augmentation import augment_pairs
+from server.examples import middle_slices, patient_ef, prepare_examples
+from server.regression import Regressor, batch_indices, regression_loss
 from server.training_state import TrainingState, one_cycle
 from shared.case import LV, Case, CaseInfo
-from shared.config import RegressionConfig
+from shared.config import AugmentationConfig, RegressionConfig
 from shared.errors import UserError
 from tests.server.disc_case import disc_case
 
-OFF = Augmentation(0, 0, 0, False, 0, 0, 0, 0, 0, 0)
+OFF = AugmentationConfig(0, 0, 0, False, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,13 @@ def test_cases_without_any_ejection_fraction_are_refused_in_one_line():
     case = disc_case("a", 0.4)
     blank = Case(CaseInfo("a", "GE", 3.0, math.nan, "a"), case.frames, np.zeros_like(case.masks), case.spacing_mm)
     with pytest.raises(UserError, match="none of the 1 training cases"):
-        regression.prepare_examples([blank])
+        prepare_examples([blank])
 
 
 def test_areas_are_fractions_of_the_picture_and_unknown_without_masks():
     case = disc_case("a", 0.5)
     blank = Case(case.info, case.frames, np.zeros_like(case.masks), case.spacing_mm)
-    examples = regression.prepare_examples([case, blank])
+    examples = prepare_examples([case, blank])
     expected = [(case.masks[phase, 0] == LV).mean() for phase in (0, 1)]
     assert examples.areas[0].tolist() == pytest.approx(expected)
     assert examples.areas[4:].isnan().all() and examples.ef.eq(0.5).all()
@@ -63,10 +64,10 @@ def test_areas_are_fractions_of_the_picture_and_unknown_without_masks():
 
 def test_whole_stacks_teach_areas_everywhere_and_the_ejection_fraction_in_the_middle():
     case = disc_case("a", 0.5, num_slices=6)
-    examples = regression.prepare_examples([case], whole_stacks=True)
+    examples = prepare_examples([case], whole_stacks=True)
     assert len(examples.images) == 6 and examples.areas.isfinite().all()
     assert examples.ef.isfinite().tolist() == [False, True, True, True, True, False]
-    assert len(regression.prepare_examples([case]).images) == 4
+    assert len(prepare_examples([case]).images) == 4
 
 
 def test_unknown_areas_teach_nothing():
@@ -105,16 +106,16 @@ def test_learning_rate_is_positive_in_short_trainings(num_steps):
 
 
 def test_switched_off_augmentation_changes_nothing(cases):
-    images = regression.prepare_examples(cases).images
+    images = prepare_examples(cases).images
     same, growth = augment_pairs(images, OFF, torch.Generator().manual_seed(0))
     torch.testing.assert_close(same, images, atol=1e-5, rtol=0)
     assert growth.eq(1).all()
 
 
-@pytest.mark.parametrize("name", list(Augmentation.__dataclass_fields__))
+@pytest.mark.parametrize("name", list(AugmentationConfig.__dataclass_fields__))
 def test_each_transform_alone_changes_pictures_and_stays_in_range(cases, name):
-    images = regression.prepare_examples(cases).images
-    only = Augmentation(**{**OFF.__dict__, name: getattr(Augmentation(), name)})
+    images = prepare_examples(cases).images
+    only = AugmentationConfig(**{**OFF.__dict__, name: getattr(AugmentationConfig(), name)})
     changed, _ = augment_pairs(images, only, torch.Generator().manual_seed(0))
     again, _ = augment_pairs(images, only, torch.Generator().manual_seed(0))
     assert not torch.allclose(changed, images, atol=1e-3) and torch.equal(changed, again)
@@ -124,7 +125,7 @@ def test_each_transform_alone_changes_pictures_and_stays_in_range(cases, name):
 def test_area_grows_with_the_square_of_the_zoom():
     case = disc_case("a", 0.3, num_slices=5)
     images = torch.from_numpy((case.masks == LV).astype(np.float32)).transpose(0, 1) * 2 - 1
-    zoomed, growth = augment_pairs(images, Augmentation(**{**OFF.__dict__, "log_scale": 0.3}),
+    zoomed, growth = augment_pairs(images, AugmentationConfig(**{**OFF.__dict__, "log_scale": 0.3}),
                                    torch.Generator().manual_seed(1))  # fmt: skip
     area, area_zoomed = ((picture + 1).mean(dim=(2, 3)) for picture in (images, zoomed))
     torch.testing.assert_close(area_zoomed / area, growth[:, None].expand(-1, 2), rtol=0.03, atol=0)
@@ -198,7 +199,7 @@ def test_saved_regressor_predicts_the_same(cases, tiny, tmp_path):
     regression.save_regressor(tmp_path / "model.safetensors", model, {"vendors": ["GE"]})
     loaded = regression.load_regressor(tmp_path / "model.safetensors")
     assert loaded.mean_ef.item() == pytest.approx(0.37)
-    images = regression.prepare_examples(cases).images
+    images = prepare_examples(cases).images
     with torch.no_grad():
         assert torch.equal(loaded(images).ef, model(images).ef)
     assert math.isnan(loaded.sd_floor)
@@ -222,7 +223,7 @@ def test_unusable_model_files_are_named(tmp_path, tiny):
 def test_resnet50_learns_one_batch_in_five_steps(cases):
     torch.manual_seed(0)
     model = Regressor(0.4)
-    examples = regression.prepare_examples(cases)
+    examples = prepare_examples(cases)
     images, ef, areas = examples.images, examples.ef, examples.areas
     state = TrainingState(model.train(), weight_decay=0.0)
     losses = []

@@ -1,14 +1,13 @@
 """The recipe benchmark: rows differ in one part, networks are kept, and figures are those of the definition."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
 
-from server.augmentation import Augmentation
 from shared.case import load_cases
-from shared.config import load
+from shared.config import AugmentationConfig, load
 from simulations.benchmarks.recipe import FULL, compare, main, recipes
 
 
@@ -17,13 +16,16 @@ def test_every_row_leaves_one_part_out():
     whole = rows.pop(FULL)
     parts = []
     for row in rows.values():
-        changed = [name for name in ("config", "augmentation", "seed") if getattr(row, name) != getattr(whole, name)]
+        settings = asdict(row.config) | {"seed": row.seed}
+        changed = [
+            key for key, value in (asdict(whole.config) | {"seed": whole.seed}).items() if settings[key] != value
+        ]
         assert len(changed) == 1
-        off = {f.name for f in fields(Augmentation) if not getattr(row.augmentation, f.name)}
+        off = {f.name for f in fields(AugmentationConfig) if not getattr(row.config.augmentation, f.name)}
         parts.append(off)
-        kept = {f.name: getattr(whole.augmentation, f.name) for f in fields(Augmentation) if f.name in off}
-        assert replace(row.augmentation, **kept) == whole.augmentation
-    assert set.union(*parts) == {f.name for f in fields(Augmentation)}, "every augmentation is left out by a row"
+        kept = {f.name: getattr(whole.config.augmentation, f.name) for f in fields(AugmentationConfig) if f.name in off}
+        assert replace(row.config.augmentation, **kept) == whole.config.augmentation
+    assert set.union(*parts) == {f.name for f in fields(AugmentationConfig)}, "every augmentation is left out by a row"
 
 
 def test_figures_are_those_of_the_definition(tmp_path, write_cases):
