@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from server.federation_state import FederationState, StudySite, initial_state, make_request, read_study
 from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
-from shared.config import Config
+from shared.config import Config, FederationConfig
 from shared.errors import UserError
 from shared.networks.generator import Prior
 from shared.progress import console
@@ -41,32 +41,40 @@ NODE_WAIT_S = 120.0
 
 
 class EqualWeightFedAvg(FedAvg):
-    """FedAvg with equal weights, checked replies, moments per vendor, an average over rounds, and accounting.
+    """FedAvg with equal weights, checked replies, a quorum, moments per vendor, an average over rounds, and accounting.
 
     Attributes:
         state: Changed by `aggregate_train`.
         answers: The checked replies of the last round.
+        missing: How many usable answers the last round was short of its quorum; 0 where it counted.
     """
 
-    def __init__(self, state: FederationState, sites: Mapping[str, StudySite], ema_decay: float, timeout_s: float):
+    def __init__(self, state: FederationState, sites: Mapping[str, StudySite], settings: FederationConfig):
         super().__init__()
         self.state = state
         self.sites = sites
-        self.ema_decay = ema_decay
-        self.timeout_s = timeout_s
+        self.settings = settings
         self.answers: list[Answer] = []
+        self.missing = 0
         self._num_asked = 0
         self._request: Request | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message to every connected site; one that is fetched after the timeout has expired and costs nothing."""
-        node_ids = wait_for_nodes(grid, 1, self.timeout_s)
-        self._request, self._num_asked = Request.from_config(config), len(node_ids)
+        """One message to every connected site; one that is fetched after the timeout has expired and costs nothing.
+
+        Raises:
+            UserError: Fewer sites than the quorum are connected: their answers would be charged for nothing.
+        """
+        timeout_s = self.settings.reply_timeout_s
+        self._request = Request.from_config(config)
+        quorum = self._quorum(self._request)
+        node_ids = wait_for_nodes(grid, quorum, quorum, timeout_s)
+        self._num_asked = len(node_ids)
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
         return [
-            Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN, ttl=self.timeout_s,
+            Message(content, dst_node_id=node_id, message_type=MessageType.TRAIN, ttl=timeout_s,
                     group_id=str(server_round))
             for node_id in node_ids
         ]  # fmt: skip
@@ -74,7 +82,7 @@ class EqualWeightFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies, note what they cost, and apply the usable ones; without any the state's arrays stay.
+        """Check the replies, note what they cost, and apply the usable ones; below the quorum the arrays stay.
 
         Raises:
             UserError: Every site that was asked refused. The round is not counted.
@@ -85,10 +93,11 @@ class EqualWeightFedAvg(FedAvg):
         self._raise_if_all_refused(server_round)
         updates = {answer.site: answer.arrays for answer in self.answers if answer.arrays is not None}
         self._note_releases(request)
-        if updates and request.task == MOMENTS:
+        self.missing = max(0, self._quorum(request) - len(updates))
+        if self.missing == 0 and request.task == MOMENTS:
             self.state.apply_moments(updates, self.sites, request)
-        elif updates:
-            self.state.apply_gradients(updates, self.ema_decay)
+        elif self.missing == 0:
+            self.state.apply_gradients(updates, self.settings.ema_decay, self.settings.trim)
         self.state.server_round = server_round
         return encode(self.state.arrays), None
 
@@ -97,6 +106,11 @@ class EqualWeightFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """Nothing: a figure measured on a site's patients would be a release of its own."""
         return []
+
+    def _quorum(self, request: Request) -> int:
+        """How many usable answers a round needs; moments are each vendor's own and not trimmed."""
+        trim = 0 if request.task == MOMENTS else self.settings.trim
+        return max(self.settings.min_sites, 2 * trim + 1)
 
     def _checked(self, request: Request, replies: Iterable[Message]) -> list[Answer]:
         """The replies as answers, in the order of the sites' names."""
@@ -148,9 +162,15 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
     run id, so that no site is charged twice for a round.
 
     Raises:
-        UserError: All sites refused, no site connected, or no round had a usable answer.
+        UserError: All sites refused, fewer connected than the quorum, the study has fewer sites than its quorum, or no
+            round had enough usable answers.
     """
-    sites = read_study(run)
+    sites, settings = read_study(run), config.federation
+    if max(settings.min_sites, 2 * settings.trim + 1) > len(sites):
+        raise UserError(
+            f"federation.min_sites={settings.min_sites} and federation.trim={settings.trim} need more answers than the "
+            f"study has sites, {len(sites)}: lower them"
+        )
     folder = run.path / "checkpoints"
     state = FederationState.load_newest(folder)
     if state is None:
@@ -164,22 +184,22 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         if metrics["round"] not in logged:
             run.metric(metrics)
     num_rounds = state.num_rounds(config)
-    timeout_s = config.federation.reply_timeout_s
     if state.server_round < num_rounds:
-        wait_for_nodes(grid, len(sites), timeout_s)
-    strategy = EqualWeightFedAvg(state, sites, config.federation.ema_decay, timeout_s)
+        wait_for_nodes(grid, len(sites), settings.min_sites, settings.reply_timeout_s)
+    strategy = EqualWeightFedAvg(state, sites, settings)
     for server_round in range(state.server_round + 1, num_rounds + 1):
         started = time.monotonic()
         request = make_request(config, state, server_round)
         arrays = encode(state.arrays)
         messages = list(strategy.configure_train(server_round, arrays, request.to_config(), grid))
-        replies = list(grid.send_and_receive(messages, timeout=timeout_s))
+        replies = list(grid.send_and_receive(messages, timeout=settings.reply_timeout_s))
         strategy.aggregate_train(server_round, replies)
         metrics = {
             "stage": "federation",
             "round": server_round,
             "rung": state.rung,
             **summarise(strategy.answers, len(messages)),
+            "missing": strategy.missing,
             "bytes_down": _num_bytes(arrays) * len(messages),
             "bytes_up": sum(_num_bytes(reply.content.get(ARRAYS)) for reply in replies if reply.has_content()),
             "elapsed_s": round(time.monotonic() - started, 3),
@@ -189,8 +209,10 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         state.save(folder)
         run.metric(metrics)
         run.log(describe(metrics, num_rounds, len(sites)))
-    if not any(entry["answered"] for entry in state.rounds):
+    if not any(entry["answered"] and not entry.get("missing") for entry in state.rounds):
         reasons = {reason for entry in state.rounds for key in ("refused", "dropped") for reason in entry[key].values()}
+        if any(entry.get("missing") and entry["answered"] for entry in state.rounds):
+            reasons.add("fewer answers than the quorum")
         why = ", ".join(sorted(reasons)) or "no answer"
         raise UserError(
             f"no site gave a usable update in {num_rounds} rounds ({why}): mend it and take a new run folder"
@@ -199,19 +221,26 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
     state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
 
 
-def wait_for_nodes(grid: Grid, num_wanted: int, timeout_s: float) -> list[int]:
-    """The connected nodes: at least `num_wanted`, or after `NODE_WAIT_S` those that are there.
+def wait_for_nodes(grid: Grid, num_wanted: int, num_needed: int, timeout_s: float) -> list[int]:
+    """The connected nodes: at least `num_wanted`, or after `NODE_WAIT_S` those that are there if these are enough.
+
+    Args:
+        grid: Where they connect.
+        num_wanted: Worth a short wait.
+        num_needed: With fewer the study does not go on; at most `num_wanted`.
+        timeout_s: For these.
 
     Raises:
-        UserError: None connected within `timeout_s`.
+        UserError: Fewer than `num_needed` connected within `timeout_s`.
     """
     started, told = time.monotonic(), -1
     while len(node_ids := sorted(grid.get_node_ids())) < num_wanted:
         waited = time.monotonic() - started
-        if node_ids and waited > NODE_WAIT_S:
+        if len(node_ids) >= num_needed and waited > NODE_WAIT_S:
             break
-        if waited > timeout_s:
-            raise UserError(f"no site connected within {timeout_s:.0f} s: start the sites, then the same command again")
+        if waited > timeout_s and len(node_ids) < num_needed:
+            there = f"{len(node_ids)} of the {num_needed} sites it takes" if node_ids else "no site"
+            raise UserError(f"{there} connected within {timeout_s:.0f} s: start the sites, then the same command again")
         if len(node_ids) != told:
             told = len(node_ids)
             console.print(f"waiting for sites: {told} of {num_wanted} connected")
@@ -235,6 +264,7 @@ def describe(metrics: Mapping[str, Any], num_rounds: int, num_sites: int) -> str
     parts += [f"{site} refused: {code}" for site, code in metrics["refused"].items()]
     parts += [f"{site} dropped: {reason}" for site, reason in metrics["dropped"].items()]
     parts += [f"{metrics['silent']} silent"] if metrics["silent"] else []
+    parts += [f"{metrics['missing']} short of the quorum, nothing changed"] if metrics["missing"] else []
     epsilon = "no privacy" if metrics["epsilon"] is None else f"epsilon {metrics['epsilon']:.2f}"
     return f"round {metrics['round']} of {num_rounds}: {', '.join(parts)}, {epsilon}, {metrics['elapsed_s']:.0f} s"
 

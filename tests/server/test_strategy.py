@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from scipy.stats import trim_mean
 
 from server import strategy as strategy_module
 from server.federation_state import FederationState, initial_state, make_request, read_study
@@ -329,6 +330,81 @@ def test_a_round_does_not_wait_for_ever_for_a_site(study, prior, monkeypatch):
     assert "b" not in state.releases
 
 
+def test_a_round_below_its_quorum_changes_nothing_and_is_charged(make_study, prior):
+    study = make_study("federation.rung=affine", "federation.min_sites=2", num_patients=0)
+
+    def script(site, request, arrays):
+        if request.server_round == 2 and site != "a":
+            return None if site == "b" else RecordDict()
+        return agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    before, after = (checkpoint.load(checkpoint.round_path(study.path / "checkpoints", r)) for r in (1, 2))
+    for name, array in before[0].items():
+        np.testing.assert_array_equal(after[0][name], array)
+    state = newest(study)
+    assert [entry["missing"] for entry in state.rounds] == [0, 1, 0]
+    assert [entry["charged"] for entry in state.releases["a"]] == [True, True, True]
+    assert "1 short of the quorum, nothing changed" in (study.path / "log.txt").read_text()
+
+
+def test_moments_below_the_quorum_leave_the_priors_codes(make_study, prior):
+    study = make_study("federation.rung=affine", "federation.min_sites=2", num_patients=0)
+
+    def script(site, request, arrays):
+        return None if request.server_round == 1 and site != "a" else agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    assert all((code == 0).all() for code in newest(study).code_mean.values())
+
+
+def test_a_run_that_never_had_its_quorum_ends_with_an_error(make_study, prior):
+    study = make_study("federation.rung=affine", "federation.min_sites=3", num_patients=0)
+    with pytest.raises(UserError, match="fewer answers than the quorum"):
+        federate(ScriptedGrid(lambda site, *args: None if site == "c" else agree()(site, *args)), study, study.config,
+                 prior)  # fmt: skip
+    assert not (study.path / "generator.safetensors").exists()
+
+
+def test_sites_below_the_quorum_are_not_asked(make_study, prior, monkeypatch):
+    """Their answers would be charged for nothing."""
+    study = make_study("federation.min_sites=2", "federation.reply_timeout_s=0.05", num_patients=0)
+    monkeypatch.setattr(strategy_module, "NODE_WAIT_S", 0.01)
+    monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
+    grid = ScriptedGrid(agree(), sites=["a"])
+    with pytest.raises(UserError, match="1 of the 2 sites it takes connected within"):
+        federate(grid, study, study.config, prior)
+    assert grid.requests == [] and newest(study).server_round == 0
+
+
+@pytest.mark.parametrize("setting", ["federation.min_sites=4", "federation.trim=2"])
+def test_a_quorum_beyond_the_study_is_refused(make_study, prior, setting):
+    study = make_study(setting, num_patients=0)
+    with pytest.raises(UserError, match="need more answers than the study has sites, 3"):
+        federate(ScriptedGrid(agree()), study, study.config, prior)
+
+
+def test_the_trimmed_mean_is_scipys_and_outlives_a_plausible_liar(prior, make_study):
+    study = make_study("federation.rung=affine", num_patients=0)
+    rng = np.random.default_rng(0)
+    state = initial_state(study.config, prior, read_study(study))
+    start = {name: array.copy() for name, array in state.arrays.items()}
+    sites = "abcde"
+    updates = {site: {name: rng.normal(size=array.shape).astype(np.float32) for name, array in start.items()}
+               for site in sites}  # fmt: skip
+    state.apply_gradients(updates, 0.0, trim=1)
+    for name, array in start.items():
+        expected = trim_mean(np.stack([updates[site][name] for site in sites]), 0.2, axis=0)
+        np.testing.assert_allclose(state.arrays[name] - array, expected, atol=1e-6)
+        np.testing.assert_array_equal(state.ema[name], state.arrays[name])
+    honest = {site: {name: np.full_like(array, 0.01) for name, array in start.items()} for site in "ab"}
+    lying = {"c": {name: np.full_like(array, 100.0) for name, array in start.items()}}
+    state = initial_state(study.config, prior, read_study(study))
+    state.apply_gradients(honest | lying, 0.0, trim=1)
+    for name, array in start.items():
+        np.testing.assert_allclose(state.arrays[name], array + 0.01, atol=1e-6)
+
+
 def test_without_any_site_the_run_ends_with_a_line(make_study, prior, monkeypatch):
     run = make_study("federation.reply_timeout_s=0.03", num_patients=0)
     monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
@@ -358,7 +434,7 @@ def test_the_first_round_asks_for_moments_under_their_own_clip(study, prior):
 
 def test_flowers_own_loop_can_drive_the_strategy(study, prior):
     state = initial_state(study.config, prior, read_study(study))
-    strategy = EqualWeightFedAvg(state, read_study(study), 0.5, 60.0)
+    strategy = EqualWeightFedAvg(state, read_study(study), study.config.federation)
     config = make_request(study.config, state, 2).to_config()
     result = strategy.start(ScriptedGrid(agree()), encode(state.arrays), num_rounds=1, train_config=config)
     assert set(result.arrays) == set(state.arrays)

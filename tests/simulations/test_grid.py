@@ -97,7 +97,7 @@ def gradients_of(run):
     config = run.config
     prior = load_prior(run.prior_path())
     state = initial_state(config, prior, read_study(run))
-    strategy = EqualWeightFedAvg(state, read_study(run), 0.5, 60.0)
+    strategy = EqualWeightFedAvg(state, read_study(run), run.config.federation)
     request = make_request(config, state, 2)
     grid = make_grid(run, config)
     return grid, list(strategy.configure_train(2, encode(state.arrays), request.to_config(), grid))
