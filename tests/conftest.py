@@ -1,6 +1,8 @@
 """Invented data for the tests: a small random prior, and the folders of a small study."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,39 @@ def make_study(tmp_path, tiny_prior):
         return load_run(run_path)
 
     return make
+
+
+PAGE = 4096
+"""A small file takes one on tmpfs."""
+
+
+@pytest.fixture
+def small_disk():
+    """`small_disk(folder)` makes a disk of 64 pages there; skips where none can be mounted."""
+    mounted = []
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={64 * PAGE}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("a small disk cannot be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill():
+    """`fill(disk, num_pages)` leaves so many pages free on a small disk; None frees what it had taken."""
+
+    def leave(disk: Path, num_pages: int | None) -> None:
+        filler = disk / "filler"
+        filler.unlink(missing_ok=True)
+        if num_pages is not None:
+            filler.write_bytes(bytes(PAGE * (shutil.disk_usage(disk).free // PAGE - num_pages)))
+            assert shutil.disk_usage(disk).free == num_pages * PAGE
+
+    return leave

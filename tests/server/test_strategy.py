@@ -278,6 +278,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(study, prior):
         np.testing.assert_array_equal(resumed.ema[name], array)
 
 
+def test_a_full_disk_ends_the_run_and_the_round_is_asked_again_under_the_same_run_id(study, prior, small_disk, fill):
+    disk = small_disk(study.path / "checkpoints")
+
+    def script(site, request, arrays):
+        if request.server_round == 2:
+            fill(disk, 0)
+        return agree()(site, request, arrays)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        federate(ScriptedGrid(script), study, study.config, prior)
+    fill(disk, None)
+    before = newest(study)
+    assert before.server_round == 1 and [entry["round"] for entry in before.releases["a"]] == [1]
+    grid = ScriptedGrid(agree())
+    federate(grid, study, study.config, prior)
+    assert {(request.server_round, request.run_id) for request in grid.requests} == {
+        (2, before.run_id), (3, before.run_id)}  # fmt: skip
+    assert [entry["round"] for entry in newest(study).releases["a"]] == [1, 2, 3]
+
+
 def test_a_truncated_newest_checkpoint_costs_one_round(study, prior):
     federate(ScriptedGrid(agree()), study, study.config, prior)
     path = checkpoint.round_path(study.path / "checkpoints", 3)

@@ -1,0 +1,47 @@
+"""A site whose disk is full answers with a code; once there is room it goes on, and nothing is charged twice."""
+
+from dataclasses import replace
+
+import pytest
+from flwr.app import Context, Message, Metadata, RecordDict
+
+from client.app import app
+from client.ledger import Ledger
+from client.policy import SITE_FILE, load_site, write_site
+from shared.records import OK, UNCHARGED_CODES, Request, pack_request
+
+
+def ask(site, content):
+    metadata = Metadata(1, "m1", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")
+    reply = app(
+        Message(content, metadata=metadata), Context(1, 2, {"site": str(site), "device": "cpu"}, RecordDict(), {})
+    )
+    assert not reply.has_error()
+    return reply.content
+
+
+@pytest.mark.parametrize("num_pages", range(3))
+def test_a_full_disk_is_a_code_and_the_round_is_charged_once(make_study, prior, small_disk, fill, tmp_path, num_pages):
+    folder, disk = make_study().path / "sites" / "a", small_disk(tmp_path / "disk")
+    site = load_site(folder)
+    (folder / SITE_FILE).unlink()
+    write_site(folder, replace(site, ledger=str(disk / "ledger")))
+    arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
+    request = Request(
+        task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, rung="affine",
+        private=True, noise_multiplier=4.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3, local_steps=1,
+        learning_rate=0.1, num_views=1, seed=0,
+    )  # fmt: skip
+    content = pack_request(arrays, request)
+
+    fill(disk, num_pages)  # 0: no room for the charge, 1: for its second copy, 2: for the reply
+    refused = ask(folder, content)
+    assert refused["reply"]["code"] in UNCHARGED_CODES and "arrays" not in refused
+    fill(disk, None)
+
+    answered = ask(folder, content)
+    assert answered["reply"]["code"] == OK
+    charges = Ledger(disk / "ledger").charges()
+    assert len(charges) == 1 and charges[0]["reply"]
+    assert ask(folder, content)["arrays"] == answered["arrays"], "repeated, the same bytes leave"
+    assert len(Ledger(disk / "ledger").charges()) == 1
