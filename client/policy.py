@@ -34,6 +34,8 @@ data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
 ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
 ledger_witness: {ledger_witness:<18}# file with the ledger's second copy, best on another disk; null: beside the ledger
 prior: {prior:<27}# the public prior (.safetensors); null: the one that ships with the project
+coordinator: {coordinator:<21}# HOST:PORT that 'fedcmr-client join' calls; null: the site takes part in no deployment
+authority: {authority:<23}# the coordinator's ca.crt, by which the server is known
 
 policy:                           # a request that goes beyond one of these is refused; PRIVACY.md says how to choose
   max_epsilon: {policy[max_epsilon]:<19}# privacy loss of a patient over the life of the ledger, all runs together
@@ -97,6 +99,8 @@ class SiteSettings:
     ledger: str = "ledger"
     ledger_witness: str | None = None
     prior: str | None = None
+    coordinator: str | None = None
+    authority: str | None = None
     policy: SitePolicy = field(default_factory=SitePolicy)
     folder: Path = Path()
 
@@ -127,6 +131,11 @@ class SiteSettings:
     def witness_path(self) -> Path | None:
         """The file with the ledger's second copy; None for the place beside the ledger."""
         return None if self.ledger_witness is None else self.folder / self.ledger_witness
+
+    @property
+    def authority_path(self) -> Path | None:
+        """The file of the study's certificate authority; None without a deployment."""
+        return None if self.authority is None else self.folder / self.authority
 
     @property
     def prior_path(self) -> Path | None:

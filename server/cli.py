@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from server.deployment.cli import add_commands
 from shared.case import VENDORS, load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, load
@@ -83,6 +84,8 @@ def _parser() -> Parser:
     sub = add("report", _report, "write report.json, report.csv and report.html of a run again",
               "From what the run folder holds; nothing is trained.")  # fmt: skip
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+    add_commands(add, _positive)
     return parser
 
 

@@ -1,0 +1,156 @@
+"""Whether a site can take part: settings, data, key, code, disk, and the way to the coordinator, each with its mend."""
+
+import datetime
+import shutil
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+
+from cryptography import x509
+
+from client.code_hash import code_sha256
+from client.deployment.node_key import checked_node_key
+from client.policy import SiteSettings
+from shared.case import read_index
+from shared.errors import UserError
+
+TIMEOUT_S = 10.0
+MAX_SKEW_S = 60.0
+"""Flower signs the time of every message of a node; a clock further off is refused."""
+MIN_FREE_BYTES = 2 * 2**30
+WARN_DAYS = 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        text: What was found, or what to mend.
+        ok: Whether the site can take part with it.
+    """
+
+    name: str
+    text: str
+    ok: bool = True
+
+
+def examine(site: SiteSettings) -> list[Finding]:
+    """Look at everything; nothing is changed, and nothing but a TLS handshake leaves the site."""
+    steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
+        ("cases", _cases), ("key", lambda site: str(checked_node_key(site.folder))), ("code", _code), ("disk", _disk),
+        ("coordinator", _coordinator), ("certificate", _certificate), ("clock", _clock),
+    ]  # fmt: skip
+    findings = []
+    for name, step in steps:
+        try:
+            findings.append(Finding(name, step(site)))
+        except UserError as error:
+            findings.append(Finding(name, str(error), ok=False))
+    return findings
+
+
+def address_of(site: SiteSettings) -> tuple[str, int]:
+    """The coordinator's host and port.
+
+    Raises:
+        UserError: site.yaml names none.
+    """
+    host, _, port = (site.coordinator or "").rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{site.folder / 'site.yaml'}: expected coordinator: HOST:PORT, got {site.coordinator!r}")
+    return host.strip("[]"), int(port)
+
+
+def authority_of(site: SiteSettings) -> Path:
+    """The file of the study's certificate authority.
+
+    Raises:
+        UserError: site.yaml names none, or it holds no certificate.
+    """
+    if site.authority_path is None:
+        raise UserError(f"{site.folder / 'site.yaml'}: expected authority: the coordinator's ca.crt, got null")
+    try:
+        x509.load_pem_x509_certificate(site.authority_path.read_bytes())
+    except (OSError, ValueError):
+        raise UserError(f"{site.authority_path} holds no certificate: copy the coordinator's ca.crt there") from None
+    return site.authority_path
+
+
+def _cases(site: SiteSettings) -> str:
+    number = len(read_index(site.data_path))
+    if number < site.policy.min_patients:
+        raise UserError(f"{site.data_path} has fewer cases than policy.min_patients, {site.policy.min_patients}")
+    return f"at least policy.min_patients, {site.policy.min_patients}"
+
+
+def _code(site: SiteSettings) -> str:
+    allowed = site.policy.allowed_code_sha256
+    if not allowed:
+        raise UserError("policy.allowed_code_sha256 is empty: any code would be let in; add what 'fedcmr-client code' "
+                        "prints for the version that you have reviewed")  # fmt: skip
+    return "this version is listed" if code_sha256() in allowed else f"{len(allowed)} listed, this version is not"
+
+
+def _disk(site: SiteSettings) -> str:
+    free = shutil.disk_usage(site.folder).free
+    if free < MIN_FREE_BYTES:
+        raise UserError(f"{site.folder}: expected {MIN_FREE_BYTES / 2**30:.0f} GiB free, got {free / 2**30:.1f}")
+    return f"{free / 2**30:.0f} GiB free"
+
+
+def _coordinator(site: SiteSettings) -> str:
+    host, port = address_of(site)
+    try:
+        socket.create_connection((host, port), timeout=TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(f"{host}:{port} is not reached ({error.strerror or error}): is the name right, may this "
+                        "machine call out to it, does the coordinator's gateway run?") from None  # fmt: skip
+    return f"{host}:{port} is reached"
+
+
+def _certificate(site: SiteSettings) -> str:
+    host, port = address_of(site)
+    try:
+        with (
+            socket.create_connection((host, port), timeout=TIMEOUT_S) as plain,
+            _trusting(site).wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            der = secured.getpeercert(binary_form=True)
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(f"{host}:{port} is not the study's server ({error.verify_message}): do not go on; compare "
+                        f"{site.authority_path} with the coordinator's by telephone") from None  # fmt: skip
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"{host}:{port} speaks no TLS ({error.strerror or error})") from None
+    assert der is not None
+    left = x509.load_der_x509_certificate(der).not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    ask = ": ask the coordinator to renew it" if left.days < WARN_DAYS else ""
+    return f"of the study's authority, valid for {left.days} more days{ask}"
+
+
+def _clock(site: SiteSettings) -> str:
+    host, port = address_of(site)
+    try:
+        connection = HTTPSConnection(host, port, timeout=TIMEOUT_S, context=_trusting(site))
+        connection.request("HEAD", "/")
+        told = connection.getresponse().headers["Date"]
+        connection.close()
+        server = parsedate_to_datetime(told)
+    except (OSError, HTTPException, TypeError, ValueError):
+        raise UserError(f"{host}:{port} does not tell the time: see the findings above") from None
+    skew = (datetime.datetime.now(datetime.UTC) - server).total_seconds()
+    if abs(skew) > MAX_SKEW_S:
+        raise UserError(f"this clock is {skew:+.0f} s off the coordinator's: set it by NTP, here or there")
+    return "agrees with the coordinator's"
+
+
+def _trusting(site: SiteSettings) -> ssl.SSLContext:
+    """TLS that trusts the study's authority and nobody else."""
+    context = ssl.create_default_context(cafile=str(authority_of(site)))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

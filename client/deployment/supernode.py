@@ -1,0 +1,109 @@
+"""`fedcmr-client join`: Flower's SuperNode with the right flags, started again when it ends.
+
+The site calls out only: the SuperNode asks the coordinator for work, over TLS. What it listens on is this machine's own
+loopback, for the process that runs the ClientApp.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from client.deployment.bundle import SITE_VARIABLE
+from client.deployment.connection import address_of, authority_of, examine
+from client.deployment.node_key import checked_node_key
+from client.policy import SiteSettings
+from shared.errors import UserError
+from shared.progress import console
+
+BIN = Path(sys.executable).parent
+WAITS_S = (5.0, 15.0, 30.0, 60.0)
+"""Before each new start; a node that died keeps its lease for a minute, in which Flower refuses it (code 305)."""
+STEADY_S = 300.0
+"""A SuperNode that ran so long starts the waits from the first."""
+STOP_S = 20.0
+
+
+def join(site: SiteSettings) -> None:
+    """Run the SuperNode until SIGTERM or SIGINT.
+
+    Raises:
+        UserError: The site is not ready: everything that is not is named.
+    """
+    troubles = [f"{found.name}: {found.text}" for found in examine(site) if not found.ok]
+    if troubles:
+        raise UserError("the site cannot join: " + "; ".join(troubles))
+    over = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: over.set())
+    failures = 0
+    while not over.is_set():
+        started = time.monotonic()
+        code = _run_once(site, over)
+        if over.is_set():
+            return
+        failures = 0 if time.monotonic() - started > STEADY_S else failures
+        wait_s = WAITS_S[min(failures, len(WAITS_S) - 1)]
+        failures += 1
+        console.print(f"the SuperNode ended with code {code}; it starts again in {wait_s:.0f} s", highlight=False)
+        over.wait(wait_s)
+
+
+def _run_once(site: SiteSettings, over: threading.Event) -> int:
+    """One SuperNode, from its start to its end."""
+    process = subprocess.Popen(_command(site), env=_environment(site), cwd=site.folder, stdin=subprocess.DEVNULL,
+                               start_new_session=True)  # fmt: skip
+    try:
+        while process.poll() is None and not over.wait(0.2):
+            pass
+    finally:
+        _end(process)
+    return process.returncode
+
+
+def _command(site: SiteSettings) -> list[str]:
+    host, port = address_of(site)
+    with socket.socket() as probe:  # a free port for the SuperNode's own loopback service
+        probe.bind(("127.0.0.1", 0))
+        own_port = probe.getsockname()[1]
+    return [
+        "flower-supernode", "--superlink", f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "--root-certificates", str(authority_of(site)),
+        "--auth-supernode-private-key", str(checked_node_key(site.folder)),
+        "--host", "127.0.0.1", "--port", str(own_port), "--node-config", f'site="{site.folder}"',
+    ]  # fmt: skip
+
+
+def _environment(site: SiteSettings) -> dict[str, str]:
+    """Flower's home in the site's folder, and in front of the PATH the command that judges bundles."""
+    home = site.folder / "flwr"
+    commands = home / "bin"
+    commands.mkdir(parents=True, exist_ok=True, mode=0o700)
+    judge = commands / "flwr-clientapp"
+    # -P: the folder that the SuperNode was started in is no place to import from.
+    judge.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m client.deployment.bundle "$@"\n', encoding="utf-8")
+    judge.chmod(0o700)
+    path = os.pathsep.join([str(commands), str(BIN), os.environ.get("PATH", "")])
+    return os.environ | {
+        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", SITE_VARIABLE: str(site.folder), "PATH": path,
+    }  # fmt: skip
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """The SuperNode and all below it: a ClientApp of a SuperNode that is gone has nobody to answer to."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            continue
+        time.sleep(0.5)  # for those below it
+    process.wait()

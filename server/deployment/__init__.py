@@ -1,0 +1,1 @@
+"""The coordinator: certificates, registered sites, and Flower's services between institutions."""

@@ -1,0 +1,174 @@
+"""The coordinator's commands of `fedcmr-server`: init, register, start, run, status, stop."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shared.case import VENDORS
+from shared.errors import UserError
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+WIDE = 110
+
+
+def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
+    """Add them to the parser.
+
+    Args:
+        add: Takes name, function, help and description.
+        positive: Parses a whole number from 1.
+    """
+    folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "the coordinator's folder"}
+    sub = add("init", _init, "make the coordinator's folder of a study between institutions",
+              "Writes a certificate authority, the server's certificate and coordinator.yaml. In a folder that is "
+              "there, of the same name, it renews the server's certificate and keeps all else.")  # fmt: skip
+    sub.add_argument("folder", **folder)
+    sub.add_argument("--name", required=True, help="the study's name: small letters, digits and '-'")
+    sub.add_argument("--address", required=True, nargs="+", metavar="HOST",
+                     help="names and IP addresses by which sites reach the server")  # fmt: skip
+    sub.add_argument("--port", type=positive, default=8443, help="of the SuperLink (default: %(default)s)")
+    sub.add_argument("--health-port", type=positive, default=9095, help="of its health service, on this machine only "
+                     "(default: %(default)s)")  # fmt: skip
+
+    sub = add("register", _register, "let a site take part", "Before the site's first 'fedcmr-client join'.")
+    sub.add_argument("folder", **folder)
+    sub.add_argument("key", type=Path, metavar="SITE.pub", help="the site's node_key.pub")
+    sub.add_argument("--name", required=True, help="the site's, as in its site.yaml")
+    sub.add_argument("--vendor", required=True, choices=VENDORS, metavar="V", help=f"one of {', '.join(VENDORS)}")
+    sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
+
+    sub = add("start", _start, "start the SuperLink and the ServerApp's executor",
+              "In the background, over TLS; what runs already is left alone.")  # fmt: skip
+    sub.add_argument("folder", **folder)
+
+    sub = add("run", _run, "run a study over the registered sites, to its report",
+              "With --resume it goes on after the last finished round, and no site is charged twice.")  # fmt: skip
+    sub.add_argument("folder", **folder)
+    sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: DIR/runs/CONFIG)")
+    sub.add_argument("--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)")
+    sub.add_argument("--test", type=Path, nargs="+", default=[], metavar="CASES",
+                     help="folders of prepared cases to judge the trained model on; for a new run folder")  # fmt: skip
+    sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
+    sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
+
+    sub = add("status", _status, "tell which services run, which sites are online, and how far a run is", "")
+    sub.add_argument("folder", **folder)
+    sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: the newest in DIR/runs)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = add("stop", _stop, "stop the services", "A run that goes on ends; 'run --resume' takes it up again.")
+    sub.add_argument("folder", **folder)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from server.deployment.authority import issue_server_certificate, make_authority
+    from server.deployment.coordinator import COORDINATOR_FILE, Coordinator, load_coordinator, write_coordinator
+
+    wanted = Coordinator(options.name, options.address, options.port, options.health_port, folder=options.folder)
+    if (options.folder / COORDINATOR_FILE).is_file():
+        there = load_coordinator(options.folder)
+        if there.name != options.name:
+            raise UserError(f"{options.folder} is of study {there.name!r}: take a new folder")
+        issue_server_certificate(options.folder, options.address)
+        write_coordinator(Coordinator(**{**vars(there), "addresses": options.address}))
+        print(f"renewed {options.folder / 'server.crt'}; restart the services to use it")
+        return
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise UserError(f"{options.folder} is not empty: give a new or empty folder")
+    options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_authority(options.folder, options.name)
+    issue_server_certificate(options.folder, options.address)
+    write_coordinator(wanted)
+    print(f"wrote {options.folder}; give every site ca.crt, keep ca.key and the other secrets here and in a backup")
+
+
+def _register(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator, register_site
+    from server.deployment.services import healthy, tell_flower
+    from server.federation_state import StudySite
+
+    coordinator = load_coordinator(options.folder)
+    try:
+        key = options.key.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{options.key} cannot be read: give the site's node_key.pub") from None
+    register_site(coordinator, options.name, key, StudySite(options.vendor, options.nominal_patients))
+    if healthy(coordinator):
+        tell_flower(coordinator)
+    print(f"registered {options.name}, {options.vendor}, {options.nominal_patients} nominal patients")
+
+
+def _start(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.services import start
+
+    coordinator = load_coordinator(options.folder)
+    start(coordinator)
+    sites = len(coordinator.sites())
+    print(f"the SuperLink serves {coordinator.host}:{coordinator.superlink_port} for {sites} registered site(s)")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.runs import make_run, run_study
+
+    coordinator = load_coordinator(options.folder)
+    out = (options.out or coordinator.folder / "runs" / Path(options.config).stem).resolve()
+    there = (out / "config.yaml").is_file()
+    if there and not options.resume:
+        raise UserError(f"{out} is there: --resume goes on with it, another --out begins anew")
+    if not there and options.resume:
+        raise UserError(f"{out} holds no run to go on with: leave --resume out")
+    if not there:
+        make_run(coordinator, out, options.config, options.set, options.test)
+    run_study(coordinator, out)
+    print(f"finished: {out / 'report.html'}")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.runs import status
+    from shared.run_folder import load_run
+
+    coordinator = load_coordinator(options.folder)
+    newest = max((coordinator.folder / "runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, default=None)
+    out = options.out or (newest and newest.parent)
+    facts = status(coordinator, load_run(out) if out else None)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    table = Table(show_header=False)
+    for name, value in _lines(facts, out):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
+    """What `status` found, for people."""
+    lines = [(name, "runs" if runs else "does not run") for name, runs in facts["services"].items()]
+    lines.append(("health", "serving" if facts["healthy"] else "no answer"))
+    lines += [(f"site {name}", state) for name, state in facts["sites"].items()]
+    if "run" in facts:
+        run = facts["run"]
+        epsilon = "" if run["epsilon"] is None else f", epsilon {run['epsilon']:.2f}"
+        lines.append((f"run {out}", f"round {run['round']} of {run['num_rounds']}, {len(run['answered'])} of "
+                                    f"{run['sites']} sites answered{epsilon}"))  # fmt: skip
+        lines += [(f"  {site}", f"refused: {code}") for site, code in run["refused"].items()]
+        lines += [(f"  {site}", f"dropped: {code}") for site, code in run["dropped"].items()]
+        lines.append(("  done", ", ".join(run["stages"]) or "nothing yet"))
+    return lines
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.services import stop
+
+    ended = stop(load_coordinator(options.folder))
+    print(f"stopped {', '.join(ended)}" if ended else "nothing was running")

@@ -1,0 +1,152 @@
+"""The coordinator's folder: what a study between institutions needs on the server's side.
+
+DIR/coordinator.yaml             name, addresses, ports
+DIR/ca.crt, ca.key               the study's certificate authority; every site gets ca.crt
+DIR/server.crt, server.key       the server's own certificate
+DIR/superexec.secret             lets the ServerApp's executor in, and no other
+DIR/sites/NAME.pub, NAME.json    registered sites: public key, vendor, nominal patients
+DIR/flwr/, state.db              Flower's home and database
+DIR/logs/, pids/                 of the running services
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from server.federation_state import StudySite
+from shared.case import VENDORS
+from shared.checkpoint import write_atomically
+from shared.errors import UserError
+from shared.records import SITE_NAME
+
+COORDINATOR_FILE = "coordinator.yaml"
+STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+TEMPLATE = """\
+# The coordinator's settings. Ports may be changed while the services are stopped.
+name: {name}
+addresses: {addresses}   # names and IP addresses that the server's certificate is valid for
+superlink_port: {superlink_port}   # SuperLink, over TLS: sites, flwr and the executor
+health_port: {health_port}   # its health service (grpc.health.v1, no TLS), on this machine only
+# Where the SuperLink listens: 127.0.0.1 behind a gateway. At 0.0.0.0 whoever reaches the port can run code at sites.
+host: {host}
+"""
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """The settings in `coordinator.yaml`; `TEMPLATE` explains each key.
+
+    Attributes:
+        folder: Where it lies; not a key of the file.
+    """
+
+    name: str
+    addresses: list[str] = field(default_factory=list)
+    superlink_port: int = 8443
+    health_port: int = 9095
+    host: str = "127.0.0.1"
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not STUDY_NAME.fullmatch(self.name):
+            raise UserError(f"Expected name to match {STUDY_NAME.pattern}, got {self.name!r}.")
+        for key in ("superlink_port", "health_port"):
+            if not 1 <= getattr(self, key) <= 65535:
+                raise UserError(f"Expected {key} in 1..65535, got {getattr(self, key)!r}.")
+        if self.superlink_port == self.health_port:
+            raise UserError(f"Expected superlink_port and health_port to differ, got {self.health_port} twice.")
+
+    @property
+    def superlink(self) -> str:
+        """Where the SuperLink is reached from this machine."""
+        return f"127.0.0.1:{self.superlink_port}"
+
+    @property
+    def ca(self) -> Path:
+        """The authority's certificate."""
+        return self.folder / "ca.crt"
+
+    @property
+    def flwr_home(self) -> Path:
+        """FLWR_HOME of everything that runs here."""
+        return self.folder / "flwr"
+
+    def sites(self) -> dict[str, StudySite]:
+        """The registered sites and their public facts, by name.
+
+        Raises:
+            UserError: A site's file cannot be read.
+        """
+        sites = {}
+        for path in sorted((self.folder / "sites").glob("*.json")):
+            try:
+                facts = json.loads(path.read_text(encoding="utf-8"))
+                sites[path.stem] = StudySite(str(facts["vendor"]), int(facts["nominal_patients"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UserError(f"{path}: expected vendor and nominal_patients; register the site again") from None
+        return sites
+
+    def public_key(self, site: str) -> Path:
+        """A registered site's public key."""
+        return self.folder / "sites" / f"{site}.pub"
+
+
+def write_coordinator(coordinator: Coordinator) -> None:
+    """Write `coordinator.yaml` with its comments."""
+    values = {key: json.dumps(value) for key, value in asdict(coordinator).items() if key != "folder"}
+    write_atomically(coordinator.folder / COORDINATOR_FILE, TEMPLATE.format(**values).encode())
+
+
+def load_coordinator(folder: Path) -> Coordinator:
+    """Read the settings of a folder that `fedcmr-server init` made.
+
+    Raises:
+        UserError: The file is missing, has an unknown key, or a value that cannot be.
+    """
+    path = folder / COORDINATOR_FILE
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Coordinator), OmegaConf.load(path))
+        settings = cast(Coordinator, OmegaConf.to_object(merged))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: make the folder with 'fedcmr-server init'") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    return Coordinator(**{**vars(settings), "folder": folder.resolve()})
+
+
+def register_site(coordinator: Coordinator, name: str, public_key: str, facts: StudySite) -> None:
+    """Keep a site's public key and facts; Flower is told at the next `start`, or now by `services.tell_flower`.
+
+    Args:
+        coordinator: Of the study.
+        name: The site's, as in its site.yaml.
+        public_key: One line in OpenSSH's format, an ECDSA key.
+        facts: Vendor and nominal patients, public and agreed before the study.
+
+    Raises:
+        UserError: The name or key is not as expected, or belongs to another site.
+    """
+    if not SITE_NAME.fullmatch(name):
+        raise UserError(f"Expected the site's name to match {SITE_NAME.pattern}, got {name!r}.")
+    if facts.vendor not in VENDORS:
+        raise UserError(f"Expected the site's vendor in {VENDORS}, got {facts.vendor!r}.")
+    parts = public_key.split()
+    if len(parts) < 2 or not parts[0].startswith("ecdsa-sha2-nistp"):
+        raise UserError(f"{name}: expected the public key that 'fedcmr-client init' wrote (ecdsa-sha2-nistp384 ...)")
+    for other in coordinator.sites():
+        same = coordinator.public_key(other).read_text(encoding="utf-8").split()[:2] == parts[:2]
+        if same != (other == name):
+            reason = "has that key already" if same else "is registered with another key: remove it first"
+            raise UserError(f"site {other} {reason}")
+    folder = coordinator.folder / "sites"
+    folder.mkdir(exist_ok=True)
+    write_atomically(coordinator.public_key(name), f"{parts[0]} {parts[1]}\n".encode())
+    write_atomically(folder / f"{name}.json", json.dumps(asdict(facts)).encode())

@@ -1,0 +1,132 @@
+"""A study run between institutions: its folder on the coordinator's machine, `flwr run`, and how it stands.
+
+The ServerApp goes on from the newest checkpoint of its run folder, and a site sends the same bytes again for a round
+that it has answered. So a run that died, with the SuperLink or alone, is resumed by running it again.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from server.deployment.coordinator import Coordinator
+from server.deployment.services import CONNECTION, environment, flwr, healthy, node_ids, running_pid
+from server.federation_state import read_study
+from shared.case import read_index
+from shared.config import load
+from shared.errors import UserError
+from shared.run_folder import RunFolder, load_run, open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+LAST_ROUNDS = 3
+
+
+def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequence[str], tests: Sequence[Path]) -> None:
+    """Make a run folder for the registered sites, with test patients of the coordinator's own.
+
+    Args:
+        coordinator: Of the study.
+        out: The new run folder.
+        config: Name or path of the settings.
+        overrides: key=value.
+        tests: Folders of prepared cases; copied, each a test set under its own name.
+
+    Raises:
+        UserError: No site is registered, a test folder is none, or two have one name.
+    """
+    sites = coordinator.sites()
+    if not sites:
+        raise UserError(f"no site is registered in {coordinator.folder}: 'fedcmr-server register' does it")
+    if not tests:
+        raise UserError("a new run needs --test: folders of prepared cases that the trained model is judged on")
+    if len({path.resolve().name for path in tests}) < len(tests):
+        raise UserError("--test names two folders of one name: expected names that tell the test sets apart")
+    for path in tests:
+        if not read_index(path):
+            raise UserError(f"--test {path} holds no case: prepare one with 'fedcmr-client prepare'")
+    run = open_run(out, load(config, overrides))
+    for path in tests:
+        shutil.copytree(path, run.path / "test" / path.resolve().name, dirs_exist_ok=True)
+    facts = {name: asdict(site) for name, site in sites.items()}
+    (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+
+
+def run_study(coordinator: Coordinator, out: Path) -> None:
+    """Run the study in a run folder to its report, or go on with it; its log is shown as it comes.
+
+    Raises:
+        UserError: The services do not run, the study ended before its report, or somebody runs it already.
+    """
+    run = load_run(out)
+    if not healthy(coordinator) or running_pid(coordinator, "superexec") is None:
+        raise UserError(f"the services do not run: 'fedcmr-server start {coordinator.folder}' starts them")
+    if not (ROOT / "pyproject.toml").is_file():
+        raise UserError(f"{ROOT} has no pyproject.toml: Flower packs its app from a source checkout, use one")
+    busy = [entry["run-id"] for entry in flower_runs(coordinator) if not entry["status"].startswith("finished")]
+    if busy:
+        raise UserError(f"Flower's run {busy[0]} is not finished: wait for it, or 'fedcmr-server stop' and start again")
+    command = ["flwr", "run", str(ROOT), CONNECTION, "--stream", "--run-config", f'run-dir="{run.path.resolve()}"']
+    subprocess.run(command, env=environment(coordinator), stdout=sys.stderr, cwd=coordinator.folder, check=False)
+    if not run.is_done("report"):
+        raise UserError(
+            f"the study has not come to its report: {run.path / 'log.txt'} and {coordinator.folder / 'logs'} say why; "
+            "the same command goes on where it stopped"
+        )
+
+
+def flower_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
+    """What Flower knows of its runs, newest first; empty where it cannot be asked."""
+    return list(_json(coordinator, "ls").get("runs", []))
+
+
+def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
+    """How the study stands.
+
+    Returns:
+        `services` ({name: running}), `healthy`, `sites` ({name: Flower's word for it, or "unknown"}), and with a run
+        its `round`, `num_rounds`, `stages` done, `refused` and `dropped` ({site: code}) of the last rounds, `missing`
+        answers of the last round.
+    """
+    up = healthy(coordinator)
+    facts: dict[str, Any] = {
+        "services": {name: running_pid(coordinator, name) is not None for name in ("superlink", "superexec")},
+        "healthy": up,
+        "sites": _sites_online(coordinator) if up else dict.fromkeys(coordinator.sites(), "unknown"),
+    }
+    if run is not None:
+        rounds = [line for line in run.metrics() if line.get("stage") == "federation" and "round" in line]
+        last = rounds[-LAST_ROUNDS:]
+        facts["run"] = {
+            "round": rounds[-1]["round"] if rounds else 0,
+            "num_rounds": run.config.federation.num_rounds,
+            "stages": sorted(run.stage_seconds()),
+            "sites": len(read_study(run)),
+            "answered": rounds[-1]["answered"] if rounds else [],
+            "missing": rounds[-1]["missing"] if rounds else 0,
+            "epsilon": rounds[-1]["epsilon"] if rounds else None,
+            **{
+                key: {site: code for line in last for site, code in line[key].items()} for key in ("refused", "dropped")
+            },
+        }
+    return facts
+
+
+def _sites_online(coordinator: Coordinator) -> dict[str, str]:
+    """Every registered site with Flower's word for its node: registered, online or offline."""
+    states = {node["node-id"]: node["status"] for node in _json(coordinator, "supernode", "list").get("nodes", [])}
+    nodes = node_ids(coordinator)
+    return {name: states.get(nodes.get(name, ""), "unknown") for name in coordinator.sites()}
+
+
+def _json(coordinator: Coordinator, *command: str) -> dict[str, Any]:
+    """The JSON of a Flower command; empty where it fails."""
+    done = flwr(coordinator, *command, CONNECTION, "--format", "json")
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,190 @@
+"""Flower's SuperLink and the ServerApp's executor as background processes of the coordinator's machine.
+
+The SuperLink speaks TLS, knows its sites by their keys, starts no ServerApp itself (process isolation: only an executor
+with the secret may), installs nothing at run time and sends no telemetry.
+"""
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.deployment.authority import write_secret
+from server.deployment.coordinator import Coordinator
+from shared.checkpoint import write_atomically
+from shared.errors import UserError
+
+SUPERLINK, EXECUTOR = "superlink", "superexec"
+BIN = Path(sys.executable).parent
+CONNECTION = "study"
+START_S, STOP_S, POLL_S = 90.0, 15.0, 0.2
+SECRET_NAME, NODES_NAME = "superexec.secret", "nodes.json"
+REGISTERED = re.compile(r"SuperNode (\d+) registered")
+
+
+def environment(coordinator: Coordinator) -> dict[str, str]:
+    """In which all of Flower's commands run here."""
+    return os.environ | {
+        "FLWR_HOME": str(coordinator.flwr_home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    }  # fmt: skip
+
+
+def start(coordinator: Coordinator) -> None:
+    """Start what is not running, wait until it is healthy, and tell Flower of every registered site.
+
+    Raises:
+        UserError: A service did not come up; its log is named.
+    """
+    for name in ("logs", "pids", "flwr"):
+        (coordinator.folder / name).mkdir(mode=0o700, exist_ok=True)
+    secret = coordinator.folder / SECRET_NAME
+    if not secret.exists():
+        write_secret(secret, secrets.token_hex(32).encode())
+    _write_connection(coordinator)
+    folder, address = coordinator.folder, coordinator.superlink
+    _launch(coordinator, SUPERLINK, [
+        "flower-superlink", "--host", coordinator.host, "--port", str(coordinator.superlink_port),
+        "--ssl-ca-certfile", str(coordinator.ca), "--ssl-certfile", str(folder / "server.crt"),
+        "--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth", "--database", str(folder / "state.db"),
+        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
+        "--disable-runtime-dependency-installation",
+        "--health-server-address", f"127.0.0.1:{coordinator.health_port}",
+    ])  # fmt: skip
+    _wait_until_healthy(coordinator)
+    _launch(coordinator, EXECUTOR, [
+        "flower-superexec", "--root-certificates", str(coordinator.ca), "--runtime-api-address", address,
+        "--superexec-auth-secret-file", str(secret),
+    ])  # fmt: skip
+    tell_flower(coordinator)
+
+
+def stop(coordinator: Coordinator) -> list[str]:
+    """End what runs, the executor first; returns the names of what was running."""
+    ended = []
+    for name in (EXECUTOR, SUPERLINK):
+        pid = running_pid(coordinator, name)
+        if pid is not None:
+            _end(pid)
+            ended.append(name)
+        _pid_file(coordinator, name).unlink(missing_ok=True)
+    return ended
+
+
+def running_pid(coordinator: Coordinator, name: str) -> int | None:
+    """A service's process; None where it does not run, also where another process has its number by now."""
+    try:
+        noted = json.loads(_pid_file(coordinator, name).read_text(encoding="utf-8"))
+        pid, started = int(noted["pid"]), noted["started"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return pid if _start_time(pid) == started else None
+
+
+def healthy(coordinator: Coordinator, timeout_s: float = 2.0) -> bool:
+    """Whether the SuperLink says that it serves (grpc.health.v1)."""
+    with grpc.insecure_channel(f"127.0.0.1:{coordinator.health_port}") as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def flwr(coordinator: Coordinator, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """One of Flower's own commands, finished, with what it printed."""
+    return subprocess.run(["flwr", *arguments], env=environment(coordinator), capture_output=True, text=True,
+                          cwd=coordinator.folder, check=False)  # fmt: skip
+
+
+def tell_flower(coordinator: Coordinator) -> None:
+    """Register with the running SuperLink what is not yet: it keeps the keys in its database.
+
+    Raises:
+        UserError: Flower refuses a key.
+    """
+    nodes = node_ids(coordinator)
+    for name in coordinator.sites():
+        if name in nodes:
+            continue
+        done = flwr(coordinator, "supernode", "register", str(coordinator.public_key(name)), CONNECTION)
+        shown = done.stdout + done.stderr
+        found = REGISTERED.search(shown)
+        if found is None:
+            raise UserError(f"Flower did not register site {name}: {shown.strip()[-300:]}")
+        nodes[name] = found[1]
+        write_atomically(coordinator.folder / NODES_NAME, json.dumps(nodes).encode())
+
+
+def node_ids(coordinator: Coordinator) -> dict[str, str]:
+    """Flower's number of every site that it was told of."""
+    path = coordinator.folder / NODES_NAME
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _write_connection(coordinator: Coordinator) -> None:
+    """What `flwr` reads to find the SuperLink."""
+    text = (f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{coordinator.superlink}"\n'
+            f"root-certificates = {json.dumps(str(coordinator.ca))}\n")  # fmt: skip
+    write_atomically(coordinator.flwr_home / "config.toml", text.encode())
+
+
+def _launch(coordinator: Coordinator, name: str, command: list[str]) -> None:
+    """Start a service of its own session, unless it runs."""
+    if running_pid(coordinator, name) is not None:
+        return
+    with _log_file(coordinator, name).open("ab") as log:
+        process = subprocess.Popen(command, env=environment(coordinator), stdin=subprocess.DEVNULL, stdout=log,
+                                   stderr=log, start_new_session=True, cwd=coordinator.folder)  # fmt: skip
+    noted = {"pid": process.pid, "started": _start_time(process.pid)}
+    write_atomically(_pid_file(coordinator, name), json.dumps(noted).encode())
+
+
+def _wait_until_healthy(coordinator: Coordinator) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and running_pid(coordinator, SUPERLINK) is not None:
+        if healthy(coordinator):
+            return
+        time.sleep(POLL_S)
+    stop(coordinator)
+    log = _log_file(coordinator, SUPERLINK)
+    raise UserError(f"the SuperLink did not start: the end of {log} says why; is a port of coordinator.yaml in use?")
+
+
+def _end(pid: int) -> None:
+    """SIGTERM to a service and all below it, SIGKILL where it does not end."""
+    for sign, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+        try:
+            os.killpg(pid, sign)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            if _start_time(pid) is None:
+                return
+            time.sleep(POLL_S)
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks (field 22 of /proc/PID/stat); None for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _pid_file(coordinator: Coordinator, name: str) -> Path:
+    return coordinator.folder / "pids" / f"{name}.json"
+
+
+def _log_file(coordinator: Coordinator, name: str) -> Path:
+    return coordinator.folder / "logs" / f"{name}.log"

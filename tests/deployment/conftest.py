@@ -1,0 +1,117 @@
+"""A study between institutions on this machine: Flower's SuperLink over TLS, and three sites that join it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from client.code_hash import code_sha256
+from client.deployment.node_key import make_node_key
+from client.policy import SitePolicy, SiteSettings, load_site, write_site
+from server import cli as server_cli
+from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
+
+SETTINGS = (
+    "device=cpu", "federation.num_rounds=3", "federation.num_views=1", "federation.local_steps=1",
+    "federation.rung=affine", "synthesis.num_cases=6", "synthesis.num_slices=3", "synthesis.num_steps=1",
+    "regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1", "evaluation.baselines=[]",
+    "evaluation.num_bootstrap=100",
+)  # fmt: skip
+ONLINE_S = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def server(*arguments) -> int:
+    return server_cli.main([str(argument) for argument in arguments])
+
+
+@dataclass
+class Study:
+    """A coordinator's folder, its sites' folders, test patients, and the prior they all use."""
+
+    folder: Path
+    sites: dict[str, Path]
+    test: Path
+    prior: Path
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"prior={self.prior}", *SETTINGS]
+
+    def status(self, capsys=None) -> dict:
+        command = [sys.executable, "-m", "server.cli", "status", str(self.folder), "--json"]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    @contextmanager
+    def joined(self, *names):
+        """`fedcmr-client join` of these sites, online; ended with the block."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        running = {}
+        try:
+            for name in names:
+                log = (self.sites[name] / "join.log").open("ab")
+                command = [sys.executable, "-m", "client.cli", "join", str(self.sites[name])]
+                running[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                log.close()
+            self.wait_online(*names)
+            yield running
+        finally:
+            for process in running.values():
+                process.send_signal(signal.SIGTERM)
+            for process in running.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=30)
+                process.kill()
+
+    def wait_online(self, *names):
+        deadline = time.monotonic() + ONLINE_S
+        while any(self.status()["sites"].get(name) != "online" for name in names):
+            assert time.monotonic() < deadline, {n: (self.sites[n] / "join.log").read_text()[-2000:] for n in names}
+            time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory, tiny_prior):
+    """The services run, three sites are registered; nobody has joined."""
+    root = tmp_path_factory.mktemp("deployed")
+    folder, port = root / "coordinator", free_port()
+    assert server("init", folder, "--name", "loopback", "--address", "127.0.0.1", "--port", port,
+                  "--health-port", free_port()) == 0  # fmt: skip
+    sites = {}
+    for seed, (name, vendor) in enumerate(VENDORS.items()):
+        sites[name] = root / "sites" / name
+        write_cases(sites[name] / "train", vendor, NOMINAL_PATIENTS, seed)
+        policy = SitePolicy(allowed_code_sha256=[code_sha256()])
+        write_site(sites[name], SiteSettings(
+            name, vendor, NOMINAL_PATIENTS, prior=str(tiny_prior), coordinator=f"127.0.0.1:{port}",
+            authority=str(folder / "ca.crt"), policy=policy,
+        ))  # fmt: skip
+        public = make_node_key(sites[name])
+        assert server("register", folder, public, "--name", name, "--vendor", vendor,
+                      "--nominal-patients", NOMINAL_PATIENTS) == 0  # fmt: skip
+    write_cases(root / "patients", "GE", 3, seed=9)
+    try:
+        assert server("start", folder) == 0
+        yield Study(folder, sites, root / "patients", tiny_prior)
+    finally:
+        server("stop", folder)
+
+
+def change_site(folder: Path, **changes) -> None:
+    """Write a site's settings anew."""
+    settings = replace(load_site(folder), **changes)
+    (folder / "site.yaml").unlink()
+    write_site(folder, settings)
