@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
                      help="public number that divides sums over patients; need not be their count")  # fmt: skip
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
     sub.add_argument("--max-delta", type=float, help="cap on delta; below 1 / patients")
+    sub.add_argument("--coordinator", metavar="HOST:PORT", help="of a study between institutions: also makes the "
+                     "site's key, and allows the code that is installed here and no other")  # fmt: skip
+    sub.add_argument("--authority", type=Path, metavar="ca.crt", help="the coordinator's certificate authority; copied")
     sub.set_defaults(command=_init)
     return parser
 
@@ -238,12 +241,26 @@ def _code(options: argparse.Namespace) -> None:
 
 def _init(options: argparse.Namespace) -> None:
     """Write a site's settings."""
+    from client.code_hash import code_sha256
+    from client.deployment.connection import copy_authority
+    from client.deployment.node_key import make_node_key
     from client.policy import SitePolicy, SiteSettings, write_site
 
+    if (options.coordinator is None) != (options.authority is None):
+        raise UserError("--coordinator and --authority belong together: give both or none")
+    deployed = options.coordinator is not None
     caps = {"max_epsilon": options.max_epsilon, "max_delta": options.max_delta}
-    policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None})
-    path = write_site(options.site, SiteSettings(options.name, options.vendor, options.nominal_patients, policy=policy))
+    policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None},
+                        allowed_code_sha256=[code_sha256()] if deployed else [])  # fmt: skip
+    authority = copy_authority(options.authority, options.site) if deployed else None
+    settings = SiteSettings(options.name, options.vendor, options.nominal_patients, coordinator=options.coordinator,
+                            authority=authority, policy=policy)  # fmt: skip
+    path = write_site(options.site, settings)
     console.print(f"wrote {path}: read its comments before the site takes part", soft_wrap=True)
+    if deployed:
+        public = make_node_key(options.site)
+        console.print(f"send {public} to the coordinator, with the site's name, vendor and nominal patients; then "
+                      "'fedcmr-client check' and 'join' on this folder", soft_wrap=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "server": {"shared", "server"},
     "simulations": set(PACKAGES),
 }
-FLOWER_FILES = {"app.py", "strategy.py", "records.py", "grid.py"}
+FLOWER_FILES = {"clientapp.py", "app.py", "strategy.py", "records.py", "grid.py"}
 
 
 def sources() -> list[Path]:

@@ -1,8 +1,5 @@
 """Which code a site lets in: Flower's bundle is judged before it is unpacked, let alone run.
 
-The SuperNode starts `flwr-clientapp` for every message, by its name on the PATH. `client.deployment.supernode` puts a
-command of that name in front which ends up here: it asks the site's policy, and hands over to Flower's own.
-
 Guarantees:
     No file of a bundle is unpacked or imported unless its packages `client` and `shared` are, byte for byte, a version
     that `policy.allowed_code_sha256` lists, its ClientApp is the one in `client.app`, and it holds nothing else that
@@ -12,20 +9,17 @@ Guarantees:
 
 import hashlib
 import io
-import os
-import sys
 import tomllib
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
 
 CODE_FOLDERS = ("client", "server", "shared")
 PINNED = ("client", "shared")
 TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "PRIVACY.md", "DEPLOYMENT.md", "CONTRIBUTING.md")
 CLIENTAPP = "client.app:app"
-SITE_VARIABLE = "FEDCMR_SITE"
-"""Tells the started process the site's folder."""
+MAX_BYTES = 50_000_000
+"""Unpacked: fifty times what it takes."""
 
 
 class BundleRefused(Exception):  # noqa: N818
@@ -45,7 +39,8 @@ def check_bundle(content: bytes, allowed: Sequence[str]) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-            if len(set(names)) < len(names) or not all(map(_is_expected, names)):
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_BYTES or len(set(names)) < len(names) or not all(map(_is_expected, names)):
                 raise BundleRefused("code-not-allowed")
             settings = tomllib.loads(archive.read("pyproject.toml").decode())
             found = bundle_sha256({name: archive.read(name) for name in names})
@@ -79,29 +74,3 @@ def _is_expected(name: str) -> bool:
         or (folder == "configs" and path.suffix == ".yaml" and len(path.parts) == 2)
         or name == ".info/CONTENT"
     )
-
-
-def main() -> None:
-    """`flwr-clientapp` as the site starts it: the same command, with the bundle judged before it is unpacked."""
-    from client.policy import load_site
-
-    policy = load_site(Path(os.environ[SITE_VARIABLE])).policy
-    for name in [name for name in sys.modules if name.split(".")[0] in CODE_FOLDERS and name != __name__]:
-        del sys.modules[name]  # the bundle's own copy is what shall run, and what was judged
-
-    from flwr.supernode.cli import flwr_clientapp
-    from flwr.supernode.runtime import run_clientapp
-
-    unpack = run_clientapp.install_from_fab
-
-    def judged(fab_file: Any, *args: Any, **kwargs: Any) -> Any:
-        if policy.allowed_code_sha256:
-            check_bundle(fab_file, policy.allowed_code_sha256)
-        return unpack(fab_file, *args, **kwargs)
-
-    run_clientapp.install_from_fab = judged
-    flwr_clientapp()
-
-
-if __name__ == "__main__":
-    main()

@@ -82,6 +82,25 @@ def authority_of(site: SiteSettings) -> Path:
     return site.authority_path
 
 
+def copy_authority(source: Path, site: Path) -> str:
+    """Copy the authority's certificate into the site's folder; returns its name there.
+
+    Raises:
+        UserError: It is none, or the folder holds another one.
+    """
+    try:
+        content = source.read_bytes()
+        x509.load_pem_x509_certificate(content)
+    except (OSError, ValueError):
+        raise UserError(f"--authority {source} holds no certificate: give the coordinator's ca.crt") from None
+    path = site / "ca.crt"
+    if path.exists() and path.read_bytes() != content:
+        raise UserError(f"{path} is another authority's: a site has one coordinator, take a new folder")
+    site.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path.name
+
+
 def _cases(site: SiteSettings) -> str:
     number = len(read_index(site.data_path))
     if number < site.policy.min_patients:

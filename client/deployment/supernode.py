@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from client.deployment.bundle import SITE_VARIABLE
+from client.deployment.clientapp import SITE_VARIABLE
 from client.deployment.connection import address_of, authority_of, examine
 from client.deployment.node_key import checked_node_key
 from client.policy import SiteSettings
@@ -85,7 +85,7 @@ def _environment(site: SiteSettings) -> dict[str, str]:
     commands.mkdir(parents=True, exist_ok=True, mode=0o700)
     judge = commands / "flwr-clientapp"
     # -P: the folder that the SuperNode was started in is no place to import from.
-    judge.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m client.deployment.bundle "$@"\n', encoding="utf-8")
+    judge.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m client.deployment.clientapp "$@"\n', encoding="utf-8")
     judge.chmod(0o700)
     path = os.pathsep.join([str(commands), str(BIN), os.environ.get("PATH", "")])
     return os.environ | {

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from server.deployment.coordinator import Coordinator
-from server.deployment.services import CONNECTION, environment, flwr, healthy, node_ids, running_pid
+from server.deployment.services import (
+    CONNECTION,
+    EXECUTOR,
+    SUPERLINK,
+    environment,
+    flwr,
+    healthy,
+    node_ids,
+    running_pid,
+)
 from server.federation_state import read_study
 from shared.case import read_index
 from shared.config import load
@@ -36,7 +45,7 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
         tests: Folders of prepared cases; copied, each a test set under its own name.
 
     Raises:
-        UserError: No site is registered, a test folder is none, or two have one name.
+        UserError: No site is registered, a test folder is none, two have one name, or the services do not run.
     """
     sites = coordinator.sites()
     if not sites:
@@ -48,22 +57,34 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     for path in tests:
         if not read_index(path):
             raise UserError(f"--test {path} holds no case: prepare one with 'fedcmr-client prepare'")
-    run = open_run(out, load(config, overrides))
+    settings = load(config, overrides)
+    require_services(coordinator)
+    run = open_run(out, settings)
     for path in tests:
         shutil.copytree(path, run.path / "test" / path.resolve().name, dirs_exist_ok=True)
     facts = {name: asdict(site) for name, site in sites.items()}
     (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
 
 
+def require_services(coordinator: Coordinator) -> None:
+    """Refuse to go on without them.
+
+    Raises:
+        UserError: They do not run.
+    """
+    if not healthy(coordinator) or running_pid(coordinator, EXECUTOR) is None:
+        raise UserError(f"the services do not run: 'fedcmr-server start {coordinator.folder}' starts them")
+
+
 def run_study(coordinator: Coordinator, out: Path) -> None:
     """Run the study in a run folder to its report, or go on with it; its log is shown as it comes.
 
     Raises:
-        UserError: The services do not run, the study ended before its report, or somebody runs it already.
+        UserError: The services do not run, the study ended before its report, or Flower has another run that is not
+            finished.
     """
+    require_services(coordinator)
     run = load_run(out)
-    if not healthy(coordinator) or running_pid(coordinator, "superexec") is None:
-        raise UserError(f"the services do not run: 'fedcmr-server start {coordinator.folder}' starts them")
     if not (ROOT / "pyproject.toml").is_file():
         raise UserError(f"{ROOT} has no pyproject.toml: Flower packs its app from a source checkout, use one")
     busy = [entry["run-id"] for entry in flower_runs(coordinator) if not entry["status"].startswith("finished")]
@@ -93,7 +114,7 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
     """
     up = healthy(coordinator)
     facts: dict[str, Any] = {
-        "services": {name: running_pid(coordinator, name) is not None for name in ("superlink", "superexec")},
+        "services": {name: running_pid(coordinator, name) is not None for name in (SUPERLINK, EXECUTOR)},
         "healthy": up,
         "sites": _sites_online(coordinator) if up else dict.fromkeys(coordinator.sites(), "unknown"),
     }

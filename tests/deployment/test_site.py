@@ -1,0 +1,148 @@
+"""What a site looks at before it joins: each thing that is wrong is named, with its mend."""
+
+import ssl
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+from client.cli import main
+from client.code_hash import code_sha256
+from client.deployment.connection import examine
+from client.policy import SitePolicy, load_site
+from tests.deployment.conftest import change_site, free_port, server
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("c") / "coordinator"
+    assert server("init", folder, "--name", "study", "--address", "127.0.0.1") == 0
+    return folder
+
+
+class Clock(BaseHTTPRequestHandler):
+    """Tells a time that is `skew_s` ahead."""
+
+    skew_s = 0.0
+
+    def do_HEAD(self):
+        self.send_response_only(404)
+        self.send_header("Date", format_datetime(datetime.now(UTC) + timedelta(seconds=self.skew_s), usegmt=True))
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(coordinator):
+    """`serve(certificate_of, skew_s)`: a TLS server (plain where None); returns its port."""
+    servers = []
+
+    def start(certificate_of=coordinator, skew_s=0.0):
+        handler = type("Skewed", (Clock,), {"skew_s": skew_s})
+        running = HTTPServer(("127.0.0.1", 0), handler)
+        if certificate_of is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate_of / "server.crt", certificate_of / "server.key")
+            running.socket = context.wrap_socket(running.socket, server_side=True)
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        servers.append(running)
+        return running.server_address[1]
+
+    yield start
+    for running in servers:
+        running.shutdown()
+        running.server_close()
+
+
+@pytest.fixture
+def site(tmp_path, coordinator, write_cases):
+    """A site's folder as the command makes it, with six cases."""
+    folder = tmp_path / "site"
+    assert main(["init", str(folder), "--name", "a", "--vendor", "GE", "--nominal-patients", "6", "--coordinator",
+                 "127.0.0.1:1", "--authority", str(coordinator / "ca.crt")]) == 0  # fmt: skip
+    write_cases(folder / "train", "GE", 6, seed=1)
+    return folder
+
+
+def troubles(site):
+    return {found.name: found.text for found in examine(load_site(site)) if not found.ok}
+
+
+def test_init_makes_a_key_and_allows_the_installed_code_alone(site):
+    assert stat.S_IMODE((site / "node_key").stat().st_mode) == 0o600
+    public = load_ssh_public_key((site / "node_key.pub").read_bytes())
+    assert isinstance(public, ec.EllipticCurvePublicKey) and public.curve.key_size == 384
+    settings = load_site(site)
+    assert settings.policy.allowed_code_sha256 == [code_sha256()]
+    assert settings.authority_path == site / "ca.crt"
+    before = (site / "node_key").read_bytes()
+    assert main(["key", str(site)]) == 0
+    assert (site / "node_key").read_bytes() == before, "the coordinator has registered it"
+
+
+def test_a_site_in_order_has_no_troubles(site, serve, capsys):
+    change_site(site, coordinator=f"127.0.0.1:{serve()}")
+    assert troubles(site) == {}
+    assert main(["check", str(site)]) == 0
+    assert "of the study's authority" in capsys.readouterr().out
+
+
+def test_a_server_that_is_not_there_is_told_from_one_that_is_another(site, serve, tmp_path):
+    change_site(site, coordinator=f"127.0.0.1:{free_port()}")
+    assert "is not reached" in troubles(site)["coordinator"]
+    assert server("init", tmp_path / "other", "--name", "study", "--address", "127.0.0.1") == 0
+    change_site(site, coordinator=f"127.0.0.1:{serve(tmp_path / 'other')}")
+    found = troubles(site)
+    assert "coordinator" not in found and "is not the study's server" in found["certificate"]
+    change_site(site, coordinator=f"127.0.0.1:{serve(None)}")
+    assert "speaks no TLS" in troubles(site)["certificate"]
+
+
+def test_a_clock_that_is_off_is_named(site, serve):
+    change_site(site, coordinator=f"127.0.0.1:{serve(skew_s=300)}")
+    assert list(troubles(site)) == ["clock"] and "-300 s" in troubles(site)["clock"].replace("-299", "-300")
+
+
+def test_a_key_that_others_can_read_any_code_and_few_patients_are_named(site, serve):
+    change_site(site, coordinator=f"127.0.0.1:{serve()}", nominal_patients=9, policy=SitePolicy(min_patients=8))
+    (site / "node_key").chmod(0o644)
+    found = troubles(site)
+    assert set(found) == {"key", "code", "cases"}
+    assert "chmod 600" in found["key"] and "fedcmr-client code" in found["code"] and "min_patients, 8" in found["cases"]
+    (site / "node_key").unlink()
+    assert "is missing" in troubles(site)["key"]
+
+
+def test_a_site_that_is_not_in_order_does_not_join(site, capsys):
+    assert main(["join", str(site)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot join" in error and "is not reached" in error and "Traceback" not in error
+    assert main(["check", str(site)]) == 2
+    assert "to be mended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"coordinator": None}, {"coordinator": "host"}, {"authority": None}])
+def test_settings_that_lack_the_way_to_the_coordinator_are_named(site, serve, changes):
+    change_site(site, **({"coordinator": f"127.0.0.1:{serve()}"} | changes))
+    assert any("site.yaml" in text for text in troubles(site).values())
+
+
+def test_a_site_of_an_earlier_version_still_loads(tmp_path):
+    (tmp_path / "site.yaml").write_text("name: a\nvendor: GE\nnominal_patients: 9\n")
+    assert load_site(tmp_path).coordinator is None
+
+
+def test_half_of_a_deployment_is_refused(tmp_path, capsys):
+    arguments = ["init", str(tmp_path / "s"), "--name", "a", "--vendor", "GE", "--nominal-patients", "6"]
+    assert main([*arguments, "--coordinator", "x:1"]) == 2
+    assert "belong together" in capsys.readouterr().err
+    (tmp_path / "ca.crt").write_text("no certificate")
+    assert main([*arguments, "--coordinator", "x:1", "--authority", str(tmp_path / "ca.crt")]) == 2
+    assert "holds no certificate" in capsys.readouterr().err
