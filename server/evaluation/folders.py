@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from server.evaluation.coverage import coverage
+from server.evaluation.score import FEW_PATIENTS
 from server.evaluation.subgroups import subgroup_tables
 from server.evaluation.tables import predict_the_mean, table
 from server.examples import patient_ef
@@ -74,12 +75,14 @@ def _vendors(folder: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def _say_what_to_know(folder: Path, report: dict[str, dict[str, Any]]) -> None:
-    """About answers that are no number, and about groups that are one patient."""
+    """About few patients, answers that are no number, and groups that are one patient."""
     by_vendor = report["regression"][str(folder)]
     undefined, num = by_vendor["all"]["n_undefined"], by_vendor["all"]["n_patients"]
     if undefined:
         _say(folder, f"the model has no answer for {undefined} of {num} patients: the figures of their groups are left "
                      "undefined; do its weights hold NaN?")  # fmt: skip
+    if num < FEW_PATIENTS:
+        _say(folder, f"{num} patients are too few to judge a model by: take the figures as an illustration")
     tables = [by_vendor, *report["subgroups"][str(folder)].values()]
     lonely = sum(values["n_patients"] == 1 for scores in tables for values in scores.values())
     if lonely:

@@ -29,6 +29,8 @@ POINTS = 100.0
 NO_SPREAD = 1e-12
 """Variances below this are rounding: constant values of which no correlation can be told."""
 CONFIDENCE = (2.5, 97.5)
+FEW_PATIENTS = 10
+"""Below this a row of a table is an illustration, and whoever shows it says so."""
 CHUNK_ELEMENTS = 10_000_000
 
 Score = dict[str, Any]

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from server.evaluation.score import FEW_PATIENTS
 from server.report import figures, numbers
 from server.report.agreement import bland_altman, scatter
 from server.report.audit import audit_tables, read_audit
 from server.report.flat import as_csv
 from server.report.matrix import matrix_parts, matrix_sentences
 from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
-from server.report.numbers import FEW_PATIENTS, HUMAN_POINTS
+from server.report.numbers import HUMAN_POINTS
 from server.report.omissions import not_run_note, omissions
 from server.report.overlays import OverlayRow, colour_bar, overlay_sheet
 from server.report.pictures import Extreme, Row, SampleSheet

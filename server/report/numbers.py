@@ -5,8 +5,6 @@ from typing import Any
 
 HUMAN_POINTS = (4.6, 7.5)
 """EF points by which experienced readers differ: seven core labs, Suinesiaputra et al. (2015), JCMR 17:63."""
-FEW_PATIENTS = 10
-"""Below this a row of the table is an illustration, and the page says so."""
 
 
 def figure(value: float | None, digits: int) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.report.numbers import FEW_PATIENTS, listed, patients
+from server.evaluation.score import FEW_PATIENTS
+from server.report.numbers import listed, patients
 
 ALWAYS_ASKED = {
     "predict_the_mean": "guessing the mean",

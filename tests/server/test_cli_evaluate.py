@@ -64,6 +64,7 @@ def test_json_and_csv_hold_the_subgroups_and_nothing_of_a_patient(model, folder,
     assert (tmp_path / "scores.csv").read_text() == as_csv(shown)
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*before, "scores.csv"])
     assert "2 of the groups are one patient" in printed.err, "3 T, and DCM"
+    assert "4 patients are too few to judge a model by" in printed.err
     told = printed.out + printed.err + (tmp_path / "scores.csv").read_text()
     assert not any(case.info.pseudonym in told for case in cases)
 

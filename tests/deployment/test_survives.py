@@ -1,0 +1,143 @@
+"""What dies in a deployed study, and what is refused: nothing is lost, nobody is charged twice, no other code runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from client.deployment.node_key import make_node_key
+from client.ledger import Ledger
+from client.policy import SitePolicy, SiteSettings, write_site
+from server.deployment.coordinator import load_coordinator
+from server.deployment.services import SECRET_NAME, SUPERLINK, running_pid
+from tests.conftest import NOMINAL_PATIENTS, write_cases
+from tests.deployment.conftest import change_site, server
+
+PATIENCE_S = 240.0
+OTHER_VERSION = "0" * 64
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+
+
+def start_run(study, run, *options):
+    """`fedcmr-server run` in a process of its own, with its output in a file beside the run folder."""
+    command = [sys.executable, "-m", "server.cli", "run", study.folder, "--out", run, *options]
+    with run.with_suffix(".log").open("a") as log:
+        return subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+
+
+def rounds(run):
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line.get("stage") == "federation" and "round" in line]
+
+
+def children(pid):
+    """A process's descendants, by command."""
+    found, open_pids = {}, [pid]
+    while open_pids:
+        current = open_pids.pop()
+        try:
+            for task in Path(f"/proc/{current}/task").iterdir():
+                open_pids += [int(child) for child in (task / "children").read_text().split()]
+            found[current] = Path(f"/proc/{current}/cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+    return found
+
+
+def charged_rounds(folder):
+    return [charge["round"] for charge in Ledger(folder / "ledger").charges()]
+
+
+def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
+    """Site c has approved another version: it joins, and lets nothing run."""
+    change_site(deployed.sites["c"], policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]))
+    run = tmp_path / "run"
+    settings = (*deployed.settings, "federation.num_rounds=4", "federation.reply_timeout_s=600")
+    with deployed.joined("a", "b", "c") as joined:
+        first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
+        wait_for(lambda: len(rounds(run)) >= 1, "the first round")
+        coordinator = load_coordinator(deployed.folder)
+        os.kill(running_pid(coordinator, SUPERLINK), signal.SIGKILL)
+        assert first.wait(timeout=PATIENCE_S) == 2
+        assert "goes on where it stopped" in run.with_suffix(".log").read_text()
+        done_before = len(rounds(run))
+        assert done_before < 4
+
+        server("stop", deployed.folder)
+        assert server("start", deployed.folder) == 0
+        deployed.wait_online("a", "b")
+        second = start_run(deployed, run, "--resume")
+        wait_for(lambda: len(rounds(run)) > done_before, "a round after the restart")
+        supernode = next(pid for pid, command in children(joined["b"].pid).items()
+                         if any(part.endswith("flower-supernode") for part in command))  # fmt: skip
+        os.kill(supernode, signal.SIGKILL)
+        assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
+
+    assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4]
+    assert charged_rounds(deployed.sites["a"]) == [1, 2, 3, 4], "every round once, in spite of the restart"
+    assert len(set(charged_rounds(deployed.sites["b"]))) == len(charged_rounds(deployed.sites["b"])) >= 2
+    assert not (deployed.sites["c"] / "ledger").exists(), "the site was not charged"
+    assert not (deployed.sites["c"] / "flwr" / "apps").exists(), "and no file of the bundle was unpacked"
+    assert all(line["dropped"] for line in rounds(run)), "the server hears of an error, and goes on without the site"
+    assert (run / "report.html").is_file()
+
+
+def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_path):
+    folder = tmp_path / "stranger"
+    write_cases(folder / "train", "GE", NOMINAL_PATIENTS, 7)
+    known = deployed.sites["a"]
+    write_site(folder, SiteSettings(
+        "a", "Siemens", NOMINAL_PATIENTS, prior=str(tiny_prior), authority=str(deployed.folder / "ca.crt"),
+        coordinator=load_coordinator(deployed.folder).superlink,
+        policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]),
+    ))  # fmt: skip
+    make_node_key(folder)
+    assert (folder / "node_key.pub").read_bytes() != (known / "node_key.pub").read_bytes()
+    with (folder / "join.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "client.cli", "join", str(folder)], stdout=log, stderr=log)
+    try:
+        wait_for(lambda: "the SuperNode ended with code" in (folder / "join.log").read_text(), "a refusal")
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    assert deployed.status()["sites"]["a"] != "online"
+
+
+def test_an_executor_without_the_secret_gets_no_work(deployed, tmp_path):
+    """Whoever has the certificate alone could otherwise take the ServerApp, with the sites' updates."""
+    coordinator = load_coordinator(deployed.folder)
+    (tmp_path / "guessed").write_text("0" * 64)
+
+    def executor(secret):
+        return subprocess.Popen(
+            [Path(sys.executable).parent / "flower-superexec", "--root-certificates", coordinator.ca,
+             "--runtime-api-address", coordinator.superlink, "--superexec-auth-secret-file", secret],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    rogue, honest = executor(tmp_path / "guessed"), executor(deployed.folder / SECRET_NAME)
+    try:
+        rogue.wait(timeout=PATIENCE_S)  # Flower turns it away, and it ends
+        assert honest.poll() is None, "one with the secret stays and waits for work"
+    finally:
+        for process in (rogue, honest):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(autouse=True)
+def services_run(deployed):
+    """A test may have ended with them stopped."""
+    assert server("start", deployed.folder) == 0
