@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
                               description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
                               "where 'check SITE_FOLDER' finds something to mend.")  # fmt: skip
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
+    sub.add_argument("--cold", action="store_true", help="load the libraries anew for every message: slower, and no "
+                     "gigabyte of memory between them")  # fmt: skip
     sub.set_defaults(command=_join)
 
     sub = commands.add_parser("key", help="make the site's key for a deployed study, once",
@@ -188,7 +190,7 @@ def _join(options: argparse.Namespace) -> None:
     from client.deployment.supernode import join
     from client.policy import load_site
 
-    join(load_site(options.site))
+    join(load_site(options.site), warm=not options.cold)
 
 
 def _key(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """`flwr-clientapp` as a site starts it: Flower's own command, with the bundle judged before it is unpacked.
 
 The SuperNode starts `flwr-clientapp` for every message, by its name on the PATH. `client.deployment.supernode` puts a
-command of that name in front which ends up here.
+command of that name in front which ends up here, see `client.deployment.warm`.
 """
 
 import os

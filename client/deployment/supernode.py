@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from client.deployment.clientapp import SITE_VARIABLE
 from client.deployment.connection import address_of, authority_of, examine
 from client.deployment.node_key import checked_node_key
+from client.deployment.warm import write_shim
 from client.policy import SiteSettings
 from shared.errors import UserError
 from shared.progress import console
@@ -28,8 +30,12 @@ STEADY_S = 300.0
 STOP_S = 20.0
 
 
-def join(site: SiteSettings) -> None:
+def join(site: SiteSettings, warm: bool = True) -> None:
     """Run the SuperNode until SIGTERM or SIGINT.
+
+    Args:
+        site: Its settings.
+        warm: Keep the libraries loaded between messages: see `client.deployment.warm`.
 
     Raises:
         UserError: The site is not ready: everything that is not is named.
@@ -43,7 +49,7 @@ def join(site: SiteSettings) -> None:
     failures = 0
     while not over.is_set():
         started = time.monotonic()
-        code = _run_once(site, over)
+        code = _run_once(site, over, warm)
         if over.is_set():
             return
         failures = 0 if time.monotonic() - started > STEADY_S else failures
@@ -53,16 +59,27 @@ def join(site: SiteSettings) -> None:
         over.wait(wait_s)
 
 
-def _run_once(site: SiteSettings, over: threading.Event) -> int:
+def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
     """One SuperNode, from its start to its end."""
-    process = subprocess.Popen(_command(site), env=_environment(site), cwd=site.folder, stdin=subprocess.DEVNULL,
-                               start_new_session=True)  # fmt: skip
-    try:
-        while process.poll() is None and not over.wait(0.2):
-            pass
-    finally:
-        _end(process)
-    return process.returncode
+    environment = _environment(site)
+    # The path of a Unix socket is short, and a site's folder may not be.
+    with tempfile.TemporaryDirectory(prefix="fedcmr-") as temporary:
+        address = Path(temporary) / "warm"
+        write_shim(site.folder / "flwr" / "bin" / "flwr-clientapp", address)
+        commands = [[sys.executable, "-P", "-m", "client.deployment.warm", str(address)]] if warm else []
+        processes = [
+            subprocess.Popen(
+                command, env=environment, cwd=site.folder, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            for command in (*commands, _command(site))
+        ]
+        try:
+            while processes[-1].poll() is None and not over.wait(0.2):
+                pass
+        finally:
+            for process in reversed(processes):
+                _end(process)
+    return processes[-1].returncode
 
 
 def _command(site: SiteSettings) -> list[str]:
@@ -83,10 +100,6 @@ def _environment(site: SiteSettings) -> dict[str, str]:
     home = site.folder / "flwr"
     commands = home / "bin"
     commands.mkdir(parents=True, exist_ok=True, mode=0o700)
-    judge = commands / "flwr-clientapp"
-    # -P: the folder that the SuperNode was started in is no place to import from.
-    judge.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m client.deployment.clientapp "$@"\n', encoding="utf-8")
-    judge.chmod(0o700)
     path = os.pathsep.join([str(commands), str(BIN), os.environ.get("PATH", "")])
     return os.environ | {
         "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",

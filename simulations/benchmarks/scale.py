@@ -32,9 +32,9 @@ from simulations.flower_engine import Engine, simulating_superlink
 from simulations.hospital import write_hospital
 
 SITES = (3, 10, 30, 100)
-NUM_PATIENTS = 2
+NUM_PATIENTS, NUM_ROUNDS = 2, 4
 SETTINGS = (
-    "federation.num_rounds=4", "federation.local_steps=1", "federation.num_views=1", "federation.rung=low_rank",
+    "federation.local_steps=1", "federation.num_views=1", "federation.rung=low_rank",
     "synthesis.num_cases=2", "synthesis.num_slices=3", "synthesis.num_steps=1", "regression.num_steps=1",
     "regression.batch_size=2", "regression.num_tta=1", "evaluation.baselines=[]", "evaluation.num_bootstrap=100",
     "device=cpu",
@@ -117,9 +117,9 @@ def measure(folder: Path, cases: Path, num_sites: int) -> Figures:
     )
 
 
-def write_study(run: Path, cases: Path, num_sites: int) -> Path:
+def write_study(run: Path, cases: Path, num_sites: int, num_rounds: int = NUM_ROUNDS) -> Path:
     """A run folder whose sites share the cases."""
-    config = load("smoke", SETTINGS)
+    config = load("smoke", [*SETTINGS, f"federation.num_rounds={num_rounds}"])
     run.mkdir(parents=True)
     (run / CONFIG_NAME).write_text(dump(config), encoding="utf-8")
     names = [f"site-{number:04d}" for number in range(num_sites)]

@@ -1,6 +1,5 @@
 """A study between institutions on this machine: Flower's SuperLink over TLS, and three sites that join it."""
 
-import json
 import os
 import signal
 import socket
@@ -17,10 +16,12 @@ from client.code_hash import code_sha256
 from client.deployment.node_key import make_node_key
 from client.policy import SitePolicy, SiteSettings, load_site, write_site
 from server import cli as server_cli
+from server.deployment.coordinator import load_coordinator
+from server.deployment.runs import status
 from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
 
 SETTINGS = (
-    "device=cpu", "federation.num_rounds=3", "federation.num_views=1", "federation.local_steps=1",
+    "device=cpu", "federation.num_rounds=2", "federation.num_views=1", "federation.local_steps=1",
     "federation.rung=affine", "synthesis.num_cases=6", "synthesis.num_slices=3", "synthesis.num_steps=1",
     "regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1", "evaluation.baselines=[]",
     "evaluation.num_bootstrap=100",
@@ -51,9 +52,8 @@ class Study:
     def settings(self) -> list[str]:
         return [f"prior={self.prior}", *SETTINGS]
 
-    def status(self, capsys=None) -> dict:
-        command = [sys.executable, "-m", "server.cli", "status", str(self.folder), "--json"]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    def status(self) -> dict:
+        return status(load_coordinator(self.folder), None)
 
     @contextmanager
     def joined(self, *names):
@@ -80,10 +80,10 @@ class Study:
         deadline = time.monotonic() + ONLINE_S
         while any(self.status()["sites"].get(name) != "online" for name in names):
             assert time.monotonic() < deadline, {n: (self.sites[n] / "join.log").read_text()[-2000:] for n in names}
-            time.sleep(1)
+            time.sleep(3)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def deployed(tmp_path_factory, tiny_prior):
     """The services run, three sites are registered; nobody has joined."""
     root = tmp_path_factory.mktemp("deployed")

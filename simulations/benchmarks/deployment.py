@@ -1,0 +1,137 @@
+"""What a round costs between institutions beyond its training: `python -m simulations.benchmarks.deployment`.
+
+One small study, three times on this machine: in one process tree (`simulations.grid`), and through SuperLink and three
+SuperNodes over TLS, with the libraries kept loaded between messages (`fedcmr-client join`) and without (`--cold`). What
+a deployed round takes beyond one in the process tree is the engine's overhead.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from client.code_hash import code_sha256
+from client.deployment.node_key import make_node_key
+from client.policy import SitePolicy, SiteSettings, write_site
+from server.deployment.authority import issue_server_certificate, make_authority
+from server.deployment.coordinator import Coordinator, register_site, write_coordinator
+from server.deployment.runs import make_run, run_study, status
+from server.deployment.services import start, stop
+from server.federation_state import StudySite
+from shared.checkpoint import write_atomically
+from shared.errors import UserError, run_command
+from shared.run_folder import load_run
+from simulations.benchmarks.scale import NUM_PATIENTS, SETTINGS, shared_cases, write_study
+from simulations.grid import make_grid, run_server_app
+
+NUM_SITES, NUM_ROUNDS = 3, 6
+ONLINE_S = 300.0
+IN_PROCESS, WARM, COLD = "one process tree", "deployed, libraries kept loaded", "deployed, --cold"
+
+
+def main() -> int:
+    """Run the three studies, print the table, write JSON on request."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.deployment", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
+    options = parser.parse_args()
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cases = shared_cases(folder)
+        seconds = {IN_PROCESS: in_process(folder / "grid", cases)}
+        for name, flags in ((WARM, []), (COLD, ["--cold"])):
+            seconds[name] = deployed(folder / name.split()[-1].strip("-"), cases, flags)
+    table = Table("engine", "s a round", "beyond one process tree, s", title=f"{NUM_SITES} sites, median of the rounds")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.1f}", "" if name == IN_PROCESS else f"{value - seconds[IN_PROCESS]:.1f}")
+    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+    if options.json:
+        write_atomically(options.json, (json.dumps(seconds, indent=2) + "\n").encode())
+
+
+def in_process(folder: Path, cases: Path) -> float:
+    """Median seconds of a round in one process tree."""
+    run = load_run(write_study(folder, cases, NUM_SITES, NUM_ROUNDS))
+    with make_grid(run, run.config) as grid:
+        run_server_app(grid, {"run-dir": str(run.path.resolve())})
+    return round_seconds(run.path)
+
+
+def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
+    """Median seconds of a round through Flower's deployment engine."""
+    coordinator = Coordinator("benchmark", ["127.0.0.1"], _free_port(), _free_port(), folder=folder / "coordinator")
+    coordinator.folder.mkdir(parents=True)
+    make_authority(coordinator.folder, coordinator.name)
+    issue_server_certificate(coordinator.folder, coordinator.addresses)
+    write_coordinator(coordinator)
+    policy = SitePolicy(min_patients=1, allowed_code_sha256=[code_sha256()])
+    sites = [folder / f"site-{number}" for number in range(NUM_SITES)]
+    for site in sites:
+        settings = SiteSettings(site.name, "GE", NUM_PATIENTS, data=str(cases), coordinator=coordinator.superlink,
+                                authority=str(coordinator.ca), policy=policy)  # fmt: skip
+        write_site(site, settings)
+        key = make_node_key(site).read_text(encoding="utf-8")
+        register_site(coordinator, site.name, key, StudySite("GE", NUM_PATIENTS))
+    run = folder / "run"
+    try:
+        start(coordinator)
+        with _joined(sites, flags):
+            deadline = time.monotonic() + ONLINE_S
+            while set(status(coordinator, None)["sites"].values()) != {"online"}:
+                if time.monotonic() > deadline:
+                    raise UserError(f"no site came online within {ONLINE_S:.0f} s: see {sites[0] / 'join.log'}")
+                time.sleep(1)
+            make_run(coordinator, run, "smoke", [*SETTINGS, f"federation.num_rounds={NUM_ROUNDS}"], [cases])
+            run_study(coordinator, run)
+    finally:
+        stop(coordinator)
+    return round_seconds(run)
+
+
+def round_seconds(run: Path) -> float:
+    """Median seconds of the rounds after the first, which asks for something else."""
+    lines = [line for line in load_run(run).metrics() if line.get("stage") == "federation" and "round" in line]
+    return statistics.median(line["elapsed_s"] for line in lines[1:])
+
+
+@contextmanager
+def _joined(sites: list[Path], flags: list[str]) -> Iterator[None]:
+    """`fedcmr-client join` of every site, ended with the block."""
+    processes = []
+    try:
+        for site in sites:
+            with (site / "join.log").open("wb") as log:
+                command = [sys.executable, "-m", "client.cli", "join", str(site), *flags]
+                processes.append(subprocess.Popen(command, stdout=log, stderr=log,
+                                                  env=os.environ | {"OMP_NUM_THREADS": "1"}))  # fmt: skip
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
