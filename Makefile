@@ -4,7 +4,7 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: venv simulate test tools clean
+.PHONY: venv simulate test tools proto clean
 
 venv: .venv/.installed
 
@@ -32,6 +32,10 @@ tools:
 	command -v pdftotext >/dev/null || missing="$$missing poppler-utils"; \
 	command -v dciodvfy >/dev/null || missing="$$missing dicom3tools"; \
 	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
+
+# Python code of the delivery's wire contract; `tests/delivery` says where it is not that of the .proto.
+proto: venv
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. shared/delivery/delivery.proto
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build

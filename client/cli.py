@@ -5,18 +5,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from client.check.folder import PAGE_NAME, check, complain, write_report
 from client.check.page import facts
 from client.check.report import CheckReport, as_json, meaning
 from client.deidentify import KEY_NAME, read_key
+from client.deployment.cli import add_commands
 from client.ingest.layouts.plain import parse_labels
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
@@ -74,20 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
     sub.set_defaults(command=_check)
 
-    sub = commands.add_parser("join", help="take part in a deployed study until it is stopped",
-                              description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
-                              "where 'check SITE_FOLDER' finds something to mend.")  # fmt: skip
-    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
-    sub.add_argument("--cold", action="store_true", help="load the libraries anew for every message: slower, and no "
-                     "gigabyte of memory between them")  # fmt: skip
-    sub.set_defaults(command=_join)
-
-    sub = commands.add_parser("key", help="make the site's key for a deployed study, once",
-                              description="Writes SITE_FOLDER/node_key, which never leaves the site, and node_key.pub, "
-                              "which the coordinator registers.")  # fmt: skip
-    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
-    sub.set_defaults(command=_key)
-
     sub = commands.add_parser("budget", help="how much privacy the site's releases have cost, and what is left")
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -111,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
                      "site's key, and allows the code that is installed here and no other")  # fmt: skip
     sub.add_argument("--authority", type=Path, metavar="ca.crt", help="the coordinator's certificate authority; copied")
     sub.set_defaults(command=_init)
+
+    add_commands(commands)
     return parser
 
 
@@ -151,7 +138,9 @@ def _prepare(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     """Write what a folder of cases holds as JSON and as a page, and print it."""
     if (options.destination / "site.yaml").is_file():
-        _check_site(options)
+        from client.deployment.cli import check_site
+
+        check_site(options.destination, options.json, console)
         return
     report = check(options.destination)
     write_report(options.destination, report)
@@ -165,41 +154,6 @@ def _check(options: argparse.Namespace) -> None:
         _print_marks(report)
         console.print(f"page with pictures, for the site alone: {options.destination / PAGE_NAME}", soft_wrap=True)
     complain(options.destination, report)
-
-
-def _check_site(options: argparse.Namespace) -> None:
-    """Whether a site can join: what was looked at, and what is to be mended."""
-    from client.deployment.connection import examine
-    from client.policy import load_site
-
-    findings = examine(load_site(options.destination))
-    if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        table = Table("", "", "finding")
-        for finding in findings:
-            table.add_row(finding.name, "ok" if finding.ok else "[red]mend[/red]", escape(finding.text))
-        console.print(table)
-    troubles = [finding.name for finding in findings if not finding.ok]
-    if troubles:
-        raise UserError(f"{options.destination}: to be mended before the site can join: {', '.join(troubles)}")
-
-
-def _join(options: argparse.Namespace) -> None:
-    """Run the SuperNode."""
-    from client.deployment.supernode import join
-    from client.policy import load_site
-
-    join(load_site(options.site), warm=not options.cold)
-
-
-def _key(options: argparse.Namespace) -> None:
-    """Make the site's key."""
-    from client.deployment.node_key import make_node_key
-    from client.policy import load_site
-
-    console.print(f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, "
-                  "vendor and nominal patients", soft_wrap=True)  # fmt: skip
 
 
 def _print_marks(report: CheckReport) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from server.deployment.cli import add_commands
+from server.delivery import cli as delivery
+from server.deployment import cli as deployment
 from shared.case import VENDORS, load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, load
@@ -85,7 +86,8 @@ def _parser() -> Parser:
               "From what the run folder holds; nothing is trained.")  # fmt: skip
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
-    add_commands(add, _positive)
+    for group in (deployment, delivery):
+        group.add_commands(add, _positive)
     return parser
 
 

@@ -1,0 +1,98 @@
+"""A site's commands of `fedcmr-client` in a study between institutions: join, key, fetch, and `check` of its folder."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from shared.case import VENDORS
+from shared.errors import UserError
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the parser's sub-commands."""
+    sub = commands.add_parser("join", help="take part in a deployed study until it is stopped",
+                              description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
+                              "where 'check SITE_FOLDER' finds something to mend.")  # fmt: skip
+    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
+    sub.add_argument("--cold", action="store_true", help="load the libraries anew for every message: slower, and no "
+                     "gigabyte of memory between them")  # fmt: skip
+    sub.set_defaults(command=_join)
+
+    sub = commands.add_parser("key", help="make the site's key for a deployed study, once",
+                              description="Writes SITE_FOLDER/node_key, which never leaves the site, and node_key.pub, "
+                              "which the coordinator registers.")  # fmt: skip
+    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
+    sub.set_defaults(command=_key)
+
+    sub = commands.add_parser("fetch", help="bring synthetic patients from the coordinator",
+                              description="A broken connection is made again, and the same command goes on where it "
+                              "stopped. What arrives is checked before it is kept.")  # fmt: skip
+    sub.add_argument("destination", type=Path, metavar="DST", help="new or empty folder")
+    sub.add_argument("--from", dest="address", required=True, metavar="HOST:PORT", help="where it is delivered")
+    sub.add_argument("--authority", type=Path, required=True, metavar="ca.crt", help="the coordinator's")
+    sub.add_argument("--token-file", type=Path, required=True, metavar="FILE", help="file with the site's token")
+    sub.add_argument("--vendor", action="append", default=[], choices=VENDORS, metavar="V",
+                     help="in this style only, may be given again")  # fmt: skip
+    sub.add_argument("--ef", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+                     help="only ejection fractions in this range, fractions (default: all)")  # fmt: skip
+    sub.set_defaults(command=_fetch)
+
+
+def check_site(folder: Path, as_json: bool, console: Console) -> None:
+    """Print whether a site can join: what was looked at, and what is to be mended.
+
+    Raises:
+        UserError: Something is to be mended.
+    """
+    from client.deployment.connection import examine
+    from client.policy import load_site
+
+    findings = examine(load_site(folder))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("", "", "finding")
+        for finding in findings:
+            table.add_row(finding.name, "ok" if finding.ok else "[red]mend[/red]", escape(finding.text))
+        console.print(table)
+    troubles = [finding.name for finding in findings if not finding.ok]
+    if troubles:
+        raise UserError(f"{folder}: to be mended before the site can join: {', '.join(troubles)}")
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Run the SuperNode."""
+    from client.deployment.supernode import join
+    from client.policy import load_site
+
+    join(load_site(options.site), warm=not options.cold)
+
+
+def _key(options: argparse.Namespace) -> None:
+    """Make the site's key."""
+    from client.deployment.node_key import make_node_key
+    from client.policy import load_site
+
+    print(f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, vendor and "
+          "nominal patients")  # fmt: skip
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    """Fetch synthetic patients."""
+    from client.fetch import fetch
+
+    low, high = options.ef
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"Expected --ef LOW HIGH with 0 <= LOW <= HIGH <= 1, got {low:g} {high:g}.")
+    try:
+        token = options.token_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"--token-file {options.token_file} cannot be read: the coordinator sends it") from None
+    number = fetch(options.destination, options.address, options.authority, token, options.vendor, (low, high))
+    print(f"{number} synthetic patients in {options.destination}; read its DATASHEET.md")

@@ -1,0 +1,1 @@
+"""The service that brings synthetic cases back to the partners."""

@@ -1,0 +1,1 @@
+"""The wire contract of the delivery of synthetic cases: `delivery.proto`, and the code made from it."""
