@@ -19,7 +19,7 @@ from shared.checkpoint import write_atomically
 from shared.errors import UserError
 
 FLEET_PATHS = (
-    # Called by flwr/supernode/fleet_http_connection.py; spelt in flwr/supernode/fleet_http_client.py. The same in 1.41.0
+    # Called by flwr/supernode/fleet_http_connection.py, spelt in flwr/supernode/fleet_http_client.py; the same in 1.41.0
     # and 1.42.0. `tests/deployment/test_gateway_paths.py` fails when the installed flwr calls another one.
     "/v1/fleet/activate-node",             # http_request_response, once at the start
     "/v1/fleet/deactivate-node",           # http_request_response, once at the end
@@ -154,8 +154,9 @@ def _dns_name(certificate: Path) -> str:
         loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
         names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound):
-        raise UserError(f"{certificate}: expected the server's certificate with its names; 'fedcmr-server init' makes it"
-                        ) from None  # fmt: skip
+        raise UserError(
+            f"{certificate}: expected the server's certificate with its names: 'fedcmr-server init' makes it"
+        ) from None
     dns_names = [name for name in names.get_values_for_type(x509.DNSName) if HOST_NAME.match(name)]
     if not dns_names:
         raise UserError(f"{certificate}: expected at least one host's name beside the IP addresses, such as localhost; "

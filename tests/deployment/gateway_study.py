@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -146,14 +146,10 @@ def process(log: Path, *command: str | Path, home: Path):
         yield started
     finally:
         started.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             started.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         started.wait()
 
 
@@ -196,15 +192,11 @@ def send(port: int, request: bytes, authority: Path | None, name: str | None = "
     """
     with connect(port, authority, name) as connection:
         answer = b""
-        try:
-            connection.sendall(request)
-        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-            pass  # refused before all of a body was sent; why is said all the same
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            connection.sendall(request)  # may be refused before all of a body was sent; why is said all the same
+        with suppress(ConnectionResetError, ssl.SSLEOFError):
             while part := connection.recv(65536):
                 answer += part
-        except (ConnectionResetError, ssl.SSLEOFError):
-            pass
     text = answer.decode("latin-1")
     return (int(text.split(" ", 2)[1]) if text.startswith("HTTP/") else 0), text
 
