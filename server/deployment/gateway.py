@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
+from shared.service_files import render
 
+TEMPLATES = Path(__file__).parent / "templates"
 FLEET_PATHS = (
-    # Called by flwr/supernode/fleet_http_connection.py, spelt in flwr/supernode/fleet_http_client.py; the same in 1.41.0
-    # and 1.42.0. `tests/deployment/test_gateway_paths.py` fails when the installed flwr calls another one.
+    # Called by flwr/supernode/fleet_http_connection.py, spelt in flwr/supernode/fleet_http_client.py; the same in
+    # 1.41.0 and 1.42.0. `tests/deployment/test_gateway_paths.py` fails when the installed flwr calls another one.
     "/v1/fleet/activate-node",             # http_request_response, once at the start
     "/v1/fleet/deactivate-node",           # http_request_response, once at the end
     "/v1/fleet/send-node-heartbeat",       # send_node_heartbeat, about every 25 s
@@ -103,30 +104,17 @@ def write_gateway(
         raise UserError(f"{study}: nginx cannot read a path with quotes, backslashes or $; use another folder")
     folder = study / "gateway"
     (folder / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = _environment().get_template("nginx.conf.j2").render(
-        folder=folder,
-        certificate=study / "server.crt",
-        key=study / "server.key",
-        authority=study / "ca.crt",
-        upstream_name=_dns_name(study / "server.crt"),
-        names=[_server_name(address) for address in addresses],
-        gateway_port=gateway_port,
-        superlink=f"127.0.0.1:{superlink_port}",
-        delivery=f"127.0.0.1:{delivery_port}",
-        listen=_all_interfaces() if listen is None else listen,
-        fleet_paths=FLEET_PATHS,
-        delivery_paths=DELIVERY_PATHS,
-        **vars(limits or Limits()),
-    )  # fmt: skip
+    values = {
+        "folder": folder, "authority": study / "ca.crt",
+        "certificate": study / "server.crt", "key": study / "server.key",
+        "upstream_name": _dns_name(study / "server.crt"), "names": [_server_name(address) for address in addresses],
+        "gateway_port": gateway_port, "superlink": f"127.0.0.1:{superlink_port}",
+        "delivery": f"127.0.0.1:{delivery_port}", "listen": _all_interfaces() if listen is None else listen,
+        "fleet_paths": FLEET_PATHS, "delivery_paths": DELIVERY_PATHS, **vars(limits or Limits()),
+    }  # fmt: skip
     path = folder / "nginx.conf"
-    write_atomically(path, text.encode())
+    write_atomically(path, render(TEMPLATES, "nginx.conf.j2", values).encode())
     return path
-
-
-def _environment() -> Environment:
-    """The templates of this package; a name that nobody gives a value is an error."""
-    return Environment(loader=PackageLoader("server.deployment"), undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)  # fmt: skip
 
 
 def _server_name(address: str) -> str:
