@@ -1,4 +1,4 @@
-"""The coordinator's commands of `fedcmr-server`: init, gateway, service, register, start, run, status, stop."""
+"""The coordinator's commands of `fedcmr-server`: init, gateway, service, register, remove, start, run, status, stop."""
 
 import argparse
 import json
@@ -63,6 +63,11 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--name", required=True, help="the site's, as in its site.yaml")
     sub.add_argument("--vendor", required=True, choices=VENDORS, metavar="V", help=f"one of {', '.join(VENDORS)}")
     sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
+
+    sub = add("remove", _remove, "take a site's key away: it left, or its key is lost",
+              "It is refused at once, also in a run that goes on. What it has released before stays in the model.")
+    sub.add_argument("folder", **folder)
+    sub.add_argument("--name", required=True, help="the site's")
 
     sub = add("start", _start, "start the SuperLink and the ServerApp's executor",
               "In the background, over TLS; what runs already is left alone.")  # fmt: skip
@@ -155,6 +160,14 @@ def _register(options: argparse.Namespace) -> None:
     if healthy(coordinator):
         tell_flower(coordinator)
     print(f"registered {options.name}, {options.vendor}, {options.nominal_patients} nominal patients")
+
+
+def _remove(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.services import forget_site
+
+    forget_site(load_coordinator(options.folder), options.name)
+    print(f"removed {options.name}; with another key it may be registered again")
 
 
 def _start(options: argparse.Namespace) -> None:
