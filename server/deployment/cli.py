@@ -64,8 +64,12 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--vendor", required=True, choices=VENDORS, metavar="V", help=f"one of {', '.join(VENDORS)}")
     sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
 
-    sub = add("remove", _remove, "take a site's key away: it left, or its key is lost",
-              "It is refused at once, also in a run that goes on. What it has released before stays in the model.")
+    sub = add(
+        "remove",
+        _remove,
+        "take a site's key away: it left, or its key is lost",
+        "It is refused at once, also in a run that goes on. What it has released before stays in the model.",
+    )
     sub.add_argument("folder", **folder)
     sub.add_argument("--name", required=True, help="the site's")
 

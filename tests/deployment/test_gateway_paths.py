@@ -11,6 +11,7 @@ from server.deployment.gateway import DELIVERY_PATHS, FLEET_PATHS, KEYLESS_PATHS
 from shared.errors import UserError
 from tests.deployment.gateway_study import write_certificates
 
+ROOT = Path(__file__).resolve().parents[2]
 FLWR = Path(flwr.__file__).parent
 CALL = re.compile(r'"(/v1/fleet/[^"]*)"')
 
@@ -37,6 +38,16 @@ def test_a_supernode_reaches_the_superlink_through_that_one_client():
     kebab = {re.sub(r"(?<!^)(?=[A-Z])", "-", method).lower() for method in methods}
     assert {f"/v1/fleet/{name}" for name in kebab} == set(FLEET_PATHS) | set(KEYLESS_PATHS)
     assert len(re.findall(r"if self_registered:", connection)) == 2, "what a SuperNode with a key calls has changed"
+
+
+def test_the_list_is_what_the_delivery_service_offers():
+    proto = ROOT / "shared" / "delivery" / "delivery.proto"
+    if not proto.is_file():
+        pytest.skip("this version has no delivery service")
+    text = proto.read_text()
+    package, service = (re.search(rf"^{word} ([\w.]+)", text, re.M)[1] for word in ("package", "service"))
+    methods = {f"/{package}.{service}/{method}" for method in re.findall(r"^  rpc (\w+)", text, re.M)}
+    assert methods | {"/grpc.health.v1.Health/Check"} == set(DELIVERY_PATHS)
 
 
 def test_each_path_stands_twice_in_the_file(study):
