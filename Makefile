@@ -25,13 +25,19 @@ test: venv tools
 	$(BIN)/python -m pytest
 
 # What the tests use beside Python, by Debian's packages: a browser opens and prints the report, pdftotext reads the print,
-# dciodvfy judges the DICOM export.
+# dciodvfy judges the DICOM export, nginx is the gateway of a deployment, systemd-analyze judges the units. Debian would
+# start nginx as a service; policy-rc.d says no for the time of the installation.
 tools:
 	@missing=; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	command -v pdftotext >/dev/null || missing="$$missing poppler-utils"; \
 	command -v dciodvfy >/dev/null || missing="$$missing dicom3tools"; \
-	[ -z "$$missing" ] || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
+	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx"; \
+	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
+	[ -z "$$missing" ] || { \
+		[ -e /usr/sbin/policy-rc.d ] || { trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d; }; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
 
 # Python code of the delivery's wire contract; `tests/delivery` says where it is not that of the .proto.
 proto: venv

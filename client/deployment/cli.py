@@ -1,4 +1,4 @@
-"""A site's commands of `fedcmr-client` in a study between institutions: join, key, fetch, and `check` of its folder."""
+"""A site's commands of `fedcmr-client` in a study between institutions, and `check` of its folder."""
 
 import argparse
 import json
@@ -23,6 +23,17 @@ def add_commands(commands: Any) -> None:
     sub.add_argument("--cold", action="store_true", help="load the libraries anew for every message: slower, and no "
                      "gigabyte of memory between them")  # fmt: skip
     sub.set_defaults(command=_join)
+
+    sub = commands.add_parser("service", help="write the files that run 'join' as a service of this machine",
+                              description="Writes a hardened systemd unit, or a Dockerfile and a compose file, for one "
+                              "site, and prints what an administrator does with them. Installs nothing.")  # fmt: skip
+    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml, where the service finds it")
+    sub.add_argument("--kind", required=True, choices=("systemd", "compose"), help="a unit, or a container")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to; made where needed")
+    sub.add_argument("--user", default="fedcmr", help="account that the unit runs as (default: %(default)s)")
+    sub.add_argument("--program", type=Path, metavar="PATH", help="fedcmr-client, where the unit finds it (default: "
+                     "the one installed here)")  # fmt: skip
+    sub.set_defaults(command=_service)
 
     sub = commands.add_parser("key", help="make the site's key for a deployed study, once",
                               description="Writes SITE_FOLDER/node_key, which never leaves the site, and node_key.pub, "
@@ -72,6 +83,19 @@ def _join(options: argparse.Namespace) -> None:
     from client.policy import load_site
 
     join(load_site(options.site), warm=not options.cold)
+
+
+def _service(options: argparse.Namespace) -> None:
+    """Write a service's files."""
+    from client.deployment.install import installed_program, next_steps, service_files
+    from client.policy import load_site
+    from shared.service_files import write_all
+
+    site = load_site(options.site)
+    program = options.program or installed_program()
+    for path in write_all(service_files(site, options.kind, options.user, program), options.out):
+        print(f"wrote {path}")
+    print(next_steps(site, options.kind, options.user, options.out))
 
 
 def _key(options: argparse.Namespace) -> None:

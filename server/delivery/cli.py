@@ -27,7 +27,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
               "gRPC over TLS with the certificate of 'init'; only calls with a token are answered.")  # fmt: skip
     sub.add_argument("folder", type=Path, metavar="DIR", help="the coordinator's folder")
     sub.add_argument("--data", type=Path, required=True, metavar="SET", help="data set, as RUN/synthetic")
-    sub.add_argument("--host", default="0.0.0.0", help="to listen on (default: %(default)s)")
+    sub.add_argument("--host", default="127.0.0.1", help="to listen on (default: %(default)s, behind the gateway)")
     sub.add_argument("--port", type=positive, default=8444, help="default: %(default)s")
 
 

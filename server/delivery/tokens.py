@@ -10,14 +10,14 @@ from server.deployment.authority import write_secret
 from shared.errors import UserError
 from shared.records import SITE_NAME
 
-TOKENS_NAME = "tokens.json"
+TOKENS_NAME = "delivery/tokens.json"
 
 
 def issue_token(folder: Path, site: str) -> str:
     """A new token for a site; an earlier one of the same site is void from now on.
 
     Args:
-        folder: The coordinator's; `tokens.json` in it holds the SHA-256 of every site's token.
+        folder: The coordinator's; `delivery/tokens.json` in it holds the SHA-256 of every site's token.
         site: Its name.
     """
     if not SITE_NAME.fullmatch(site):
@@ -68,4 +68,5 @@ def _digest(token: str) -> str:
 
 
 def _write(folder: Path, tokens: dict[str, str]) -> None:
+    (folder / TOKENS_NAME).parent.mkdir(exist_ok=True, mode=0o700)
     write_secret(folder / TOKENS_NAME, json.dumps(tokens, indent=2).encode())

@@ -1,17 +1,20 @@
-"""The coordinator's commands of `fedcmr-server`: init, register, start, run, status, stop."""
+"""The coordinator's commands of `fedcmr-server`: init, gateway, service, register, remove, start, run, status, stop."""
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from shared.case import VENDORS
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from server.deployment.coordinator import Coordinator
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 WIDE = 110
@@ -35,6 +38,24 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--port", type=positive, default=8443, help="of the SuperLink (default: %(default)s)")
     sub.add_argument("--health-port", type=positive, default=9095, help="of its health service, on this machine only "
                      "(default: %(default)s)")  # fmt: skip
+    sub.add_argument("--gateway-port", type=positive, default=443, help="that sites call (default: %(default)s)")
+    sub.add_argument("--delivery-port", type=positive, default=8444, help="of the service of synthetic data, behind "
+                     "the gateway (default: %(default)s)")  # fmt: skip
+
+    sub = add("gateway", _gateway, "write the gateway's nginx.conf again",
+              "After a change of addresses or ports in coordinator.yaml; 'init' has written it first.")  # fmt: skip
+    sub.add_argument("folder", **folder)
+
+    sub = add("service", _service, "write the files that run the coordinator as services of this machine",
+              "Hardened systemd units for SuperLink and gateway and the rotation of their logs; prints what an "
+              "administrator does with them. Installs nothing.")  # fmt: skip
+    sub.add_argument("folder", **folder)
+    sub.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write to; made where needed")
+    sub.add_argument("--user", default="fedcmr", help="account that owns DIR and runs the units (default: %(default)s)")
+    sub.add_argument("--program", type=Path, metavar="PATH", help="fedcmr-server, where the units find it (default: "
+                     "the one installed here)")  # fmt: skip
+    sub.add_argument("--nginx", type=Path, metavar="PATH", help="nginx, where the units find it (default: the one "
+                     "installed here, or /usr/sbin/nginx)")  # fmt: skip
 
     sub = add("register", _register, "let a site take part", "Before the site's first 'fedcmr-client join'.")
     sub.add_argument("folder", **folder)
@@ -42,6 +63,15 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--name", required=True, help="the site's, as in its site.yaml")
     sub.add_argument("--vendor", required=True, choices=VENDORS, metavar="V", help=f"one of {', '.join(VENDORS)}")
     sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
+
+    sub = add(
+        "remove",
+        _remove,
+        "take a site's key away: it left, or its key is lost",
+        "It is refused at once, also in a run that goes on. What it has released before stays in the model.",
+    )
+    sub.add_argument("folder", **folder)
+    sub.add_argument("--name", required=True, help="the site's")
 
     sub = add("start", _start, "start the SuperLink and the ServerApp's executor",
               "In the background, over TLS; what runs already is left alone.")  # fmt: skip
@@ -70,14 +100,17 @@ def _init(options: argparse.Namespace) -> None:
     from server.deployment.authority import issue_server_certificate, make_authority
     from server.deployment.coordinator import COORDINATOR_FILE, Coordinator, load_coordinator, write_coordinator
 
-    wanted = Coordinator(options.name, options.address, options.port, options.health_port, folder=options.folder)
+    wanted = Coordinator(options.name, options.address, options.port, options.health_port, options.gateway_port,
+                         options.delivery_port, folder=options.folder)  # fmt: skip
     if (options.folder / COORDINATOR_FILE).is_file():
         there = load_coordinator(options.folder)
         if there.name != options.name:
             raise UserError(f"{options.folder} is of study {there.name!r}: take a new folder")
         issue_server_certificate(options.folder, options.address)
-        write_coordinator(Coordinator(**{**vars(there), "addresses": options.address}))
-        print(f"renewed {options.folder / 'server.crt'}; restart the services to use it")
+        renewed = Coordinator(**{**vars(there), "addresses": options.address})
+        write_coordinator(renewed)
+        _write_gateway(renewed)
+        print(f"renewed {options.folder / 'server.crt'}; restart the services and the gateway to use it")
         return
     if options.folder.exists() and any(options.folder.iterdir()):
         raise UserError(f"{options.folder} is not empty: give a new or empty folder")
@@ -85,7 +118,36 @@ def _init(options: argparse.Namespace) -> None:
     make_authority(options.folder, options.name)
     issue_server_certificate(options.folder, options.address)
     write_coordinator(wanted)
+    _write_gateway(wanted)
     print(f"wrote {options.folder}; give every site ca.crt, keep ca.key and the other secrets here and in a backup")
+
+
+def _write_gateway(coordinator: "Coordinator") -> Path:
+    from server.deployment.gateway import write_gateway
+
+    return write_gateway(coordinator.folder, coordinator.addresses, coordinator.gateway_port,
+                         coordinator.superlink_port, coordinator.delivery_port)  # fmt: skip
+
+
+def _gateway(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+
+    path = _write_gateway(load_coordinator(options.folder))
+    print(f"wrote {path}; 'systemctl reload fedcmr-gateway', or nginx -e stderr -c {path} where it is no service yet")
+
+
+def _service(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.install import installed_programs, next_steps, service_files
+    from shared.service_files import write_all
+
+    coordinator = load_coordinator(options.folder)
+    program, nginx = installed_programs()
+    files = service_files(coordinator.folder, coordinator.name, options.user, options.program or program,
+                          options.nginx or nginx)  # fmt: skip
+    for path in write_all(files, options.out):
+        print(f"wrote {path}")
+    print(next_steps(coordinator.folder, options.user, options.out))
 
 
 def _register(options: argparse.Namespace) -> None:
@@ -102,6 +164,14 @@ def _register(options: argparse.Namespace) -> None:
     if healthy(coordinator):
         tell_flower(coordinator)
     print(f"registered {options.name}, {options.vendor}, {options.nominal_patients} nominal patients")
+
+
+def _remove(options: argparse.Namespace) -> None:
+    from server.deployment.coordinator import load_coordinator
+    from server.deployment.services import forget_site
+
+    forget_site(load_coordinator(options.folder), options.name)
+    print(f"removed {options.name}; with another key it may be registered again")
 
 
 def _start(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ DIR/ca.crt, ca.key               the study's certificate authority; every site g
 DIR/server.crt, server.key       the server's own certificate
 DIR/superexec.secret             lets the ServerApp's executor in, and no other
 DIR/sites/NAME.pub, NAME.json    registered sites: public key, vendor, nominal patients
+DIR/gateway/nginx.conf          what sites reach, see gateway.py
 DIR/flwr/, state.db              Flower's home and database
 DIR/logs/, pids/                 of the running services
 """
@@ -32,6 +33,8 @@ TEMPLATE = """\
 name: {name}
 addresses: {addresses}   # names and IP addresses that the server's certificate is valid for
 superlink_port: {superlink_port}   # SuperLink, over TLS: sites, flwr and the executor
+delivery_port: {delivery_port}   # service of the synthetic data, over TLS, on this machine behind the gateway
+gateway_port: {gateway_port}   # of the gateway, the one port that sites call; after a change: fedcmr-server gateway
 health_port: {health_port}   # its health service (grpc.health.v1, no TLS), on this machine only
 # Where the SuperLink listens: 127.0.0.1 behind a gateway. At 0.0.0.0 whoever reaches the port can run code at sites.
 host: {host}
@@ -50,17 +53,20 @@ class Coordinator:
     addresses: list[str] = field(default_factory=list)
     superlink_port: int = 8443
     health_port: int = 9095
+    gateway_port: int = 443
+    delivery_port: int = 8444
     host: str = "127.0.0.1"
     folder: Path = Path()
 
     def __post_init__(self) -> None:
         if not STUDY_NAME.fullmatch(self.name):
             raise UserError(f"Expected name to match {STUDY_NAME.pattern}, got {self.name!r}.")
-        for key in ("superlink_port", "health_port"):
-            if not 1 <= getattr(self, key) <= 65535:
-                raise UserError(f"Expected {key} in 1..65535, got {getattr(self, key)!r}.")
-        if self.superlink_port == self.health_port:
-            raise UserError(f"Expected superlink_port and health_port to differ, got {self.health_port} twice.")
+        ports = {key: getattr(self, key) for key in ("superlink_port", "health_port", "gateway_port", "delivery_port")}
+        for key, port in ports.items():
+            if not 1 <= port <= 65535:
+                raise UserError(f"Expected {key} in 1..65535, got {port!r}.")
+        if len(set(ports.values())) < len(ports):
+            raise UserError(f"Expected {', '.join(ports)} to differ, got {', '.join(map(str, ports.values()))}.")
 
     @property
     def superlink(self) -> str:

@@ -124,6 +124,27 @@ def tell_flower(coordinator: Coordinator) -> None:
         write_atomically(coordinator.folder / NODES_NAME, json.dumps(nodes).encode())
 
 
+def forget_site(coordinator: Coordinator, name: str) -> None:
+    """Take a site's key from Flower and from the folder: its SuperNode is refused from the next message on.
+
+    Raises:
+        UserError: There is no such site, or Flower cannot be told.
+    """
+    if name not in coordinator.sites():
+        raise UserError(f"{coordinator.folder} has no site {name!r}: it has {', '.join(coordinator.sites()) or 'none'}")
+    nodes = node_ids(coordinator)
+    if name in nodes:
+        if not healthy(coordinator):
+            raise UserError(f"Flower knows the key of {name}: 'fedcmr-server start {coordinator.folder}', then again")
+        done = flwr(coordinator, "supernode", "unregister", nodes[name], CONNECTION)
+        if done.returncode:
+            raise UserError(f"Flower did not unregister {name}: {(done.stdout + done.stderr).strip()[-300:]}")
+        del nodes[name]
+        write_atomically(coordinator.folder / NODES_NAME, json.dumps(nodes).encode())
+    for path in (coordinator.public_key(name), coordinator.folder / "sites" / f"{name}.json"):
+        path.unlink(missing_ok=True)
+
+
 def node_ids(coordinator: Coordinator) -> dict[str, str]:
     """Flower's number of every site that it was told of."""
     path = coordinator.folder / NODES_NAME

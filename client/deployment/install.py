@@ -1,0 +1,107 @@
+"""A site as a service of its own machine: a hardened systemd unit, or a container without privileges."""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from client.deployment.node_key import KEY_NAME
+from client.policy import SITE_FILE, SiteSettings
+from shared.errors import UserError
+from shared.service_files import check_account, check_paths, render
+
+Kind = Literal["systemd", "compose"]
+TEMPLATES = Path(__file__).parent / "templates"
+UNIT = "fedcmr-site.service"
+CONTAINER_ID = 10001
+"""Of the container's user where root owns the site's folder: no account of a usual system has it."""
+
+
+def service_files(site: SiteSettings, kind: Kind, user: str, program: Path) -> dict[str, str]:
+    """The files of one kind of service, by name.
+
+    Args:
+        site: Whose service it is; its folder is as the machine of the service sees it.
+        kind: "systemd": one unit. "compose": a Dockerfile, a compose file, and what keeps all else out of the image.
+        user: The account that a unit runs as; a container runs as whoever owns the site's folder.
+        program: `fedcmr-client`, as the machine of the service sees it; for a unit.
+
+    Raises:
+        UserError: The site names no coordinator, or a path or the account cannot be used.
+    """
+    if site.coordinator is None:
+        raise UserError(f"{site.folder / SITE_FILE}: expected coordinator: HOST:PORT, got null: nothing to join")
+    check_account(user)
+    folder = site.folder
+    outside = [path for path in _written(site) if not path.is_relative_to(folder)]
+    read_only = [path for path in _read(site) if path != folder]
+    check_paths([folder, *outside, *read_only, *([program] if kind == "systemd" else [])], kind == "systemd")
+    values: dict[str, Any] = {
+        "name": site.name, "coordinator": site.coordinator, "folder": str(folder), "user": user,
+        "program": str(program), "read_write": [str(path) for path in outside],
+        "read_only": [str(path) for path in read_only],
+    }  # fmt: skip
+    if kind == "systemd":
+        return {UNIT: render(TEMPLATES, f"{UNIT}.j2", values)}
+    values |= _image(folder)
+    return {
+        "Dockerfile": render(TEMPLATES, "Dockerfile.j2", values),
+        ".dockerignore": render(TEMPLATES, "dockerignore.j2", values),
+        "compose.yaml": render(TEMPLATES, "compose.yaml.j2", values),
+    }
+
+
+def next_steps(site: SiteSettings, kind: Kind, user: str, out: Path) -> str:
+    """What is left for the site's administrator, as commands."""
+    image = _image(site.folder)
+    account = f"{user}:{user}" if kind == "systemd" else f"{image['uid']}:{image['gid']}"
+    outside = [str(path) for path in _written(site) if not path.is_relative_to(site.folder)]
+    read = [str(path) for path in _read(site) if not path.is_relative_to(site.folder)]
+    lines = ["as root:"]
+    if kind == "systemd":
+        lines.append(f"useradd --system --shell /usr/sbin/nologin {user}")
+    lines.append(f"chown -R {account} {site.folder}")
+    if outside:
+        lines.append(f"# let {account} write to {' '.join(outside)}, which must be there")
+    if read:
+        lines.append(f"# let {account} read {' '.join(read)}")
+    if kind == "systemd":
+        lines += [f"cp {out / UNIT} /etc/systemd/system/", "systemctl daemon-reload",
+                  f"systemctl enable --now {UNIT.removesuffix('.service')}"]  # fmt: skip
+    else:
+        lines += [f"cp {image['wheel']} {out}/    # of the release, or made in a checkout by 'pip wheel --no-deps .'",
+                  f"cd {out} && docker compose build && docker compose up --detach"]  # fmt: skip
+    return "\n  ".join(lines)
+
+
+def installed_program() -> Path:
+    """`fedcmr-client` beside this Python."""
+    return Path(sys.executable).with_name("fedcmr-client")
+
+
+def _written(site: SiteSettings) -> list[Path]:
+    """Folders that a SuperNode of the site writes to."""
+    witness = [] if site.witness_path is None else [site.witness_path.parent]
+    return list(dict.fromkeys(_normal(path) for path in [site.ledger_path, *witness]))
+
+
+def _read(site: SiteSettings) -> list[Path]:
+    """What it needs and must not change: code that runs there cannot loosen the site's policy."""
+    paths = [site.folder / SITE_FILE, site.folder / KEY_NAME, site.authority_path, site.data_path, site.prior_path]
+    return list(dict.fromkeys(_normal(path) for path in paths if path is not None))
+
+
+def _normal(path: Path) -> Path:
+    return Path(os.path.normpath(path))
+
+
+def _image(folder: Path) -> dict[str, Any]:
+    """Versions of what is installed here, which is what was tested, and the container's user."""
+    owner = folder.stat() if folder.exists() else None
+    ids = (owner.st_uid, owner.st_gid) if owner is not None and owner.st_uid else (CONTAINER_ID, CONTAINER_ID)
+    fedcmr = version("fedcmr")
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}", "torch": version("torch").partition("+")[0],
+        "version": fedcmr, "wheel": f"fedcmr-{fedcmr}-py3-none-any.whl", "uid": ids[0], "gid": ids[1],
+    }  # fmt: skip

@@ -1,0 +1,154 @@
+"""The files that run site and coordinator as services, judged by the programs that read such files.
+
+No unit is started and no image is built here: `systemd-analyze` and Compose's own reader say that the files are
+understood and how far a unit is closed, hadolint what is unwise in the Dockerfile.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from client import cli as client_cli
+from client.deployment.install import CONTAINER_ID, UNIT, next_steps, service_files
+from client.policy import SiteSettings, write_site
+from server import cli as server_cli
+from server.deployment import install as server_install
+from shared.errors import UserError
+from shared.service_files import write_all
+
+BIN = Path(sys.executable).parent
+MAX_EXPOSURE = 20
+"""Tenths, of 100 for a unit that is closed to nothing; systemd calls up to 20 "OK"."""
+PROGRAM = Path("/usr/bin/true")
+SITE = SiteSettings("a", "GE", 40, data="/data/cases", ledger_witness="/mnt/other/witness.jsonl", prior="p.safetensors",
+                    coordinator="study.test:443", authority="ca.crt", folder=Path("/srv/fedcmr/site"))  # fmt: skip
+COORDINATOR = Path("/srv/fedcmr/study")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def units(folder: Path) -> list[Path]:
+    write_all(service_files(SITE, "systemd", "fedcmr", PROGRAM), folder)
+    write_all(server_install.service_files(COORDINATOR, "pilot", "fedcmr", PROGRAM, PROGRAM), folder)
+    return sorted(folder.glob("*.service"))
+
+
+@pytest.fixture
+def seen_folder():
+    """A folder that a service would see, which those of tests, under /tmp, are not."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_systemd_understands_every_line_of_the_units(tmp_path):
+    for unit in units(tmp_path):
+        assert run("systemd-analyze", "verify", unit, cwd=tmp_path) == "", unit
+
+
+def test_the_units_are_closed(tmp_path):
+    assert len(units(tmp_path)) == 3
+    for unit in units(tmp_path):
+        run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MAX_EXPOSURE}", unit,
+            cwd=tmp_path)  # fmt: skip
+
+
+def test_a_site_writes_to_its_folder_and_its_witness_alone(tmp_path):
+    text = service_files(SITE, "systemd", "fedcmr", PROGRAM)[UNIT]
+    assert "\nReadWritePaths=/srv/fedcmr/site /mnt/other\n" in text
+    read_only = re.search(r"\nReadOnlyPaths=(.*)\n", text)[1].split()
+    assert set(read_only) == {
+        "-/srv/fedcmr/site/site.yaml", "-/srv/fedcmr/site/node_key", "-/srv/fedcmr/site/ca.crt", "-/data/cases",
+        "-/srv/fedcmr/site/p.safetensors",
+    }  # fmt: skip
+    assert "\nUser=fedcmr\n" in text and "\nExecStart=/usr/bin/true join /srv/fedcmr/site\n" in text
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path):
+    write_all(service_files(SITE, "compose", "fedcmr", PROGRAM), tmp_path)
+    assert run(BIN / "hadolint", "Dockerfile", cwd=tmp_path) == ""
+
+
+def test_no_secret_can_enter_the_image(tmp_path):
+    files = service_files(SITE, "compose", "fedcmr", PROGRAM)
+    (copied,) = re.findall(r"^COPY (?!--from)(\S+)", files["Dockerfile"], re.M)
+    assert files[".dockerignore"].split() == ["*", f"!{copied}"] and copied.endswith("-py3-none-any.whl")
+    assert not re.search(r"^(ADD|ARG)\b|key|token", files["Dockerfile"].replace("no key", ""), re.M)
+    assert f"\nUSER {CONTAINER_ID}:{CONTAINER_ID}\n" in files["Dockerfile"]
+
+
+def test_compose_reads_a_container_without_privileges(tmp_path):
+    write_all(service_files(SITE, "compose", "fedcmr", PROGRAM), tmp_path)
+    read = yaml.safe_load(run(BIN / "docker-compose", "-f", "compose.yaml", "config", cwd=tmp_path))
+    (service,) = read["services"].values()
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "ports" not in service and "privileged" not in service and "environment" not in service
+    writable = {mount["target"] for mount in service["volumes"] if not mount.get("read_only")}
+    assert writable == {"/srv/fedcmr/site", "/mnt/other"}
+    assert all(mount["source"] == mount["target"] for mount in service["volumes"])
+    assert service["command"] == ["join", "/srv/fedcmr/site"]
+
+
+@pytest.mark.parametrize(("changes", "part"), [
+    ({"coordinator": None}, "coordinator"),
+    ({"folder": Path("/srv/a b")}, "letters, digits"),
+    ({"folder": Path("/srv/a%n")}, "letters, digits"),
+    ({"folder": Path("/home/anna/site")}, "does not see"),
+    ({"data": "/tmp/cases"}, "does not see"),
+])  # fmt: skip
+def test_a_site_that_cannot_be_a_service_is_told_why(changes, part):
+    with pytest.raises(UserError, match=part):
+        service_files(replace(SITE, **changes), "systemd", "fedcmr", PROGRAM)
+
+
+@pytest.mark.parametrize("user", ["root", "a b", "x; rm"])
+def test_a_service_has_an_account_of_its_own(user):
+    with pytest.raises(UserError, match="--user"):
+        service_files(SITE, "systemd", user, PROGRAM)
+    with pytest.raises(UserError, match="--user"):
+        server_install.service_files(COORDINATOR, "pilot", user, PROGRAM, PROGRAM)
+
+
+def test_what_is_left_to_do_names_what_lies_outside_the_folder(tmp_path):
+    shown = next_steps(SITE, "systemd", "fedcmr", tmp_path)
+    assert "write to /mnt/other" in shown and "read /data/cases" in shown
+    assert "chown -R fedcmr:fedcmr /srv/fedcmr/site\n" in shown, "only the site's own folder changes its owner"
+
+
+def test_the_commands_write_the_files(seen_folder, tmp_path, capsys):
+    site, study = seen_folder / "site", seen_folder / "study"
+    write_site(site, replace(SITE, folder=Path()))
+    for kind, count in (("systemd", 1), ("compose", 3)):
+        out = tmp_path / kind
+        arguments = ["service", str(site), "--kind", kind, "--out", str(out), "--program", str(PROGRAM)]
+        assert client_cli.main(arguments) == 0
+        assert len(list(out.iterdir())) == count
+    assert server_cli.main(["init", str(study), "--name", "pilot", "--address", "study.test"]) == 0
+    arguments = ["service", str(study), "--out", str(tmp_path / "server"), "--program", str(PROGRAM)]
+    assert server_cli.main(arguments) == 0
+    assert {path.name for path in (tmp_path / "server").iterdir()} == set(server_install.FILES)
+    assert "systemctl enable --now fedcmr-coordinator fedcmr-gateway" in capsys.readouterr().out
+
+
+def test_a_new_folder_has_a_gateway_that_follows_its_settings(seen_folder, capsys):
+    study = seen_folder / "study"
+    arguments = ["init", str(study), "--name", "pilot", "--address", "study.test", "--gateway-port", "8443"]
+    assert server_cli.main(arguments) == 2 and "to differ" in capsys.readouterr().err
+    arguments[-1] = "4443"
+    assert server_cli.main(arguments) == 0
+    config = study / "gateway" / "nginx.conf"
+    assert ":4443 ssl" in config.read_text() and "server_name study.test;" in config.read_text()
+    settings = (study / "coordinator.yaml").read_text()
+    (study / "coordinator.yaml").write_text(settings.replace("4443", "4444"))
+    assert server_cli.main(["gateway", str(study)]) == 0
+    assert ":4444 ssl" in config.read_text()
