@@ -105,9 +105,19 @@ def test_a_server_that_is_not_there_is_told_from_one_that_is_another(site, serve
     assert "speaks no TLS" in troubles(site)["certificate"]
 
 
-def test_a_clock_that_is_off_is_named(site, serve):
-    change_site(site, coordinator=f"127.0.0.1:{serve(skew_s=300)}")
-    assert list(troubles(site)) == ["clock"] and "-300 s" in troubles(site)["clock"].replace("-299", "-300")
+@pytest.mark.parametrize(("skew_s", "told"), [(300, "-300 s"), (-20, "+20 s")])
+def test_a_clock_that_is_off_is_named(site, serve, skew_s, told):
+    change_site(site, coordinator=f"127.0.0.1:{serve(skew_s=skew_s)}")
+    found = troubles(site)
+    assert list(found) == ["clock"]
+    seen = found["clock"].replace("-299", "-300").replace("+21", "+20")
+    assert told in seen
+
+
+@pytest.mark.parametrize("skew_s", [100, -2])
+def test_a_clock_that_flower_takes_is_no_trouble(site, serve, skew_s):
+    change_site(site, coordinator=f"127.0.0.1:{serve(skew_s=skew_s)}")
+    assert troubles(site) == {}
 
 
 def test_a_key_that_others_can_read_any_code_and_few_patients_are_named(site, serve):
