@@ -6,6 +6,8 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,10 @@ from tests.deployment.gateway_study import (
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 LIMITS = Limits(connections=8)
 LISTED = FLEET_PATHS[3]
+
+SERVICE = "fedcmr.delivery.v1.Delivery"
+NUM_MESSAGES, MESSAGE_BYTES = 40, 2**20
+FIRST_ARRIVED = threading.Event()
 
 # Request lines that must not pass: the Control API, everything else that the SuperLink serves, and every way to write
 # one path as another.
@@ -104,7 +110,7 @@ def deployment(tmp_path_factory):
             home=folder / "flwr",
         )  # fmt: skip
         stack.enter_context(superlink)
-        stack.enter_context(health_server(found))
+        stack.enter_context(grpc_server(found))
         config = write_gateway(folder, ["localhost", "127.0.0.1"], found.gateway, found.superlink, found.delivery,
                                ["127.0.0.1"], LIMITS)  # fmt: skip
         log = folder / "gateway" / "error.log"
@@ -114,13 +120,22 @@ def deployment(tmp_path_factory):
         yield found
 
 
+def stream(_question: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    """What the caller said of itself; when that has arrived, many bytes."""
+    yield str(dict(context.invocation_metadata())["authorization"]).encode()
+    if FIRST_ARRIVED.wait(timeout=10):
+        yield from [bytes(MESSAGE_BYTES)] * NUM_MESSAGES
+
+
 @contextmanager
-def health_server(found: Deployment):
-    """A gRPC server with `grpc.health.v1`, over TLS, as the delivery service has it."""
+def grpc_server(found: Deployment):
+    """A gRPC server over TLS with `grpc.health.v1` and one method under a name of the delivery service."""
     server = grpc.server(ThreadPoolExecutor(2))
     servicer = health.HealthServicer()
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    methods = {"Fetch": grpc.unary_stream_rpc_method_handler(stream)}  # of bytes, as they are
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
     pair = ((found.folder / "server.key").read_bytes(), (found.folder / "server.crt").read_bytes())
     server.add_secure_port(f"127.0.0.1:{found.delivery}", grpc.ssl_server_credentials([pair]))
     server.start()
@@ -257,6 +272,21 @@ def test_grpc_health_passes_and_no_other_method(deployment):
             except grpc.RpcError as error:
                 code = error.code()
             assert code in codes
+
+
+def test_a_stream_passes_as_it_comes_with_its_token(deployment):
+    """Nothing is held back: the second message is made only when the first has arrived."""
+    credentials = grpc.ssl_channel_credentials(deployment.authority.read_bytes())
+    with grpc.secure_channel(f"localhost:{deployment.gateway}", credentials) as channel:
+        call = channel.unary_stream(f"/{SERVICE}/Fetch")
+        FIRST_ARRIVED.clear()
+        answer = call(b"ask", metadata=[("authorization", "Bearer x")], timeout=20)
+        assert next(answer) == b"Bearer x"
+        FIRST_ARRIVED.set()
+        assert [len(message) for message in answer] == [MESSAGE_BYTES] * NUM_MESSAGES
+        with pytest.raises(grpc.RpcError) as refused:
+            next(channel.unary_stream(f"/{SERVICE}/Other")(b"ask", timeout=20))
+    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_superlink_without_the_studys_certificate_is_given_nothing(deployment, tmp_path):

@@ -62,6 +62,18 @@ def test_the_units_are_closed(tmp_path):
             cwd=tmp_path)  # fmt: skip
 
 
+def test_no_unit_has_a_way_to_more(tmp_path):
+    needed = {
+        "NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes", "User=fedcmr", "UMask=0077",
+        "RestrictSUIDSGID=yes", "RestrictNamespaces=yes", "SystemCallFilter=@system-service",
+    }  # fmt: skip
+    for unit in units(tmp_path):
+        lines = set(unit.read_text().splitlines())
+        assert needed <= lines, needed - lines
+        port = "CAP_NET_BIND_SERVICE" if "gateway" in unit.name else ""
+        assert {f"CapabilityBoundingSet={port}", f"AmbientCapabilities={port}"} <= lines
+
+
 def test_a_site_writes_to_its_folder_and_its_witness_alone(tmp_path):
     text = service_files(SITE, "systemd", "fedcmr", PROGRAM)[UNIT]
     assert "\nReadWritePaths=/srv/fedcmr/site /mnt/other\n" in text
