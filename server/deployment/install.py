@@ -1,4 +1,4 @@
-"""The coordinator's services as hardened systemd units: SuperLink and executor, and the gateway before them.
+"""The coordinator's services as hardened systemd units: SuperLink and executor, delivery, and the gateway before them.
 
 There is no compose file: `fedcmr-server start` runs several processes that share a folder and its secrets, which one
 unit holds together and a container image would only wrap once more.
@@ -8,44 +8,52 @@ import shutil
 import sys
 from pathlib import Path
 
+from server.deployment.coordinator import Coordinator
 from shared.service_files import check_account, check_paths, render
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILES = ("fedcmr-coordinator.service", "fedcmr-gateway.service", "fedcmr.logrotate")
+LOGROTATE = "fedcmr.logrotate"
+FILES = ("fedcmr-coordinator.service", "fedcmr-gateway.service", LOGROTATE)
+DELIVERY = "fedcmr-delivery.service"
 NGINX = "/usr/sbin/nginx"
 """Where Debian has it; an account without root often lacks the folder in its PATH."""
 
 
-def service_files(folder: Path, name: str, user: str, program: Path, nginx: Path) -> dict[str, str]:
+def service_files(
+    coordinator: Coordinator, user: str, program: Path, nginx: Path, data: Path | None = None
+) -> dict[str, str]:
     """The units and the rotation of their logs, by file name.
 
     Args:
-        folder: The coordinator's, as the machine of the services sees it.
-        name: The study's.
+        coordinator: The study's; its folder is as the machine of the services sees it.
         user: The account that owns the folder and runs everything, nginx too.
         program: `fedcmr-server`, as that machine sees it.
         nginx: The same of nginx.
+        data: The synthetic set that a delivery unit serves; None for no such unit.
 
     Raises:
         UserError: A path or the account cannot be used.
     """
     check_account(user)
-    check_paths([folder, program, nginx], seen_by_service=True)
-    values = {"folder": str(folder), "name": name, "user": user, "program": str(program), "nginx": str(nginx)}
-    return {file: render(TEMPLATES, f"{file}.j2", values) for file in FILES}
+    check_paths([coordinator.folder, program, nginx, *([data] if data else [])], seen_by_service=True)
+    values = {
+        "folder": str(coordinator.folder), "name": coordinator.name, "user": user, "program": str(program),
+        "nginx": str(nginx), "data": str(data), "delivery_port": coordinator.delivery_port,
+    }  # fmt: skip
+    return {file: render(TEMPLATES, f"{file}.j2", values) for file in (*FILES, *([DELIVERY] if data else []))}
 
 
-def next_steps(folder: Path, user: str, out: Path) -> str:
+def next_steps(coordinator: Coordinator, user: str, out: Path, delivers: bool = False) -> str:
     """What is left for the administrator, as commands."""
     return "\n  ".join([
         "as root:",
         f"useradd --system --shell /usr/sbin/nologin {user}",
-        f"chown -R {user}:{user} {folder}",
+        f"chown -R {user}:{user} {coordinator.folder}",
         f"cp {out}/*.service /etc/systemd/system/",
-        f"install -m 644 {out / FILES[2]} /etc/logrotate.d/fedcmr",
+        f"install -m 644 {out / LOGROTATE} /etc/logrotate.d/fedcmr",
         "systemctl disable --now nginx    # Debian's own, which would hold the port",
         "systemctl daemon-reload",
-        "systemctl enable --now fedcmr-coordinator fedcmr-gateway",
+        f"systemctl enable --now fedcmr-coordinator fedcmr-gateway{' fedcmr-delivery' if delivers else ''}",
     ])  # fmt: skip
 
 

@@ -6,8 +6,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,9 +17,15 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import fab_to_proto
 from flwr.proto import control_pb2
 from flwr.supercore.fab import Fab
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.fetch import fetch
+from server.delivery.service import DeliveryService, make_server
+from server.delivery.tokens import issue_token
 from server.deployment.gateway import FLEET_PATHS, Limits, write_gateway
+from shared.case import read_index
+from shared.errors import UserError
+from tests.delivery.test_delivery import write_set
 from tests.deployment.gateway_study import (
     BIN,
     connect,
@@ -39,10 +43,6 @@ from tests.deployment.gateway_study import (
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 LIMITS = Limits(connections=8)
 LISTED = FLEET_PATHS[3]
-
-SERVICE = "fedcmr.delivery.v1.Delivery"
-NUM_MESSAGES, MESSAGE_BYTES = 40, 2**20
-FIRST_ARRIVED = threading.Event()
 
 # Request lines that must not pass: the Control API, everything else that the SuperLink serves, and every way to write
 # one path as another.
@@ -97,7 +97,7 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory):
-    """SuperLink with TLS and node authentication, delivery's health service, and nginx before both."""
+    """SuperLink with TLS and node authentication, delivery, and nginx before both."""
     assert NGINX is not None, "nginx is missing: make tools"
     folder = tmp_path_factory.mktemp("study")
     write_certificates(folder, ["localhost", "127.0.0.1"])
@@ -110,7 +110,7 @@ def deployment(tmp_path_factory):
             home=folder / "flwr",
         )  # fmt: skip
         stack.enter_context(superlink)
-        stack.enter_context(grpc_server(found))
+        stack.enter_context(delivering(found))
         config = write_gateway(folder, ["localhost", "127.0.0.1"], found.gateway, found.superlink, found.delivery,
                                ["127.0.0.1"], LIMITS)  # fmt: skip
         log = folder / "gateway" / "error.log"
@@ -120,24 +120,13 @@ def deployment(tmp_path_factory):
         yield found
 
 
-def stream(_question: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    """What the caller said of itself; when that has arrived, many bytes."""
-    yield str(dict(context.invocation_metadata())["authorization"]).encode()
-    if FIRST_ARRIVED.wait(timeout=10):
-        yield from [bytes(MESSAGE_BYTES)] * NUM_MESSAGES
-
-
 @contextmanager
-def grpc_server(found: Deployment):
-    """A gRPC server over TLS with `grpc.health.v1` and one method under a name of the delivery service."""
-    server = grpc.server(ThreadPoolExecutor(2))
-    servicer = health.HealthServicer()
-    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    methods = {"Fetch": grpc.unary_stream_rpc_method_handler(stream)}  # of bytes, as they are
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
-    pair = ((found.folder / "server.key").read_bytes(), (found.folder / "server.crt").read_bytes())
-    server.add_secure_port(f"127.0.0.1:{found.delivery}", grpc.ssl_server_credentials([pair]))
+def delivering(found: Deployment):
+    """The delivery service with a small set."""
+    write_set(found.folder / "set", 6)
+    service = DeliveryService(found.folder / "set", found.folder)
+    files = (found.folder / "server.crt", found.folder / "server.key")
+    server, _ = make_server(service, *files, f"127.0.0.1:{found.delivery}")
     server.start()
     try:
         yield
@@ -256,37 +245,28 @@ def test_one_address_cannot_hold_all_connections(deployment):
 
 def test_grpc_health_passes_and_no_other_method(deployment):
     credentials = grpc.ssl_channel_credentials(deployment.authority.read_bytes())
-    method = "/grpc.health.v1.Health/Watch"
-    for port, codes in ((deployment.gateway, {grpc.StatusCode.UNIMPLEMENTED}), (deployment.delivery, {None})):
-        with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            watch = channel.unary_stream(
-                method, health_pb2.HealthCheckRequest.SerializeToString, health_pb2.HealthCheckResponse.FromString
-            )(health_pb2.HealthCheckRequest(), timeout=20)
-            try:
-                assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-                code = None
-                watch.cancel()
-            except grpc.RpcError as error:
-                code = error.code()
-            assert code in codes
-
-
-def test_a_stream_passes_as_it_comes_with_its_token(deployment):
-    """Nothing is held back: the second message is made only when the first has arrived."""
-    credentials = grpc.ssl_channel_credentials(deployment.authority.read_bytes())
-    with grpc.secure_channel(f"localhost:{deployment.gateway}", credentials) as channel:
-        call = channel.unary_stream(f"/{SERVICE}/Fetch")
-        FIRST_ARRIVED.clear()
-        answer = call(b"ask", metadata=[("authorization", "Bearer x")], timeout=20)
-        assert next(answer) == b"Bearer x"
-        FIRST_ARRIVED.set()
-        assert [len(message) for message in answer] == [MESSAGE_BYTES] * NUM_MESSAGES
+    question = health_pb2.HealthCheckRequest()
+    with (
+        grpc.secure_channel(f"localhost:{deployment.gateway}", credentials) as outside,
+        grpc.secure_channel(f"localhost:{deployment.delivery}", credentials) as inside,
+    ):
+        stubs = [health_pb2_grpc.HealthStub(channel) for channel in (outside, inside)]
+        for stub in stubs:
+            assert stub.Check(question, timeout=20).status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as refused:
-            next(channel.unary_stream(f"/{SERVICE}/Other")(b"ask", timeout=20))
-    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+            next(stubs[0].Watch(question, timeout=20))
+        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        watch = stubs[1].Watch(question, timeout=20)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+
+
+def test_synthetic_cases_come_through_the_gateway_with_a_token_only(deployment, tmp_path):
+    address, token = f"localhost:{deployment.gateway}", issue_token(deployment.folder, "a")
+    assert fetch(tmp_path / "got", address, deployment.authority, token) == 6
+    assert read_index(tmp_path / "got") == read_index(deployment.folder / "set")
+    with pytest.raises(UserError, match="token"):
+        fetch(tmp_path / "none", address, deployment.authority, token[::-1])
 
 
 def test_a_superlink_without_the_studys_certificate_is_given_nothing(deployment, tmp_path):

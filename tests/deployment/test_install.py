@@ -19,6 +19,7 @@ from client.deployment.install import CONTAINER_ID, UNIT, next_steps, service_fi
 from client.policy import SiteSettings, write_site
 from server import cli as server_cli
 from server.deployment import install as server_install
+from server.deployment.coordinator import Coordinator
 from shared.errors import UserError
 from shared.service_files import write_all
 
@@ -28,7 +29,8 @@ MAX_EXPOSURE = 20
 PROGRAM = Path("/usr/bin/true")
 SITE = SiteSettings("a", "GE", 40, data="/data/cases", ledger_witness="/mnt/other/witness.jsonl", prior="p.safetensors",
                     coordinator="study.test:443", authority="ca.crt", folder=Path("/srv/fedcmr/site"))  # fmt: skip
-COORDINATOR = Path("/srv/fedcmr/study")
+COORDINATOR = Coordinator("pilot", ["study.test"], delivery_port=9444, folder=Path("/srv/fedcmr/study"))
+SET = Path("/srv/fedcmr/study/runs/default/synthetic")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -39,7 +41,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def units(folder: Path) -> list[Path]:
     write_all(service_files(SITE, "systemd", "fedcmr", PROGRAM), folder)
-    write_all(server_install.service_files(COORDINATOR, "pilot", "fedcmr", PROGRAM, PROGRAM), folder)
+    write_all(server_install.service_files(COORDINATOR, "fedcmr", PROGRAM, PROGRAM, SET), folder)
     return sorted(folder.glob("*.service"))
 
 
@@ -56,7 +58,7 @@ def test_systemd_understands_every_line_of_the_units(tmp_path):
 
 
 def test_the_units_are_closed(tmp_path):
-    assert len(units(tmp_path)) == 3
+    assert len(units(tmp_path)) == 4
     for unit in units(tmp_path):
         run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MAX_EXPOSURE}", unit,
             cwd=tmp_path)  # fmt: skip
@@ -83,6 +85,12 @@ def test_a_site_writes_to_its_folder_and_its_witness_alone(tmp_path):
         "-/srv/fedcmr/site/p.safetensors",
     }  # fmt: skip
     assert "\nUser=fedcmr\n" in text and "\nExecStart=/usr/bin/true join /srv/fedcmr/site\n" in text
+
+
+def test_the_delivery_listens_where_the_gateway_calls_it():
+    text = server_install.service_files(COORDINATOR, "fedcmr", PROGRAM, PROGRAM, SET)[server_install.DELIVERY]
+    assert f"\nExecStart=/usr/bin/true deliver /srv/fedcmr/study --data {SET} --port 9444\n" in text
+    assert "\nReadWritePaths=\n" in text
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path):
@@ -128,7 +136,7 @@ def test_a_service_has_an_account_of_its_own(user):
     with pytest.raises(UserError, match="--user"):
         service_files(SITE, "systemd", user, PROGRAM)
     with pytest.raises(UserError, match="--user"):
-        server_install.service_files(COORDINATOR, "pilot", user, PROGRAM, PROGRAM)
+        server_install.service_files(COORDINATOR, user, PROGRAM, PROGRAM)
 
 
 def test_what_is_left_to_do_names_what_lies_outside_the_folder(tmp_path):
