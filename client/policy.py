@@ -44,7 +44,7 @@ policy:                           # a request that goes beyond one of these is r
   max_grad_norm: {policy[max_grad_norm]:<17}# largest clip norm
   min_patients: {policy[min_patients]:<18}# with fewer usable patients the site does not take part
   max_rounds: {policy[max_rounds]:<20}# of one run; null: as many as the budget allows
-  allowed_code_sha256: {policy[allowed_code_sha256]:<11}# versions that may answer, from 'fedcmr-client code'; []: any
+  allowed_code_sha256: {policy[allowed_code_sha256]:<11}# versions that may answer; []: any, deployed: none
   allow_without_privacy: {policy[allow_without_privacy]:<9}# true: also answer studies without noise
 """
 

@@ -3,7 +3,8 @@
 Guarantees:
     No file of a bundle is unpacked or imported unless its packages `client` and `shared` are, byte for byte, a version
     that `policy.allowed_code_sha256` lists, its ClientApp is the one in `client.app`, and it holds nothing else that
-    Python could import in place of a library: only .py files of our packages, settings and texts.
+    Python could import in place of a library: only .py files of our packages, settings and texts. An empty list lets
+    nothing in.
     Not covered: the libraries installed at the site, and whoever may write to the site's own folders.
 """
 
@@ -12,12 +13,14 @@ import io
 import tomllib
 import zipfile
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 CODE_FOLDERS = ("client", "server", "shared")
 PINNED = ("client", "shared")
 TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "PRIVACY.md", "DEPLOYMENT.md", "CONTRIBUTING.md")
 CLIENTAPP = "client.app:app"
+CONTENT_LIST = ".info/CONTENT"
+"""Flower's own list of the files' hashes; it is not unpacked."""
 MAX_BYTES = 50_000_000
 """Unpacked: fifty times what it takes."""
 
@@ -53,6 +56,24 @@ def check_bundle(content: bytes, allowed: Sequence[str]) -> None:
         raise BundleRefused("code-not-allowed")
 
 
+def is_unpacked(content: bytes, folder: Path) -> bool:
+    """Whether a folder holds the files of a bundle, byte for byte, and no others but Python's own cache.
+
+    Flower takes a folder of the bundle's name as the bundle: also one that an interruption left half full.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and name != CONTENT_LIST]
+        expected = {name: archive.read(name) for name in names}
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_symlink() or not (path.is_dir() or path.parent.name == "__pycache__")
+    }
+    return found.keys() == expected.keys() and all(
+        not path.is_symlink() and path.read_bytes() == expected[name] for name, path in found.items()
+    )
+
+
 def bundle_sha256(files: dict[str, bytes]) -> str:
     """`client.code_hash.sha256_of` for files in memory."""
     digest = hashlib.sha256()
@@ -72,5 +93,5 @@ def _is_expected(name: str) -> bool:
     return (
         (folder in CODE_FOLDERS and path.suffix == ".py")
         or (folder == "configs" and path.suffix == ".yaml" and len(path.parts) == 2)
-        or name == ".info/CONTENT"
+        or name == CONTENT_LIST
     )

@@ -112,7 +112,7 @@ def _cases(site: SiteSettings) -> str:
 def _code(site: SiteSettings) -> str:
     allowed = site.policy.allowed_code_sha256
     if not allowed:
-        raise UserError("policy.allowed_code_sha256 is empty: any code would be let in; add what 'fedcmr-client code' "
+        raise UserError("policy.allowed_code_sha256 is empty, so no code is let in: add what 'fedcmr-client code' "
                         "prints for the version that you have reviewed")  # fmt: skip
     return "this version is listed" if code_sha256() in allowed else f"{len(allowed)} listed, this version is not"
 

@@ -17,17 +17,20 @@ from pathlib import Path
 from client.deployment.clientapp import SITE_VARIABLE
 from client.deployment.connection import address_of, authority_of, examine
 from client.deployment.node_key import checked_node_key
-from client.deployment.warm import write_shim
+from client.deployment.warm import write_refusals, write_shim
 from client.policy import SiteSettings
 from shared.errors import UserError
 from shared.progress import console
 
 BIN = Path(sys.executable).parent
+CLIENTAPP = "flwr-clientapp"
 WAITS_S = (5.0, 15.0, 30.0, 60.0)
 """Before each new start; a node that died keeps its lease for a minute, in which Flower refuses it (code 305)."""
 STEADY_S = 300.0
 """A SuperNode that ran so long starts the waits from the first."""
 STOP_S = 20.0
+TASK_POLL_S = "0.1"
+"""How often the SuperNode's executor asks for work, on this machine; Flower's own second is felt in every round."""
 
 
 def join(site: SiteSettings, warm: bool = True) -> None:
@@ -65,7 +68,8 @@ def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
     # The path of a Unix socket is short, and a site's folder may not be.
     with tempfile.TemporaryDirectory(prefix="fedcmr-") as temporary:
         address = Path(temporary) / "warm"
-        write_shim(site.folder / "flwr" / "bin" / "flwr-clientapp", address)
+        write_shim(_commands(site) / CLIENTAPP, address)
+        write_refusals(_commands(site), CLIENTAPP)
         commands = [[sys.executable, "-P", "-m", "client.deployment.warm", str(address)]] if warm else []
         processes = [
             subprocess.Popen(
@@ -96,15 +100,20 @@ def _command(site: SiteSettings) -> list[str]:
 
 
 def _environment(site: SiteSettings) -> dict[str, str]:
-    """Flower's home in the site's folder, and in front of the PATH the command that judges bundles."""
-    home = site.folder / "flwr"
-    commands = home / "bin"
-    commands.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = os.pathsep.join([str(commands), str(BIN), os.environ.get("PATH", "")])
+    """Flower's home in the site's folder, and in front of the PATH the commands that judge bundles and refuse."""
+    path = os.pathsep.join([str(_commands(site)), str(BIN), os.environ.get("PATH", "")])
     return os.environ | {
-        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", SITE_VARIABLE: str(site.folder), "PATH": path,
+        "FLWR_HOME": str(site.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S,
+        SITE_VARIABLE: str(site.folder), "PATH": path,
     }  # fmt: skip
+
+
+def _commands(site: SiteSettings) -> Path:
+    """Where those commands lie."""
+    folder = site.folder / "flwr" / "bin"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

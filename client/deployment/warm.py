@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +19,8 @@ LIBRARIES = ("torch", "monai.networks.nets", "opacus.accountants", "scipy.stats"
              "flwr.supernode.cli", "flwr.clientapp", "flwr.app")  # fmt: skip
 """What takes long and is nobody's code but the site's own installation."""
 MAX_MESSAGE = 65536
+APP_COMMANDS = "flwr-"
+"""How the commands that run an app are called; the services are flower-*."""
 
 SHIM = '''\
 #!{python} -IS
@@ -32,6 +35,34 @@ except OSError:
 socket.send_fds(link, [json.dumps(sys.argv[1:]).encode()], [1, 2])
 sys.exit(int(link.recv(16) or b"1"))
 '''
+
+REFUSAL = '''\
+#!{python} -IS
+"""{name}, which no site has approved: refused in a way that Flower can tell the server of, where there is one."""
+import os, sys
+
+if {name!r} == "flwr-agentapp":
+    command = "from client.deployment.clientapp import refuse_agent; refuse_agent()"
+    os.execv({python!r}, [{python!r}, "-P", "-c", command, *sys.argv[1:]])
+sys.exit("{name}: refused: this site runs a ClientApp that it has approved, and nothing else")
+'''
+
+
+def write_refusals(folder: Path, name: str) -> None:
+    """Write, in place of every command by which Flower starts an app, one that refuses.
+
+    The server says what kind of app a run is, and Flower 1.42 has six kinds, each with a command. A SuperNode starts
+    an agent at the server's word.
+
+    Args:
+        folder: In front of the PATH.
+        name: Of the one command that `write_shim` writes.
+    """
+    for command in distribution("flwr").entry_points.select(group="console_scripts"):
+        if command.name.startswith(APP_COMMANDS) and command.name != name:
+            path = folder / command.name
+            path.write_text(REFUSAL.format(python=sys.executable, name=command.name), encoding="utf-8")
+            path.chmod(0o700)
 
 
 def write_shim(path: Path, address: Path) -> None:

@@ -1,14 +1,27 @@
 """A site lets in the version that it has reviewed and no other, judged before anything is unpacked."""
 
+import hashlib
 import io
+import shutil
+import subprocess
 import zipfile
+from functools import partial
+from importlib.metadata import distribution
 
 import pytest
+from flwr.cli.install import install_from_fab
+from flwr.common.config import get_project_dir
 
 from client.code_hash import code_sha256
 from client.deployment.bundle import BundleRefused, check_bundle
+from client.deployment.clientapp import judging
+from client.deployment.warm import write_refusals, write_shim
 from simulations.flower_engine import ROOT
 
+PROJECT = (
+    b'[project]\nname = "fedcmr"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "fedcmr"\n'
+    b'[tool.flwr.app.components]\nserverapp = "server.app:app"\nclientapp = "client.app:app"\n'
+)
 CONFIG = b'[tool.flwr.app.components]\nserverapp = "server.app:app"\nclientapp = "client.app:app"\n'
 
 
@@ -85,3 +98,84 @@ def test_a_missing_reviewed_file_is_refused():
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 100, packed({})])
 def test_what_is_no_bundle_is_refused(content):
     assert refused(content)
+
+
+def test_an_empty_list_lets_nothing_in():
+    assert refused(packed(files()), [])
+
+
+@pytest.fixture
+def flower(tmp_path, monkeypatch):
+    """Flower's own unpacking into a folder of this test, made to refuse; a loader that tells from which folder."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    unpack, make_loader = judging([code_sha256()], install_from_fab, lambda: get_project_dir, get_project_dir)
+    return partial(unpack, skip_prompt=True), make_loader
+
+
+def bundle() -> bytes:
+    """One that Flower's own unpacking takes: with hashes of its files."""
+    return packed(files() | {"pyproject.toml": PROJECT, ".info/CONTENT": b"pyproject.toml,%s,0" % sha256(PROJECT)})
+
+
+def sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def words(content: bytes) -> tuple[str, str, str]:
+    """A run's own words for its bundle."""
+    return "fedcmr/fedcmr", "1.0.0", sha256(content).decode()
+
+
+def test_a_judged_bundle_is_loaded_from_where_it_was_unpacked(flower):
+    unpack, make_loader = flower
+    folder = unpack(bundle())
+    assert make_loader()(*words(bundle())) == folder and (folder / "client" / "app.py").is_file()
+    (folder / "client" / "__pycache__").mkdir()
+    (folder / "client" / "__pycache__" / "app.cpython-311.pyc").touch()
+    assert unpack(bundle()) == folder, "the next message finds it there"
+
+
+def test_nothing_is_loaded_that_was_not_judged(flower):
+    with pytest.raises(BundleRefused):
+        flower[1]()(*words(bundle()))
+
+
+@pytest.mark.parametrize(
+    ("position", "word"), [(0, "other/app"), (1, "0.9.0"), (1, "1.0.0.0/../../x"), (2, "f" * 64)],
+    ids=["publisher", "earlier version", "way out of the folder", "another bundle"],
+)  # fmt: skip
+def test_the_servers_words_for_a_run_lead_to_no_other_folder(flower, position, word):
+    """Folders of earlier versions, which may be listed no more, stay where they were unpacked."""
+    flower[0](bundle())
+    changed = list(words(bundle()))
+    changed[position] = word
+    with pytest.raises(BundleRefused):
+        flower[1]()(*changed)
+
+
+@pytest.mark.parametrize("left", ["half unpacked", "changed", "one more", "a link"])
+def test_a_folder_that_is_not_the_bundle_is_unpacked_again(flower, left, tmp_path):
+    """Flower takes a folder of the right name as it is; its name has eight digits of a hash."""
+    folder = flower[0](bundle())
+    if left == "half unpacked":
+        shutil.rmtree(folder / "client")
+    elif left == "changed":
+        (folder / "client" / "app.py").write_text("steal()")
+    elif left == "one more":
+        (folder / "torch.py").write_text("steal()")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        (folder / "torch").symlink_to(tmp_path / "elsewhere")
+    assert flower[0](bundle()) == folder
+    assert (folder / "client" / "app.py").read_bytes() == files()["client/app.py"]
+    assert not (folder / "torch.py").exists() and not (folder / "torch").exists()
+
+
+def test_every_other_kind_of_app_has_a_command_that_refuses(tmp_path):
+    write_shim(tmp_path / "flwr-clientapp", tmp_path / "socket")
+    write_refusals(tmp_path, "flwr-clientapp")
+    commands = {entry.name for entry in distribution("flwr").entry_points if entry.name.startswith("flwr-")}
+    assert {path.name for path in tmp_path.iterdir()} == commands >= {"flwr-agentapp", "flwr-serverapp"}
+    for name in commands - {"flwr-clientapp", "flwr-agentapp"}:  # tests/deployment has the agent's
+        done = subprocess.run([tmp_path / name, "--token", "x"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and f"{name}: refused" in done.stderr and done.stderr.count("\n") == 1
