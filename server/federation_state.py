@@ -14,7 +14,7 @@ from server.ladder import Plan, choose_rung, plan_rung
 from server.vendor_codes import vendor_codes
 from shared import checkpoint
 from shared.checkpoint import Arrays
-from shared.config import RUNGS, Config, Rung
+from shared.config import RUNGS, Config, FederationConfig, Rung
 from shared.errors import UserError
 from shared.moments import NUM_LOOKS
 from shared.networks.generator import Prior
@@ -210,6 +210,11 @@ def make_request(config: Config, state: FederationState, server_round: int) -> R
         num_views=federation.num_views,
         seed=config.seed,
     )
+
+
+def quorum(settings: FederationConfig, task: str = GRADIENTS) -> int:
+    """How many usable answers a round needs; moments are each vendor's own and not trimmed."""
+    return max(settings.min_sites, 2 * (0 if task == MOMENTS else settings.trim) + 1)
 
 
 def read_study(run: RunFolder) -> dict[str, StudySite]:

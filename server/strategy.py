@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from server.federation_state import FederationState, StudySite, initial_state, make_request, read_study
+from server.federation_state import FederationState, StudySite, initial_state, make_request, quorum, read_study
 from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
 from shared.config import Config, FederationConfig
 from shared.errors import UserError
@@ -69,8 +69,8 @@ class EqualWeightFedAvg(FedAvg):
         """
         timeout_s = self.settings.reply_timeout_s
         self._request = Request.from_config(config)
-        quorum = self._quorum(self._request)
-        node_ids = wait_for_nodes(grid, quorum, quorum, timeout_s)
+        needed = quorum(self.settings, self._request.task)
+        node_ids = wait_for_nodes(grid, needed, needed, timeout_s)
         self._num_asked = len(node_ids)
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
         return [
@@ -93,7 +93,7 @@ class EqualWeightFedAvg(FedAvg):
         self._raise_if_all_refused(server_round)
         updates = {answer.site: answer.arrays for answer in self.answers if answer.arrays is not None}
         self._note_releases(request)
-        self.missing = max(0, self._quorum(request) - len(updates))
+        self.missing = max(0, quorum(self.settings, request.task) - len(updates))
         if self.missing == 0 and request.task == MOMENTS:
             self.state.apply_moments(updates, self.sites, request)
         elif self.missing == 0:
@@ -106,11 +106,6 @@ class EqualWeightFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """Nothing: a figure measured on a site's patients would be a release of its own."""
         return []
-
-    def _quorum(self, request: Request) -> int:
-        """How many usable answers a round needs; moments are each vendor's own and not trimmed."""
-        trim = 0 if request.task == MOMENTS else self.settings.trim
-        return max(self.settings.min_sites, 2 * trim + 1)
 
     def _checked(self, request: Request, replies: Iterable[Message]) -> list[Answer]:
         """The replies as answers, in the order of the sites' names."""
@@ -166,7 +161,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
             round had enough usable answers.
     """
     sites, settings = read_study(run), config.federation
-    if max(settings.min_sites, 2 * settings.trim + 1) > len(sites):
+    if quorum(settings) > len(sites):
         raise UserError(
             f"federation.min_sites={settings.min_sites} and federation.trim={settings.trim} need more answers than the "
             f"study has sites, {len(sites)}: lower them"

@@ -230,7 +230,11 @@ def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
         run = facts["run"]
         epsilon = "" if run["epsilon"] is None else f", epsilon {run['epsilon']:.2f}"
         lines.append((f"run {out}", f"round {run['round']} of {run['num_rounds']}, {len(run['answered'])} of "
-                                    f"{run['sites']} sites answered{epsilon}"))  # fmt: skip
+                                    f"{run['sites']} sites answered (quorum {run['quorum']}){epsilon}"))  # fmt: skip
+        if run["silent"]:
+            lines.append(("  silent", f"{run['silent']} in the last round"))
+        if run["missing"]:
+            lines.append(("  missing", f"{run['missing']} to the quorum in the last round, which changed nothing"))
         lines += [(f"  {site}", f"refused: {code}") for site, code in run["refused"].items()]
         lines += [(f"  {site}", f"dropped: {code}") for site, code in run["dropped"].items()]
         lines.append(("  done", ", ".join(run["stages"]) or "nothing yet"))

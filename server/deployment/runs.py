@@ -24,7 +24,7 @@ from server.deployment.services import (
     node_ids,
     running_pid,
 )
-from server.federation_state import read_study
+from server.federation_state import quorum, read_study
 from shared.case import read_index
 from shared.config import load
 from shared.errors import UserError
@@ -109,8 +109,8 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
 
     Returns:
         `services` ({name: running}), `healthy`, `sites` ({name: Flower's word for it, or "unknown"}), and with a run
-        its `round`, `num_rounds`, `stages` done, `refused` and `dropped` ({site: code}) of the last rounds, `missing`
-        answers of the last round.
+        its `round`, `num_rounds`, `stages` done, `quorum`, `refused` and `dropped` ({site: code}) of the last rounds,
+        and of the last one who `answered`, how many were `silent`, and how many answers were `missing` to the quorum.
     """
     up = healthy(coordinator)
     facts: dict[str, Any] = {
@@ -126,7 +126,9 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
             "num_rounds": run.config.federation.num_rounds,
             "stages": sorted(run.stage_seconds()),
             "sites": len(read_study(run)),
+            "quorum": quorum(run.config.federation),
             "answered": rounds[-1]["answered"] if rounds else [],
+            "silent": rounds[-1]["silent"] if rounds else 0,
             "missing": rounds[-1]["missing"] if rounds else 0,
             "epsilon": rounds[-1]["epsilon"] if rounds else None,
             **{

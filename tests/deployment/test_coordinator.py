@@ -1,5 +1,6 @@
 """The coordinator's folder: certificates that a TLS client believes, sites with keys of their own, errors in a line."""
 
+import json
 import socket
 import ssl
 import stat
@@ -157,6 +158,23 @@ def test_a_run_needs_sites_and_patients_to_judge_on(folder, key, tmp_path, write
     assert "needs --test" in capsys.readouterr().err
     assert server("run", folder, "--resume") == 2
     assert "no run to go on with" in capsys.readouterr().err
+
+
+def test_status_tells_how_far_a_run_is_and_who_did_not_take_part(folder, make_study, capsys):
+    run = make_study("federation.min_sites=2")
+    common = {"stage": "federation", "dropped": {}, "epsilon": 1.5}
+    run.metric({**common, "round": 1, "answered": ["a", "b"], "refused": {"c": "too-few-patients"}, "silent": 0,
+                "missing": 0})  # fmt: skip
+    run.metric({**common, "round": 2, "answered": ["a"], "refused": {}, "silent": 2, "missing": 1})
+    assert server("status", folder, "--out", run.path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)["run"]
+    assert (facts["round"], facts["num_rounds"], facts["sites"], facts["quorum"]) == (2, 3, 3, 2)
+    assert (facts["answered"], facts["silent"], facts["missing"]) == (["a"], 2, 1)
+    assert facts["refused"] == {"c": "too-few-patients"}, "of an earlier round"
+    assert server("status", folder, "--out", run.path) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 3 sites answered (quorum 2)" in shown and "refused: too-few-patients" in shown
+    assert "2 in the last round" in shown and "1 to the quorum" in shown
 
 
 @pytest.mark.parametrize("text", [None, "name: [", "name: study\ncolour: red\n", "name: study\nhealth_port: 0\n"])
