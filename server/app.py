@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
+from server.grid import PromptGrid
 from server.strategy import federate
 from server.study import finish_study
 from shared.config import load
@@ -32,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     prior = load_prior(run.prior_path())
     with run.stage("federation") as to_do:
         if to_do:
-            federate(grid, run, run.config, prior)
+            federate(PromptGrid(grid), run, run.config, prior)
     finish_study(run, run.config, prior)
 
 

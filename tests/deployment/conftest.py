@@ -1,6 +1,7 @@
 """A study between institutions on this machine: Flower's SuperLink over TLS, and three sites that join it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,6 +55,13 @@ class Study:
 
     def status(self) -> dict:
         return status(load_coordinator(self.folder), None)
+
+    def renew(self, **policy) -> None:
+        """Sites that have spent nothing, with this policy."""
+        for folder in self.sites.values():
+            shutil.rmtree(folder / "ledger", ignore_errors=True)
+            (folder / "ledger.witness").unlink(missing_ok=True)
+            change_site(folder, policy=SitePolicy(allowed_code_sha256=[code_sha256()], **policy))
 
     @contextmanager
     def joined(self, *names):

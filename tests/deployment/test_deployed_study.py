@@ -2,20 +2,33 @@
 
 import json
 import re
+import shutil
+
+import numpy as np
+import pytest
 
 from client.ledger import Ledger
 from server import cli as server_cli
 from shared import checkpoint
+from shared.run_folder import load_run
+from simulations.grid import make_grid, run_server_app
 from tests.deployment.conftest import server
 
 
-def test_a_study_between_institutions_ends_with_its_report(deployed, capfd):
+@pytest.fixture(scope="module")
+def joined(deployed):
+    """All sites online; they also answer studies without privacy, whose weights follow from the seed."""
+    deployed.renew(allow_without_privacy=True)
+    with deployed.joined(*deployed.sites):
+        yield
+
+
+def test_a_study_between_institutions_ends_with_its_report(deployed, joined, capfd):
     run = deployed.folder / "runs" / "default"
-    with deployed.joined("a", "b", "c"):
-        assert server("run", deployed.folder, "--test", deployed.test, "--set", *deployed.settings) == 0
-        shown = capfd.readouterr()
-        assert server("status", deployed.folder, "--json") == 0
-        facts = json.loads(capfd.readouterr().out)
+    assert server("run", deployed.folder, "--test", deployed.test, "--set", *deployed.settings) == 0
+    shown = capfd.readouterr()
+    assert server("status", deployed.folder, "--json") == 0
+    facts = json.loads(capfd.readouterr().out)
     assert "round 2 of 2: 3 of 3 sites" in shown.err + (run / "log.txt").read_text()
     report = json.loads((run / "report.json").read_text())
     assert set(report["privacy"]["sites"]) == {"a", "b", "c"}
@@ -29,3 +42,28 @@ def test_a_study_between_institutions_ends_with_its_report(deployed, capfd):
         assert not list((folder / "flwr").rglob("*.npz")), "no scan is copied into Flower's folder"
     assert server_cli.main(["run", str(deployed.folder)]) == 2, "a finished run is not begun again by accident"
     assert re.search(r"--resume goes on with it", capfd.readouterr().err)
+
+
+def test_without_privacy_the_weights_are_those_of_one_process_tree(deployed, joined, tmp_path):
+    run, reference = tmp_path / "deployed", tmp_path / "reference"
+    settings = (*deployed.settings, "privacy.enabled=false")
+    assert server("run", deployed.folder, "--out", run, "--test", deployed.test, "--set", *settings) == 0
+    reference.mkdir()
+    for name in ("config.yaml", "study.json"):
+        shutil.copy(run / name, reference / name)
+    shutil.copytree(run / "test", reference / "test")
+    (reference / "sites").mkdir()
+    for name, folder in deployed.sites.items():
+        (reference / "sites" / name).symlink_to(folder, target_is_directory=True)
+    with make_grid(load_run(reference), load_run(reference).config) as grid:
+        run_server_app(grid, {"run-dir": str(reference)})
+    weights = [checkpoint.load(folder / "generator.safetensors")[0] for folder in (run, reference)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
+    codes = [[(line["answered"], line["refused"], line["dropped"]) for line in load_run(folder).metrics()
+              if "answered" in line] for folder in (run, reference)]  # fmt: skip
+    assert codes[0] == codes[1] == [(["a", "b", "c"], {}, {})] * 2
+    errors = [json.loads((folder / "report.json").read_text())["regression"][deployed.test.name]["all"]["mae_points"]
+              for folder in (run, reference)]  # fmt: skip
+    assert errors[0] == pytest.approx(errors[1], abs=0.5)
