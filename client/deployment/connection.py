@@ -24,6 +24,8 @@ AHEAD_S, BEHIND_S = 6.0, 240.0
 whole seconds."""
 MIN_FREE_BYTES = 2 * 2**30
 WARN_DAYS = 30
+EXPIRED = 10
+"""X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ def _certificate(site: SiteSettings) -> str:
         ):
             der = secured.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code == EXPIRED:
+            raise UserError(f"the certificate of {host}:{port} has expired: ask the coordinator to renew it with "
+                            "'fedcmr-server init'; or is this machine's clock wrong?") from None  # fmt: skip
         raise UserError(f"{host}:{port} is not the study's server ({error.verify_message}): do not go on; compare "
                         f"{site.authority_path} with the coordinator's by telephone") from None  # fmt: skip
     except (OSError, ssl.SSLError) as error:

@@ -1,8 +1,10 @@
 """What a site looks at before it joins: each thing that is wrong is named, with its mend."""
 
+import shutil
 import ssl
 import stat
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +17,7 @@ from client.cli import main
 from client.code_hash import code_sha256
 from client.deployment.connection import examine
 from client.policy import SitePolicy, load_site
+from server.deployment import authority
 from tests.deployment.conftest import change_site, free_port, server
 
 
@@ -103,6 +106,17 @@ def test_a_server_that_is_not_there_is_told_from_one_that_is_another(site, serve
     assert "coordinator" not in found and "is not the study's server" in found["certificate"]
     change_site(site, coordinator=f"127.0.0.1:{serve(None)}")
     assert "speaks no TLS" in troubles(site)["certificate"]
+
+
+@pytest.mark.parametrize(("days", "told"), [(0, "has expired: ask"), (20, "for 19 more days: ask")])
+def test_a_certificate_that_ends_is_no_stranger(site, serve, coordinator, tmp_path, monkeypatch, days, told):
+    folder = shutil.copytree(coordinator, tmp_path / "c")
+    monkeypatch.setattr(authority, "SERVER_DAYS", days)
+    authority.issue_server_certificate(folder, ["127.0.0.1"])
+    time.sleep(1.1)  # a certificate's end is a whole second
+    change_site(site, coordinator=f"127.0.0.1:{serve(folder)}")
+    texts = {found.name: found.text for found in examine(load_site(site))}
+    assert told in texts["certificate"] and ("certificate" in troubles(site)) == (days == 0)
 
 
 @pytest.mark.parametrize(("skew_s", "told"), [(300, "-300 s"), (-20, "+20 s")])
