@@ -1,10 +1,12 @@
 """`fedcmr-client join`: Flower's SuperNode with the right flags, started again when it ends.
 
 The site calls out only: the SuperNode asks the coordinator for work, over TLS. What it listens on is this machine's own
-loopback, for the process that runs the ClientApp.
+loopback, for the executor that runs the ClientApp and is known by a secret: another program of this machine could
+otherwise take the site's work, and answer in its name.
 """
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -63,40 +65,61 @@ def join(site: SiteSettings, warm: bool = True) -> None:
 
 
 def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
-    """One SuperNode, from its start to its end."""
+    """One SuperNode and its executor, from their start to the end of either."""
     environment = _environment(site)
     # The path of a Unix socket is short, and a site's folder may not be.
     with tempfile.TemporaryDirectory(prefix="fedcmr-") as temporary:
-        address = Path(temporary) / "warm"
+        address, secret = Path(temporary) / "warm", Path(temporary) / "secret"
         write_shim(_commands(site) / CLIENTAPP, address)
         write_refusals(_commands(site), CLIENTAPP)
+        with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        port = _free_port()
         commands = [[sys.executable, "-P", "-m", "client.deployment.warm", str(address)]] if warm else []
-        processes = [
-            subprocess.Popen(
-                command, env=environment, cwd=site.folder, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-            for command in (*commands, _command(site))
-        ]
+        commands += [_supernode(site, port, secret), _executor(port, secret)]
+        processes: list[subprocess.Popen[bytes]] = []
         try:
-            while processes[-1].poll() is None and not over.wait(0.2):
+            for command in commands:
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, cwd=site.folder, stdin=subprocess.DEVNULL, start_new_session=True
+                    )
+                )
+            needed = processes[-2:]
+            while all(process.poll() is None for process in needed) and not over.wait(0.2):
                 pass
+            ended = [process.returncode for process in needed if process.returncode is not None]
         finally:
             for process in reversed(processes):
                 _end(process)
-    return processes[-1].returncode
+    return ended[0] if ended else 0
 
 
-def _command(site: SiteSettings) -> list[str]:
-    host, port = address_of(site)
-    with socket.socket() as probe:  # a free port for the SuperNode's own loopback service
-        probe.bind(("127.0.0.1", 0))
-        own_port = probe.getsockname()[1]
+def _supernode(site: SiteSettings, port: int, secret: Path) -> list[str]:
+    """The SuperNode, which starts nothing itself: on its own port, an executor that knows the secret takes its work."""
+    host, server_port = address_of(site)
     return [
-        "flower-supernode", "--superlink", f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "flower-supernode", "--superlink", f"[{host}]:{server_port}" if ":" in host else f"{host}:{server_port}",
         "--root-certificates", str(authority_of(site)),
         "--auth-supernode-private-key", str(checked_node_key(site.folder)),
-        "--host", "127.0.0.1", "--port", str(own_port), "--node-config", f'site="{site.folder}"',
+        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
+        "--host", "127.0.0.1", "--port", str(port), "--node-config", f'site="{site.folder}"',
     ]  # fmt: skip
+
+
+def _executor(port: int, secret: Path) -> list[str]:
+    """What takes the SuperNode's work and starts a ClientApp for it."""
+    return [
+        "flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{port}",
+        "--superexec-auth-secret-file", str(secret),
+    ]  # fmt: skip
+
+
+def _free_port() -> int:
+    """For the SuperNode's own service, on this machine's loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _environment(site: SiteSettings) -> dict[str, str]:

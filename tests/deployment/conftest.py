@@ -123,3 +123,23 @@ def change_site(folder: Path, **changes) -> None:
     settings = replace(load_site(folder), **changes)
     (folder / "site.yaml").unlink()
     write_site(folder, settings)
+
+
+def children(pid):
+    """A process's descendants, by command."""
+    found, open_pids = {}, [pid]
+    while open_pids:
+        current = open_pids.pop()
+        try:
+            for task in Path(f"/proc/{current}/task").iterdir():
+                open_pids += [int(child) for child in (task / "children").read_text().split()]
+            found[current] = Path(f"/proc/{current}/cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+    return found
+
+
+def descendant(pid, command):
+    """The newest descendant of a process that runs this command, or None."""
+    found = [pid for pid, words in children(pid).items() if any(word.endswith(command) for word in words)]
+    return max(found, default=None)

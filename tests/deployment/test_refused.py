@@ -16,7 +16,7 @@ from client.deployment.clientapp import SITE_VARIABLE
 from server.deployment.coordinator import load_coordinator
 from server.deployment.services import node_ids
 from simulations.flower_engine import ROOT
-from tests.deployment.conftest import change_site, free_port, server
+from tests.deployment.conftest import change_site, children, descendant, free_port, server
 from tests.deployment.gateway_study import BIN, process, request, send, wait_for
 
 PATIENCE_S = 240.0
@@ -140,6 +140,24 @@ def test_an_agent_is_refused_before_any_of_its_code_runs(deployed, joined, tmp_p
     shown = json.loads(run_app(deployed, tmp_path / "app", answer, prompt="hello"))
     assert not (site / "stolen").exists()
     assert [reply["error"] is not None for reply in shown["messages"]] == [True], "and the SuperNode is free again"
+
+
+@pytest.mark.parametrize("flags", [(), ("--superexec-auth-secret-file", "guessed")], ids=["none", "guessed"])
+def test_an_executor_without_the_sites_secret_gets_no_work(joined, tmp_path, flags):
+    """Any program of the site's machine reaches the SuperNode's own port, and could answer in the site's name."""
+    (tmp_path / "guessed").write_text("0" * 64)
+    words = children(joined.pid)[descendant(joined.pid, "flower-supernode")]
+    address = f"127.0.0.1:{words[words.index('--port') + 1]}"
+    known = ("--superexec-auth-secret-file", words[words.index("--superexec-auth-secret-file") + 1])
+    command = (BIN / "flower-superexec", "--insecure", "--runtime-api-address", address)
+    logs = tmp_path / "honest.log", tmp_path / "rogue.log"
+    with (
+        process(logs[0], *command, *known, home=tmp_path / "flwr") as honest,
+        process(logs[1], *command, *flags, home=tmp_path / "flwr") as rogue,
+    ):
+        wait_for(lambda: rogue.poll() is not None, "refusal", *logs, seconds=PATIENCE_S)  # Flower turns it away
+        assert honest.poll() is None, "one with the secret stays and waits for work"
+    assert joined.poll() is None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +15,19 @@ from client.deployment.node_key import make_node_key
 from client.ledger import Ledger
 from client.policy import SitePolicy, SiteSettings, write_site
 from server.deployment.coordinator import load_coordinator
-from server.deployment.services import SECRET_NAME, SUPERLINK, running_pid
+from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
 from tests.conftest import NOMINAL_PATIENTS, write_cases
-from tests.deployment.conftest import change_site, server
+from tests.deployment.conftest import change_site, descendant, server
 
 PATIENCE_S = 240.0
 OTHER_VERSION = "0" * 64
 
 
-def wait_for(condition, what):
+def wait_for(condition, what, every_s=0.5):
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(0.5)
+        time.sleep(every_s)
 
 
 def start_run(study, run, *options):
@@ -42,27 +43,15 @@ def rounds(run):
     return [line for line in lines if line.get("stage") == "federation" and "round" in line]
 
 
-def children(pid):
-    """A process's descendants, by command."""
-    found, open_pids = {}, [pid]
-    while open_pids:
-        current = open_pids.pop()
-        try:
-            for task in Path(f"/proc/{current}/task").iterdir():
-                open_pids += [int(child) for child in (task / "children").read_text().split()]
-            found[current] = Path(f"/proc/{current}/cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-    return found
-
-
 def charged_rounds(folder):
     return [charge["round"] for charge in Ledger(folder / "ledger").charges()]
 
 
 def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     """Site c has approved another version: it joins, and lets nothing run."""
+    deployed.renew()
     change_site(deployed.sites["c"], policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]))
+    shutil.rmtree(deployed.sites["c"] / "flwr" / "apps", ignore_errors=True)
     run = tmp_path / "run"
     settings = (*deployed.settings, "federation.num_rounds=4", "federation.reply_timeout_s=600")
     with deployed.joined("a", "b", "c") as joined:
@@ -80,9 +69,7 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
         deployed.wait_online("a", "b")
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > done_before, "a round after the restart")
-        supernode = next(pid for pid, command in children(joined["b"].pid).items()
-                         if any(part.endswith("flower-supernode") for part in command))  # fmt: skip
-        os.kill(supernode, signal.SIGKILL)
+        os.kill(descendant(joined["b"].pid, "flower-supernode"), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4]
@@ -92,6 +79,33 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     assert not (deployed.sites["c"] / "flwr" / "apps").exists(), "and no file of the bundle was unpacked"
     assert all(line["dropped"] for line in rounds(run)), "the server hears of an error, and goes on without the site"
     assert (run / "report.html").is_file()
+
+
+def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
+    """The ServerApp dies with answers that it has not saved; the ClientApp of a site while it answers."""
+    run = tmp_path / "run"
+    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=600")
+    deployed.renew()
+    a, b = deployed.sites["a"], deployed.sites["b"]
+    with deployed.joined("a", "b", "c") as joined:
+        first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
+        wait_for(lambda: len(charged_rounds(a)) == 2, "the second round", every_s=0.1)
+        executor = running_pid(load_coordinator(deployed.folder), EXECUTOR)
+        os.kill(descendant(executor, "flwr-serverapp"), signal.SIGKILL)
+        assert first.wait(timeout=PATIENCE_S) == 2
+        assert len(rounds(run)) == 1, "the second round was answered and not saved"
+
+        second = start_run(deployed, run, "--resume")
+        wait_for(lambda: len(rounds(run)) == 2, "the second round again", every_s=0.1)
+        warm = descendant(joined["b"].pid, "client.deployment.warm")
+        wait_for(lambda: descendant(joined["b"].pid, "client.deployment.warm") != warm, "the ClientApp", every_s=0.01)
+        os.kill(descendant(joined["b"].pid, "client.deployment.warm"), signal.SIGKILL)
+        assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
+
+    assert [line["round"] for line in rounds(run)] == [1, 2, 3]
+    assert rounds(run)[1]["answered"] == rounds(run)[0]["answered"] and "a" in rounds(run)[2]["answered"]
+    assert charged_rounds(a) == [1, 2, 3], "every round once"
+    assert charged_rounds(b) in ([1, 2], [1, 2, 3])
 
 
 def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_path):
