@@ -23,6 +23,7 @@ from server.deployment.services import (
     healthy,
     node_ids,
     running_pid,
+    serverapp_runs,
 )
 from server.federation_state import quorum, read_study
 from shared.case import read_index
@@ -87,9 +88,7 @@ def run_study(coordinator: Coordinator, out: Path) -> None:
     run = load_run(out)
     if not (ROOT / "pyproject.toml").is_file():
         raise UserError(f"{ROOT} has no pyproject.toml: Flower packs its app from a source checkout, use one")
-    busy = [entry["run-id"] for entry in flower_runs(coordinator) if not entry["status"].startswith("finished")]
-    if busy:
-        raise UserError(f"Flower's run {busy[0]} is not finished: wait for it, or 'fedcmr-server stop' and start again")
+    _end_dead_runs(coordinator)
     command = ["flwr", "run", str(ROOT), CONNECTION, "--stream", "--run-config", f'run-dir="{run.path.resolve()}"']
     subprocess.run(command, env=environment(coordinator), stdout=sys.stderr, cwd=coordinator.folder, check=False)
     if not run.is_done("report"):
@@ -97,6 +96,24 @@ def run_study(coordinator: Coordinator, out: Path) -> None:
             f"the study has not come to its report: {run.path / 'log.txt'} and {coordinator.folder / 'logs'} say why; "
             "the same command goes on where it stopped"
         )
+
+
+def _end_dead_runs(coordinator: Coordinator) -> None:
+    """Tell Flower of runs whose ServerApp is gone: for a while after a crash it still counts them as running.
+
+    Raises:
+        UserError: A ServerApp is at work, or a run does not end.
+    """
+    for entry in flower_runs(coordinator):
+        if entry["status"].startswith("finished"):
+            continue
+        if entry["status"] == "pending" or serverapp_runs(coordinator):
+            raise UserError(f"Flower's run {entry['run-id']} is at work: wait for it, or end it with 'fedcmr-server "
+                            f"stop {coordinator.folder}' and start again")  # fmt: skip
+        done = flwr(coordinator, "stop", str(entry["run-id"]), CONNECTION)
+        left = {other["run-id"]: other["status"] for other in flower_runs(coordinator)}
+        if not left.get(entry["run-id"], "finished").startswith("finished"):
+            raise UserError(f"Flower does not end its run {entry['run-id']}: {(done.stdout + done.stderr)[-300:]}")
 
 
 def flower_runs(coordinator: Coordinator) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from shared.checkpoint import write_atomically
 from shared.errors import UserError
 
 SUPERLINK, EXECUTOR = "superlink", "superexec"
+SERVERAPP = b"flwr-serverapp"
 BIN = Path(sys.executable).parent
 CONNECTION = "study"
 START_S, STOP_S, POLL_S = 90.0, 15.0, 0.2
@@ -87,6 +88,22 @@ def running_pid(coordinator: Coordinator, name: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return pid if _start_time(pid) == started else None
+
+
+def serverapp_runs(coordinator: Coordinator) -> bool:
+    """Whether the executor has a ServerApp running: one of its process group, as `flwr-serverapp` is started."""
+    executor = running_pid(coordinator, EXECUTOR)
+    if executor is None:
+        return False
+    for process in Path("/proc").glob("[0-9]*"):
+        fields = _fields(int(process.name))
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if fields is not None and int(fields[2]) == executor and SERVERAPP in command:
+            return True
+    return False
 
 
 def healthy(coordinator: Coordinator, timeout_s: float = 2.0) -> bool:
@@ -196,11 +213,17 @@ def _end(pid: int) -> None:
 
 def _start_time(pid: int) -> str | None:
     """When a process started, in the kernel's ticks (field 22 of /proc/PID/stat); None for one that has ended."""
+    fields = _fields(pid)
+    return None if fields is None else fields[19]
+
+
+def _fields(pid: int) -> list[str] | None:
+    """Of /proc/PID/stat, from the third on: state, parent, process group, ...; None for a process that has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else fields[19]
+    return None if fields[0] == "Z" else fields
 
 
 def _pid_file(coordinator: Coordinator, name: str) -> Path:
