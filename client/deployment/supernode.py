@@ -31,8 +31,6 @@ WAITS_S = (5.0, 15.0, 30.0, 60.0)
 STEADY_S = 300.0
 """A SuperNode that ran so long starts the waits from the first."""
 STOP_S = 20.0
-TASK_POLL_S = "0.1"
-"""How often the SuperNode's executor asks for work, on this machine; Flower's own second is felt in every round."""
 
 
 def join(site: SiteSettings, warm: bool = True) -> None:
@@ -127,7 +125,7 @@ def _environment(site: SiteSettings) -> dict[str, str]:
     path = os.pathsep.join([str(_commands(site)), str(BIN), os.environ.get("PATH", "")])
     return os.environ | {
         "FLWR_HOME": str(site.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_S,
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         SITE_VARIABLE: str(site.folder), "PATH": path,
     }  # fmt: skip
 

@@ -5,7 +5,7 @@ import io
 import shutil
 import subprocess
 import zipfile
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import distribution
 
 import pytest
@@ -112,8 +112,9 @@ def flower(tmp_path, monkeypatch):
     return partial(unpack, skip_prompt=True), make_loader
 
 
+@cache
 def bundle() -> bytes:
-    """One that Flower's own unpacking takes: with hashes of its files."""
+    """One that Flower's own unpacking takes: with hashes of its files; made once, for a zip holds the time."""
     return packed(files() | {"pyproject.toml": PROJECT, ".info/CONTENT": b"pyproject.toml,%s,0" % sha256(PROJECT)})
 
 
