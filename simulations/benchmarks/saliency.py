@@ -130,26 +130,31 @@ def untrained(images: Tensor, seed: int) -> Regressor:
 
 
 def _shares(maps: Tensor, masks: Tensor) -> dict[str, Any]:
-    """Mean shares over the pictures whose slice holds a heart and whose map is not zero."""
+    """Mean shares over the pictures whose slice holds a heart and whose map is not zero; None without any."""
     shares = np.array([saliency_share(m[None], heart[None]) for m, heart in zip(maps, masks, strict=True)])
-    in_heart, area = shares[np.isfinite(shares).all(axis=1)].mean(axis=0)
-    return {"share_in_heart": float(in_heart), "area_share": float(area)}
+    known = shares[np.isfinite(shares).all(axis=1)]
+    in_heart, area = known.mean(axis=0).tolist() if len(known) else (None, None)
+    return {"share_in_heart": in_heart, "area_share": area}
 
 
-def _agreement(maps: Tensor, moved: Tensor) -> float:
-    """Spearman's rank correlation of map and covering over the squares of a picture, mean over the pictures."""
+def _agreement(maps: Tensor, moved: Tensor) -> float | None:
+    """Spearman's rank correlation of map and covering over a picture's squares, mean over the pictures with a map."""
     squares = F.avg_pool2d(maps[:, None], SQUARE_PX, STEP_PX)[:, 0]
     pairs = [(one, other) for one, other in zip(squares.flatten(1), moved.flatten(1), strict=True) if one.any()]
-    return float(np.mean([spearmanr(one, other).statistic for one, other in pairs]))
+    return float(np.mean([spearmanr(one, other).statistic for one, other in pairs])) if pairs else None
 
 
 def _print(figures: Figures, num: int) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     view = Table("map", "rank correlation with covering", "share in the heart", "area", title=f"{num} patients")
     for name, row in figures.items():
-        agreement = f"{row['rank_correlation']:.2f}" if "rank_correlation" in row else ""
-        view.add_row(name, agreement, f"{row['share_in_heart']:.2f}", f"{row['area_share']:.2f}")
+        agreement = _figure(row["rank_correlation"]) if "rank_correlation" in row else ""
+        view.add_row(name, agreement, _figure(row["share_in_heart"]), _figure(row["area_share"]))
     console.print(view)
+
+
+def _figure(value: float | None) -> str:
+    return "no map" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

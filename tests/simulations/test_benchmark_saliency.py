@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from server.regression import Regressor, save_regressor
 from simulations.benchmarks import saliency
-from simulations.benchmarks.saliency import SQUARE_PX, STEP_PX, covering, main, untrained
+from simulations.benchmarks.saliency import SQUARE_PX, STEP_PX, _print, compare, covering, main, untrained
 
 
 class Corner(nn.Module):
@@ -47,6 +47,7 @@ def test_untrained_networks_differ_and_answer():
 
 def test_the_command_prints_and_writes_every_map(tmp_path, write_cases, monkeypatch, capsys):
     write_cases(tmp_path / "cases", "GE", 3, 0)
+    torch.manual_seed(0)
     save_regressor(tmp_path / "model.safetensors", Regressor())
     arguments = ["--model", "model.safetensors", "--cases", "cases", "--num", "2", "--json", "figures.json"]
     monkeypatch.chdir(tmp_path)
@@ -56,3 +57,15 @@ def test_the_command_prints_and_writes_every_map(tmp_path, write_cases, monkeypa
     assert len(figures) == 1 + 4 * 3 + 3
     assert -1 <= figures["layer1, HiResCAM, both signs"]["rank_correlation"] <= 1
     assert "2 patients" in capsys.readouterr().out
+
+
+def test_a_network_without_a_map_is_told_apart_from_one_that_looks_elsewhere(capsys):
+    """One that answers the same whatever it sees has gradients of zero everywhere."""
+    deaf = Regressor()
+    torch.nn.init.zeros_(deaf.network.fc.weight)
+    images, masks = torch.rand(2, 2, 64, 64) * 2 - 1, torch.full((2, 2, 64, 64), 3, dtype=torch.uint8)
+    figures = compare(deaf.eval(), images, masks)
+    assert figures["layer1, HiResCAM, both signs"] == {
+        "share_in_heart": None, "area_share": None, "rank_correlation": None}  # fmt: skip
+    _print(figures, 2)
+    assert "no map" in capsys.readouterr().out
