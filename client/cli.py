@@ -17,6 +17,7 @@ from client.check.folder import PAGE_NAME, check, complain, write_report
 from client.check.page import facts
 from client.check.report import CheckReport, as_json, meaning
 from client.deidentify import KEY_NAME, read_key
+from client.fetch.cli import add_fetch
 from client.ingest.layouts.plain import parse_labels
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
@@ -106,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
     sub.add_argument("--max-delta", type=float, help="cap on delta; below 1 / patients")
     sub.set_defaults(command=_init)
+
+    add_fetch(commands, _positive)
     return parser
 
 

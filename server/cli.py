@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from server.delivery.cli import add_commands as add_delivery
 from server.deployment.cli import add_commands
 from shared.case import VENDORS, load_cases
 from shared.checkpoint import write_atomically
@@ -86,6 +87,7 @@ def _parser() -> Parser:
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
     add_commands(add, _positive)
+    add_delivery(add, _positive)
     return parser
 
 
