@@ -22,9 +22,9 @@ from shared.delivery.delivery_pb2 import (
     Chunk,
     DescribeRequest,
     Description,
-    FetchRequest,
     SampleRequest,
     Selection,
+    StreamRequest,
 )
 from shared.delivery.delivery_pb2_grpc import DeliveryStub
 from shared.errors import UserError
@@ -229,8 +229,8 @@ def _stream(
         request = SampleRequest(generator_sha256=described.generator_sha256, selection=wish.selection, seed=wish.seed,
                                 count=total - arrivals.count, after=arrivals.last)  # fmt: skip
         return stub.Sample(request, timeout=STREAM_S)
-    return stub.Fetch(
-        FetchRequest(release_sha256=described.release_sha256, selection=wish.selection, after=arrivals.last),
+    return stub.Stream(
+        StreamRequest(release_sha256=described.release_sha256, selection=wish.selection, after=arrivals.last),
         timeout=STREAM_S,
     )
 

@@ -18,8 +18,8 @@ from shared.delivery.delivery_pb2 import (
     Chunk,
     DescribeRequest,
     Description,
-    FetchRequest,
     SampleRequest,
+    StreamRequest,
     VendorCount,
 )
 from shared.delivery.delivery_pb2_grpc import DeliveryServicer
@@ -62,7 +62,7 @@ class Delivery(DeliveryServicer):  # type: ignore[misc]
             generator_sha256=sampler.generator_sha256 if sampler else "",
         )  # fmt: skip
 
-    def Fetch(self, request: FetchRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:  # noqa: N802
+    def Stream(self, request: StreamRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:  # noqa: N802
         """The matching cases of the released set after `after`."""
         released = self._offer.released
         if request.release_sha256 != released.sha256:

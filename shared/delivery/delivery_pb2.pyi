@@ -54,7 +54,7 @@ class VendorCount(_message.Message):
     cases: int
     def __init__(self, vendor: _Optional[str] = ..., cases: _Optional[int] = ...) -> None: ...
 
-class FetchRequest(_message.Message):
+class StreamRequest(_message.Message):
     __slots__ = ("release_sha256", "selection", "after")
     RELEASE_SHA256_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]

@@ -5,7 +5,7 @@ import warnings
 
 from shared.delivery import delivery_pb2 as shared_dot_delivery_dot_delivery__pb2
 
-GRPC_GENERATED_VERSION = '1.81.1'
+GRPC_GENERATED_VERSION = '1.73.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in shared/delivery/delivery_pb2_grpc.py depends on'
+        + f' but the generated code in shared/delivery/delivery_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class DeliveryStub:
+class DeliveryStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -39,9 +39,9 @@ class DeliveryStub:
                 request_serializer=shared_dot_delivery_dot_delivery__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=shared_dot_delivery_dot_delivery__pb2.Description.FromString,
                 _registered_method=True)
-        self.Fetch = channel.unary_stream(
-                '/fedcmr.delivery.v1.Delivery/Fetch',
-                request_serializer=shared_dot_delivery_dot_delivery__pb2.FetchRequest.SerializeToString,
+        self.Stream = channel.unary_stream(
+                '/fedcmr.delivery.v1.Delivery/Stream',
+                request_serializer=shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
                 response_deserializer=shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
                 _registered_method=True)
         self.Sample = channel.unary_stream(
@@ -51,7 +51,7 @@ class DeliveryStub:
                 _registered_method=True)
 
 
-class DeliveryServicer:
+class DeliveryServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
@@ -61,7 +61,7 @@ class DeliveryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Fetch(self, request, context):
+    def Stream(self, request, context):
         """Cases of the released set. FAILED_PRECONDITION where `release_sha256` is not the set that is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -83,9 +83,9 @@ def add_DeliveryServicer_to_server(servicer, server):
                     request_deserializer=shared_dot_delivery_dot_delivery__pb2.DescribeRequest.FromString,
                     response_serializer=shared_dot_delivery_dot_delivery__pb2.Description.SerializeToString,
             ),
-            'Fetch': grpc.unary_stream_rpc_method_handler(
-                    servicer.Fetch,
-                    request_deserializer=shared_dot_delivery_dot_delivery__pb2.FetchRequest.FromString,
+            'Stream': grpc.unary_stream_rpc_method_handler(
+                    servicer.Stream,
+                    request_deserializer=shared_dot_delivery_dot_delivery__pb2.StreamRequest.FromString,
                     response_serializer=shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
             ),
             'Sample': grpc.unary_stream_rpc_method_handler(
@@ -101,7 +101,7 @@ def add_DeliveryServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Delivery:
+class Delivery(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
@@ -132,7 +132,7 @@ class Delivery:
             _registered_method=True)
 
     @staticmethod
-    def Fetch(request,
+    def Stream(request,
             target,
             options=(),
             channel_credentials=None,
@@ -145,8 +145,8 @@ class Delivery:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/fedcmr.delivery.v1.Delivery/Fetch',
-            shared_dot_delivery_dot_delivery__pb2.FetchRequest.SerializeToString,
+            '/fedcmr.delivery.v1.Delivery/Stream',
+            shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
             shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
             options,
             channel_credentials,

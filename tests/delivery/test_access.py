@@ -16,7 +16,7 @@ from server.delivery.serve import Service
 from server.delivery.tokens import issue_token, revoke_token
 from server.deployment.authority import issue_server_certificate, make_authority
 from shared.delivery.contract import SERVICE
-from shared.delivery.delivery_pb2 import DescribeRequest, Description, FetchRequest, SampleRequest, Selection
+from shared.delivery.delivery_pb2 import DescribeRequest, Description, SampleRequest, Selection, StreamRequest
 from shared.delivery.delivery_pb2_grpc import DeliveryStub
 from shared.errors import UserError
 from tests.delivery.conftest import stub_of
@@ -47,13 +47,13 @@ def test_a_wrong_token_is_refused(service, place, fetch, tmp_path, capsys):
 
 @pytest.mark.parametrize("token", [None, "", "x" * 43, "é" * 30])
 def test_no_method_answers_without_a_token(service, place, token):
-    request = FetchRequest(release_sha256="0" * 64)
+    request = StreamRequest(release_sha256="0" * 64)
     metadata = None if token is None else (("authorization", f"Bearer {token}".encode().decode("latin-1")),)
     if token and not token.isascii():
         metadata = (("authorization-bin", token.encode()),)
     with stub_of(place, service.port, None) as stub:
         assert code_of(lambda: stub.Describe(DescribeRequest(), metadata=metadata)) == "UNAUTHENTICATED"
-        assert code_of(lambda: stub.Fetch(request, metadata=metadata)) == "UNAUTHENTICATED"
+        assert code_of(lambda: stub.Stream(request, metadata=metadata)) == "UNAUTHENTICATED"
         assert code_of(lambda: stub.Sample(SampleRequest(), metadata=metadata)) == "UNAUTHENTICATED"
 
 
@@ -66,7 +66,7 @@ def test_the_same_token_is_accepted_from_any_grpc_client(service, place):
 def test_a_revoked_token_ends_even_a_running_stream(service, place, offer):
     other = issue_token(place.folder, "general")
     with stub_of(place, service.port, place.token) as stub:
-        stream = stub.Fetch(FetchRequest(release_sha256=offer.released.sha256))
+        stream = stub.Stream(StreamRequest(release_sha256=offer.released.sha256))
         next(stream)
         revoke_token(place.folder, "st-elsewhere")
         num_chunks = 1
@@ -167,13 +167,13 @@ def test_silent_callers_take_no_more_than_their_share(service, place):
 
 
 def test_a_site_has_so_many_streams_at_once(service, place, offer):
-    request = FetchRequest(release_sha256=offer.released.sha256)
+    request = StreamRequest(release_sha256=offer.released.sha256)
     with stub_of(place, service.port, place.token) as stub:
-        streams = [stub.Fetch(request) for _ in range(CALLS_PER_SITE)]
+        streams = [stub.Stream(request) for _ in range(CALLS_PER_SITE)]
         for stream in streams:
             next(stream)
         # Whoever reads on is served; small sets end before they block, so the share is held by what is not read.
-        assert code_of(lambda: stub.Fetch(FetchRequest(release_sha256="0" * 64))) in (
+        assert code_of(lambda: stub.Stream(StreamRequest(release_sha256="0" * 64))) in (
             "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
         )  # fmt: skip
         for stream in streams:

@@ -29,7 +29,7 @@ def test_the_whole_set_arrives_byte_for_byte(service, finished, fetch, place, tm
     assert fetch(service.port) == 0, "the same command again has nothing to do"
     last, described = place.audit()[-2], place.audit()[-1]
     assert (last["method"], last["site"], last["cases"], last["code"]) == (
-        "/fedcmr.delivery.v1.Delivery/Fetch", "st-elsewhere", 24, "OK",
+        "/fedcmr.delivery.v1.Delivery/Stream", "st-elsewhere", 24, "OK",
     )  # fmt: skip
     assert described["method"].endswith("Describe") and described["selection"] == "all"
     assert place.token not in (place.folder / "logs" / "delivery.log").read_text()
