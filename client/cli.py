@@ -16,6 +16,7 @@ from client.check.page import facts
 from client.check.report import CheckReport, as_json, meaning
 from client.deidentify import KEY_NAME, read_key
 from client.deployment.cli import add_commands
+from client.fetch.cli import add_fetch
 from client.ingest.layouts.plain import parse_labels
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=_init)
 
     add_commands(commands)
+    add_fetch(commands, _positive)
     return parser
 
 

@@ -1,6 +1,6 @@
 """Synthetic patients: heart shapes over the whole range of ejection fractions, painted by the shared generator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,6 @@ def synthesize(
     Raises:
         UserError: A vendor is asked for that the study has not learnt.
     """
-    device = pick_device(device_name)
     names = vendor_names(config, vendors)
     unknown = sorted(set(names) - set(shared.codes)) if shared else []
     if unknown:
@@ -107,6 +106,46 @@ def synthesize(
                         f"expected some of {sorted(shared.codes if shared else ())}")  # fmt: skip
     rng = torch.Generator().manual_seed(seed)
     requested = _spread_efs(names, rng)
+    return _make(prior, shared, config, names, requested, seed, rng, device_name, description)
+
+
+def synthesize_asked(
+    prior: Prior,
+    shared: SharedGenerator,
+    config: SynthesisConfig,
+    names: Sequence[str],
+    requested_efs: Sequence[float],
+    seed: int,
+    device_name: str = "auto",
+) -> list[Case]:
+    """Sample one case per vendor and ejection fraction asked for; no word is said beside it.
+
+    Args:
+        prior: The public prior; left as it was.
+        shared: What the federation added.
+        config: Slices and steps.
+        names: Shape (N,), vendors that the study has learnt.
+        requested_efs: Shape (N,), in `EF_RANGE`; the masks' own, `info.ef`, differ a little by their pixels.
+        seed: Of shapes, codes and noise. The whole of (names, requested_efs, seed) makes a case what it is.
+        device_name: See `shared.device`.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    return _make(prior, shared, config, names, torch.tensor(requested_efs), seed, rng, device_name, None).cases
+
+
+def _make(
+    prior: Prior,
+    shared: SharedGenerator | None,
+    config: SynthesisConfig,
+    names: Sequence[str],
+    requested: Tensor,
+    seed: int,
+    rng: torch.Generator,
+    device_name: str,
+    description: str | None,
+) -> SyntheticSet:
+    """A case for each name and ejection fraction; None as `description` shows no progress."""
+    device = pick_device(device_name)
     # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
     hearts = draw_hearts(len(names), rng, config.num_slices, requested)
     wanted = _draw_codes(shared, names, seed)
@@ -121,7 +160,8 @@ def synthesize(
                 raise UserError(
                     "generator.safetensors does not fit the prior's trainable part: run the federation again"
                 ) from None
-        for start in track(range(0, len(names), _HEARTS_PER_CHUNK), description):
+        starts: Iterable[int] = range(0, len(names), _HEARTS_PER_CHUNK)
+        for start in starts if description is None else track(starts, description):
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
             sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
             images = _paint(generator, sketch, masks, code, config, rng, device)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
@@ -102,9 +103,14 @@ def save_case(folder: Path, case: Case) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, frames=case.frames, masks=case.masks, spacing_mm=case.spacing_mm)
+        write_arrays(file, case)
     partial.replace(path)
     return path
+
+
+def write_arrays(file: BinaryIO, case: Case) -> None:
+    """Write a case's file; equal cases give equal bytes."""
+    np.savez_compressed(file, frames=case.frames, masks=case.masks, spacing_mm=case.spacing_mm)
 
 
 def write_index(folder: Path, infos: Sequence[CaseInfo]) -> None:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared.case import VENDORS
 from shared.errors import UserError
 
 
@@ -40,19 +39,6 @@ def add_commands(commands: Any) -> None:
                               "which the coordinator registers.")  # fmt: skip
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
     sub.set_defaults(command=_key)
-
-    sub = commands.add_parser("fetch", help="bring synthetic patients from the coordinator",
-                              description="A broken connection is made again, and the same command goes on where it "
-                              "stopped. What arrives is checked before it is kept.")  # fmt: skip
-    sub.add_argument("destination", type=Path, metavar="DST", help="new or empty folder")
-    sub.add_argument("--from", dest="address", required=True, metavar="HOST:PORT", help="where it is delivered")
-    sub.add_argument("--authority", type=Path, required=True, metavar="ca.crt", help="the coordinator's")
-    sub.add_argument("--token-file", type=Path, required=True, metavar="FILE", help="file with the site's token")
-    sub.add_argument("--vendor", action="append", default=[], choices=VENDORS, metavar="V",
-                     help="in this style only, may be given again")  # fmt: skip
-    sub.add_argument("--ef", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-                     help="only ejection fractions in this range, fractions (default: all)")  # fmt: skip
-    sub.set_defaults(command=_fetch)
 
 
 def check_site(folder: Path, as_json: bool, console: Console) -> None:
@@ -105,18 +91,3 @@ def _key(options: argparse.Namespace) -> None:
 
     print(f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, vendor and "
           "nominal patients")  # fmt: skip
-
-
-def _fetch(options: argparse.Namespace) -> None:
-    """Fetch synthetic patients."""
-    from client.fetch import fetch
-
-    low, high = options.ef
-    if not 0 <= low <= high <= 1:
-        raise UserError(f"Expected --ef LOW HIGH with 0 <= LOW <= HIGH <= 1, got {low:g} {high:g}.")
-    try:
-        token = options.token_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"--token-file {options.token_file} cannot be read: the coordinator sends it") from None
-    number = fetch(options.destination, options.address, options.authority, token, options.vendor, (low, high))
-    print(f"{number} synthetic patients in {options.destination}; read its DATASHEET.md")

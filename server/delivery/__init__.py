@@ -1,1 +1,1 @@
-"""The service that brings synthetic cases back to the partners."""
+"""Synthetic cases back to the partners: a gRPC service over TLS, with a token for every site."""

@@ -1,67 +1,103 @@
-"""The delivery's commands of `fedcmr-server`: token, deliver."""
+"""The commands of `fedcmr-server` that give synthetic cases away: deliver, token."""
 
 import argparse
-import logging
-import signal
-import threading
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.delivery.contract import DEFAULT_PORT
 from shared.errors import UserError
 
 AddCommand = Callable[..., argparse.ArgumentParser]
-GRACE_S = 5.0
+MAX_FRESH = 10_000
+WARN_DAYS = 30
 
 
 def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
-    """Add them to the parser; see `server.deployment.cli.add_commands`."""
-    sub = add("token", _token, "let a site fetch synthetic patients, or no longer",
-              "The token is written to a file that only this user can read; here only its hash stays.")  # fmt: skip
+    """Add them to the parser.
+
+    Args:
+        add: Takes name, function, help and description.
+        positive: Parses a whole number from 1.
+    """
+    sub = add("deliver", _deliver, "serve a run's synthetic cases to partners who have a token",
+              "Over TLS (gRPC), until it is stopped; partners use 'fedcmr-client fetch'. The released set is served, "
+              "and fresh cases of the run's generator, which cost no further privacy. What was asked by whom stands "
+              "in DIR/logs/delivery.log.")  # fmt: skip
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    sub.add_argument("--folder", type=Path, required=True, metavar="DIR",
+                     help="the coordinator's: server.crt, server.key, delivery/tokens.json")  # fmt: skip
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s, the default, is for a "
+                     "gateway on this machine, 0.0.0.0 for all networks")  # fmt: skip
+    sub.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    sub.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=True,
+                     help="also sample fresh cases on request (default: --fresh)")  # fmt: skip
+    sub.add_argument("--max-fresh", type=positive, default=MAX_FRESH, metavar="N",
+                     help="most fresh cases of one call (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--without-privacy", action="store_true",
+                     help="serve a run that was trained without differential privacy")  # fmt: skip
+
+    sub = add("token", _token, "give a site a token for 'fedcmr-client fetch', or take it away",
+              "The folder keeps the token's SHA-256 and not the token: it is shown or written once. A new token "
+              "replaces the site's earlier one at once, also in a running service.")  # fmt: skip
     sub.add_argument("folder", type=Path, metavar="DIR", help="the coordinator's folder")
     sub.add_argument("--site", required=True, metavar="NAME", help="whose token it is")
-    action = sub.add_mutually_exclusive_group(required=True)
-    action.add_argument("--out", type=Path, metavar="FILE", help="new file for the token")
-    action.add_argument("--revoke", action="store_true", help="void the site's token")
-
-    sub = add("deliver", _deliver, "deliver a synthetic data set to the sites, until it is stopped",
-              "gRPC over TLS with the certificate of 'init'; only calls with a token are answered.")  # fmt: skip
-    sub.add_argument("folder", type=Path, metavar="DIR", help="the coordinator's folder")
-    sub.add_argument("--data", type=Path, required=True, metavar="SET", help="data set, as RUN/synthetic")
-    sub.add_argument("--host", default="127.0.0.1", help="to listen on (default: %(default)s, behind the gateway)")
-    sub.add_argument("--port", type=positive, default=8444, help="default: %(default)s")
-
-
-def _token(options: argparse.Namespace) -> None:
-    """Issue or void a token."""
-    from server.delivery.tokens import issue_token, revoke_token
-    from server.deployment.authority import write_secret
-    from server.deployment.coordinator import load_coordinator
-
-    folder = load_coordinator(options.folder).folder
-    if options.revoke:
-        revoke_token(folder, options.site)
-        print(f"the token of {options.site} is void")
-        return
-    if options.out.exists():
-        raise UserError(f"{options.out} exists: give a new file as --out")
-    write_secret(options.out, (issue_token(folder, options.site) + "\n").encode())
-    print(f"wrote {options.out}: send it to {options.site} on a safe way, then delete it here")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="new file for the token, for this user's eyes only "
+                     "(default: print it)")  # fmt: skip
+    sub.add_argument("--revoke", action="store_true", help="take the site's token away")
 
 
 def _deliver(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    from server.delivery.service import DeliveryService, make_server
-    from server.deployment.coordinator import load_coordinator
+    from server.delivery.fresh import load_sampler
+    from server.delivery.released_set import open_released_set
+    from server.delivery.serve import Service
+    from server.delivery.service import Offer
+    from server.results import privacy_spent
+    from shared.run_folder import load_run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    folder = load_coordinator(options.folder).folder
-    service = DeliveryService(options.data, folder)
-    address = f"{options.host}:{options.port}"
-    server, _ = make_server(service, folder / "server.crt", folder / "server.key", address)
-    over = threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: over.set())
-    server.start()
-    print(f"delivering {len(service.infos)} synthetic patients at {address}", flush=True)
-    over.wait()
-    server.stop(GRACE_S).wait()
+    run = load_run(options.run)
+    spent = privacy_spent(run)
+    if spent["epsilon"] is None and not options.without_privacy:
+        raise UserError(f"{run.path} was trained without differential privacy: its cases may show patients; "
+                        "--without-privacy serves them all the same")  # fmt: skip
+    guarantee = ("none: trained without differential privacy" if spent["epsilon"] is None else
+                 f"epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for {spent['unit']}")  # fmt: skip
+    released = open_released_set(run.path / "synthetic")
+    sampler = load_sampler(run) if options.fresh else None
+    offer = Offer(run.path.resolve().name, guarantee, released, sampler, options.max_fresh)
+    with Service(options.folder, offer, options.host, options.port) as service:
+        if service.days_left < WARN_DAYS:
+            print(f"the server's certificate is valid for {service.days_left} more days: renew it", file=sys.stderr)
+        print(f"serving {len(released.entries)} cases of {offer.study}{' and fresh ones' if sampler else ''} at "
+              f"{options.host}:{service.port}; privacy: {guarantee}", flush=True)  # fmt: skip
+        service.wait()
+        print("ending: running streams may finish what they send", file=sys.stderr)
+
+
+def _token(options: argparse.Namespace) -> None:
+    from server.delivery.tokens import issue_token, revoke_token
+    from server.deployment.authority import write_secret
+
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder} is no folder: 'fedcmr-server init' makes it")
+    if options.revoke:
+        if options.out:
+            raise UserError("Expected --revoke without --out.")
+        revoke_token(options.folder, options.site)
+        print(f"{options.site} can fetch no more")
+        return
+    if options.out and (options.out.exists() or not options.out.parent.is_dir()):
+        raise UserError(f"Expected --out to be a new file in an existing folder, got {options.out}.")
+    token = issue_token(options.folder, options.site)
+    if options.out is None:
+        print(token)
+        return
+    write_secret(options.out, f"{token}\n".encode())
+    print(f"wrote {options.out}: bring it to {options.site} by a way that nobody reads, then remove it here")
+
+
+def _port(text: str) -> int:
+    """A port number, or 0."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port in 0..65535, got {text!r}")
+    return int(text)

@@ -1,4 +1,7 @@
-"""Tokens by which sites may fetch: shown once, and kept as hashes only."""
+"""Who may fetch: a token for each site, of which the coordinator's folder keeps no more than the SHA-256.
+
+Tokens have 256 random bits, so that a plain hash is enough: there is nothing to guess, and the file gives none away.
+"""
 
 import hashlib
 import hmac
@@ -10,63 +13,103 @@ from server.deployment.authority import write_secret
 from shared.errors import UserError
 from shared.records import SITE_NAME
 
-TOKENS_NAME = "delivery/tokens.json"
+TOKENS_NAME = "tokens.json"
+PREFIX = "fedcmr_"
+"""By which people and secret scanners know what it is."""
+
+
+class TokenBook:
+    """The tokens of a coordinator's folder, read again when their file changes: a revoked one is refused at once."""
+
+    def __init__(self, folder: Path):
+        self._path = tokens_path(folder)
+        self._read_from: tuple[int, int, int] | None = None
+        self._hashes: dict[str, str] = {}
+
+    def site_of(self, token: str) -> str | None:
+        """The site whose token this is; None for nobody's, and for everybody's while the file cannot be read."""
+        digest = _digest(token)
+        found = None
+        # Every entry is compared, in constant time each: how long it takes tells nothing about any hash.
+        for site, known in self._current().items():
+            if hmac.compare_digest(digest, known):
+                found = site
+        return found
+
+    def _current(self) -> dict[str, str]:
+        try:
+            state = self._path.stat()
+            version = (state.st_mtime_ns, state.st_size, state.st_ino)
+            if version != self._read_from:
+                self._hashes, self._read_from = read_tokens(self._path), version
+        except (OSError, UserError):
+            self._hashes, self._read_from = {}, None
+        return self._hashes
+
+
+def tokens_path(folder: Path) -> Path:
+    """The tokens' file in a coordinator's folder."""
+    return folder / "delivery" / TOKENS_NAME
+
+
+def read_tokens(path: Path) -> dict[str, str]:
+    """SHA-256 of every site's token, in hexadecimal digits.
+
+    Raises:
+        UserError: The file cannot be read or is not one of ours, or others can read it.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise UserError(f"{path} can be read by others: mend with 'chmod 600 {path}'")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not all(SITE_NAME.fullmatch(site) and len(bytes.fromhex(digest)) == 32 for site, digest in values.items()):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: 'fedcmr-server token' makes it with the first site's token") from None
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise UserError(f"{path} cannot be read: expected site names and SHA-256s; restore or remove it") from None
+    return dict(values)
 
 
 def issue_token(folder: Path, site: str) -> str:
-    """A new token for a site; an earlier one of the same site is void from now on.
+    """A new token for a site; an earlier one of the same site is refused from now on.
 
-    Args:
-        folder: The coordinator's; `delivery/tokens.json` in it holds the SHA-256 of every site's token.
-        site: Its name.
+    Returns:
+        The token. It is nowhere else: whoever loses it asks for another one.
+
+    Raises:
+        UserError: The name is none, or the file cannot be read.
     """
     if not SITE_NAME.fullmatch(site):
-        raise UserError(f"Expected the site's name to match {SITE_NAME.pattern}, got {site!r}.")
-    token = secrets.token_urlsafe(32)
-    _write(folder, {**read_tokens(folder), site: _digest(token)})
+        raise UserError(f"Expected --site to match {SITE_NAME.pattern}, got {site!r}.")
+    token = PREFIX + secrets.token_urlsafe(32)
+    _write(folder, _read_or_empty(folder) | {site: _digest(token)})
     return token
 
 
 def revoke_token(folder: Path, site: str) -> None:
-    """Void a site's token.
+    """Take a site's token away; its running streams end too.
 
     Raises:
         UserError: It has none.
     """
-    tokens = read_tokens(folder)
-    if tokens.pop(site, None) is None:
-        raise UserError(f"{folder / TOKENS_NAME}: site {site} has no token")
-    _write(folder, tokens)
+    known = _read_or_empty(folder)
+    if site not in known:
+        raise UserError(f"{tokens_path(folder)}: site {site!r} has no token; with one: {', '.join(sorted(known))}")
+    del known[site]
+    _write(folder, known)
 
 
-def read_tokens(folder: Path) -> dict[str, str]:
-    """{site: SHA-256 of its token}; empty where none was issued.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    path = folder / TOKENS_NAME
-    try:
-        return {str(site): str(digest) for site, digest in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path} cannot be read: restore it, or remove it and issue the tokens anew") from None
+def _read_or_empty(folder: Path) -> dict[str, str]:
+    path = tokens_path(folder)
+    return read_tokens(path) if path.exists() else {}
 
 
-def site_of(folder: Path, token: str) -> str | None:
-    """Whose token this is; None for nobody's. Takes as long for a wrong one as for a right one."""
-    digest, found = _digest(token), None
-    for site, known in read_tokens(folder).items():
-        if hmac.compare_digest(digest, known):
-            found = site
-    return found
+def _write(folder: Path, hashes: dict[str, str]) -> None:
+    path = tokens_path(folder)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    write_secret(path, json.dumps(hashes, indent=2, sort_keys=True).encode())
 
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _write(folder: Path, tokens: dict[str, str]) -> None:
-    (folder / TOKENS_NAME).parent.mkdir(exist_ok=True, mode=0o700)
-    write_secret(folder / TOKENS_NAME, json.dumps(tokens, indent=2).encode())

@@ -54,7 +54,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--user", default="fedcmr", help="account that owns DIR and runs the units (default: %(default)s)")
     sub.add_argument("--program", type=Path, metavar="PATH", help="fedcmr-server, where the units find it (default: "
                      "the one installed here)")  # fmt: skip
-    sub.add_argument("--data", type=Path, metavar="SET", help="also a unit that delivers this synthetic data set")
+    sub.add_argument("--deliver", type=Path, metavar="RUN", help="also a unit that delivers this run's synthetic cases")
     sub.add_argument("--nginx", type=Path, metavar="PATH", help="nginx, where the units find it (default: the one "
                      "installed here, or /usr/sbin/nginx)")  # fmt: skip
 
@@ -144,11 +144,11 @@ def _service(options: argparse.Namespace) -> None:
 
     coordinator = load_coordinator(options.folder)
     program, nginx = installed_programs()
-    data = options.data and options.data.resolve()
-    files = service_files(coordinator, options.user, options.program or program, options.nginx or nginx, data)
+    delivered = options.deliver and options.deliver.resolve()
+    files = service_files(coordinator, options.user, options.program or program, options.nginx or nginx, delivered)
     for path in write_all(files, options.out):
         print(f"wrote {path}")
-    print(next_steps(coordinator, options.user, options.out, delivers=data is not None))
+    print(next_steps(coordinator, options.user, options.out, delivers=delivered is not None))
 
 
 def _register(options: argparse.Namespace) -> None:

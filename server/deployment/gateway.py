@@ -42,6 +42,7 @@ DELIVERY_PATHS = (
     "/grpc.health.v1.Health/Check",        # `Watch` would hold a connection for nothing
     "/fedcmr.delivery.v1.Delivery/Describe",   # shared/delivery/delivery.proto has the service's methods
     "/fedcmr.delivery.v1.Delivery/Stream",
+    "/fedcmr.delivery.v1.Delivery/Sample",
 )  # fmt: skip
 """gRPC methods of the delivery service, POST over HTTP/2."""
 

@@ -20,7 +20,7 @@ NGINX = "/usr/sbin/nginx"
 
 
 def service_files(
-    coordinator: Coordinator, user: str, program: Path, nginx: Path, data: Path | None = None
+    coordinator: Coordinator, user: str, program: Path, nginx: Path, delivered: Path | None = None
 ) -> dict[str, str]:
     """The units and the rotation of their logs, by file name.
 
@@ -29,18 +29,18 @@ def service_files(
         user: The account that owns the folder and runs everything, nginx too.
         program: `fedcmr-server`, as that machine sees it.
         nginx: The same of nginx.
-        data: The synthetic set that a delivery unit serves; None for no such unit.
+        delivered: Folder of the run whose synthetic cases a delivery unit serves; None for no such unit.
 
     Raises:
         UserError: A path or the account cannot be used.
     """
     check_account(user)
-    check_paths([coordinator.folder, program, nginx, *([data] if data else [])], seen_by_service=True)
+    check_paths([coordinator.folder, program, nginx, *([delivered] if delivered else [])], seen_by_service=True)
     values = {
         "folder": str(coordinator.folder), "name": coordinator.name, "user": user, "program": str(program),
-        "nginx": str(nginx), "data": str(data), "delivery_port": coordinator.delivery_port,
+        "nginx": str(nginx), "run": str(delivered), "delivery_port": coordinator.delivery_port,
     }  # fmt: skip
-    return {file: render(TEMPLATES, f"{file}.j2", values) for file in (*FILES, *([DELIVERY] if data else []))}
+    return {file: render(TEMPLATES, f"{file}.j2", values) for file in (*FILES, *([DELIVERY] if delivered else []))}
 
 
 def next_steps(coordinator: Coordinator, user: str, out: Path, delivers: bool = False) -> str:

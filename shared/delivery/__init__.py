@@ -1,1 +1,1 @@
-"""The wire contract of the delivery of synthetic cases: `delivery.proto`, and the code made from it."""
+"""The wire contract of the delivery service: what the coordinator's server and a site's `fetch` must agree on."""

@@ -24,27 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshared/delivery/delivery.proto\x12\x12\x66\x65\x64\x63mr.delivery.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xba\x01\n\x0b\x44\x65scription\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x11\n\tnum_cases\x18\x02 \x01(\r\x12\x42\n\nper_vendor\x18\x03 \x03(\x0b\x32..fedcmr.delivery.v1.Description.PerVendorEntry\x12\x11\n\tdatasheet\x18\x04 \x01(\x0c\x1a\x30\n\x0ePerVendorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"`\n\rStreamRequest\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x0f\n\x07vendors\x18\x02 \x03(\t\x12\x0e\n\x06\x65\x66_min\x18\x03 \x01(\x01\x12\x0e\n\x06\x65\x66_max\x18\x04 \x01(\x01\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\t\"Q\n\x05\x43hunk\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedcmr.delivery.v1.CaseHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x87\x01\n\nCaseHeader\x12\x11\n\tpseudonym\x18\x01 \x01(\t\x12\x0e\n\x06vendor\x18\x02 \x01(\t\x12\x18\n\x10\x66ield_strength_t\x18\x03 \x01(\x01\x12\n\n\x02\x65\x66\x18\x04 \x01(\x01\x12\r\n\x05group\x18\x05 \x01(\t\x12\x11\n\tnum_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06sha256\x18\x07 \x01(\t2\xa6\x01\n\x08\x44\x65livery\x12P\n\x08\x44\x65scribe\x12#.fedcmr.delivery.v1.DescribeRequest\x1a\x1f.fedcmr.delivery.v1.Description\x12H\n\x06Stream\x12!.fedcmr.delivery.v1.StreamRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshared/delivery/delivery.proto\x12\x12\x66\x65\x64\x63mr.delivery.v1\"\\\n\tSelection\x12\x0f\n\x07vendors\x18\x01 \x03(\t\x12\x13\n\x06min_ef\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06max_ef\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_min_efB\t\n\x07_max_ef\"C\n\x0f\x44\x65scribeRequest\x12\x30\n\tselection\x18\x01 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\"\xf9\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05study\x18\x02 \x01(\t\x12\x16\n\x0erelease_sha256\x18\x03 \x01(\t\x12\x30\n\x07vendors\x18\x04 \x03(\x0b\x32\x1f.fedcmr.delivery.v1.VendorCount\x12\x11\n\tdatasheet\x18\x05 \x01(\t\x12\x0f\n\x07privacy\x18\x06 \x01(\t\x12\x16\n\x0ematching_cases\x18\x07 \x01(\x04\x12\x16\n\x0ematching_bytes\x18\x08 \x01(\x04\x12\x11\n\tmax_fresh\x18\t \x01(\x04\x12\x18\n\x10generator_sha256\x18\n \x01(\t\",\n\x0bVendorCount\x12\x0e\n\x06vendor\x18\x01 \x01(\t\x12\r\n\x05\x63\x61ses\x18\x02 \x01(\x04\"h\n\rStreamRequest\x12\x16\n\x0erelease_sha256\x18\x01 \x01(\t\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x87\x01\n\rSampleRequest\x12\x18\n\x10generator_sha256\x18\x01 \x01(\t\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\t\"Q\n\x05\x43hunk\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedcmr.delivery.v1.CaseHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\nCaseHeader\x12(\n\x03row\x18\x01 \x01(\x0b\x32\x1b.fedcmr.delivery.v1.CaseRow\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x01\n\x07\x43\x61seRow\x12\x11\n\tpseudonym\x18\x01 \x01(\t\x12\x0e\n\x06vendor\x18\x02 \x01(\t\x12\x18\n\x10\x66ield_strength_t\x18\x03 \x01(\x01\x12\n\n\x02\x65\x66\x18\x04 \x01(\x01\x12\r\n\x05group\x18\x05 \x01(\t\x12\x0b\n\x03sex\x18\x06 \x01(\t\x12\x11\n\tpathology\x18\x07 \x01(\t2\xf0\x01\n\x08\x44\x65livery\x12P\n\x08\x44\x65scribe\x12#.fedcmr.delivery.v1.DescribeRequest\x1a\x1f.fedcmr.delivery.v1.Description\x12H\n\x06Stream\x12!.fedcmr.delivery.v1.StreamRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x12H\n\x06Sample\x12!.fedcmr.delivery.v1.SampleRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shared.delivery.delivery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIPTION_PERVENDORENTRY']._loaded_options = None
-  _globals['_DESCRIPTION_PERVENDORENTRY']._serialized_options = b'8\001'
-  _globals['_DESCRIBEREQUEST']._serialized_start=54
-  _globals['_DESCRIBEREQUEST']._serialized_end=71
-  _globals['_DESCRIPTION']._serialized_start=74
-  _globals['_DESCRIPTION']._serialized_end=260
-  _globals['_DESCRIPTION_PERVENDORENTRY']._serialized_start=212
-  _globals['_DESCRIPTION_PERVENDORENTRY']._serialized_end=260
-  _globals['_STREAMREQUEST']._serialized_start=262
-  _globals['_STREAMREQUEST']._serialized_end=358
-  _globals['_CHUNK']._serialized_start=360
-  _globals['_CHUNK']._serialized_end=441
-  _globals['_CASEHEADER']._serialized_start=444
-  _globals['_CASEHEADER']._serialized_end=579
-  _globals['_DELIVERY']._serialized_start=582
-  _globals['_DELIVERY']._serialized_end=748
+  _globals['_SELECTION']._serialized_start=54
+  _globals['_SELECTION']._serialized_end=146
+  _globals['_DESCRIBEREQUEST']._serialized_start=148
+  _globals['_DESCRIBEREQUEST']._serialized_end=215
+  _globals['_DESCRIPTION']._serialized_start=218
+  _globals['_DESCRIPTION']._serialized_end=467
+  _globals['_VENDORCOUNT']._serialized_start=469
+  _globals['_VENDORCOUNT']._serialized_end=513
+  _globals['_STREAMREQUEST']._serialized_start=515
+  _globals['_STREAMREQUEST']._serialized_end=619
+  _globals['_SAMPLEREQUEST']._serialized_start=622
+  _globals['_SAMPLEREQUEST']._serialized_end=757
+  _globals['_CHUNK']._serialized_start=759
+  _globals['_CHUNK']._serialized_end=840
+  _globals['_CASEHEADER']._serialized_start=842
+  _globals['_CASEHEADER']._serialized_end=926
+  _globals['_CASEROW']._serialized_start=929
+  _globals['_CASEROW']._serialized_end=1058
+  _globals['_DELIVERY']._serialized_start=1061
+  _globals['_DELIVERY']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)

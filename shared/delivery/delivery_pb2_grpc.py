@@ -44,20 +44,32 @@ class DeliveryStub(object):
                 request_serializer=shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
                 response_deserializer=shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.Sample = channel.unary_stream(
+                '/fedcmr.delivery.v1.Delivery/Sample',
+                request_serializer=shared_dot_delivery_dot_delivery__pb2.SampleRequest.SerializeToString,
+                response_deserializer=shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
+                _registered_method=True)
 
 
 class DeliveryServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """What there is.
+        """What is there, and how much of it a selection matches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stream(self, request, context):
-        """The cases that match, in the order of their pseudonyms: a header, then the file's bytes.
+        """Cases of the released set. FAILED_PRECONDITION where `release_sha256` is not the set that is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sample(self, request, context):
+        """Cases sampled from the study's generator. The same seed, selection and generator give the same cases.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,6 +86,11 @@ def add_DeliveryServicer_to_server(servicer, server):
             'Stream': grpc.unary_stream_rpc_method_handler(
                     servicer.Stream,
                     request_deserializer=shared_dot_delivery_dot_delivery__pb2.StreamRequest.FromString,
+                    response_serializer=shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
+            ),
+            'Sample': grpc.unary_stream_rpc_method_handler(
+                    servicer.Sample,
+                    request_deserializer=shared_dot_delivery_dot_delivery__pb2.SampleRequest.FromString,
                     response_serializer=shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
             ),
     }
@@ -130,6 +147,33 @@ class Delivery(object):
             target,
             '/fedcmr.delivery.v1.Delivery/Stream',
             shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
+            shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedcmr.delivery.v1.Delivery/Sample',
+            shared_dot_delivery_dot_delivery__pb2.SampleRequest.SerializeToString,
             shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
             options,
             channel_credentials,

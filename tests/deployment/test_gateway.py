@@ -19,13 +19,17 @@ from flwr.proto import control_pb2
 from flwr.supercore.fab import Fab
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client.fetch import fetch
-from server.delivery.service import DeliveryService, make_server
+from client.fetch.fetch import Wish, fetch
+from client.fetch.source import Source
+from server.delivery.released_set import open_released_set
+from server.delivery.serve import Service
+from server.delivery.service import Offer
 from server.delivery.tokens import issue_token
+from server.deployment.authority import write_secret
 from server.deployment.gateway import FLEET_PATHS, Limits, write_gateway
 from shared.case import read_index
 from shared.errors import UserError
-from tests.delivery.test_delivery import write_set
+from tests.delivery.conftest import finished_run
 from tests.deployment.gateway_study import (
     BIN,
     connect,
@@ -96,7 +100,7 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory):
+def deployment(tmp_path_factory, tiny_prior):
     """SuperLink with TLS and node authentication, delivery, and nginx before both."""
     assert NGINX is not None, "nginx is missing: make tools"
     folder = tmp_path_factory.mktemp("study")
@@ -110,7 +114,7 @@ def deployment(tmp_path_factory):
             home=folder / "flwr",
         )  # fmt: skip
         stack.enter_context(superlink)
-        stack.enter_context(delivering(found))
+        stack.enter_context(delivering(found, tiny_prior))
         config = write_gateway(folder, ["localhost", "127.0.0.1"], found.gateway, found.superlink, found.delivery,
                                ["127.0.0.1"], LIMITS)  # fmt: skip
         log = folder / "gateway" / "error.log"
@@ -121,17 +125,14 @@ def deployment(tmp_path_factory):
 
 
 @contextmanager
-def delivering(found: Deployment):
-    """The delivery service with a small set."""
-    write_set(found.folder / "set", 6)
-    service = DeliveryService(found.folder / "set", found.folder)
-    files = (found.folder / "server.crt", found.folder / "server.key")
-    server, _ = make_server(service, *files, f"127.0.0.1:{found.delivery}")
-    server.start()
-    try:
+def delivering(found: Deployment, tiny_prior: Path):
+    """The delivery service with a small released set."""
+    run = finished_run(found.folder / "pilot", tiny_prior)
+    (found.folder / "server.key").chmod(0o600)
+    issue_token(found.folder, "another-site")
+    offer = Offer("pilot", "epsilon 7.90", open_released_set(run.path / "synthetic"), None, 0)
+    with Service(found.folder, offer, "127.0.0.1", found.delivery):
         yield
-    finally:
-        server.stop(None).wait()
 
 
 def test_a_supernode_takes_part_in_a_round_through_the_gateway(deployment, tmp_path):
@@ -256,17 +257,19 @@ def test_grpc_health_passes_and_no_other_method(deployment):
         with pytest.raises(grpc.RpcError) as refused:
             next(stubs[0].Watch(question, timeout=20))
         assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        watch = stubs[1].Watch(question, timeout=20)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        watch.cancel()
 
 
 def test_synthetic_cases_come_through_the_gateway_with_a_token_only(deployment, tmp_path):
-    address, token = f"localhost:{deployment.gateway}", issue_token(deployment.folder, "a")
-    assert fetch(tmp_path / "got", address, deployment.authority, token) == 6
-    assert read_index(tmp_path / "got") == read_index(deployment.folder / "set")
+    token_file = tmp_path / "delivery.token"
+    write_secret(token_file, issue_token(deployment.folder, "a").encode())
+    source = Source(f"localhost:{deployment.gateway}", deployment.authority, token_file)
+    everything = Wish((), None, 0, 0)
+    released = read_index(deployment.folder / "pilot" / "synthetic")
+    assert fetch(source, tmp_path / "got", everything, 20.0).num_cases == len(released)
+    assert read_index(tmp_path / "got") == released
+    write_secret(token_file, token_file.read_bytes()[::-1])
     with pytest.raises(UserError, match="token"):
-        fetch(tmp_path / "none", address, deployment.authority, token[::-1])
+        fetch(source, tmp_path / "none", everything, 20.0)
 
 
 def test_a_superlink_without_the_studys_certificate_is_given_nothing(deployment, tmp_path):

@@ -30,7 +30,7 @@ PROGRAM = Path("/usr/bin/true")
 SITE = SiteSettings("a", "GE", 40, data="/data/cases", ledger_witness="/mnt/other/witness.jsonl", prior="p.safetensors",
                     coordinator="study.test:443", authority="ca.crt", folder=Path("/srv/fedcmr/site"))  # fmt: skip
 COORDINATOR = Coordinator("pilot", ["study.test"], delivery_port=9444, folder=Path("/srv/fedcmr/study"))
-SET = Path("/srv/fedcmr/study/runs/default/synthetic")
+RUN = Path("/srv/fedcmr/study/runs/default/synthetic")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -41,7 +41,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def units(folder: Path) -> list[Path]:
     write_all(service_files(SITE, "systemd", "fedcmr", PROGRAM), folder)
-    write_all(server_install.service_files(COORDINATOR, "fedcmr", PROGRAM, PROGRAM, SET), folder)
+    write_all(server_install.service_files(COORDINATOR, "fedcmr", PROGRAM, PROGRAM, RUN), folder)
     return sorted(folder.glob("*.service"))
 
 
@@ -88,9 +88,9 @@ def test_a_site_writes_to_its_folder_and_its_witness_alone(tmp_path):
 
 
 def test_the_delivery_listens_where_the_gateway_calls_it():
-    text = server_install.service_files(COORDINATOR, "fedcmr", PROGRAM, PROGRAM, SET)[server_install.DELIVERY]
-    assert f"\nExecStart=/usr/bin/true deliver /srv/fedcmr/study --data {SET} --port 9444\n" in text
-    assert "\nReadWritePaths=\n" in text
+    text = server_install.service_files(COORDINATOR, "fedcmr", PROGRAM, PROGRAM, RUN)[server_install.DELIVERY]
+    assert f"\nExecStart=/usr/bin/true deliver {RUN} --folder /srv/fedcmr/study --port 9444\n" in text
+    assert "\nReadWritePaths=/srv/fedcmr/study/logs\n" in text
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path):

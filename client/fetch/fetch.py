@@ -1,0 +1,290 @@
+"""From a delivery service into a folder of cases: what breaks is called again and goes on after the last whole case."""
+
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from client.fetch.arrival import Untrustworthy, announced, check_file, expect
+from client.fetch.folder import Arrivals
+from client.fetch.source import Broken, Source, clean, connected, judged
+from shared.case import CaseInfo
+from shared.delivery.contract import MAX_CASES, PROTOCOL
+from shared.delivery.delivery_pb2 import (
+    CaseHeader,
+    Chunk,
+    DescribeRequest,
+    Description,
+    SampleRequest,
+    Selection,
+    StreamRequest,
+)
+from shared.delivery.delivery_pb2_grpc import DeliveryStub
+from shared.errors import UserError
+from shared.progress import track
+
+Answer = TypeVar("Answer")
+CALL_S, STREAM_S = 30.0, 600.0
+"""Deadlines. A longer stream ends with its own and goes on in another one."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+SLACK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to fetch.
+
+    Attributes:
+        vendors: None for all.
+        ef: Lowest and highest ejection fraction; None for any.
+        fresh: How many cases to sample; 0 for the released ones.
+        seed: Of the fresh ones.
+    """
+
+    vendors: tuple[str, ...] = ()
+    ef: tuple[float, float] | None = None
+    fresh: int = 0
+    seed: int = 0
+
+    @property
+    def selection(self) -> Selection:
+        """As the service takes it."""
+        low, high = self.ef or (None, None)
+        return Selection(vendors=self.vendors, min_ef=low, max_ef=high)
+
+    def words(self) -> str:
+        """For people; empty where everything is asked for."""
+        parts = [" and ".join(self.vendors)] if self.vendors else []
+        parts += [f"ejection fraction {self.ef[0]:g} to {self.ef[1]:g}"] if self.ef else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch ended with.
+
+    Attributes:
+        num_cases: In the folder.
+        study: Whose they are.
+        privacy: The guarantee in one sentence, in the server's words.
+    """
+
+    num_cases: int
+    study: str
+    privacy: str
+
+
+class _Patience:
+    """Waits between tries, longer each time, and gives up when nothing has come for so long."""
+
+    def __init__(self, source: Source, patience_s: float):
+        self._source, self._patience_s = source, patience_s
+        self.progress()
+
+    def progress(self) -> None:
+        """Something has come."""
+        self._pause_s, self._since = FIRST_PAUSE_S, time.monotonic()
+
+    def wait(self, broken: Broken) -> None:
+        """Before the next try.
+
+        Raises:
+            UserError: Nothing has come for too long.
+        """
+        left = self._since + self._patience_s - time.monotonic()
+        if left <= 0:
+            raise UserError(f"{self._source.address}: {broken}; the same command again goes on") from None
+        print(f"{self._source.address}: {broken}; trying again", file=sys.stderr)
+        # Not all sites at once when the server comes back.
+        time.sleep(min(left, self._pause_s * random.uniform(0.5, 1.0)))
+        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+
+
+def fetch(source: Source, folder: Path, wish: Wish, patience_s: float) -> Fetched:
+    """Fill the folder, or go on with it.
+
+    Args:
+        source: The service.
+        folder: New, empty, or of the same wish.
+        wish: What to fetch.
+        patience_s: How long to try again while nothing comes.
+
+    Raises:
+        UserError: The service refuses, sends what cannot be trusted, or is not reached; the folder is another's or
+            the disk too small.
+    """
+    with connected(source) as stub:
+        patience = _Patience(source, patience_s)
+        described = _again(
+            lambda: stub.Describe(DescribeRequest(selection=wish.selection), timeout=CALL_S), source, patience
+        )
+        study = clean(described.study)
+        total = _total(described, wish, source)
+        request = {
+            "study": study, "release_sha256": "" if wish.fresh else clean(described.release_sha256),
+            "generator_sha256": clean(described.generator_sha256) if wish.fresh else "", "vendors": list(wish.vendors),
+            "ef": list(wish.ef) if wish.ef else None, "fresh": wish.fresh, "seed": wish.seed,
+        }  # fmt: skip
+        with Arrivals(folder, request) as arrivals:
+            if not arrivals.done:
+                _check_disk(folder, described, wish)
+                if arrivals.count:
+                    print(f"going on after {arrivals.count} of {total} cases", file=sys.stderr)
+                cases = _all_cases(stub, source, patience, arrivals, described, wish, total)
+                for _ in track(cases, "fetching cases", total - arrivals.count):
+                    pass
+                arrivals.finish(_datasheet(described, wish, total))
+    return Fetched(total, study, clean(described.privacy))
+
+
+def _again(call: Callable[[], Answer], source: Source, patience: _Patience) -> Answer:
+    """A call's answer, tried until it comes."""
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            trouble = judged(error, source)
+            if isinstance(trouble, UserError):
+                raise trouble from None
+            patience.wait(trouble)
+
+
+def _total(described: Description, wish: Wish, source: Source) -> int:
+    """How many cases are to come.
+
+    Raises:
+        UserError: None, or the service cannot give them.
+    """
+    if described.protocol != PROTOCOL:
+        raise UserError(f"{source.address} speaks version {described.protocol} of the delivery protocol, this is "
+                        f"{PROTOCOL}: install the study's version of fedcmr")  # fmt: skip
+    if wish.fresh:
+        if not described.max_fresh:
+            raise UserError(f"{source.address} samples no fresh cases: leave --fresh out")
+        if wish.fresh > described.max_fresh:
+            raise UserError(f"{source.address} samples at most {described.max_fresh} cases at once: give --fresh less, "
+                            "and another --seed and folder for more")  # fmt: skip
+        return wish.fresh
+    if not described.matching_cases:
+        there = ", ".join(f"{entry.cases} {clean(entry.vendor)}" for entry in described.vendors)
+        raise UserError(f"nothing matches {wish.words() or 'the request'}: the set has {there}; widen --vendor or --ef")
+    if described.matching_cases > MAX_CASES:
+        raise UserError(f"{source.address} describes more than {MAX_CASES} cases: tell the coordinator")
+    return int(described.matching_cases)
+
+
+def _check_disk(folder: Path, described: Description, wish: Wish) -> None:
+    """Before the first case rather than at the last one."""
+    needed = SLACK_BYTES + (0 if wish.fresh else described.matching_bytes)
+    there = sum(path.stat().st_size for path in (folder / "cases").iterdir())
+    if shutil.disk_usage(folder).free < needed - there:
+        raise UserError(f"{folder}: expected {(needed - there) / 2**20:.0f} MiB free for the cases, got "
+                        f"{shutil.disk_usage(folder).free / 2**20:.0f}")  # fmt: skip
+
+
+def _all_cases(
+    stub: DeliveryStub,
+    source: Source,
+    patience: _Patience,
+    arrivals: Arrivals,
+    described: Description,
+    wish: Wish,
+    total: int,
+) -> Iterator[None]:
+    """Yields once for every case that is kept, over as many streams as it takes."""
+    while arrivals.count < total:
+        stream = _stream(stub, arrivals, described, wish, total)
+        try:
+            for header, info, content in _whole_cases(stream, wish, arrivals):
+                expect(arrivals.count < total, "more cases than it described")
+                check_file(header, info, content)
+                arrivals.keep(info, content, header.sha256)
+                patience.progress()
+                yield
+            expect(arrivals.count == total, "fewer cases than it described")
+        except Untrustworthy as error:
+            raise UserError(f"{source.address} sent {error}: it was not kept, nor anything after it; tell the "
+                            "coordinator") from None  # fmt: skip
+        except grpc.RpcError as error:
+            trouble = judged(error, source)
+            if isinstance(trouble, UserError):
+                raise trouble from None
+            patience.wait(trouble)
+        finally:
+            stream.cancel()
+
+
+def _stream(
+    stub: DeliveryStub, arrivals: Arrivals, described: Description, wish: Wish, total: int
+) -> "grpc.CallIterator[Chunk]":
+    """The cases after the last one that is there."""
+    if wish.fresh:
+        request = SampleRequest(generator_sha256=described.generator_sha256, selection=wish.selection, seed=wish.seed,
+                                count=total - arrivals.count, after=arrivals.last)  # fmt: skip
+        return stub.Sample(request, timeout=STREAM_S)
+    return stub.Stream(
+        StreamRequest(release_sha256=described.release_sha256, selection=wish.selection, after=arrivals.last),
+        timeout=STREAM_S,
+    )
+
+
+def _whole_cases(
+    stream: "grpc.CallIterator[Chunk]", wish: Wish, arrivals: Arrivals
+) -> Iterator[tuple[CaseHeader, CaseInfo, bytes]]:
+    """Headers, rows and files put together from the pieces; never more than one case is in memory.
+
+    Raises:
+        Untrustworthy: The pieces are not those of cases, or the stream ends within one.
+    """
+    header: CaseHeader | None = None
+    content = bytearray()
+    for chunk in stream:
+        if chunk.WhichOneof("part") == "header":
+            expect(header is None, "a case before the end of the one before")
+            header, content = chunk.header, bytearray()
+            info = announced(header, wish.selection, arrivals.last)  # before a byte of it is taken
+            continue
+        if header is None or not chunk.data:
+            raise Untrustworthy("pieces of no case")
+        expect(len(content) + len(chunk.data) <= header.size, "more bytes than it announced")
+        content += chunk.data
+        if len(content) == header.size:
+            yield header, info, bytes(content)
+            header = None
+    expect(header is None, "a case that ends too early")
+
+
+def _datasheet(described: Description, wish: Wish, total: int) -> str:
+    """The set's own, word for word where the folder is the whole set, else below a note of what the folder is."""
+    text = "".join(c for c in described.datasheet if c.isprintable() or c in "\n\t")
+    if wish.fresh:
+        selection = f" ({wish.words()})" if wish.words() else ""
+        note = (f"> This folder holds {total} fresh cases{selection}, sampled with seed {wish.seed} from the generator "
+                f"(SHA-256 {clean(described.generator_sha256)}) of the set that is described below. None of them is in "
+                "that set, and its numbers are not theirs; the paragraphs on how they were made, privacy, uses and "
+                "terms hold for both.")  # fmt: skip
+    elif wish.words():
+        number = sum(entry.cases for entry in described.vendors)
+        note = (f"> This folder holds {total} of the {number} cases of the set described below: {wish.words()}. "
+                "The numbers below are those of the whole set.")  # fmt: skip
+    else:
+        return text
+    return f"{note}\n\n{text}"
+
+
+def check_ef(low: float, high: float) -> tuple[float, float]:
+    """A range of ejection fractions.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not (math.isfinite(low + high) and 0 <= low <= high <= 1):
+        raise UserError(f"Expected --ef LOW HIGH as fractions, 0 <= LOW <= HIGH <= 1, got {low:g} {high:g}.")
+    return low, high

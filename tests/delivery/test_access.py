@@ -1,0 +1,223 @@
+"""Who is let in, and who is not: tokens, certificates, the health check, shares of calls."""
+
+import json
+import stat
+import time
+from contextlib import ExitStack
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client import cli as client_cli
+from server import cli as server_cli
+from server.delivery.guard import CALLS_PER_SITE, HEALTH_CHECK
+from server.delivery.serve import Service
+from server.delivery.tokens import issue_token, revoke_token
+from server.deployment.authority import issue_server_certificate, make_authority
+from shared.delivery.contract import SERVICE
+from shared.delivery.delivery_pb2 import DescribeRequest, Description, SampleRequest, Selection, StreamRequest
+from shared.delivery.delivery_pb2_grpc import DeliveryStub
+from shared.errors import UserError
+from tests.delivery.conftest import stub_of
+
+
+def code_of(call) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        answer = call()
+        if hasattr(answer, "__next__"):
+            next(answer)
+    return caught.value.code().name
+
+
+def set_token(place, token: str) -> None:
+    place.token_file.write_text(token)
+
+
+def test_a_wrong_token_is_refused(service, place, fetch, tmp_path, capsys):
+    token = place.token
+    for wrong in (token[:-1] + ("A" if token[-1] != "A" else "B"), "x" * 40):
+        set_token(place, wrong)
+        assert fetch(service.port) == 2
+        assert "does not accept this token" in (shown := capsys.readouterr().err) and wrong not in shown
+    assert not (tmp_path / "out").exists()
+    lines = place.audit()
+    assert {line["code"] for line in lines} == {"UNAUTHENTICATED"} and lines[0]["site"] is None
+
+
+@pytest.mark.parametrize("token", [None, "", "x" * 43, "é" * 30])
+def test_no_method_answers_without_a_token(service, place, token):
+    request = StreamRequest(release_sha256="0" * 64)
+    metadata = None if token is None else (("authorization", f"Bearer {token}".encode().decode("latin-1")),)
+    if token and not token.isascii():
+        metadata = (("authorization-bin", token.encode()),)
+    with stub_of(place, service.port, None) as stub:
+        assert code_of(lambda: stub.Describe(DescribeRequest(), metadata=metadata)) == "UNAUTHENTICATED"
+        assert code_of(lambda: stub.Stream(request, metadata=metadata)) == "UNAUTHENTICATED"
+        assert code_of(lambda: stub.Sample(SampleRequest(), metadata=metadata)) == "UNAUTHENTICATED"
+
+
+def test_the_same_token_is_accepted_from_any_grpc_client(service, place):
+    with stub_of(place, service.port, place.token) as stub:
+        described = stub.Describe(DescribeRequest(selection=Selection(vendors=["GE"])))
+    assert described.matching_cases == 8 and described.study == "pilot"
+
+
+def test_a_revoked_token_ends_even_a_running_stream(service, place, offer):
+    other = issue_token(place.folder, "general")
+    with stub_of(place, service.port, place.token) as stub:
+        stream = stub.Stream(StreamRequest(release_sha256=offer.released.sha256))
+        next(stream)
+        revoke_token(place.folder, "st-elsewhere")
+        num_chunks = 1
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in stream:
+                num_chunks += 1
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED and num_chunks < 2 * 24
+    with stub_of(place, service.port, other) as stub:
+        assert stub.Describe(DescribeRequest()).matching_cases == 24, "the other site's is as it was"
+
+
+def test_the_folder_keeps_no_token_and_no_file_of_it_can_be_read_by_others(place, tmp_path, capsys):
+    def token(*options) -> int:
+        return server_cli.main(["token", str(place.folder), "--site", "general", *map(str, options)])
+
+    assert token("--out", tmp_path / "general.token") == 0
+    first = (tmp_path / "general.token").read_text().strip()
+    assert token() == 0
+    second = capsys.readouterr().out.splitlines()[-1]
+    path = place.folder / "delivery" / "tokens.json"
+    assert first != second and first not in path.read_text() and second not in path.read_text()
+    for secret in (path, tmp_path / "general.token"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert token("--out", tmp_path / "general.token") == 2, "no token is overwritten"
+    assert token("--revoke") == 0 and set(json.loads(path.read_text())) == {"st-elsewhere"}
+    assert token("--revoke") == 2
+    assert "'general' has no token" in capsys.readouterr().err
+    assert server_cli.main(["token", str(place.folder), "--site", "../x"]) == 2
+
+
+def test_another_authority_is_refused_before_the_token_leaves(service, place, fetch, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    make_authority(tmp_path / "other", "pilot")
+    started = time.monotonic()
+    assert fetch(service.port, ca=tmp_path / "other" / "ca.crt") == 2
+    assert "is not the study's server" in capsys.readouterr().err
+    assert time.monotonic() - started < 20, "it is not tried again"
+    assert not (place.folder / "logs" / "delivery.log").exists()
+
+
+def test_another_name_than_the_certificate_s_is_refused(place, offer, fetch, tmp_path, capsys):
+    with Service(place.folder, offer, "127.0.0.2", 0) as service:  # the certificate says 127.0.0.1
+        arguments = ["fetch", tmp_path / "out", "--from", f"127.0.0.2:{service.port}", "--ca", place.ca, "--token-file",
+                     place.token_file]  # fmt: skip
+        assert client_cli.main(list(map(str, arguments))) == 2
+    assert "is not the study's server" in capsys.readouterr().err
+
+
+def test_plain_text_is_refused(service, place):
+    with grpc.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        metadata = (("authorization", f"Bearer {place.token}"),)
+        assert code_of(lambda: DeliveryStub(channel).Describe(DescribeRequest(), metadata=metadata)) == "UNAVAILABLE"
+
+
+def test_health_answers_without_a_token_and_nothing_else_of_it_does(service, place):
+    credentials = grpc.ssl_channel_credentials(place.ca.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{service.port}", credentials) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", SERVICE):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert code_of(lambda: stub.Check(health_pb2.HealthCheckRequest(service="other"))) == "NOT_FOUND"
+        assert code_of(lambda: stub.Watch(health_pb2.HealthCheckRequest())) == "UNIMPLEMENTED"
+
+
+def test_silent_callers_take_no_more_than_their_share(service, place):
+    """Calls that are opened and send nothing: without a token, of one site, and health checks."""
+
+    def silent():
+        time.sleep(60)
+        yield b""
+
+    other = issue_token(place.folder, "general")
+    credentials = grpc.ssl_channel_credentials(place.ca.read_bytes())
+    own = (("grpc.use_local_subchannel_pool", 1),)  # a connection may have only so many calls; each kind has one
+    with ExitStack() as stack:
+        held = []
+        for method, metadata in ((f"/{SERVICE}/Describe", ()), (HEALTH_CHECK, ()),
+                                 (f"/{SERVICE}/Describe", (("authorization", f"Bearer {place.token}"),))):  # fmt: skip
+            channel = stack.enter_context(grpc.secure_channel(f"127.0.0.1:{service.port}", credentials, own))
+            held += [channel.stream_unary(method).future(silent(), metadata=metadata) for _ in range(8)]
+        refused = [call.exception(timeout=20).code().name for call in held[:8]]
+        assert refused == ["UNAUTHENTICATED"] * 8
+        with stub_of(place, service.port, other) as stub:
+            assert stub.Describe(DescribeRequest(), timeout=20).matching_cases == 24
+        with stub_of(place, service.port, place.token) as stub:
+            assert code_of(lambda: stub.Describe(DescribeRequest(), timeout=20)) == "RESOURCE_EXHAUSTED"
+        for call in held:
+            call.cancel()
+    with stub_of(place, service.port, place.token) as stub:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                assert isinstance(stub.Describe(DescribeRequest(), timeout=20), Description)
+                break
+            except grpc.RpcError:
+                assert time.monotonic() < deadline, "a share is given back"
+
+
+def test_a_site_has_so_many_streams_at_once(service, place, offer):
+    request = StreamRequest(release_sha256=offer.released.sha256)
+    with stub_of(place, service.port, place.token) as stub:
+        streams = [stub.Stream(request) for _ in range(CALLS_PER_SITE)]
+        for stream in streams:
+            next(stream)
+        # Whoever reads on is served; small sets end before they block, so the share is held by what is not read.
+        assert code_of(lambda: stub.Stream(StreamRequest(release_sha256="0" * 64))) in (
+            "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+        )  # fmt: skip
+        for stream in streams:
+            stream.cancel()
+
+
+@pytest.mark.parametrize("selection", [
+    Selection(vendors=["Acme"]), Selection(min_ef=0.5, max_ef=0.4), Selection(min_ef=float("nan")),
+    Selection(max_ef=float("inf")), Selection(vendors=["GE"] * 100),
+])  # fmt: skip
+def test_a_request_that_cannot_be_is_refused(service, place, selection):
+    with stub_of(place, service.port, place.token) as stub:
+        assert code_of(lambda: stub.Describe(DescribeRequest(selection=selection))) == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda place: (place.folder / "server.key").chmod(0o644), "can be read by others"),
+    (lambda place: (place.folder / "server.key").unlink(), "expected server.crt and server.key"),
+    (lambda place: (place.folder / "server.key").write_text("none"), "belong together"),
+    (lambda place: (place.folder / "delivery" / "tokens.json").chmod(0o640), "can be read by others"),
+    (lambda place: (place.folder / "delivery" / "tokens.json").unlink(), "'fedcmr-server token' makes it"),
+    (lambda place: (place.folder / "delivery" / "tokens.json").write_text("{"), "cannot be read"),
+])  # fmt: skip
+def test_a_folder_that_is_not_in_order_is_not_served(place, offer, spoil, words):
+    spoil(place)
+    with pytest.raises(UserError, match=words):
+        Service(place.folder, offer, "127.0.0.1", 0)
+
+
+def test_a_port_in_use_is_told(service, place, offer):
+    with pytest.raises(UserError, match="is it in use"):
+        Service(place.folder, offer, "127.0.0.1", service.port)
+
+
+def test_a_token_that_others_can_read_is_not_used(service, place, fetch, capsys):
+    place.token_file.chmod(0o644)
+    assert fetch(service.port) == 2
+    assert "chmod 600" in capsys.readouterr().err
+    place.token_file.unlink()
+    assert fetch(service.port) == 2
+    assert "is missing" in capsys.readouterr().err
+
+
+def test_a_renewed_certificate_is_of_the_same_authority(place, offer, fetch):
+    issue_server_certificate(place.folder, ["127.0.0.1"])
+    with Service(place.folder, offer, "127.0.0.1", 0) as service:
+        assert fetch(service.port) == 0
