@@ -22,7 +22,7 @@ test: venv tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What the tests use beside Python, by Debian's packages: a browser opens and prints the report, pdftotext reads the print,
 # dciodvfy judges the DICOM export, nginx is the gateway of a deployment, systemd-analyze judges the units. Debian would

@@ -18,6 +18,15 @@ from shared.run_folder import RunFolder, load_run
 
 NOMINAL_PATIENTS = 5
 VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}
+LONGEST = ("test_survives", "test_simulate", "test_deployed_study", "test_membership", "test_kill", "test_flwr_run",
+           "test_benchmark_scale", "test_canaries", "test_grid", "test_utility")  # fmt: skip
+"""Files of tests that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that processes that share the files out among them end at about the same time."""
+    order = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
