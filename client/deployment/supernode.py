@@ -5,6 +5,7 @@ loopback, for the executor that runs the ClientApp and is known by a secret: ano
 otherwise take the site's work, and answer in its name.
 """
 
+import ctypes
 import os
 import secrets
 import signal
@@ -31,6 +32,10 @@ WAITS_S = (5.0, 15.0, 30.0, 60.0)
 STEADY_S = 300.0
 """A SuperNode that ran so long starts the waits from the first."""
 STOP_S = 20.0
+EXECUTOR_POLL_S = "0.2"
+"""How often the executor asks the SuperNode beside it for work; Flower's own pause is a second."""
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
+"""prctl(2), on Linux."""
 
 
 def join(site: SiteSettings, warm: bool = True) -> None:
@@ -78,11 +83,8 @@ def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for command in commands:
-                processes.append(
-                    subprocess.Popen(
-                        command, env=environment, cwd=site.folder, stdin=subprocess.DEVNULL, start_new_session=True
-                    )
-                )
+                processes.append(subprocess.Popen(command, env=environment, cwd=site.folder, stdin=subprocess.DEVNULL,
+                                                  start_new_session=True, preexec_fn=_end_with_parent))  # fmt: skip
             needed = processes[-2:]
             while all(process.poll() is None for process in needed) and not over.wait(0.2):
                 pass
@@ -97,7 +99,8 @@ def _supernode(site: SiteSettings, port: int, secret: Path) -> list[str]:
     """The SuperNode, which starts nothing itself: on its own port, an executor that knows the secret takes its work."""
     host, server_port = address_of(site)
     return [
-        "flower-supernode", "--superlink", f"[{host}]:{server_port}" if ":" in host else f"{host}:{server_port}",
+        sys.executable, "-P", "-m", "client.deployment.node",
+        "--superlink", f"[{host}]:{server_port}" if ":" in host else f"{host}:{server_port}",
         "--root-certificates", str(authority_of(site)),
         "--auth-supernode-private-key", str(checked_node_key(site.folder)),
         "--isolation", "process", "--superexec-auth-secret-file", str(secret),
@@ -125,7 +128,7 @@ def _environment(site: SiteSettings) -> dict[str, str]:
     path = os.pathsep.join([str(_commands(site)), str(BIN), os.environ.get("PATH", "")])
     return os.environ | {
         "FLWR_HOME": str(site.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": EXECUTOR_POLL_S,
         SITE_VARIABLE: str(site.folder), "PATH": path,
     }  # fmt: skip
 
@@ -135,6 +138,12 @@ def _commands(site: SiteSettings) -> Path:
     folder = site.folder / "flwr" / "bin"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
+
+
+def _end_with_parent() -> None:
+    """In a child before its command: where `join` is killed, a SuperNode left behind would hold the site's lease."""
+    if hasattr(LIBC, "prctl"):
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -29,7 +29,8 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
                      help="the coordinator's: server.crt, server.key, delivery/tokens.json")  # fmt: skip
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s, the default, is for a "
                      "gateway on this machine, 0.0.0.0 for all networks")  # fmt: skip
-    sub.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    sub.add_argument("--port", type=_port, help="0 takes a free one (default: delivery_port of DIR's "
+                     f"coordinator.yaml, or {DEFAULT_PORT})")  # fmt: skip
     sub.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=True,
                      help="also sample fresh cases on request (default: --fresh)")  # fmt: skip
     sub.add_argument("--max-fresh", type=positive, default=MAX_FRESH, metavar="N",
@@ -64,8 +65,9 @@ def _deliver(options: argparse.Namespace) -> None:
                  f"epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for {spent['unit']}")  # fmt: skip
     released = open_released_set(run.path / "synthetic")
     sampler = load_sampler(run) if options.fresh else None
+    port = _delivery_port(options.folder) if options.port is None else options.port
     offer = Offer(run.path.resolve().name, guarantee, released, sampler, options.max_fresh)
-    with Service(options.folder, offer, options.host, options.port) as service:
+    with Service(options.folder, offer, options.host, port) as service:
         if service.days_left < WARN_DAYS:
             print(f"the server's certificate is valid for {service.days_left} more days: renew it", file=sys.stderr)
         print(f"serving {len(released.entries)} cases of {offer.study}{' and fresh ones' if sampler else ''} at "
@@ -94,6 +96,13 @@ def _token(options: argparse.Namespace) -> None:
         return
     write_secret(options.out, f"{token}\n".encode())
     print(f"wrote {options.out}: bring it to {options.site} by a way that nobody reads, then remove it here")
+
+
+def _delivery_port(folder: Path) -> int:
+    """What the gateway, too, takes from the coordinator's settings."""
+    from server.deployment.coordinator import COORDINATOR_FILE, load_coordinator
+
+    return load_coordinator(folder).delivery_port if (folder / COORDINATOR_FILE).is_file() else DEFAULT_PORT
 
 
 def _port(text: str) -> int:

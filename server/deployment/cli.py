@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +79,8 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub = add("start", _start, "start the SuperLink and the ServerApp's executor",
               "In the background, over TLS; what runs already is left alone.")  # fmt: skip
     sub.add_argument("folder", **folder)
+    sub.add_argument("--watch", action="store_true", help="stay until SIGTERM, then stop them; end with code 2 as soon "
+                     "as one of them ends, so that a supervisor such as systemd starts both again")  # fmt: skip
 
     sub = add("run", _run, "run a study over the registered sites, to its report",
               "With --resume it goes on after the last finished round, and no site is charged twice.")  # fmt: skip
@@ -177,12 +181,19 @@ def _remove(options: argparse.Namespace) -> None:
 
 def _start(options: argparse.Namespace) -> None:
     from server.deployment.coordinator import load_coordinator
-    from server.deployment.services import start
+    from server.deployment.services import start, watch
 
+    over = threading.Event()
+    if options.watch:
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: over.set())
     coordinator = load_coordinator(options.folder)
     start(coordinator)
     sites = len(coordinator.sites())
-    print(f"the SuperLink serves {coordinator.host}:{coordinator.superlink_port} for {sites} registered site(s)")
+    print(f"the SuperLink serves {coordinator.host}:{coordinator.superlink_port} for {sites} registered site(s)",
+          flush=True)  # fmt: skip
+    if options.watch:
+        watch(coordinator, over)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ FLEET_PATHS = (
     "/v1/fleet/activate-node",             # http_request_response, once at the start
     "/v1/fleet/deactivate-node",           # http_request_response, once at the end
     "/v1/fleet/send-node-heartbeat",       # send_node_heartbeat, about every 25 s
-    "/v1/fleet/pull-messages",             # receive, every 3 s
+    "/v1/fleet/pull-messages",             # receive, every second
     "/v1/fleet/get-run",                   # get_run
     "/v1/fleet/get-fab",                   # get_fab: the bundle of code
     "/v1/fleet/pull-object",               # pull_object: the arrays of a message, in chunks of up to 5 MiB
@@ -54,7 +54,7 @@ class Limits:
     """What one address may ask of the gateway: many times what a site needs.
 
     Attributes:
-        requests_per_s: On average. A SuperNode at rest makes one request in 3 s.
+        requests_per_s: On average. A SuperNode at rest makes one request a second.
         burst: Above the average, at once. A round pulls and pushes each array as one or two objects, 8 at a time.
         connections: At once; an HTTP/2 stream counts as one. Several sites may share an address.
         max_body_bytes: Of one request. flwr cuts arrays into objects of up to 5 MiB.

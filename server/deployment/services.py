@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SUPERLINK, EXECUTOR = "superlink", "superexec"
 SERVERAPP = b"flwr-serverapp"
 BIN = Path(sys.executable).parent
 CONNECTION = "study"
-START_S, STOP_S, POLL_S = 90.0, 15.0, 0.2
+START_S, STOP_S, POLL_S, WATCH_S = 90.0, 15.0, 0.2, 1.0
 SECRET_NAME, NODES_NAME = "superexec.secret", "nodes.json"
 REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
@@ -66,6 +67,23 @@ def start(coordinator: Coordinator) -> None:
         "--superexec-auth-secret-file", str(secret),
     ])  # fmt: skip
     tell_flower(coordinator)
+
+
+def watch(coordinator: Coordinator, over: threading.Event) -> None:
+    """Stop the services when `over` is set; for a supervisor that starts everything again where one of them ends.
+
+    Raises:
+        UserError: One has ended; the other is stopped then.
+    """
+    while not over.wait(WATCH_S):
+        for name in (SUPERLINK, EXECUTOR):
+            if running_pid(coordinator, name) is None:
+                stop(coordinator)
+                raise UserError(
+                    f"{name} has ended, and the services with it: the end of {_log_file(coordinator, name)} says why; "
+                    "start them again, then 'fedcmr-server run --resume'"
+                )
+    stop(coordinator)
 
 
 def stop(coordinator: Coordinator) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from server.evaluation.score import Score, paired_difference, score
+from server.evaluation.score import FEW_PATIENTS, Score, paired_difference, score
 
 
 def table(
@@ -54,7 +54,8 @@ def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArra
 def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]], grouped_by: str = "vendor") -> Table:
     """Scores for the terminal, 95 % intervals in brackets; those of the other figures are in JSON and CSV.
 
-    The last two columns are the share of patients in the right class of ejection fraction and its weighted kappa.
+    Groups of fewer than `FEW_PATIENTS` show no r2: among so few it may be any number. The last two columns are the
+    share of patients in the right class of ejection fraction and its weighted kappa.
 
     Args:
         title: What stands above.
@@ -69,7 +70,8 @@ def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]], grouped_b
     for name, scores in rows.items():
         for group, values in scores.items():
             label = name if group == next(iter(scores)) else ""
-            mae, r2 = _cell(values, "mae_points", 1, interval=True), _cell(values, "r2", 2, interval=True)
+            mae = _cell(values, "mae_points", 1, interval=True)
+            r2 = _cell(values, "r2", 2, interval=True) if values["n_patients"] >= FEW_PATIENTS else "-"
             bias, mse = _cell(values, "bias_points", 1), _cell(values, "mse", 4)
             right, kappa = _cell(values, "category_agreement", 2), _cell(values, "category_kappa", 2)
             shown.add_row(label, group, _num_patients(values), mae, r2, bias, mse, right, kappa)

@@ -19,6 +19,7 @@ from client.fetch.folder import Arrivals
 from server import cli as server_cli
 from server.delivery.released_set import open_released_set
 from server.delivery.serve import Service
+from server.deployment.coordinator import COORDINATOR_FILE, Coordinator, write_coordinator
 from shared.delivery.delivery_pb2 import DescribeRequest, Description
 from tests.delivery.conftest import Wire, content, stub_of
 
@@ -109,8 +110,13 @@ def test_a_supervisor_s_stop_is_no_error(finished, place, free_port, capsys):
 
     client = threading.Thread(target=while_served)
     client.start()
-    arguments = ["deliver", str(finished.path), "--folder", str(place.folder), "--port", str(free_port), "--no-fresh"]
-    assert server_cli.main(arguments) == 0
+    arguments = ["deliver", str(finished.path), "--folder", str(place.folder), "--no-fresh"]
+    settings = Coordinator("pilot", ["127.0.0.1"], delivery_port=free_port, folder=place.folder)
+    write_coordinator(settings)
+    try:
+        assert server_cli.main(arguments) == 0, "at the port that the gateway knows"
+    finally:
+        (place.folder / COORDINATOR_FILE).unlink()
     client.join()
     assert answers[0].privacy in (shown := capsys.readouterr().out) and "epsilon 7.90 at delta 0.001" in shown
 

@@ -146,7 +146,7 @@ def test_an_agent_is_refused_before_any_of_its_code_runs(deployed, joined, tmp_p
 def test_an_executor_without_the_sites_secret_gets_no_work(joined, tmp_path, flags):
     """Any program of the site's machine reaches the SuperNode's own port, and could answer in the site's name."""
     (tmp_path / "guessed").write_text("0" * 64)
-    words = children(joined.pid)[descendant(joined.pid, "flower-supernode")]
+    words = children(joined.pid)[descendant(joined.pid, "client.deployment.node")]
     address = f"127.0.0.1:{words[words.index('--port') + 1]}"
     known = ("--superexec-auth-secret-file", words[words.index("--superexec-auth-secret-file") + 1])
     command = (BIN / "flower-superexec", "--insecure", "--runtime-api-address", address)

@@ -17,7 +17,7 @@ from client.policy import SitePolicy, SiteSettings, write_site
 from server.deployment.coordinator import load_coordinator
 from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
 from tests.conftest import NOMINAL_PATIENTS, write_cases
-from tests.deployment.conftest import change_site, descendant, server
+from tests.deployment.conftest import change_site, children, descendant, server
 
 PATIENCE_S = 240.0
 OTHER_VERSION = "0" * 64
@@ -69,7 +69,7 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
         deployed.wait_online("a", "b")
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > done_before, "a round after the restart")
-        os.kill(descendant(joined["b"].pid, "flower-supernode"), signal.SIGKILL)
+        os.kill(descendant(joined["b"].pid, "client.deployment.node"), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4]
@@ -106,6 +106,49 @@ def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
     assert rounds(run)[1]["answered"] == rounds(run)[0]["answered"] and "a" in rounds(run)[2]["answered"]
     assert charged_rounds(a) == [1, 2, 3], "every round once"
     assert charged_rounds(b) in ([1, 2], [1, 2, 3])
+
+
+def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_path):
+    """Site c stands still in the first round; and where a site's `join` is killed, no SuperNode of it is left."""
+    run = tmp_path / "run"
+    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=30")
+    deployed.renew()
+    with deployed.joined("a", "b", "c") as joined:
+        loaded = descendant(joined["c"].pid, "client.deployment.warm")
+        os.kill(loaded, signal.SIGSTOP)
+        process = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
+        wait_for(lambda: rounds(run), "the first round")
+        os.kill(loaded, signal.SIGCONT)
+        assert process.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
+        below = children(joined["c"].pid)
+        joined["c"].kill()
+        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in below if pid != joined["c"].pid)
+                 and joined["c"].poll() is not None, "the end of all that the killed one had started")  # fmt: skip
+    assert len(below) > 3, "it, the loaded libraries, the SuperNode, the executor"
+    first, _, last = rounds(run)
+    assert first["answered"] == ["a", "b"] and first["silent"] == 1
+    assert last["answered"] == ["a", "b", "c"] and last["silent"] == 0
+    charged = charged_rounds(deployed.sites["c"])
+    assert len(set(charged)) == len(charged) and {2, 3} >= set(charged) - {1} >= {3}
+
+
+def test_a_watched_service_that_ends_takes_the_other_with_it(deployed):
+    """What a supervisor sees, and starts again."""
+    coordinator = load_coordinator(deployed.folder)
+    command = [sys.executable, "-m", "server.cli", "start", str(deployed.folder), "--watch"]
+    for name in (SUPERLINK, EXECUTOR, None):
+        server("stop", deployed.folder)
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert "the SuperLink serves" in watching.stdout.readline()
+        if name is None:
+            watching.terminate()
+            assert watching.wait(timeout=PATIENCE_S) == 0
+        else:
+            os.kill(running_pid(coordinator, name), signal.SIGKILL)
+            assert watching.wait(timeout=PATIENCE_S) == 2
+            assert f"error: {name} has ended" in watching.stderr.read()
+        watching.communicate()
+        assert running_pid(coordinator, SUPERLINK) is None and running_pid(coordinator, EXECUTOR) is None
 
 
 def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_path):
