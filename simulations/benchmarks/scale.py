@@ -3,7 +3,8 @@
 Each study runs under Flower's own simulation (SuperLink, Ray, the real ClientApp and ServerApp). All sites share two
 prepared patients and differ in name, policy and ledger, so that a round costs the server what so many hospitals would
 send and this machine as little as it can. `round` is the median of a study's rounds; what the sites compute in it is
-shared by this machine's cores here, and would run side by side at hospitals.
+shared by this machine's cores here, and would run side by side at hospitals. The server's memory is the most of the
+whole study, to which the ResNet50's training after the rounds belongs.
 """
 
 import argparse
@@ -193,6 +194,9 @@ def _print(figures: list[Figures]) -> None:
         for name, unit, values in (("a round", "s", [row.round_s for row in figures]),
                                    ("the server's memory", "MiB", [row.server_mib for row in figures])):  # fmt: skip
             slope, start = np.polyfit(sites, values, 1)
+            if slope <= 0:
+                console.print(f"{name}: does not grow with the sites, {max(values):.0f} {unit} at most")
+                continue
             console.print(f"{name}: {start:.3g} {unit} + {slope:.3g} {unit} a site by a straight line; "
                           f"{EXTRAPOLATED} sites would take {start + EXTRAPOLATED * slope:.0f} {unit}")  # fmt: skip
 
