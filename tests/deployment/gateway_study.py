@@ -131,11 +131,11 @@ def write_app(folder: Path) -> Path:
 
 
 @contextmanager
-def process(log: Path, *command: str | Path, home: Path):
-    """A program in a session of its own, ended with all its children."""
+def process(log: Path, *command: str | Path, home: Path, commands: Path = BIN):
+    """A program in a session of its own, ended with all its children; it finds others in `commands` first."""
     environment = os.environ | {
         "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(commands), str(BIN), os.environ["PATH"]]),
     }  # fmt: skip
     with log.open("w") as file:
         started = subprocess.Popen(
