@@ -174,7 +174,7 @@ def test_a_damaged_stream_is_a_reason(tmp_path, way):
         ({"PhotometricInterpretation": "MONOCHROME1"}, lambda x: -1.0 * x),
         ({"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": "3"}, lambda x: -3.0 * x),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )  # fmt: skip
 def test_values_are_rescaled_and_white_is_bright(tmp_path, elements, expected):
     assert np.array_equal(read(stored(tmp_path / "a", 12, 1, **elements)), expected(picture(12, 1)))
