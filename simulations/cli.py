@@ -35,10 +35,11 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> None:
     # Imported here: every spawned worker imports this module again, and most need neither torch nor Flower.
     from shared.config import load
-    from simulations.run import simulate
-    from simulations.summary import print_summary
 
     config = load(arguments.config, arguments.overrides)
+    from simulations.run import simulate  # seconds, for which nobody waits who has mistyped a setting
+    from simulations.summary import print_summary
+
     # A run folder is opened from other working directories too: by worker processes and by Flower.
     config.prior = config.prior and str(Path(config.prior).resolve())
     config.data_root = config.data_root and str(Path(config.data_root).resolve())
