@@ -9,7 +9,7 @@ from server.deployment.coordinator import load_coordinator
 from server.federation_state import FederationState
 from shared.checkpoint import from_bytes, load, round_path
 from shared.run_folder import load_run
-from tests.deployment.conftest import free_port, server
+from tests.deployment.conftest import free_port, server, wait_online
 from tests.deployment.gateway_study import BIN, process
 
 REASONS = ("keys", "non-finite", "non-finite", "shape", "names", "payload", "norm", "payload")
@@ -65,7 +65,7 @@ def test_a_hostile_site_changes_nothing_but_the_log(deployed, tmp_path):
         deployed.joined("a", "b"),
         process(tmp_path / "node.log", *supernode, home=tmp_path / "flwr", commands=command.parent),
     ):
-        deployed.wait_online("a", "b", "c")
+        wait_online(tmp_path / "node.log")
         done = server("run", deployed.folder, "--out", run, "--test", deployed.test, "--set", *settings)
         assert done == 0, (tmp_path / "node.log").read_text()[-3000:]
 

@@ -66,7 +66,6 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
 
         server("stop", deployed.folder)
         assert server("start", deployed.folder) == 0
-        deployed.wait_online("a", "b")
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > done_before, "a round after the restart")
         os.kill(descendant(joined["b"].pid, "client.deployment.node"), signal.SIGKILL)
@@ -111,7 +110,7 @@ def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
 def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_path):
     """Site c stands still in the first round; and where a site's `join` is killed, no SuperNode of it is left."""
     run = tmp_path / "run"
-    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=30")
+    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=60")
     deployed.renew()
     with deployed.joined("a", "b", "c") as joined:
         loaded = descendant(joined["c"].pid, "client.deployment.warm")
