@@ -33,7 +33,7 @@ def test_flwr_run_gives_what_the_in_process_grid_gives(make_study, write_cases, 
     run = make_study(*SMALL)
     write_cases(run.path / "test" / "hospitals", "GE", 3, seed=9)
     shutil.copytree(run.path, tmp_path / "in_process")
-    shown = engine.run(run.path, num_sites=3, num_cores=2, timeout_s=240)
+    shown = engine.run(run.path, num_sites=3, num_cores=2, timeout_s=480)
     assert "round 3 of 3: 3 of 3 sites" in shown, shown[-3000:]
     assert (run.path / "report.html").is_file(), shown[-3000:]
 

@@ -113,11 +113,11 @@ def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_pat
     settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=60")
     deployed.renew()
     with deployed.joined("a", "b", "c") as joined:
-        loaded = descendant(joined["c"].pid, "client.deployment.warm")
-        os.kill(loaded, signal.SIGSTOP)
+        executor = descendant(joined["c"].pid, "flower-superexec")
+        os.kill(executor, signal.SIGSTOP)  # its SuperNode takes the question and tells the server that it is there
         process = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
         wait_for(lambda: rounds(run), "the first round")
-        os.kill(loaded, signal.SIGCONT)
+        os.kill(executor, signal.SIGCONT)
         assert process.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
         below = children(joined["c"].pid)
         joined["c"].kill()
