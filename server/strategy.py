@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -35,6 +36,8 @@ from shared.records import (
 )
 from shared.run_folder import RunFolder
 
+NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+"""What Flower says in the place of a site that was not heard from in time: it is silent, as one that says nothing."""
 NODE_POLL_S = 1.0
 NODE_WAIT_S = 120.0
 """How long a round waits for further sites to connect once there is one."""
@@ -119,6 +122,7 @@ class EqualWeightFedAvg(FedAvg):
         answers = [
             check_reply(reply.content, max_norms, shapes) if reply.has_content() else Answer(dropped="client-error")
             for reply in replies
+            if reply.has_content() or reply.error.code not in NO_ANSWER
         ]
         return sorted(drop_duplicates(answers), key=lambda answer: answer.site)
 

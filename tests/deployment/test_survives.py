@@ -19,7 +19,7 @@ from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running
 from tests.conftest import NOMINAL_PATIENTS, write_cases
 from tests.deployment.conftest import change_site, children, descendant, server
 
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 OTHER_VERSION = "0" * 64
 
 

@@ -176,6 +176,22 @@ def test_a_bad_reply_is_dropped_and_the_round_goes_on(study, prior):
     assert "4711" not in (study.path / "log.txt").read_text() + (study.path / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("code", [3, 4, 5])
+def test_a_site_that_flower_gave_up_is_silent_and_counts_as_charged(study, prior, code):
+    def script(site, request, arrays):
+        late = site == "c" and request.task == "gradients"
+        return Error(code=code, reason="expired") if late else agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), study, study.config, prior)
+    state = newest(study)
+    assert state.rounds[1]["answered"] == ["a", "b"]
+    assert (state.rounds[1]["silent"], state.rounds[1]["dropped"]) == (1, {})
+    assert [(entry["code"], entry["charged"]) for entry in state.releases["c"]] == [
+        (OK, True),
+        *[("no-answer", True)] * 2,
+    ]
+
+
 def test_a_round_without_a_usable_answer_keeps_the_arrays(study, prior):
     def script(site, request, arrays):
         return None if request.server_round == 2 else agree()(site, request, arrays)
