@@ -110,7 +110,7 @@ def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
 def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_path):
     """Site c stands still in the first round; and where a site's `join` is killed, no SuperNode of it is left."""
     run = tmp_path / "run"
-    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=60")
+    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=90")
     deployed.renew()
     with deployed.joined("a", "b", "c") as joined:
         executor = descendant(joined["c"].pid, "flower-superexec")
