@@ -111,7 +111,7 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
 
 def timing(run: RunFolder) -> dict[str, Any]:
     """Seconds per stage and round, bytes per site and round."""
-    rounds = [line for line in run.metrics() if line.get("stage") == "federation" and "round" in line]
+    rounds = run.rounds()
     num_sites = max(1, len(run.site_names()))
     return {
         "seconds_per_stage": run.stage_seconds(),

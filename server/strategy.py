@@ -178,7 +178,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         run.log(state.choice)
     if state.prior_sha256 != prior.sha256:
         raise UserError(f"{folder} belongs to another prior: give that one as 'prior', or a new run folder")
-    logged = {line["round"] for line in run.metrics() if line.get("stage") == "federation" and "round" in line}
+    logged = {line["round"] for line in run.rounds()}
     for metrics in state.rounds:  # an interruption between a checkpoint and its line
         if metrics["round"] not in logged:
             run.metric(metrics)

@@ -68,6 +68,10 @@ class RunFolder:
                 continue
         return values
 
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of the federation's rounds, in order."""
+        return [line for line in self.metrics() if line.get("stage") == "federation" and "round" in line]
+
     def is_done(self, stage: str) -> bool:
         """Whether a stage was finished, now or by an earlier call."""
         return stage in self.stage_seconds()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.delivery.contract import DEFAULT_PORT
+from server.deployment.ports import DELIVERY_PORT
 from shared.errors import UserError
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -30,7 +30,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s, the default, is for a "
                      "gateway on this machine, 0.0.0.0 for all networks")  # fmt: skip
     sub.add_argument("--port", type=_port, help="0 takes a free one (default: delivery_port of DIR's "
-                     f"coordinator.yaml, or {DEFAULT_PORT})")  # fmt: skip
+                     f"coordinator.yaml, or {DELIVERY_PORT})")  # fmt: skip
     sub.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=True,
                      help="also sample fresh cases on request (default: --fresh)")  # fmt: skip
     sub.add_argument("--max-fresh", type=positive, default=MAX_FRESH, metavar="N",
@@ -102,7 +102,7 @@ def _delivery_port(folder: Path) -> int:
     """What the gateway, too, takes from the coordinator's settings."""
     from server.deployment.coordinator import COORDINATOR_FILE, load_coordinator
 
-    return load_coordinator(folder).delivery_port if (folder / COORDINATOR_FILE).is_file() else DEFAULT_PORT
+    return load_coordinator(folder).delivery_port if (folder / COORDINATOR_FILE).is_file() else DELIVERY_PORT
 
 
 def _port(text: str) -> int:

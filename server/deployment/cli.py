@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
 from shared.case import VENDORS
 from shared.errors import UserError
 
@@ -37,12 +38,13 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--name", required=True, help="the study's name: small letters, digits and '-'")
     sub.add_argument("--address", required=True, nargs="+", metavar="HOST",
                      help="names and IP addresses by which sites reach the server")  # fmt: skip
-    sub.add_argument("--port", type=positive, default=8443, help="of the SuperLink (default: %(default)s)")
-    sub.add_argument("--health-port", type=positive, default=9095, help="of its health service, on this machine only "
-                     "(default: %(default)s)")  # fmt: skip
-    sub.add_argument("--gateway-port", type=positive, default=443, help="that sites call (default: %(default)s)")
-    sub.add_argument("--delivery-port", type=positive, default=8444, help="of the service of synthetic data, behind "
-                     "the gateway (default: %(default)s)")  # fmt: skip
+    for option, port, what in (
+        ("--port", SUPERLINK_PORT, "of the SuperLink"),
+        ("--health-port", HEALTH_PORT, "of its health service, on this machine only"),
+        ("--gateway-port", GATEWAY_PORT, "that sites call"),
+        ("--delivery-port", DELIVERY_PORT, "of the service of synthetic data, behind the gateway"),
+    ):
+        sub.add_argument(option, type=positive, default=port, help=f"{what} (default: %(default)s)")
 
     sub = add("gateway", _gateway, "write the gateway's nginx.conf again",
               "After a change of addresses or ports in coordinator.yaml; 'init' has written it first.")  # fmt: skip

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
 from server.federation_state import StudySite
 from shared.case import VENDORS
 from shared.checkpoint import write_atomically
@@ -51,10 +52,10 @@ class Coordinator:
 
     name: str
     addresses: list[str] = field(default_factory=list)
-    superlink_port: int = 8443
-    health_port: int = 9095
-    gateway_port: int = 443
-    delivery_port: int = 8444
+    superlink_port: int = SUPERLINK_PORT
+    health_port: int = HEALTH_PORT
+    gateway_port: int = GATEWAY_PORT
+    delivery_port: int = DELIVERY_PORT
     host: str = "127.0.0.1"
     folder: Path = Path()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, SUPERLINK_PORT
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.service_files import render
@@ -71,9 +72,9 @@ class Limits:
 def write_gateway(
     study: Path,
     addresses: Sequence[str],
-    gateway_port: int = 443,
-    superlink_port: int = 8443,
-    delivery_port: int = 8444,
+    gateway_port: int = GATEWAY_PORT,
+    superlink_port: int = SUPERLINK_PORT,
+    delivery_port: int = DELIVERY_PORT,
     listen: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Path:

@@ -136,7 +136,7 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
         "sites": _sites_online(coordinator) if up else dict.fromkeys(coordinator.sites(), "unknown"),
     }
     if run is not None:
-        rounds = [line for line in run.metrics() if line.get("stage") == "federation" and "round" in line]
+        rounds = run.rounds()
         last = rounds[-LAST_ROUNDS:]
         facts["run"] = {
             "round": rounds[-1]["round"] if rounds else 0,

@@ -8,7 +8,6 @@ from shared.delivery.delivery_pb2 import CaseRow, Selection
 PROTOCOL = 1
 SERVICE = "fedcmr.delivery.v1.Delivery"
 AUTHORIZATION, BEARER = "authorization", "Bearer "
-DEFAULT_PORT = 8444
 
 CHUNK_BYTES = 256 * 1024
 """The pieces in which a case's file travels."""

@@ -105,7 +105,7 @@ def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
 
 def round_seconds(run: Path) -> float:
     """Median seconds of the rounds after the first, which asks for something else."""
-    lines = [line for line in load_run(run).metrics() if line.get("stage") == "federation" and "round" in line]
+    lines = load_run(run).rounds()
     return statistics.median(line["elapsed_s"] for line in lines[1:])
 
 

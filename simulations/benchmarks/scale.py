@@ -104,7 +104,7 @@ def measure(folder: Path, cases: Path, num_sites: int) -> Figures:
     run = write_study(folder / "run", cases, num_sites)
     with simulating_superlink(folder) as engine, _Memory(engine) as memory:
         shown = engine.run(run, num_sites, os.cpu_count() or 1)
-    lines = [line for line in load_run(run).metrics() if line.get("stage") == "federation" and "round" in line]
+    lines = load_run(run).rounds()
     complete = [line for line in lines if len(line["answered"]) == num_sites]
     if len(complete) < len(lines) or not lines:
         raise UserError(f"a study of {num_sites} sites did not end as it should: {shown[-500:].strip()}")

@@ -69,18 +69,17 @@ def test_a_hostile_site_changes_nothing_but_the_log(deployed, tmp_path):
         done = server("run", deployed.folder, "--out", run, "--test", deployed.test, "--set", *settings)
         assert done == 0, (tmp_path / "node.log").read_text()[-3000:]
 
-    lines = [line for line in load_run(run).metrics() if line.get("stage") == "federation" and "round" in line]
+    lines = load_run(run).rounds()
     assert [line["dropped"] for line in lines] == [{"c": reason} for reason in REASONS]
     assert all(line["answered"] == ["a", "b"] for line in lines)
     assert "c dropped: norm" in (run / "log.txt").read_text()
 
     run_id = FederationState.load_newest(run / "checkpoints").run_id
     ledgers = [Ledger(deployed.sites[name] / "ledger") for name in ("a", "b")]
+    models = {number: load(round_path(run / "checkpoints", number))[0] for number in range(1, len(REASONS) + 1)}
     for server_round in range(2, len(REASONS) + 1):
         sent = [from_bytes(ledger.cached_reply(run_id, server_round)) for ledger in ledgers]
-        before, after = (
-            load(round_path(run / "checkpoints", number))[0] for number in (server_round - 1, server_round)
-        )
+        before, after = models[server_round - 1], models[server_round]
         for name, update in sent[0].items():
             expected = before[f"arrays/{name}"] + (update.astype(np.float64) + sent[1][name]) / 2
             np.testing.assert_allclose(after[f"arrays/{name}"], expected, rtol=1e-6, atol=1e-7)

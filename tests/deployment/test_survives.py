@@ -1,6 +1,5 @@
 """What dies in a deployed study, and what is refused: nothing is lost, nobody is charged twice, no other code runs."""
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from client.policy import SitePolicy, SiteSettings, write_site
 from server.deployment.coordinator import load_coordinator
 from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
 from shared import checkpoint
+from shared.run_folder import CONFIG_NAME, load_run
 from tests.conftest import NOMINAL_PATIENTS, write_cases
 from tests.deployment.conftest import change_site, children, descendant, server
 
@@ -39,9 +39,7 @@ def start_run(study, run, *options):
 
 
 def rounds(run):
-    path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if line.get("stage") == "federation" and "round" in line]
+    return load_run(run).rounds() if (run / CONFIG_NAME).is_file() else []
 
 
 def charged_rounds(folder):
