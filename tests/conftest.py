@@ -18,8 +18,8 @@ from shared.run_folder import RunFolder, load_run
 
 NOMINAL_PATIENTS = 5
 VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}
-LONGEST = ("test_survives", "test_simulate", "test_deployed_study", "test_membership", "test_kill", "test_flwr_run",
-           "test_benchmark_scale", "test_canaries", "test_grid", "test_utility")  # fmt: skip
+LONGEST = ("test_survives", "test_simulate", "test_deployed_study", "test_full_disks", "test_membership", "test_kill",
+           "test_flwr_run", "test_benchmark_scale", "test_canaries", "test_grid", "test_utility")  # fmt: skip
 """Files of tests that take minutes."""
 
 
@@ -105,12 +105,12 @@ PAGE = 4096
 
 @pytest.fixture
 def small_disk():
-    """`small_disk(folder)` makes a disk of 64 pages there; skips where none can be mounted."""
+    """`small_disk(folder, num_pages)` makes a disk there; skips where none can be mounted."""
     mounted = []
 
-    def make(folder: Path) -> Path:
+    def make(folder: Path, num_pages: int = 64) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={64 * PAGE}", "tmpfs", str(folder)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={num_pages * PAGE}", "tmpfs", str(folder)]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
             pytest.skip("a small disk cannot be mounted here")
         mounted.append(folder)

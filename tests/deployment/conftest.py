@@ -19,6 +19,7 @@ from client.policy import SitePolicy, SiteSettings, load_site, write_site
 from server import cli as server_cli
 from server.deployment.coordinator import load_coordinator
 from server.deployment.runs import status
+from shared.run_folder import CONFIG_NAME, load_run
 from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
 
 SETTINGS = (
@@ -28,6 +29,7 @@ SETTINGS = (
     "evaluation.num_bootstrap=100",
 )  # fmt: skip
 ONLINE_S = 240.0
+PATIENCE_S = 400.0
 
 
 def free_port() -> int:
@@ -61,7 +63,7 @@ class Study:
         for folder in self.sites.values():
             shutil.rmtree(folder / "ledger", ignore_errors=True)
             (folder / "ledger.witness").unlink(missing_ok=True)
-            change_site(folder, policy=SitePolicy(allowed_code_sha256=[code_sha256()], **policy))
+            change_site(folder, ledger="ledger", policy=SitePolicy(allowed_code_sha256=[code_sha256()], **policy))
 
     @contextmanager
     def joined(self, *names):
@@ -117,6 +119,25 @@ def wait_online(*logs: Path) -> None:
     while not all("SuperNode ID" in log.read_text() for log in logs):
         assert time.monotonic() < deadline, [log.read_text()[-2000:] for log in logs]
         time.sleep(0.2)
+
+
+def wait_for(condition, what, every_s=0.5):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(every_s)
+
+
+def start_run(study, run, *options):
+    """`fedcmr-server run` in a process of its own, with its output in a file beside the run folder."""
+    command = [sys.executable, "-m", "server.cli", "run", study.folder, "--out", run, *options]
+    with run.with_suffix(".log").open("a") as log:
+        return subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+
+
+def rounds(run):
+    """The lines of the rounds so far."""
+    return load_run(run).rounds() if (run / CONFIG_NAME).is_file() else []
 
 
 def change_site(folder: Path, **changes) -> None:

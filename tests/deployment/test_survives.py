@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,30 +15,19 @@ from client.policy import SitePolicy, SiteSettings, write_site
 from server.deployment.coordinator import load_coordinator
 from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
 from shared import checkpoint
-from shared.run_folder import CONFIG_NAME, load_run
 from tests.conftest import NOMINAL_PATIENTS, write_cases
-from tests.deployment.conftest import change_site, children, descendant, server
+from tests.deployment.conftest import (
+    PATIENCE_S,
+    change_site,
+    children,
+    descendant,
+    rounds,
+    server,
+    start_run,
+    wait_for,
+)
 
-PATIENCE_S = 400.0
 OTHER_VERSION = "0" * 64
-
-
-def wait_for(condition, what, every_s=0.5):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(every_s)
-
-
-def start_run(study, run, *options):
-    """`fedcmr-server run` in a process of its own, with its output in a file beside the run folder."""
-    command = [sys.executable, "-m", "server.cli", "run", study.folder, "--out", run, *options]
-    with run.with_suffix(".log").open("a") as log:
-        return subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
-
-
-def rounds(run):
-    return load_run(run).rounds() if (run / CONFIG_NAME).is_file() else []
 
 
 def charged_rounds(folder):
