@@ -18,11 +18,13 @@ venv: .venv/.installed
 simulate: venv
 	$(BIN)/fedcmr-simulate
 
+# One process more than there are cores: the tests of Flower's engine wait for much of their time.
 test: venv tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(PYTHON) -c 'import os; print(1 + os.cpu_count())') \
+		--maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What the tests use beside Python, by Debian's packages: a browser opens and prints the report, pdftotext reads the print,
 # dciodvfy judges the DICOM export, nginx is the gateway of a deployment, systemd-analyze judges the units. Debian would

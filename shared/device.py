@@ -19,8 +19,8 @@ def pick_device(name: str) -> torch.device:
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 where the processor multiplies it natively; elsewhere it would be slower than float32.
 
-    With channels_last, training was measured 1.7 times (ResNet50) to 2 times (generator) faster than in float32 on
-    two AVX512-BF16 cores.
+    With channels_last, training the generator was measured twice as fast as in float32 on two AVX512-BF16 cores; what
+    the ResNet50 gains, `simulations.benchmarks.training` tells.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

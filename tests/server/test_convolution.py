@@ -10,12 +10,10 @@ from server.regression import Regressor
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
 @pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (3, 1, 0), (5, 3, 2)]
+    ("size", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (2, 1, 1), (5, 3, 2)]
 )
 @pytest.mark.parametrize("bias", [False, True])
 def test_product_equals_the_convolution_and_its_gradients(side, size, stride, padding, bias):
-    if side + 2 * padding < size:
-        pytest.skip("the kernel does not fit")
     torch.manual_seed(side)
     layer = nn.Conv2d(3, 4, size, stride, padding, bias=bias).double()
     product = ProductConv2d(3, 4, size, stride, padding, bias=bias).double()
