@@ -113,7 +113,7 @@ def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figu
     figure = base64.b64decode(re.search(r'svg\+xml;base64,([^"]+)', page)[1]).decode()
     for name in ("without site 2", "site 3 alone", "sites, epsilon 1"):
         assert f'<th scope="row">{name}</th>' in page and name not in figure
-    assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1," in page
+    assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1;" in page
 
 
 def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
