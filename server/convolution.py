@@ -17,8 +17,8 @@ from torch import Tensor, nn
 class ProductConv2d(nn.Conv2d):
     """`nn.Conv2d` of the same parameters and, but for rounding, the same result.
 
-    Square kernels and strides with zero padding, no dilation and no groups. Pictures and weights are best in channels
-    last, in which neither has to be copied for a kernel of 1 x 1.
+    Square kernels and strides with zero padding (none for a kernel of 1 x 1), no dilation and no groups. Pictures and
+    weights are best in channels last, in which neither has to be copied for a kernel of 1 x 1.
     """
 
     def forward(self, input: Tensor) -> Tensor:
