@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared import checkpoint
+from shared.run_folder import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).parent / "fedcmr-simulate"
@@ -69,8 +70,7 @@ def test_a_study_survives_an_interruption_and_ends_with_its_report(folder, tiny_
     assert set(report["privacy"]["sites"]) == {"1-siemens", "2-philips", "3-ge"}
     _, metadata = checkpoint.load(folder / "generator.safetensors")
     assert metadata["run_id"] == started_with, "the resumed run is the same run: no site is charged twice for a round"
-    rounds = [line for line in map(json.loads, (folder / "metrics.jsonl").open()) if line.get("round")]
-    assert [line["round"] for line in rounds] == [1, 2, 3]
+    assert [line["round"] for line in load_run(folder).rounds()] == [1, 2, 3]
 
     assert report["privacy"]["epsilon"] == pytest.approx(independent_epsilon(metadata, 1e-3), rel=0.01)
     assert report["privacy"]["epsilon"] <= 8
@@ -181,8 +181,7 @@ def test_a_site_without_a_usable_patient_is_named(kind, folder, tmp_path, tiny_p
     if kind == "empty":
         assert code == 2 and "2-philips" in err
     else:  # a broken site refuses with a code; the others go on
-        refused = [line.get("refused", {}) for line in map(json.loads, (tmp_path / "out" / "metrics.jsonl").open())]
-        assert any("2-philips" in sites for sites in refused)
+        assert any("2-philips" in line.get("refused", {}) for line in load_run(tmp_path / "out").rounds())
     assert "Traceback" not in err
 
 

@@ -113,6 +113,15 @@ def test_rows_become_settings_and_models():
             with_rows(evaluation, [wrong])
 
 
+def test_rows_are_asked_for_once_also_beside_a_setting_that_needs_one():
+    command = [sys.executable, "-m", "simulations.benchmarks.utility", "evaluation.matrix=[real]", "--rows"]
+    asked = {rows: subprocess.run([*command, rows], capture_output=True, text=True) for rows in ("magic", "prior_only")}
+    assert {process.returncode for process in asked.values()} == {2}
+    assert "--rows" in asked["magic"].stderr and "evaluation.matrix" in asked["prior_only"].stderr
+    with_pooled = subprocess.run([*command, "pooled_real", "--mnms", "nowhere"], capture_output=True, text=True)
+    assert with_pooled.returncode == 2 and "--mnms" in with_pooled.stderr
+
+
 def test_a_failing_seed_is_named_with_the_place_of_its_message(tmp_path):
     path = tmp_path / "bad-seed0"
     open_run(path, load("smoke", ["prior=nowhere.safetensors"]))
