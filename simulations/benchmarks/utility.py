@@ -80,7 +80,7 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace) -> None:
     # The rows take the baselines' place below; until then the one that evaluation.matrix may need has to be there.
-    config = load(options.config, [*options.overrides, "evaluation.baselines=[pooled_real]"])
+    config = load(options.config, ["evaluation.baselines=[pooled_real]", *options.overrides])
     # As fedcmr-simulate does: the folders' own settings are read from other working directories too.
     config.prior = config.prior and str(Path(config.prior).resolve())
     config.data_root = config.data_root and str(Path(config.data_root).resolve())
