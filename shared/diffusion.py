@@ -59,6 +59,14 @@ def sample(
     Returns:
         Shape (N, 2, H, W), in [-1, 1].
     """
+    return integrate(velocity, masks, code, sketch, noise, start_t, num_steps).clamp(-1, 1)
+
+
+@torch.no_grad()
+def integrate(
+    velocity: Velocity, masks: Tensor, code: Tensor, sketch: Tensor, noise: Tensor, start_t: float, num_steps: int
+) -> Tensor:
+    """`sample` without its limits, for pictures that are no pixels."""
     times = torch.linspace(start_t, 1, num_steps + 1).tolist()
     x = interpolate(noise, sketch, torch.full((len(masks),), start_t))
     previous: Tensor | None = None
@@ -68,4 +76,4 @@ def sample(
         step = slope if previous is None else 1.5 * slope - 0.5 * previous
         x = x + (t_next - t) * step
         previous = slope
-    return x.clamp(-1, 1)
+    return x

@@ -102,12 +102,16 @@ def on_rendered_hearts(segmenter: Segmenter, config: SynthesisConfig, seed: int)
     efs = torch.linspace(*EF_RANGE, config.num_cases)
     hearts = draw_hearts(config.num_cases, rng, config.num_slices, efs)
     d = distances(hearts, slice_positions(hearts, config.num_slices))
-    frames = ((render(hearts, d, rng) + 1) / 2).transpose(1, 2).numpy()
-    masks = masks_from(d).transpose(1, 2).numpy()
+    cases = stacks(render(hearts, d, rng), masks_from(d))
+    return Measured(None, 0, **ef_agreement(segmenter, efs.tolist(), cases))
+
+
+def stacks(pictures: Tensor, masks: Tensor) -> list[Case]:
+    """Cases of pictures in [-1, 1] and masks, both of shape (N, S, 2, 64, 64)."""
+    frames = ((pictures + 1) / 2).transpose(1, 2).numpy()
     spacing_mm = np.array([1, PIXEL_MM, PIXEL_MM], np.float32)  # the slices' distance plays no part in an EF
     info = CaseInfo("rendered", PUBLIC, float("nan"), float("nan"), "rendered")
-    cases = [Case(info, *arrays, spacing_mm) for arrays in zip(frames, masks, strict=True)]
-    return Measured(None, 0, **_ef_agreement(segmenter, efs.tolist(), cases))
+    return [Case(info, *arrays, spacing_mm) for arrays in zip(frames, masks.transpose(1, 2).numpy(), strict=True)]
 
 
 def prior_alone(prior: Prior) -> SharedGenerator:
@@ -144,7 +148,7 @@ def measure(
     measured = Measured(
         config.start_t,
         config.num_steps,
-        **_ef_agreement(segmenter, made.requested_efs, made.cases),
+        **ef_agreement(segmenter, made.requested_efs, made.cases),
         code_error=float((measured_codes(prior, made.cases) - made.codes).abs().mean()),
         code_slope=float(np.mean(list(slopes.values()))),
         code_slopes=slopes,
@@ -236,7 +240,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         draw(options.plot, [measured for _, measured in rows[2:]], rows[0][1])
 
 
-def _ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[Case]) -> dict:
+def ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[Case]) -> dict:
     """`r`, `r_ci95`, `mae_points` and `not_found` of `Measured`."""
     pairs = list(zip(asked, measured_ef(segmenter, cases), strict=True))
     found = [pair for pair in pairs if np.isfinite(pair[1])]
