@@ -27,6 +27,7 @@ STACK_SLICES = 8
 SLICES_PER_HEART = 4
 """Slices kept of each simulated heart; they share one appearance code, as a patient's do."""
 CHECKPOINT_STEPS = 500
+WARM_UP_STEPS, MAX_GRAD_NORM, WEIGHT_DECAY = 200, 1.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,27 @@ class PublicHearts:
     code_mean: Tensor
     code_std: Tensor
     code_correlation: Tensor
+
+    def pictures(self, index: Tensor | slice) -> Tensor:
+        """Chosen pictures, shape (N, 2, 64, 64), float32 in [-1, 1]."""
+        return self.images[index].float() / 127.5 - 1
+
+    def draw(self, num: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Random views of `num` random pictures: pictures, masks, codes."""
+        index = torch.randint(len(self.images), (num,), generator=rng)
+        pictures, masks = augment(self.pictures(index), self.masks[index], rng, max_rotation_deg=60)
+        return pictures, masks, self.codes[index]
+
+
+def learning_rate(peak: float, step: int, done: float) -> float:
+    """Of a step, the first being 0: a linear warm-up, and a cosine that ends at 0 with `done`, in [0, 1], at 1."""
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return peak * warm_up * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def ema_decay(limit: float, num_steps: int) -> float:
+    """Of the weights' average after so many steps: short at first, so that the first steps are forgotten."""
+    return min(limit, (1 + num_steps) / (10 + num_steps))
 
 
 def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
@@ -112,7 +134,7 @@ class _Trainer:
         self.generator = (start.generator if start else Generator()).train().requires_grad_(True).to(self.device)
         self.ema = Generator(self.generator.architecture).to(self.device)
         self.ema.load_state_dict(self.generator.state_dict())
-        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=1e-8, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=1e-8, weight_decay=WEIGHT_DECAY)
         self.step, self.elapsed_s, self.loss = 0, 0.0, float("nan")
         self._resume()
 
@@ -152,25 +174,21 @@ class _Trainer:
 
     def _train_step(self, done: float) -> None:
         rng = torch.Generator().manual_seed(self.seed * 7_368_787 + self.step)
-        index = torch.randint(len(self.hearts.images), (self.settings.batch_size,), generator=rng)
-        images = self.hearts.images[index].float() / 127.5 - 1
-        images, masks = augment(images, self.hearts.masks[index], rng, max_rotation_deg=60)
-        t, noise = torch.rand(len(index), generator=rng), torch.randn(images.shape, generator=rng)
-        batch = [x.to(self.device) for x in (images, masks, self.hearts.codes[index], t, noise)]
-        warmup = min(1.0, (self.step + 1) / 200)
+        images, masks, codes = self.hearts.draw(self.settings.batch_size, rng)
+        t, noise = torch.rand(len(images), generator=rng), torch.randn(images.shape, generator=rng)
+        batch = [x.to(self.device) for x in (images, masks, codes, t, noise)]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = learning_rate(self.settings.learning_rate, self.step, done)
         with autocast(self.device):
             loss = flow_matching_loss(self.generator, *batch).mean()
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.generator.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.step += 1
         value = float(loss.detach())
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
-        # A short average at first, so that the first steps are forgotten.
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        decay = ema_decay(self.settings.ema_decay, self.step)
         with torch.no_grad():
             for mean, weight in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
                 mean.lerp_(weight, 1 - decay)

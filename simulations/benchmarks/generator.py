@@ -25,7 +25,7 @@ from server.evaluation.score import score
 from server.rendering import render
 from server.segmentation import Segmenter, load_segmenter, measured_ef
 from server.synthesis import EF_RANGE, SharedGenerator, SyntheticSet, load_shared_generator, synthesize
-from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
+from shared.anatomy import Distances, Hearts, distances, draw_hearts, masks_from, slice_positions
 from shared.appearance import CODE_NAMES, CodeDistribution, appearance_codes
 from shared.case import Case, CaseInfo
 from shared.config import SynthesisConfig
@@ -99,11 +99,16 @@ def main() -> int:
 def on_rendered_hearts(segmenter: Segmenter, config: SynthesisConfig, seed: int) -> Measured:
     """The segmenter on rendered hearts that it was not trained on: its own error, where no generator is involved."""
     rng = torch.Generator().manual_seed(seed)
-    efs = torch.linspace(*EF_RANGE, config.num_cases)
-    hearts = draw_hearts(config.num_cases, rng, config.num_slices, efs)
-    d = distances(hearts, slice_positions(hearts, config.num_slices))
+    efs, hearts, d = spread_hearts(config.num_cases, config.num_slices, rng)
     cases = stacks(render(hearts, d, rng), masks_from(d))
     return Measured(None, 0, **ef_agreement(segmenter, efs.tolist(), cases))
+
+
+def spread_hearts(num: int, num_slices: int, rng: torch.Generator) -> tuple[Tensor, Hearts, Distances]:
+    """Hearts whose ejection fractions, returned first, are spread evenly over `EF_RANGE`, and their slices."""
+    efs = torch.linspace(*EF_RANGE, num)
+    hearts = draw_hearts(num, rng, num_slices, efs)
+    return efs, hearts, distances(hearts, slice_positions(hearts, num_slices))
 
 
 def stacks(pictures: Tensor, masks: Tensor) -> list[Case]:
@@ -204,9 +209,7 @@ def knee(curve: Sequence[Measured], reference: Measured) -> int | None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    for name, path in (("--json", options.json), ("--plot", options.plot)):
-        if path and not path.parent.is_dir():
-            raise UserError(f"{path.parent} is no folder: give a path for {name} in a folder that is there")
+    check_outputs(options)
     prior, segmenter = load_prior(options.prior), load_segmenter(options.segmenter)
     shared = load_shared_generator(options.generator, prior) if options.generator else prior_alone(prior)
     config = SynthesisConfig(num_cases=options.num_cases)
@@ -238,6 +241,17 @@ def _benchmark(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.plot:
         draw(options.plot, [measured for _, measured in rows[2:]], rows[0][1])
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse folders that are not there before the work instead of after it.
+
+    Raises:
+        UserError: `--json` or `--plot` lies in such a folder.
+    """
+    for name, path in (("--json", options.json), ("--plot", options.plot)):
+        if path and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no folder: give a path for {name} in a folder that is there")
 
 
 def ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[Case]) -> dict:

@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,12 @@ from server.pretraining import PublicHearts, simulate_hearts
 from server.recolouring import recolour
 from server.rendering import render
 from server.segmentation import Segmenter, load_segmenter
-from server.synthesis import EF_RANGE
 from shared import checkpoint
-from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
+from shared.anatomy import masks_from
 from shared.appearance import appearance_codes
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
-from simulations.benchmarks.generator import ef_agreement, stacks
+from simulations.benchmarks.generator import check_outputs, ef_agreement, spread_hearts, stacks
 from simulations.benchmarks.painters import KINDS, Painter, train
 
 NUM_SLICES = 8
@@ -83,7 +82,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Hearts:
+class Asked:
     """Rendered hearts: what is to be painted, and a picture of it.
 
     Attributes:
@@ -120,16 +119,14 @@ def main() -> int:
     return run_command(lambda: _benchmark(options))
 
 
-def held_out_hearts(num_cases: int, train_set: PublicHearts, seed: int) -> Hearts:
+def held_out_hearts(num_cases: int, train_set: PublicHearts, seed: int) -> Asked:
     """Hearts over the whole range of ejection fractions, with codes on the scale of the training set's."""
     rng = torch.Generator().manual_seed(seed)
-    efs = torch.linspace(*EF_RANGE, num_cases)
-    hearts = draw_hearts(num_cases, rng, NUM_SLICES, efs)
-    d = distances(hearts, slice_positions(hearts, NUM_SLICES))
+    efs, hearts, d = spread_hearts(num_cases, NUM_SLICES, rng)
     masks, pictures = masks_from(d), render(hearts, d, rng)
     codes = _codes(pictures, masks, train_set)
     sketches = recolour(render(hearts, d, rng), masks, codes * train_set.code_std + train_set.code_mean)
-    return Hearts(efs, masks, pictures, sketches, codes)
+    return Asked(efs, masks, pictures, sketches, codes)
 
 
 def trained(folder: Path, name: str, hearts: PublicHearts, minutes: float, seed: int) -> tuple[Painter, int]:
@@ -149,7 +146,7 @@ def trained(folder: Path, name: str, hearts: PublicHearts, minutes: float, seed:
     return painter, num_steps
 
 
-def paint(painter: Painter, hearts: Hearts, start_t: float, num_steps: int, seed: int) -> Tensor:
+def paint(painter: Painter, hearts: Asked, start_t: float, num_steps: int, seed: int) -> Tensor:
     """Pictures of all slices of all hearts, of the shape of `hearts.pictures`."""
     noise = torch.randn(hearts.pictures.shape, generator=torch.Generator().manual_seed(seed)).flatten(0, 1)
     sketches, masks = hearts.sketches.flatten(0, 1), hearts.masks.flatten(0, 1)
@@ -191,6 +188,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     for name, least in (("minutes", 0.01), ("num_hearts", 8), ("num_cases", 2)):
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least {least}")
+    check_outputs(options)
     options.out.mkdir(parents=True, exist_ok=True)
     segmenter = load_segmenter()
     learnt = simulate_hearts(options.num_hearts, options.seed)
@@ -208,13 +206,13 @@ def _benchmark(options: argparse.Namespace) -> None:
     shown = {"rendered hearts": asked.pictures, "sketches": asked.sketches}
     for name in names:
         painter, train_steps = trained(options.out, name, learnt, options.minutes, options.seed)
+        parameters = sum(parameter.numel() for parameter in painter.unet.parameters())
         for start_t, num_steps in SAMPLERS:
             started = time.perf_counter()
             pictures = paint(painter, asked, start_t, num_steps, options.seed)
             ms = 1000 * (time.perf_counter() - started) / (options.num_cases * NUM_SLICES)
-            parameters = sum(parameter.numel() for parameter in painter.unet.parameters())
-            row = asdict(judge(name, pictures, start_t, num_steps))
-            rows.append(Row(**row | {"ms_per_pair": ms, "train_steps": train_steps, "parameters": parameters}))
+            row = judge(name, pictures, start_t, num_steps)
+            rows.append(replace(row, ms_per_pair=ms, train_steps=train_steps, parameters=parameters))
             shown[f"{name}, from {start_t:g}"] = pictures
     Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(_table(rows, options))
     if options.json:

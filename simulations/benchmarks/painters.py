@@ -8,7 +8,6 @@ make the kind that the project has.
 import math
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Literal
 
 import torch
@@ -16,17 +15,18 @@ import torch.nn.functional as F
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import Tensor, nn
 
-from server.pretraining import PublicHearts
+from server.pretraining import MAX_GRAD_NORM, WEIGHT_DECAY, PublicHearts, ema_decay, learning_rate
+from server.training_state import TrainingState
 from shared.appearance import CODE_NAMES, MAX_CODE
 from shared.case import LV
+from shared.config import PretrainConfig
 from shared.device import autocast
 from shared.diffusion import integrate, interpolate
 from shared.networks.generator import Architecture
 from shared.progress import track
-from shared.views import augment
 
-LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM, BATCH_SIZE = 4e-4, 200, 0.01, 0.999, 1.0, 32
-"""As the public prior's training."""
+PRETRAIN = PretrainConfig()
+"""Batches, learning rate and average are those of the public prior's training."""
 AUTOENCODER_SHARE = 0.25
 """Of the minutes, for the autoencoder of a latent space."""
 KL_WEIGHT = 1e-6
@@ -104,7 +104,7 @@ class Latent(nn.Module):
     @torch.no_grad()
     def standardise(self, images: Tensor) -> None:
         """Bring the latents of these pictures to mean 0 and standard deviation 1."""
-        latents = torch.cat([self._latent(part)[0] for part in images.split(BATCH_SIZE)])
+        latents = torch.cat([self._latent(part)[0] for part in images.split(PRETRAIN.batch_size)])
         self.mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
         self.std.copy_(latents.std(dim=(0, 2, 3), keepdim=True))
 
@@ -213,17 +213,17 @@ def train(name: str, hearts: PublicHearts, seconds: float, seed: int) -> tuple[P
     if isinstance(space, Latent):
 
         def reconstruction() -> Tensor:
-            images, _, _ = _batch(hearts, rng)
+            images, _, _ = hearts.draw(PRETRAIN.batch_size, rng)
             size = images.shape[-1] // LATENT_SIDE
             return space.loss(images, torch.randn((len(images), LATENT_CHANNELS, size, size), generator=rng))
 
         _fit(space, reconstruction, AUTOENCODER_SHARE * seconds, f"{name}: autoencoder")
         space.requires_grad_(False)
-        space.standardise(hearts.images[:NUM_SCALE_PAIRS].float() / 127.5 - 1)
+        space.standardise(hearts.pictures(slice(NUM_SCALE_PAIRS)))
         seconds *= 1 - AUTOENCODER_SHARE
 
     def prediction() -> Tensor:
-        images, masks, codes = _batch(hearts, rng)
+        images, masks, codes = hearts.draw(PRETRAIN.batch_size, rng)
         with torch.no_grad():
             points = space.encode(images)
         draw, noise = torch.rand(len(images), generator=rng), torch.randn(points.shape, generator=rng)
@@ -233,34 +233,14 @@ def train(name: str, hearts: PublicHearts, seconds: float, seed: int) -> tuple[P
     return painter.eval().requires_grad_(False), num_steps
 
 
-def _batch(hearts: PublicHearts, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of a batch of pairs, their masks and codes."""
-    index = torch.randint(len(hearts.images), (BATCH_SIZE,), generator=rng)
-    images = hearts.images[index].float() / 127.5 - 1
-    return *augment(images, hearts.masks[index], rng, max_rotation_deg=60), hearts.codes[index]
-
-
 def _fit(module: nn.Module, loss: Callable[[], Tensor], seconds: float, description: str) -> int:
     """Take steps for so many seconds, leave the average of the weights in `module`, and count the steps."""
-    average = deepcopy(module)
-    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    means = [parameter for parameter in average.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY)
+    state = TrainingState(module, WEIGHT_DECAY)
     num_steps, started = 0, time.monotonic()
     for second in track(range(math.ceil(seconds)), description):
         while (passed := time.monotonic() - started) < min(second + 1, seconds):
-            warm_up = min(1.0, (num_steps + 1) / WARM_UP_STEPS)
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * warm_up * 0.5 * (1 + math.cos(math.pi * passed / seconds))
-            optimizer.zero_grad()
-            loss().backward()
-            nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-            optimizer.step()
+            rate = learning_rate(PRETRAIN.learning_rate, num_steps, passed / seconds)
             num_steps += 1
-            # A short average at first, so that the first steps are forgotten.
-            decay = min(EMA_DECAY, (1 + num_steps) / (10 + num_steps))
-            with torch.no_grad():
-                for mean, weight in zip(means, weights, strict=True):
-                    mean.lerp_(weight, 1 - decay)
-    module.load_state_dict(average.state_dict())
+            state.step(loss(), rate, MAX_GRAD_NORM, ema_decay(PRETRAIN.ema_decay, num_steps))
+    module.load_state_dict(state.ema.state_dict())
     return num_steps

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from server import pretraining
 from shared.diffusion import integrate, interpolate
 from shared.networks.generator import Generator
 from simulations.benchmarks import kinds, painters
@@ -120,13 +121,15 @@ def test_the_command_trains_paints_and_goes_on(tmp_path, monkeypatch, capsys):
     assert main() == 2 and "remove it or give another --out" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*arguments, "--kinds", "gan"])
     assert main() == 2 and "--kinds names 'gan'" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*arguments, "--plot", str(tmp_path / "nowhere" / "kinds.png")])
+    assert main() == 2 and "for --plot in a folder that is there" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*arguments, "--num-cases", "0"])
     assert main() == 2 and "--num-cases 0" in capsys.readouterr().err
 
 
 def test_training_lowers_the_loss(monkeypatch):
     hearts = kinds.simulate_hearts(8, 0)
-    monkeypatch.setattr(painters, "WARM_UP_STEPS", 2)
+    monkeypatch.setattr(pretraining, "WARM_UP_STEPS", 2)
     draws = [torch.rand(32), torch.randn(32, 8, 32, 32)]
 
     def loss(painter: Painter) -> float:
