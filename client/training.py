@@ -7,8 +7,7 @@ https://arxiv.org/abs/2210.09929, noise multiplicity).
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from shared.appearance import CODE_NAMES, appearance_code
 from shared.case import INDEX_NAME, load_cases
 from shared.checkpoint import Arrays
-from shared.device import autocast
+from shared.device import autocast, one_core_each
 from shared.diffusion import flow_matching_loss
 from shared.errors import UserError
 from shared.moments import two_looks
@@ -200,16 +199,13 @@ def _mean_gradient(
 ) -> NDArray[np.float64]:
     """One step's mean over the sampled patients, clipped and noised where that is asked for; shape (D,)."""
     dimension = sum(parameter.numel() for parameter in parameters.values())
-    gradients = (
-        patient_gradient(
-            generator,
-            patient,
-            steps.num_views,
-            view_seed(steps.seed, steps.server_round, step, patient.name),
-            list(parameters.values()),
-        )
-        for patient in sampled
-    )
+    chosen = list(parameters.values())
+
+    def gradient(patient: Patient) -> NDArray[np.float64]:
+        seed = view_seed(steps.seed, steps.server_round, step, patient.name)
+        return patient_gradient(generator, patient, steps.num_views, seed, chosen)
+
+    gradients = one_core_each(gradient, sampled) if chosen[0].device.type == "cpu" else map(gradient, sampled)
     expected_batch_size = mechanism.sample_rate * mechanism.nominal_patients
     return private_mean_gradient(
         gradients,
@@ -248,7 +244,7 @@ def patient_gradient(
     t = torch.rand(num_views, generator=rng)
     noise = torch.randn(images.shape, generator=rng)
     batch = [tensor.to(device) for tensor in (images, masks, patient.code.expand(num_views, -1), t, noise)]
-    with autocast(device), _contiguous_group_norms(generator):
+    with autocast(device):
         loss = flow_matching_loss(generator, *batch).mean()
     gradients = torch.autograd.grad(loss, parameters)
     return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
@@ -258,22 +254,6 @@ def view_seed(seed: int, server_round: int, step: int, patient: str) -> int:
     """A patient's views depend on the patient alone, never on who else is sampled."""
     digest = hashlib.sha256(f"{seed}/{server_round}/{step}/{patient}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-@contextmanager
-def _contiguous_group_norms(generator: Generator) -> Iterator[None]:
-    """Feed the trainable GroupNorms in the default memory format.
-
-    On channels_last input PyTorch's CPU backward pass (2.13) crashes where only the gradients of weight and bias are
-    asked for, as for the first norm after frozen layers.
-    """
-    norms = [m for m in generator.modules() if isinstance(m, torch.nn.GroupNorm) and m.weight.requires_grad]
-    hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _descend(parameters: Mapping[str, torch.nn.Parameter], update: NDArray[np.float64]) -> None:

@@ -1,8 +1,15 @@
-"""Where the arithmetic runs, and in which precision."""
+"""Where the arithmetic runs, on how many cores, and in which precision."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from shared.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,4 +33,23 @@ def autocast(device: torch.device) -> torch.autocast:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+    # No weight is used twice in a step, and threads must not share what one of them has cast.
+    return torch.autocast(device.type, torch.bfloat16, enabled=native, cache_enabled=False)
+
+
+def one_core_each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` of work that torch does on the CPU: as many items at once as torch may use cores, each on one of them.
+
+    An item's result does not depend on how many there are beside it, not even in its last digit, because it is always
+    computed on one core. For small batches it is faster too: most layers are too small to be shared out.
+    """
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)  # what the pool's threads have set would hold for later threads too

@@ -57,6 +57,9 @@ class Generator(nn.Module):
             num_class_embeds=1,
         )
         self.unet = unet.to(memory_format=torch.channels_last)
+        for module in self.unet.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_contiguous_after_frozen_layers)
         # MONAI adds a class embedding to the time embedding; a code is a class with coordinates.
         width = 4 * channels[0]
         self.unet.class_embedding = nn.Sequential(
@@ -218,6 +221,12 @@ def load_prior(path: Path | None = None) -> Prior:
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{path} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
     return Prior(generator.eval().freeze(), code_mean, code_std, correlation, sha256, made_by)
+
+
+def _contiguous_after_frozen_layers(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+    """On channels_last input PyTorch's CPU backward pass (2.13) crashes where only a norm's weight wants a gradient."""
+    (x,) = inputs
+    return (x.contiguous(),) if norm.weight.requires_grad and not x.requires_grad else None
 
 
 def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

@@ -128,6 +128,19 @@ def test_a_patients_views_do_not_depend_on_who_else_is_sampled():
     assert len(seeds) == 16
 
 
+@pytest.mark.parametrize("rung", ["affine", "low_rank"])
+def test_the_update_is_the_same_to_the_last_digit_on_any_number_of_cores(prior, patients, rung):
+    start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(rung).items()}
+    before, updates = torch.get_num_threads(), []
+    for num_threads in (1, 3):
+        torch.set_num_threads(num_threads)
+        try:
+            updates.append(flat(fine_tune(prior.generator, patients, start, OPEN, STEPS, CPU)))
+        finally:
+            torch.set_num_threads(before)
+    np.testing.assert_array_equal(*updates)
+
+
 def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
     """Standard deviation: learning rate x noise multiplier x clip / nominal patients."""
     steps = LocalSteps(num_steps=50, learning_rate=0.1, num_views=1, seed=0, server_round=1)
