@@ -15,6 +15,8 @@ from shared.errors import UserError, run_command
 from shared.run_folder import load_run
 
 SAMPLE_INTERVAL_S = 0.5
+GRACE_S = 5.0
+"""For a command to end by itself after an interruption."""
 
 
 def main() -> int:
@@ -48,15 +50,25 @@ def _measure(options: argparse.Namespace) -> None:
 def watched(command: Sequence[str], name: str, interval_s: float = SAMPLE_INTERVAL_S) -> tuple[float, int]:
     """Run a command: its seconds, and the most memory in KiB that it and all below it had together.
 
+    The command does not outlive an interruption of this process.
+
     Raises:
         UserError: It failed.
     """
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak_kb = 0
-    while process.poll() is None:
-        peak_kb = max(peak_kb, memory_kb(process.pid))
-        time.sleep(interval_s)
+    try:
+        while process.poll() is None:
+            peak_kb = max(peak_kb, memory_kb(process.pid))
+            time.sleep(interval_s)
+    except KeyboardInterrupt:
+        try:
+            process.wait(GRACE_S)  # a terminal's Ctrl-C has reached it as well, a supervisor's SIGTERM has not
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+        raise
     if process.returncode != 0:
         raise UserError(f"{name} ended with exit code {process.returncode}: see its message above")
     return time.monotonic() - started, peak_kb

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
-from simulations.benchmarks.stages import memory_kb
+import pytest
+
+from simulations.benchmarks import stages
+from simulations.benchmarks.stages import memory_kb, watched
 
 
 def test_memory_includes_child_processes():
@@ -21,3 +24,18 @@ def test_a_process_that_is_gone_counts_nothing():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert memory_kb(child.pid) == 0
+
+
+def test_what_is_watched_does_not_outlive_an_interruption(monkeypatch):
+    found = []
+
+    def interrupted(pid):
+        found.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "memory_kb", interrupted)
+    monkeypatch.setattr(stages, "GRACE_S", 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        watched([sys.executable, "-c", "import time; time.sleep(600)"], "a command", 0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(found[0], 0)
