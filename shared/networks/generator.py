@@ -226,7 +226,8 @@ def load_prior(path: Path | None = None) -> Prior:
 def _contiguous_after_frozen_layers(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
     """On channels_last input PyTorch's CPU backward pass (2.13) crashes where only a norm's weight wants a gradient."""
     (x,) = inputs
-    return (x.contiguous(),) if norm.weight.requires_grad and not x.requires_grad else None
+    crashes = torch.is_grad_enabled() and norm.weight.requires_grad and not x.requires_grad
+    return (x.contiguous(),) if crashes else None
 
 
 def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

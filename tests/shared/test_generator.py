@@ -81,3 +81,26 @@ def test_a_priors_file_holds_no_low_rank_part(prior, tmp_path):
     assert not torch.equal(out(prior.generator), before)
     save_prior(tmp_path / "p.safetensors", prior.generator, prior.code_mean, prior.code_std, prior.code_correlation, {})
     torch.testing.assert_close(out(load_prior(tmp_path / "p.safetensors").generator), before)
+
+
+def test_only_where_a_gradient_is_taken_the_first_trained_norm_leaves_channels_last(prior):
+    def calls():
+        """Of every norm as it is called: whether it is trained, and whether its input is channels_last."""
+        seen = []
+
+        def record(norm, inputs):
+            seen.append((norm.weight.requires_grad, inputs[0].is_contiguous(memory_format=torch.channels_last)))
+
+        norms = [module for module in prior.generator.modules() if isinstance(module, torch.nn.GroupNorm)]
+        hooks = [norm.register_forward_pre_hook(record) for norm in norms]
+        prior.generator(torch.zeros(1, 2, 64, 64), torch.zeros(1), torch.zeros(1, 2, 64, 64), torch.zeros(1, 11))
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    with torch.no_grad():
+        sampling = calls()
+    training = calls()
+    first = next(number for number, (trained, _) in enumerate(sampling) if trained)
+    assert (sampling[first], training[first]) == ((True, True), (True, False))
+    assert sampling[:first] + sampling[first + 1 :] == training[:first] + training[first + 1 :]
