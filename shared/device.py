@@ -33,8 +33,7 @@ def autocast(device: torch.device) -> torch.autocast:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    # No weight is used twice in a step, and threads must not share what one of them has cast.
-    return torch.autocast(device.type, torch.bfloat16, enabled=native, cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def one_core_each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -47,9 +46,15 @@ def one_core_each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iter
     if num_threads == 1:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(num_threads, initializer=_alone)
     try:
         yield from pool.map(work, items)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(num_threads)  # what the pool's threads have set would hold for later threads too
+
+
+def _alone() -> None:
+    """What a thread needs that works beside others: one core, and nothing of what it casts is theirs."""
+    torch.set_num_threads(1)
+    torch.set_autocast_cache_enabled(False)

@@ -42,6 +42,14 @@ def test_an_only_item_has_one_core_too(four_threads):
     assert list(one_core_each(lambda _: torch.get_num_threads(), [0])) == [1]
 
 
+def test_side_by_side_nothing_that_is_cast_is_shared_and_elsewhere_it_is_kept(four_threads):
+    def cache(_):
+        return torch.autocast("cpu", torch.bfloat16)._cache_enabled
+
+    assert list(one_core_each(cache, [0, 1])) == [False, False]
+    assert cache(0)
+
+
 def test_after_an_error_torch_has_its_cores_again(four_threads):
     with pytest.raises(ZeroDivisionError):
         list(one_core_each(lambda item: 1 / item, [1, 0, 2]))
