@@ -30,6 +30,8 @@ SETTINGS = (
 )  # fmt: skip
 ONLINE_S = 240.0
 PATIENCE_S = 400.0
+NAME, START_TIME = 2, 22
+"""Fields of /proc/PID/stat (proc_pid_stat(5)); a name may hold blanks."""
 
 
 def free_port() -> int:
@@ -161,7 +163,17 @@ def children(pid):
     return found
 
 
+def descendants(pid, command):
+    """The descendants of a process that run this command, the newest last: by time, as numbers start again."""
+    running = {}
+    for number, words in children(pid).items():
+        if any(word.endswith(command) for word in words):
+            with suppress(OSError):
+                after_name = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+                running[number] = int(after_name[START_TIME - NAME - 1])
+    return sorted(running, key=lambda number: running[number])
+
+
 def descendant(pid, command):
-    """The newest descendant of a process that runs this command, or None."""
-    found = [pid for pid, words in children(pid).items() if any(word.endswith(command) for word in words)]
-    return max(found, default=None)
+    """The newest of them, or None."""
+    return next(reversed(descendants(pid, command)), None)

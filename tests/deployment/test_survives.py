@@ -21,6 +21,7 @@ from tests.deployment.conftest import (
     change_site,
     children,
     descendant,
+    descendants,
     rounds,
     server,
     start_run,
@@ -28,6 +29,8 @@ from tests.deployment.conftest import (
 )
 
 OTHER_VERSION = "0" * 64
+WARM = "client.deployment.warm"
+"""The process with the libraries, and its child for every message: the ClientApp."""
 
 
 def charged_rounds(folder):
@@ -68,30 +71,34 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
 
 
 def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
-    """The ServerApp dies with answers that it has not saved; the ClientApp of a site while it answers."""
+    """The ServerApp dies with answers that it has not saved; the ClientApp of a site while it answers.
+
+    On a busy machine this test may look away while a round passes, so that it takes whichever round it sees.
+    """
     run = tmp_path / "run"
-    settings = (*deployed.settings, "federation.num_rounds=3", "federation.reply_timeout_s=600")
+    settings = (*deployed.settings, "federation.num_rounds=5", "federation.reply_timeout_s=600")
     deployed.renew()
     a, b = deployed.sites["a"], deployed.sites["b"]
     with deployed.joined("a", "b", "c") as joined:
         first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
-        wait_for(lambda: len(charged_rounds(a)) == 2, "the second round", every_s=0.1)
         executor = running_pid(load_coordinator(deployed.folder), EXECUTOR)
+        wait_for(lambda: len(charged_rounds(a)) > len(rounds(run)) >= 1, "a round that follows another", every_s=0.05)
         os.kill(descendant(executor, "flwr-serverapp"), signal.SIGKILL)
         assert first.wait(timeout=PATIENCE_S) == 2
-        assert len(rounds(run)) == 1, "the second round was answered and not saved"
+        saved = rounds(run)
+        assert len(charged_rounds(a)) == len(saved) + 1 <= 5, "one was answered and not saved"
 
         second = start_run(deployed, run, "--resume")
-        wait_for(lambda: len(rounds(run)) == 2, "the second round again", every_s=0.1)
-        warm = descendant(joined["b"].pid, "client.deployment.warm")
-        wait_for(lambda: descendant(joined["b"].pid, "client.deployment.warm") != warm, "the ClientApp", every_s=0.01)
-        os.kill(descendant(joined["b"].pid, "client.deployment.warm"), signal.SIGKILL)
+        wait_for(lambda: len(rounds(run)) > len(saved), "that round again", every_s=0.05)
+        wait_for(lambda: len(descendants(joined["b"].pid, WARM)) > 1, "the ClientApp", every_s=0.01)
+        os.kill(descendant(joined["b"].pid, WARM), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
-    assert [line["round"] for line in rounds(run)] == [1, 2, 3]
-    assert rounds(run)[1]["answered"] == rounds(run)[0]["answered"] and "a" in rounds(run)[2]["answered"]
-    assert charged_rounds(a) == [1, 2, 3], "every round once"
-    assert charged_rounds(b) in ([1, 2], [1, 2, 3])
+    assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4, 5]
+    assert rounds(run)[: len(saved)] == saved and all("a" in line["answered"] for line in rounds(run))
+    assert rounds(run)[len(saved)]["answered"] == saved[-1]["answered"]
+    assert charged_rounds(a) == [1, 2, 3, 4, 5], "every round once"
+    assert 4 <= len(charged_rounds(b)) == len(set(charged_rounds(b)))
 
 
 def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_path):
