@@ -105,7 +105,7 @@ def running_pid(coordinator: Coordinator, name: str) -> int | None:
         pid, started = int(noted["pid"]), noted["started"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pid if _start_time(pid) == started else None
+    return pid if start_time(pid) == started else None
 
 
 def serverapp_runs(coordinator: Coordinator) -> bool:
@@ -200,7 +200,7 @@ def _launch(coordinator: Coordinator, name: str, command: list[str]) -> None:
     with _log_file(coordinator, name).open("ab") as log:
         process = subprocess.Popen(command, env=environment(coordinator), stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=log, start_new_session=True, cwd=coordinator.folder)  # fmt: skip
-    noted = {"pid": process.pid, "started": _start_time(process.pid)}
+    noted = {"pid": process.pid, "started": start_time(process.pid)}
     write_atomically(_pid_file(coordinator, name), json.dumps(noted).encode())
 
 
@@ -224,12 +224,12 @@ def _end(pid: int) -> None:
             return
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
-            if _start_time(pid) is None:
+            if start_time(pid) is None:
                 return
             time.sleep(POLL_S)
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When a process started, in the kernel's ticks (field 22 of /proc/PID/stat); None for one that has ended."""
     fields = _fields(pid)
     return None if fields is None else fields[19]

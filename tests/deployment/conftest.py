@@ -19,6 +19,7 @@ from client.policy import SitePolicy, SiteSettings, load_site, write_site
 from server import cli as server_cli
 from server.deployment.coordinator import load_coordinator
 from server.deployment.runs import status
+from server.deployment.services import start_time
 from shared.run_folder import CONFIG_NAME, load_run
 from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
 
@@ -30,8 +31,6 @@ SETTINGS = (
 )  # fmt: skip
 ONLINE_S = 240.0
 PATIENCE_S = 400.0
-NAME, START_TIME = 2, 22
-"""Fields of /proc/PID/stat (proc_pid_stat(5)); a name may hold blanks."""
 
 
 def free_port() -> int:
@@ -165,13 +164,9 @@ def children(pid):
 
 def descendants(pid, command):
     """The descendants of a process that run this command, the newest last: by time, as numbers start again."""
-    running = {}
-    for number, words in children(pid).items():
-        if any(word.endswith(command) for word in words):
-            with suppress(OSError):
-                after_name = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-                running[number] = int(after_name[START_TIME - NAME - 1])
-    return sorted(running, key=lambda number: running[number])
+    found = [number for number, words in children(pid).items() if any(word.endswith(command) for word in words)]
+    started = {number: ticks for number in found if (ticks := start_time(number)) is not None}
+    return sorted(started, key=lambda number: int(started[number]))
 
 
 def descendant(pid, command):
