@@ -36,9 +36,9 @@ def loop_ef(labels, lv) -> float:
     return 1 - min(volumes) / max(volumes)
 
 
-def test_all_80_acdc_patients_prepare_with_the_ejection_fraction_of_their_masks(tmp_path):
+def test_all_79_acdc_patients_prepare_with_the_ejection_fraction_of_their_masks(tmp_path):
     summary = prepare(REAL / "acdc", tmp_path / "out", "acdc", key=KEY, num_processes=2)
-    assert (summary.num_cases, summary.refused, summary.left_out) == (80, {}, {})
+    assert (summary.num_cases, summary.refused, summary.left_out) == (79, {}, {})
     efs = {info.group: info.ef for info in read_index(tmp_path / "out")}
     for folder in (REAL / "acdc").glob("patient*"):
         expected = loop_ef([nibabel.load(path).dataobj for path in folder.glob("*_gt.nii.gz")], 3)
@@ -47,8 +47,9 @@ def test_all_80_acdc_patients_prepare_with_the_ejection_fraction_of_their_masks(
             "an ejection fraction differs"
         )
     development = [info for info in read_index(tmp_path / "out") if info.group in _groups(0)]
-    assert len(development) == 20
-    assert Counter(info.pathology for info in development) == dict.fromkeys(("DCM", "HCM", "MINF", "NOR", "RV"), 4)
+    assert len(development) == 19
+    # Number 76 is not there: its scans were number 74's.
+    assert Counter(info.pathology for info in development) == {"DCM": 4, "HCM": 4, "MINF": 4, "NOR": 3, "RV": 4}
     for info in development:
         assert_comparable(load_case(tmp_path / "out", info))
 
