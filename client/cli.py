@@ -22,6 +22,7 @@ from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
 from shared.case import VENDORS
 from shared.errors import UserError, run_command
+from shared.version import add_version
 
 console = Console(highlight=False)
 PREPARE = """\
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """Commands and their options."""
     parser = argparse.ArgumentParser(prog="fedcmr-client", description=__doc__.strip("`").replace("`", ""))
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     sub = commands.add_parser("prepare", help="scans -> cases without identifiers", description=PREPARE,

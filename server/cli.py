@@ -16,6 +16,7 @@ from shared.checkpoint import write_atomically
 from shared.config import Config, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
+from shared.version import add_version
 
 Command = Callable[[argparse.Namespace], None]
 Parser = argparse.ArgumentParser
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     """Commands and their options."""
     parser = Parser(prog="fedcmr-server", description=__doc__.replace("`", ""))
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     settings = Parser(add_help=False)
     settings.add_argument(

@@ -11,14 +11,15 @@ from shared.errors import UserError
 
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=-]*")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - none is used
 """Folders that a hardened systemd service does not see (ProtectHome, PrivateTmp)."""
 
 
 def render(folder: Path, name: str, values: Mapping[str, Any]) -> str:
     """Fill a Jinja template of `folder`; a name without a value is an error."""
+    # Units and shell, not HTML: `check_paths` and `check_account` bound what the values may hold.
     environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)  # fmt: skip
+                              lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701  # fmt: skip
     return environment.get_template(name).render(values)
 
 

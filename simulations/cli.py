@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from shared.errors import run_command
+from shared.version import add_version
 
 UNTIL = ("hospitals", "prepare")
 """Stages after which a run may be told to stop."""
@@ -18,6 +19,7 @@ def main() -> int:
         "synthetic data set, the regressor and the report. The same command again goes on where it was interrupted.",
         epilog="example: fedcmr-simulate --config acdc data_root=/data/acdc privacy.target_epsilon=3",
     )
+    add_version(parser)
     parser.add_argument(
         "--config", default="default", help="name under configs/ or path of a YAML file (default: %(default)s)"
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from client.fetch.source import Source
 
 PATIENCE_S = 300.0
-TOKEN_NAME = "delivery.token"
+TOKEN_NAME = "delivery.token"  # noqa: S105 - the name of its file
 
 
 def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", positive: Callable[[str], int]) -> None:

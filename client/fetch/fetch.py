@@ -103,7 +103,7 @@ class _Patience:
             raise UserError(f"{self._source.address}: {broken}; the same command again goes on") from None
         print(f"{self._source.address}: {broken}; trying again", file=sys.stderr)
         # Not all sites at once when the server comes back.
-        time.sleep(min(left, self._pause_s * random.uniform(0.5, 1.0)))
+        time.sleep(min(left, self._pause_s * random.uniform(0.5, 1.0)))  # noqa: S311 - no secret
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
 
 

@@ -136,7 +136,7 @@ def healthy(coordinator: Coordinator, timeout_s: float = 2.0) -> bool:
 
 def flwr(coordinator: Coordinator, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """One of Flower's own commands, finished, with what it printed."""
-    return subprocess.run(["flwr", *arguments], env=environment(coordinator), capture_output=True, text=True,
+    return subprocess.run([f"{BIN}/flwr", *arguments], env=environment(coordinator), capture_output=True, text=True,
                           cwd=coordinator.folder, check=False)  # fmt: skip
 
 

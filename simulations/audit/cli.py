@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError, run_command
+from shared.version import add_version
 
 SIMULATED_PAIRS = "audit_pairs.png"
 
@@ -27,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         "the claim with 95 % confidence. With a run folder the figures also go to RUN/audit.json, from where "
         "'fedcmr-server report RUN' shows them.",
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="canaries | membership | copies")
 
     canaries = commands.add_parser(

@@ -33,6 +33,7 @@ from shared.config import RUNGS, Config, Rung, load
 from shared.errors import run_command
 from shared.networks.generator import Prior, load_prior
 from shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
+from shared.version import add_version
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
@@ -49,6 +50,7 @@ CPU = torch.device("cpu")
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.cost", description=__doc__)
+    add_version(parser)
     parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()

@@ -27,6 +27,7 @@ from shared.case import ED, LV, MYO, Case, CaseInfo, save_case, write_index
 from shared.checkpoint import write_atomically
 from shared.config import dump, load
 from shared.errors import UserError, run_command
+from shared.version import add_version
 
 VENDORS = ("GE", "Philips", "Siemens")
 NUM_CASES, NUM_LOOKS = 10_000, 10
@@ -56,6 +57,7 @@ class Look:
 def main() -> int:
     """Measure, print the table, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.delivery", description=__doc__)
+    add_version(parser)
     parser.add_argument("--cases", type=int, default=NUM_CASES, metavar="N", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()

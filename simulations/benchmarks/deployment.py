@@ -33,6 +33,7 @@ from server.federation_state import StudySite
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
 from shared.run_folder import load_run
+from shared.version import add_version
 from simulations.benchmarks.scale import NUM_PATIENTS, SETTINGS, shared_cases, write_study
 from simulations.grid import make_grid, run_server_app
 
@@ -44,6 +45,7 @@ IN_PROCESS, WARM, COLD = "one process tree", "deployed, libraries kept loaded", 
 def main() -> int:
     """Run the three studies, print the table, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.deployment", description=__doc__)
+    add_version(parser)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()
     return run_command(lambda: _measure(options))

@@ -31,6 +31,7 @@ from shared.case import Case, CaseInfo
 from shared.config import SynthesisConfig
 from shared.errors import UserError, run_command
 from shared.networks.generator import Prior, load_prior
+from shared.version import add_version
 from shared.views import PIXEL_MM, slice_pairs
 
 REFERENCE_STEPS = 32
@@ -82,6 +83,7 @@ class Measured:
 def main() -> int:
     """Measure, print the table, write JSON and the plot on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.generator", description=__doc__)
+    add_version(parser)
     parser.add_argument("--prior", type=Path, help="prior's file (default: the one that ships)")
     parser.add_argument("--generator", type=Path, help="a run's generator.safetensors (default: the prior alone)")
     parser.add_argument("--segmenter", type=Path, help="segmenter's file (default: the one that ships)")

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
+from shared.version import add_version
 from simulations.benchmarks.ingest_fuzz import fuzz
 from simulations.benchmarks.ingest_reading import compress, files_per_second, peak_memory, write_studies
 from simulations.hospital import MASKS_NAME, write_hospital
@@ -42,6 +43,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     sub = commands.add_parser("speed", help="files per second against a bare loop")
     sub.add_argument("--patients", type=int, default=2, help="of each vendor, 225 files each (default: %(default)s)")

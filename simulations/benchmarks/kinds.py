@@ -36,6 +36,7 @@ from shared.anatomy import masks_from
 from shared.appearance import appearance_codes
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
+from shared.version import add_version
 from simulations.benchmarks.generator import check_outputs, ef_agreement, spread_hearts, stacks
 from simulations.benchmarks.painters import KINDS, Painter, train
 
@@ -105,6 +106,7 @@ def main() -> int:
     what, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.kinds", description=what, epilog=details,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add_version(parser)
     parser.add_argument("--minutes", type=float, default=15, help="of training, for every kind (default: %(default)s)")
     parser.add_argument("--kinds", metavar="A;B", help=f"some of: {'; '.join(KINDS)} (default: all)")
     parser.add_argument(

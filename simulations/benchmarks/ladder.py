@@ -37,6 +37,7 @@ from shared.networks.generator import Generator, Prior, load_prior
 from shared.privacy import os_generator, private_moments
 from shared.progress import track
 from shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Request
+from shared.version import add_version
 from shared.views import augment
 
 HELD_OUT_VIEWS = 6
@@ -57,6 +58,7 @@ class Site:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.ladder", description=__doc__)
+    add_version(parser)
     parser.add_argument(
         "--cases", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases, one site each"
     )

@@ -32,6 +32,7 @@ from shared.config import load
 from shared.errors import run_command
 from shared.privacy import Release
 from shared.records import GRADIENTS, MOMENTS
+from shared.version import add_version
 
 MAX_MS = 50.0
 """Of a round, required."""
@@ -47,6 +48,7 @@ PARTS = ("policy", "accountant", "ledger", "whole round", "processor")
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.ledger", description=__doc__)
+    add_version(parser)
     parser.add_argument("--folder", type=Path, help="where to put the ledger (default: the temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()

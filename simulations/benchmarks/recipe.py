@@ -28,6 +28,7 @@ from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
+from shared.version import add_version
 
 FULL = "full recipe"
 
@@ -63,6 +64,7 @@ def recipes(config: RegressionConfig) -> dict[str, Recipe]:
 def main() -> int:
     """Train, ask, print the table, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.recipe", description=__doc__)
+    add_version(parser)
     parser.add_argument("--synthetic", type=Path, required=True, metavar="DIR", help="synthetic cases of a study")
     parser.add_argument("--test", type=Path, required=True, nargs="+", metavar="DIR",
                         help="prepared development cases; the folder's name is the test set's")  # fmt: skip

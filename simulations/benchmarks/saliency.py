@@ -27,6 +27,7 @@ from shared.case import load_cases
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
 from shared.progress import track
+from shared.version import add_version
 
 SQUARE_PX, STEP_PX = 10, 6
 NUM_WARM_UPS = 20
@@ -54,6 +55,7 @@ METHODS: dict[str, type[GradCAM]] = {
 def main() -> int:
     """Cover, map, print the table, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.saliency", description=__doc__)
+    add_version(parser)
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="a run's regressor.safetensors")
     parser.add_argument("--cases", type=Path, required=True, metavar="DIR", help="cases with masks")
     parser.add_argument("--num", type=int, default=24, metavar="N", help="patients at most (default: %(default)s)")

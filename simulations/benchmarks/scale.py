@@ -28,6 +28,7 @@ from shared.checkpoint import write_atomically
 from shared.config import dump, load
 from shared.errors import UserError, run_command
 from shared.run_folder import CONFIG_NAME, load_run
+from shared.version import add_version
 from simulations.benchmarks.stages import memory_kb
 from simulations.flower_engine import Engine, simulating_superlink
 from simulations.hospital import write_hospital
@@ -67,6 +68,7 @@ class Figures:
 def main() -> int:
     """Run the studies, print the table, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.scale", description=__doc__)
+    add_version(parser)
     parser.add_argument("--sites", default=",".join(map(str, SITES)), metavar="N,N", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shared.errors import UserError, run_command
 from shared.run_folder import load_run
+from shared.version import add_version
 
 SAMPLE_INTERVAL_S = 0.5
 GRACE_S = 5.0
@@ -22,6 +23,7 @@ GRACE_S = 5.0
 def main() -> int:
     """Run a study in a new folder and print what each stage took."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.stages", description=__doc__)
+    add_version(parser)
     parser.add_argument("--config", default="default", help="name or path (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="run folder, new or empty (default: a temporary one)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -33,6 +33,7 @@ from shared.case import load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
 from shared.errors import run_command
+from shared.version import add_version
 from shared.views import IMAGE_SIZE
 
 NUM_REPEATS, NUM_UNTIMED = 10, 2
@@ -61,6 +62,7 @@ WAYS: dict[str, type[Regressor]] = {"this project's": Regressor, "plain float32"
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.training", description=__doc__)
+    add_version(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="train both ways on these cases, too")
     parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="and ask them about these")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings, as of fedcmr-simulate")

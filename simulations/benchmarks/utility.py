@@ -45,6 +45,7 @@ from shared.config import BASELINES, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
 from shared.run_folder import RunFolder, load_run
+from shared.version import add_version
 from simulations.benchmarks.seeds import default_rows, model_seconds, models_of, prepare_seeds, run_seeds, with_rows
 
 MAX_ABOVE_POOLED, MAX_COST_OF_LEAVING_OUT = 2.0, 3.0
@@ -62,6 +63,7 @@ def main() -> int:
     what, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.utility", description=what, epilog=details,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add_version(parser)
     parser.add_argument("--config", default="default", help="name or path (default: %(default)s)")
     parser.add_argument("--seeds", type=_positive, default=3, metavar="N",
                         help="that many seeds, from the config's on (default: %(default)s)")  # fmt: skip

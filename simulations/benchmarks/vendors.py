@@ -36,6 +36,7 @@ from shared.errors import UserError, run_command
 from shared.networks.generator import Prior, load_prior
 from shared.progress import track
 from shared.run_folder import load_run
+from shared.version import add_version
 from shared.views import slice_pairs, with_heart
 
 CHANNELS = (16, 32, 64)
@@ -49,6 +50,7 @@ Z = 1.959964
 def main() -> int:
     """Train, ask, print the tables, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.vendors", description=__doc__)
+    add_version(parser)
     parser.add_argument("run", type=Path, metavar="RUN", help="finished study with sites of several vendors")
     parser.add_argument("--synthetic", type=Path, metavar="DIR", help="synthetic cases (default: RUN/synthetic)")
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="training steps (default: %(default)s)")
