@@ -22,6 +22,7 @@ from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
 from shared.case import VENDORS
 from shared.errors import UserError, run_command
+from shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, of_layout, public
 from shared.version import add_version
 
 console = Console(highlight=False)
@@ -62,6 +63,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--ef-table", type=Path, metavar="CSV",
                      help="ejection fractions for scans without masks: a column patient, spelt as in the scans, and a "
                      "column ef_fraction (0.55) or ef_percent (55)")  # fmt: skip
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument(
+        "--public",
+        metavar="NAME",
+        help=f"the scans are of this public data set: {', '.join(PUBLIC_SETS)}; "
+        "DST remembers it with its terms, and reports name it (--format acdc, mnms and mnms2 imply it)",
+    )
+    source.add_argument(
+        "--simulated",
+        action="store_true",
+        help="a program drew the scans, no patient is behind any: reports may show them",
+    )
+    source.add_argument(
+        "--private",
+        action="store_true",
+        help="the scans are private and of real patients, whatever "
+        "--format says; without these three options all but a public set's own layout counts as that",
+    )
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
     sub.add_argument("--num-processes", type=_positive, default=os.cpu_count() or 1,
                      help="child processes that read the scans (default: one per core, %(default)s)")  # fmt: skip
@@ -116,7 +135,10 @@ def _prepare(options: argparse.Namespace) -> None:
     """Prepare a folder and account for what was refused."""
     key = None if options.key is None else read_key(options.key)
     labels = None if options.labels is None else parse_labels(options.labels)
+    provenance = (public(options.public) if options.public is not None else SIMULATED_SCANS if options.simulated
+                  else PRIVATE_REAL if options.private else of_layout(options.format))  # fmt: skip
     console.print(f"preparing {options.source} ({options.format}) -> {options.destination}", soft_wrap=True)
+    console.print(f"recorded as {provenance.terms or provenance.kind}", soft_wrap=True)
     summary = prepare(
         options.source,
         options.destination,
@@ -125,6 +147,7 @@ def _prepare(options: argparse.Namespace) -> None:
         ef_table=options.ef_table,
         key=key,
         num_processes=options.num_processes,
+        provenance=provenance,
     )
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
     counts = [

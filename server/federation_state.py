@@ -19,16 +19,24 @@ from shared.errors import UserError
 from shared.moments import NUM_LOOKS
 from shared.networks.generator import Prior
 from shared.privacy import Release, epsilon
+from shared.provenance import PRIVATE_REAL, Provenance, from_json
 from shared.records import GRADIENTS, MOMENTS, Request
 from shared.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class StudySite:
-    """A site's public facts, agreed before the study: `sites` in `study.json`."""
+    """A site's public facts, agreed before the study: `sites` in `study.json`.
+
+    Attributes:
+        vendor: Of its scanners.
+        nominal_patients: The number that divides its sums.
+        provenance: Where its scans come from; private where nobody said.
+    """
 
     vendor: str
     nominal_patients: int
+    provenance: Provenance = PRIVATE_REAL
 
 
 @dataclass
@@ -226,12 +234,17 @@ def read_study(run: RunFolder) -> dict[str, StudySite]:
     path = run.path / "study.json"
     try:
         sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
-        study = {name: StudySite(str(facts["vendor"]), int(facts["nominal_patients"])) for name, facts in sites.items()}
+        study = {name: study_site(facts) for name, facts in sites.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f'{path}: expected {{"sites": {{name: {{"vendor", "nominal_patients"}}}}}}') from None
     if not study or any(facts.nominal_patients < 1 for facts in study.values()):
         raise UserError(f"{path}: expected at least one site, each with nominal_patients >= 1")
     return study
+
+
+def study_site(facts: Mapping[str, Any]) -> StudySite:
+    """A site's public facts as a JSON file holds them."""
+    return StudySite(str(facts["vendor"]), int(facts["nominal_patients"]), from_json(facts.get("provenance")))
 
 
 def charged_releases(entries: Sequence[Mapping[str, Any]]) -> tuple[Release, ...]:

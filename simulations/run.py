@@ -13,6 +13,7 @@ from shared.case import CaseInfo, read_index
 from shared.config import Config
 from shared.errors import UserError
 from shared.networks.generator import load_prior
+from shared.provenance import SIMULATED_SCANS, Provenance, of_folder
 from shared.run_folder import RunFolder, open_run
 from simulations.baselines import run_baselines
 from simulations.grid import make_grid, run_server_app
@@ -28,12 +29,14 @@ class Hospital:
         vendor: Of its scanner.
         train: Folder of its prepared cases, or where they will be.
         nominal_patients: The public number that divides its updates.
+        provenance: Where its scans come from.
     """
 
     name: str
     vendor: str
     train: Path
     nominal_patients: int
+    provenance: Provenance
 
 
 def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
@@ -98,7 +101,14 @@ def _prepare(run: RunFolder, config: Config) -> None:
             run.path / "sites" / site.name,
             SiteSettings(site.name, site.vendor, site.nominal_patients, data=data, prior=config.prior, policy=policy),
         )
-    facts = {site.name: {"vendor": site.vendor, "nominal_patients": site.nominal_patients} for site in sites}
+    facts = {
+        site.name: {
+            "vendor": site.vendor,
+            "nominal_patients": site.nominal_patients,
+            "provenance": site.provenance.as_json(),
+        }
+        for site in sites
+    }
     (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -109,8 +119,9 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
         name = _site_name(vendor, index)
         train = run.path / "sites" / name / "train"
         for part, target in (("train", train), ("test", run.path / "test" / "hospitals" / name)):
-            prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores())
-        sites.append(Hospital(name, vendor, train, config.hospitals.num_train))
+            prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores(),
+                    provenance=SIMULATED_SCANS)  # fmt: skip
+        sites.append(Hospital(name, vendor, train, config.hospitals.num_train, SIMULATED_SCANS))
     return sites
 
 
@@ -121,7 +132,7 @@ def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
         train = run.path / "sites" / name / "train"
         prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=_cores())
         infos = read_index(train)
-        sites.append(Hospital(name, _vendor(infos), train, len(infos)))
+        sites.append(Hospital(name, _vendor(infos), train, len(infos), of_folder(train)))
     folds = [config.hospitals.acdc_test_fold]
     prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=_cores())
     return sites
@@ -138,7 +149,7 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
         infos = read_index(train)
         if not infos:
             raise UserError(f"{train} has no case: prepare it again or take the site out of {root}")
-        sites.append(Hospital(name, _vendor(infos), train, len(infos)))
+        sites.append(Hospital(name, _vendor(infos), train, len(infos), of_folder(train)))
         test = root / name / "test"
         if test.is_dir():
             shutil.copytree(test, run.path / "test" / "hospitals" / name, dirs_exist_ok=True)

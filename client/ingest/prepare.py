@@ -27,6 +27,7 @@ from shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_ca
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.progress import track
+from shared.provenance import PRIVATE_REAL, Provenance, of_layout
 
 Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 SETTINGS_NAME = "prepared.json"
@@ -82,12 +83,13 @@ def prepare(
     ef_table: Path | None = None,
     key: bytes | None = None,
     num_processes: int = 1,
+    provenance: Provenance | None = None,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
     A case that is already there is kept, so an interrupted call is repeated to go on, and new scans can be added. What
     was refused is tried again. Besides the cases the folder gets `refused.json`, counts by reason code, `details.json`,
-    what a case does not hold of its scan, and `prepared.json`, the settings.
+    what a case does not hold of its scan, and `prepared.json`, the settings and where the scans come from.
 
     Guarantees: no name, number, date, UID or path of the source gets into the destination, a message or a log.
     Not covered: what the pixels show.
@@ -101,6 +103,7 @@ def prepare(
         ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
         key: Secret for the pseudonyms; by default `pseudonym.key` beside `destination`, made on first use.
         num_processes: Child processes that read the scans.
+        provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own.
 
     Raises:
         UserError: There is no usable patient, or the folders, the table or the labels cannot be used.
@@ -119,6 +122,7 @@ def prepare(
             # With the key: a table of a few patients could be guessed from a plain hash.
             "ef_table": None if table is None else pseudonym(key, json.dumps(sorted(table.items()))),
             "key_check": pseudonym(key, "key check"),
+            "provenance": (of_layout(layout) if provenance is None else provenance).as_json(),
         }
         known, details = _open_destination(destination, settings)
         num_known = len(known)
@@ -214,7 +218,7 @@ def _open_destination(
     known: dict[str, CaseInfo] = {}
     details: dict[str, dict[str, Any]] = {}
     if (destination / INDEX_NAME).exists():
-        earlier = _read_json(path)
+        earlier = {"provenance": PRIVATE_REAL.as_json(), **_read_json(path)}
         different = [name for name in settings if earlier.get(name) != settings[name]]
         if different:
             names = ", ".join(different)

@@ -15,6 +15,7 @@ from rich.table import Table
 from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
 from shared.case import VENDORS
 from shared.errors import UserError
+from shared.provenance import PRIVATE, PUBLIC_SETS, parse
 
 if TYPE_CHECKING:
     from server.deployment.coordinator import Coordinator
@@ -68,6 +69,9 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--name", required=True, help="the site's, as in its site.yaml")
     sub.add_argument("--vendor", required=True, choices=VENDORS, metavar="V", help=f"one of {', '.join(VENDORS)}")
     sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
+    sub.add_argument("--provenance", default=PRIVATE, metavar="P", help="where its scans come from: private (real "
+                     f"patients), simulated, or public:NAME with NAME of {', '.join(PUBLIC_SETS)}; report and "
+                     "datasheet say it (default: %(default)s)")  # fmt: skip
 
     sub = add(
         "remove",
@@ -167,10 +171,12 @@ def _register(options: argparse.Namespace) -> None:
         key = options.key.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{options.key} cannot be read: give the site's node_key.pub") from None
-    register_site(coordinator, options.name, key, StudySite(options.vendor, options.nominal_patients))
+    facts = StudySite(options.vendor, options.nominal_patients, parse(options.provenance))
+    register_site(coordinator, options.name, key, facts)
     if healthy(coordinator):
         tell_flower(coordinator)
-    print(f"registered {options.name}, {options.vendor}, {options.nominal_patients} nominal patients")
+    print(f"registered {options.name}, {options.vendor}, {options.nominal_patients} nominal patients, "
+          f"{facts.provenance.terms or facts.provenance.kind}")  # fmt: skip
 
 
 def _remove(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
-from server.federation_state import StudySite
+from server.federation_state import StudySite, study_site
 from shared.case import VENDORS
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
@@ -94,7 +94,7 @@ class Coordinator:
         for path in sorted((self.folder / "sites").glob("*.json")):
             try:
                 facts = json.loads(path.read_text(encoding="utf-8"))
-                sites[path.stem] = StudySite(str(facts["vendor"]), int(facts["nominal_patients"]))
+                sites[path.stem] = study_site(facts)
             except (OSError, ValueError, KeyError, TypeError):
                 raise UserError(f"{path}: expected vendor and nominal_patients; register the site again") from None
         return sites
@@ -136,7 +136,7 @@ def register_site(coordinator: Coordinator, name: str, public_key: str, facts: S
         coordinator: Of the study.
         name: The site's, as in its site.yaml.
         public_key: One line in OpenSSH's format, an ECDSA key.
-        facts: Vendor and nominal patients, public and agreed before the study.
+        facts: Vendor, nominal patients and provenance, public and agreed before the study.
 
     Raises:
         UserError: The name or key is not as expected, or belongs to another site.
