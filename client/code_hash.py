@@ -11,9 +11,16 @@ by whoever runs the SuperNode.
 
 import functools
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from shared.errors import UserError
+
 PACKAGES = ("client", "shared")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+"""Names of files that mean one thing to every system: relative, no dot first in a part (and so no `..`), no control
+character, no space and no letter that looks like another one."""
 
 
 @functools.cache
@@ -23,9 +30,36 @@ def code_sha256() -> str:
 
 
 def sha256_of(root: Path) -> str:
-    """The same for the packages below a folder: a checkout, or a bundle that was unpacked."""
-    paths = {path.relative_to(root).as_posix(): path for name in PACKAGES for path in (root / name).rglob("*.py")}
-    digest = hashlib.sha256()
-    for name in sorted(paths):
-        digest.update(f"{name} {hashlib.sha256(paths[name].read_bytes()).hexdigest()}\n".encode())
+    """The same for the packages below a folder: a checkout, or a bundle that was unpacked.
+
+    Raises:
+        UserError: A file has a name that is not safe.
+    """
+    paths = [path for name in PACKAGES for path in (root / name).rglob("*.py")]
+    return sha256_of_files({path.relative_to(root).as_posix(): path.read_bytes() for path in paths})
+
+
+def sha256_of_files(files: Mapping[str, bytes]) -> str:
+    """The same for files in memory, by name; those that are no Python file of `PACKAGES` do not count.
+
+    Guarantees:
+        Injective up to collisions of SHA-256: the number of files, and the length of every name and content, go into
+        the hash before the bytes themselves, so that no name or content can be read as the end of another one.
+
+    Raises:
+        UserError: A file has a name that is not safe.
+    """
+    for name in files:
+        if not SAFE_NAME.fullmatch(name):
+            raise UserError(f"{name!r}: expected a file name of letters, digits and _-./ alone; rename or remove it")
+    pinned = sorted(name for name in files if name.split("/")[0] in PACKAGES and name.endswith(".py"))
+    digest = hashlib.sha256(b"fedcmr code 2" + _length(len(pinned)))
+    for name in pinned:
+        for part in (name.encode(), files[name]):
+            digest.update(_length(len(part)) + part)
     return digest.hexdigest()
+
+
+def _length(number: int) -> bytes:
+    """Eight bytes, whatever the number."""
+    return number.to_bytes(8, "big")

@@ -13,11 +13,11 @@ from typing import cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from shared.case import VENDORS
 from shared.errors import UserError
 from shared.privacy import Release
+from shared.settings_file import read_settings
 
 SITE_FILE = "site.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -152,19 +152,20 @@ def load_site(path: Path) -> SiteSettings:
     path = Path(path)
     if path.is_dir():
         path = path / SITE_FILE
+    if not path.exists():
+        raise UserError(f"{path}: expected a site's settings there, got no file; write it with 'fedcmr-client init'")
     try:
-        node = OmegaConf.load(path)
+        node = read_settings(path)
+    except UserError as error:
+        raise UserError(f"{error}. {MEND}") from None
+    try:
         if "folder" in node:
             raise UserError("Key 'folder' not in 'SiteSettings'.")
         merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: expected a site's settings there, got no file; write it with 'fedcmr-client init'"
-        ) from None
     except UserError as error:
         raise UserError(f"{path}: {error} {MEND}") from None
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]} {MEND}") from None
     return replace(settings, folder=path.resolve().parent)
 

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from shared.case import VENDORS
 from shared.errors import UserError
+from shared.settings_file import check_plain, read_settings
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 Rung = Literal["moments", "affine", "low_rank"]
@@ -270,6 +271,8 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"Expected an override of the form key=value, got {override!r}.")
     layers: list[Any] = [OmegaConf.structured(Config)]
     try:
+        for override in overrides:
+            check_plain(override.partition("=")[2], f"override {override.partition('=')[0][:64]!r}")
         for file in dict.fromkeys([CONFIG_FOLDER / "default.yaml", path]):
             layers.append(_checked_layer(layers[0], file))
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
@@ -278,7 +281,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
         key = getattr(error, "full_key", None)
         reason = str(getattr(error, "msg", None) or error).splitlines()[0]
         raise UserError(f"{path.name} or an override: {reason}" + (f" (key {key})" if key else "")) from None
-    except (YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} or an override cannot be read as settings: {str(error).splitlines()[0]}") from None
 
 
@@ -289,7 +292,7 @@ def dump(config: Config) -> str:
 
 def _checked_layer(schema: Any, path: Path) -> Any:
     """One YAML file, merged alone first so that an error names the file it came from."""
-    layer = OmegaConf.load(path)
+    layer = read_settings(path)
     try:
         OmegaConf.merge(schema, layer)
     except OmegaConfBaseException as error:

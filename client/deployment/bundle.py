@@ -8,15 +8,15 @@ Guarantees:
     Not covered: the libraries installed at the site, and whoever may write to the site's own folders.
 """
 
-import hashlib
 import io
 import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from client.code_hash import SAFE_NAME, sha256_of_files
+
 CODE_FOLDERS = ("client", "server", "shared")
-PINNED = ("client", "shared")
 TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "PRIVACY.md", "DEPLOYMENT.md", "CONTRIBUTING.md")
 CLIENTAPP = "client.app:app"
 CONTENT_LIST = ".info/CONTENT"
@@ -42,11 +42,14 @@ def check_bundle(content: bytes, allowed: Sequence[str]) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+            folders = [entry.filename for entry in archive.infolist() if entry.is_dir()]
             size = sum(entry.file_size for entry in archive.infolist())
             if size > MAX_BYTES or len(set(names)) < len(names) or not all(map(_is_expected, names)):
                 raise BundleRefused("code-not-allowed")
+            if not all(any(name.startswith(folder) for name in names) for folder in folders):
+                raise BundleRefused("code-not-allowed")
             settings = tomllib.loads(archive.read("pyproject.toml").decode())
-            found = bundle_sha256({name: archive.read(name) for name in names})
+            found = sha256_of_files({name: archive.read(name) for name in names if name != CONTENT_LIST})
     except BundleRefused:
         raise
     except Exception:  # whatever a hostile archive does to the reader
@@ -74,24 +77,16 @@ def is_unpacked(content: bytes, folder: Path) -> bool:
     )
 
 
-def bundle_sha256(files: dict[str, bytes]) -> str:
-    """`client.code_hash.sha256_of` for files in memory."""
-    digest = hashlib.sha256()
-    for name in sorted(name for name in files if name.split("/")[0] in PINNED and name.endswith(".py")):
-        digest.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
 def _is_expected(name: str) -> bool:
     """Whether a file may be in a bundle: a source of our packages, a setting, a text, or Flower's list of hashes."""
     path = PurePosixPath(name)
-    if "\\" in name or name != str(path) or path.is_absolute() or ".." in path.parts:
+    if name == CONTENT_LIST:
+        return True
+    if not SAFE_NAME.fullmatch(name):
         return False
     if len(path.parts) == 1:
         return name in TEXTS
     folder = path.parts[0]
-    return (
-        (folder in CODE_FOLDERS and path.suffix == ".py")
-        or (folder == "configs" and path.suffix == ".yaml" and len(path.parts) == 2)
-        or name == CONTENT_LIST
+    return (folder in CODE_FOLDERS and path.suffix == ".py") or (
+        folder == "configs" and path.suffix == ".yaml" and len(path.parts) == 2
     )

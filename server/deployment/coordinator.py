@@ -18,7 +18,6 @@ from typing import cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
 from server.federation_state import StudySite, study_site
@@ -26,6 +25,7 @@ from shared.case import VENDORS
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.records import SITE_NAME
+from shared.settings_file import read_settings
 
 COORDINATOR_FILE = "coordinator.yaml"
 STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -117,14 +117,15 @@ def load_coordinator(folder: Path) -> Coordinator:
         UserError: The file is missing, has an unknown key, or a value that cannot be.
     """
     path = folder / COORDINATOR_FILE
+    if not path.exists():
+        raise UserError(f"{path} is missing: make the folder with 'fedcmr-server init'")
+    node = read_settings(path)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Coordinator), OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(Coordinator), node)
         settings = cast(Coordinator, OmegaConf.to_object(merged))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: make the folder with 'fedcmr-server init'") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     return Coordinator(**{**vars(settings), "folder": folder.resolve()})
 

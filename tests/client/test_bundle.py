@@ -12,10 +12,11 @@ import pytest
 from flwr.cli.install import install_from_fab
 from flwr.common.config import get_project_dir
 
-from client.code_hash import code_sha256
+from client.code_hash import code_sha256, sha256_of_files
 from client.deployment.bundle import BundleRefused, check_bundle
 from client.deployment.clientapp import judging
 from client.deployment.warm import write_refusals, write_shim
+from shared.errors import UserError
 from simulations.flower_engine import ROOT
 
 PROJECT = (
@@ -180,3 +181,44 @@ def test_every_other_kind_of_app_has_a_command_that_refuses(tmp_path):
     for name in commands - {"flwr-clientapp", "flwr-agentapp"}:  # tests/deployment has the agent's
         done = subprocess.run([tmp_path / name, "--token", "x"], capture_output=True, text=True, check=False)
         assert done.returncode == 1 and f"{name}: refused" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("hidden", ["client/chain.py", "client/policy.py", "client/__init__.py", "shared/privacy.py"])
+def test_no_file_hides_in_the_name_of_another_one(hidden):
+    """A name with a line break once stood for two lines of the fingerprint, and one file was missing."""
+    honest = files()
+    pinned = sorted(name for name in honest if name.startswith(("client/", "shared/")) and name.endswith(".py"))
+    following = pinned[pinned.index(hidden) + 1]
+    fewer = {name: data for name, data in honest.items() if name not in (hidden, following)}
+    name = f"{hidden} {sha256(honest[hidden])}\n{following}"
+    assert refused(packed(fewer | {name: honest[following]}))
+    with pytest.raises(UserError, match="file name"):
+        sha256_of_files(fewer | {name: honest[following]})
+
+
+def test_the_fingerprint_tells_names_from_contents():
+    """No two sets of files share a fingerprint, however their names and contents are cut from the same bytes."""
+    sets = [
+        {"client/a.py": b"xy"},
+        {"client/a.py": b"x", "client/b.py": b"y"},
+        {"client/a.py": b"", "client/b.py": b"xy"},
+        {"client/a.py": b"xclient/b.pyy"},
+        {"client/a.pyx.py": b"y"},
+        {"client/a.py": b"x" + bytes(7) + b"\x0bclient/b.py" + bytes(7) + b"\x01y"},
+        {"shared/a.py": b"xy"},
+        {},
+    ]
+    assert len({sha256_of_files(each) for each in sets}) == len(sets)
+    assert sha256_of_files(sets[1]) == sha256_of_files(dict(reversed(sets[1].items()))), "the order does not count"
+    assert sha256_of_files(sets[0] | {"server/a.py": b"other"}) == sha256_of_files(sets[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["client/a\n.py", "client/a .py", "client/../a.py", "client//a.py", "/client/a.py", "client/.a.py",
+     "client/\u0430.py", "client/a\0.py", "client\\a.py", "client/a.py/", "client/\u202ea.py"],
+)  # fmt: skip
+def test_only_plain_names_have_a_fingerprint(name):
+    assert refused(packed(files() | {name: b""}))
+    with pytest.raises(UserError, match="file name"):
+        sha256_of_files({name: b""})
