@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.model_card import training_facts
-from server.reading import predict, train_reader
-from server.regression import REGRESSOR_NAME, save_regressor
+from server.reading import train_reader
+from server.regression import REGRESSOR_NAME
 from server.report.models import MAIN_MODEL
 from shared.case import INDEX_NAME, Case, load_cases
 from shared.checkpoint import write_atomically
@@ -14,6 +14,8 @@ from shared.config import Config
 from shared.device import pick_device
 from shared.errors import UserError
 from shared.run_folder import RunFolder
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import save_regressor
 
 TestSets = list[tuple[str, list[Case]]]
 """Held-out patients by the name of their set."""

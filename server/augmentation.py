@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.config import AugmentationConfig
+from shared.views import warp
 
 BLUR_RADIUS = 3
 """Half-width of the blur kernel in pixels: three standard deviations of a strong blur."""
@@ -55,24 +56,6 @@ def augment_pairs(
         noise = torch.randn(images.shape, generator=generator).to(device)
         pictures = pictures + noise * uniform(augmentation.noise).abs()[:, None, None, None]
     return pictures.clamp(0, 1) * 2 - 1, scale**2
-
-
-def warp(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Mirror, rotate, zoom and shift about the centre; beyond the edge the picture is mirrored.
-
-    Args:
-        images: Shape (N, C, H, W) with H = W.
-        angle: Shape (N,), radians.
-        scale: Shape (N,), above 1 enlarges.
-        shift: Shape (N, 2), pixels along x and y.
-        mirror: Shape (N, 2), +1 or -1 along x and y.
-    """
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    # affine_grid maps output to input coordinates: the inverse of what is done to the picture.
-    rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2) * mirror[:, :, None]
-    offset = -(rotation @ (shift * 2 / images.shape[-1])[:, :, None])
-    grid = F.affine_grid(torch.cat([rotation, offset], -1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def blur(images: Tensor, sigma_px: Tensor) -> Tensor:

@@ -122,10 +122,11 @@ def _synthesize(options: argparse.Namespace) -> None:
     from server.datasheet import study_facts
     from server.release import write_release
     from server.results import privacy_spent
-    from server.segmentation import load_segmenter, measured_ef
+    from server.segmentation import measured_ef
     from server.synthesis import load_shared_generator, synthesize
     from shared.networks.generator import load_prior
     from shared.run_folder import load_run
+    from shared.segmenter import load_segmenter
 
     run = load_run(options.run)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -151,7 +152,7 @@ def _train(options: argparse.Namespace) -> None:
     """Train a regressor on folders of cases."""
     from server.model_card import of_folders, training_facts, write_model_card
     from server.reading import train_reader
-    from server.regression import save_regressor
+    from shared.tasks.ejection_fraction.network import save_regressor
 
     config = _config(options)
     _check_suffix(options.out)
@@ -170,7 +171,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from server.evaluation.export import as_csv
     from server.evaluation.folders import evaluate_folders
     from server.evaluation.tables import as_text_table
-    from server.regression import load_regressor
+    from shared.tasks.ejection_fraction.network import load_regressor
 
     config = _config(options)
     if options.csv and (options.csv.suffix != ".csv" or not options.csv.parent.is_dir()):

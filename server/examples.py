@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.localisation import centred
-from shared.anatomy import ejection_fraction
 from shared.case import LV, Case
 from shared.errors import UserError
+from shared.tasks.ejection_fraction.centring import centred
+from shared.tasks.ejection_fraction.stack import middle_slices, patient_ef
 from shared.views import slice_pairs
-
-MIDDLE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -32,21 +30,6 @@ class Examples:
     ef: Tensor
     areas: Tensor
     mean_ef: float
-
-
-def middle_slices(num_slices: int) -> slice:
-    """The middle of a stack by index, in training and testing alike: the central 60 %.
-
-    Basal slices open into the atrium and apical ones blur; which these are must not be read from a mask.
-    """
-    kept = max(1, round(MIDDLE_SHARE * num_slices))
-    first = (num_slices - kept) // 2
-    return slice(first, first + kept)
-
-
-def patient_ef(case: Case) -> float:
-    """The ejection fraction in the case's row, else of its masks; NaN where neither is known."""
-    return case.info.ef if math.isfinite(case.info.ef) else ejection_fraction(case.masks)
 
 
 def prepare_examples(cases: Sequence[Case], whole_stacks: bool = False) -> Examples:

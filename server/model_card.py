@@ -18,13 +18,13 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from server.evaluation.categories import CATEGORIES, category_of
-from server.examples import patient_ef
-from server.regression import load_regressor
 from server.release import DATASHEET_NAME
 from shared import checkpoint
 from shared.case import Case
 from shared.checkpoint import write_atomically
 from shared.config import RegressionConfig
+from shared.tasks.ejection_fraction.network import load_regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 
 LIBRARIES = ("fedcmr", "torch", "monai", "numpy")
 NOT_TESTED = "Not tested yet: `fedcmr-server evaluate --model {name} --test DIR...` tells its errors."

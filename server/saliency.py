@@ -37,14 +37,15 @@ from torch import Tensor
 
 from server.evaluation.score import mean_interval
 from server.evaluation.tables import vendor_groups
-from server.examples import middle_slices
-from server.localisation import centred_with_masks
-from server.regression import REGRESSOR_NAME, Regressor, load_regressor
+from server.regression import REGRESSOR_NAME
 from shared.case import Case
 from shared.config import Config
 from shared.device import autocast, pick_device
 from shared.errors import UserError
 from shared.run_folder import RunFolder
+from shared.tasks.ejection_fraction.centring import centred_with_masks
+from shared.tasks.ejection_fraction.network import Regressor, load_regressor
+from shared.tasks.ejection_fraction.stack import middle_slices
 from shared.views import slice_pairs
 
 TARGET_LAYER = "layer1"

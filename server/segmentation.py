@@ -9,31 +9,23 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from monai.losses import DiceCELoss
-from monai.networks.nets import BasicUNet
-from torch import Tensor, nn
+from torch import Tensor
 
 from server.augmentation import augment_pairs
 from server.pretraining import PublicHearts, simulate_hearts
 from server.training_state import TrainingState
-from shared import checkpoint as checkpoints
 from shared.anatomy import ejection_fraction
 from shared.case import LV, MYO, RV, Case
 from shared.config import AugmentationConfig
 from shared.device import autocast
 from shared.errors import UserError
 from shared.progress import track
-from shared.resources import resource
+from shared.segmenter import FORMAT, Segmenter, save_segmenter, segment
 from shared.views import augment, slice_pairs
 
-SHIPPED_SEGMENTER = resource("server/weights/segmenter.safetensors")
-FORMAT = "fedcmr-segmenter-1"
-NUM_LABELS = LV + 1
-FEATURES = (16, 16, 32, 64, 128, 16)
 NUM_HEARTS, NUM_HELD_OUT, NUM_STEPS, BATCH_SIZE = 3000, 100, 3000, 32
 PEAK_RATE, WARM_UP_STEPS, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 3e-3, 100, 0.01, 0.998, 1.0
 CHECKPOINT_STEPS = 250
@@ -44,62 +36,6 @@ INTENSITIES = AugmentationConfig(
 """Contrast, shading, sharpness and noise only: the masks must move with the pictures, which `_training_pairs` does."""
 HELD_OUT_OFFSET = 500
 """Added to the seed for hearts that the training never meets."""
-PREDICT_BATCH = 128
-
-
-class Segmenter(nn.Module):
-    """MONAI's U-Net on ED/ES pairs: both phases at once, because the one helps to find the other's borders.
-
-    The order is known to it as it is to a reader: where trabeculae are pressed together, the border that is drawn lies
-    further outside the bright blood (`server.rendering` paints it so).
-
-    Attributes:
-        trained_s: Seconds of training so far, kept with the weights so that a resumed training keeps its time budget.
-    """
-
-    trained_s: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        network = BasicUNet(
-            spatial_dims=2, in_channels=2, out_channels=2 * NUM_LABELS, features=FEATURES, norm="batch"
-        )  # fmt: skip
-        # With bf16 autocast a training step is 2.9 times faster than in float32 and the usual layout (AVX512-BF16).
-        self.network = network.to(memory_format=torch.channels_last)
-        self.register_buffer("trained_s", torch.zeros(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores of every label in every pixel.
-
-        Args:
-            images: Shape (N, 2, 64, 64), float32 in [-1, 1], ED and ES.
-
-        Returns:
-            Shape (N, 2, 4, 64, 64): phase, label; the largest is the answer.
-        """
-        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
-        return logits.reshape(len(images), 2, NUM_LABELS, *images.shape[-2:])
-
-
-@torch.inference_mode()
-def segment(segmenter: Segmenter, images: Tensor) -> Tensor:
-    """Labels of pairs: the mean of the answers to a pair and to its mirror image.
-
-    Args:
-        segmenter: In evaluation mode.
-        images: Shape (N, 2, 64, 64), float32 in [-1, 1].
-
-    Returns:
-        Shape (N, 2, 64, 64), uint8 labels 0..3.
-    """
-    device = segmenter.trained_s.device
-    labels = []
-    for batch in images.split(PREDICT_BATCH):
-        with autocast(device):
-            pictures = batch.to(device)
-            scores = segmenter(pictures).softmax(2) + segmenter(pictures.flip(3)).softmax(2).flip(4)
-        labels.append(scores.argmax(2).to(torch.uint8).cpu())
-    return torch.cat(labels)
 
 
 def measured_ef(segmenter: Segmenter, cases: Sequence[Case]) -> list[float]:
@@ -175,33 +111,6 @@ def train_segmenter(
         out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out.parent} cannot be written: {error.strerror}") from None
-
-
-def save_segmenter(path: Path, segmenter: Segmenter, metadata: dict[str, Any]) -> None:
-    """Write the weights as float16 (half the bytes), atomically, with `metadata` readable in the file's header."""
-    state = segmenter.network.state_dict()
-    arrays = {
-        name: (value.half() if value.is_floating_point() else value).cpu().numpy() for name, value in state.items()
-    }
-    checkpoints.save(path, arrays, {**metadata, "format": FORMAT})
-
-
-def load_segmenter(path: Path | None = None) -> Segmenter:
-    """Read a file of `save_segmenter`; None for the one that ships with the project.
-
-    Raises:
-        UserError: The file is missing, or is not a segmenter of this version.
-    """
-    path = path or SHIPPED_SEGMENTER
-    arrays, metadata = checkpoints.load(path)
-    segmenter = Segmenter()
-    try:
-        if metadata.get("format") != FORMAT:
-            raise ValueError
-        segmenter.network.load_state_dict({name: torch.from_numpy(np.asarray(v)) for name, v in arrays.items()})
-    except (RuntimeError, ValueError):
-        raise UserError(f"{path} is not a segmenter of this version: make one with 'fedcmr-server segmenter'") from None
-    return segmenter.eval().requires_grad_(False)
 
 
 def _train(

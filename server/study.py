@@ -10,13 +10,14 @@ from server.matrix import train_matrix
 from server.release import write_release
 from server.report.models import MAIN_MODEL
 from server.results import privacy_spent, write_report
-from server.segmentation import load_segmenter, measured_ef
+from server.segmentation import measured_ef
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
 from shared.case import load_cases
 from shared.config import Config
 from shared.device import pick_device
 from shared.networks.generator import Prior
 from shared.run_folder import RunFolder
+from shared.segmenter import load_segmenter
 
 
 def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:

@@ -62,6 +62,24 @@ def augment(
     return _resample(images, masks, theta, (size, size))
 
 
+def warp(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
+    """Mirror, rotate, zoom and shift about the centre; beyond the edge the picture is mirrored.
+
+    Args:
+        images: Shape (N, C, H, W) with H = W.
+        angle: Shape (N,), radians.
+        scale: Shape (N,), above 1 enlarges.
+        shift: Shape (N, 2), pixels along x and y.
+        mirror: Shape (N, 2), +1 or -1 along x and y.
+    """
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    # affine_grid maps output to input coordinates: the inverse of what is done to the picture.
+    rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2) * mirror[:, :, None]
+    offset = -(rotation @ (shift * 2 / images.shape[-1])[:, :, None])
+    grid = F.affine_grid(torch.cat([rotation, offset], -1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
 def _resample(images: Tensor, masks: Tensor, theta: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Images bilinearly, masks by nearest neighbour, at one affine grid; beyond the edge the picture is mirrored."""
     grid = F.affine_grid(theta, [len(images), 2, *size], align_corners=False)

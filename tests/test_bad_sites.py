@@ -16,7 +16,7 @@ from client.check.folder import check
 from client.ingest.prepare import prepare
 from client.ledger import Ledger
 from client.training import load_patients
-from server.reading import predict, train_reader
+from server.reading import train_reader
 from server.strategy import federate
 from server.study import finish_study
 from server.synthesis import load_shared_generator, synthesize
@@ -28,6 +28,7 @@ from shared.config import RegressionConfig
 from shared.errors import UserError
 from shared.networks.generator import load_prior
 from shared.run_folder import RunFolder
+from shared.tasks.ejection_fraction.inference import predict
 from simulations.grid import make_grid
 
 OTHERS = ["b", "c"]

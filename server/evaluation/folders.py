@@ -16,12 +16,12 @@ from server.evaluation.coverage import coverage
 from server.evaluation.score import FEW_PATIENTS
 from server.evaluation.subgroups import subgroup_tables
 from server.evaluation.tables import predict_the_mean, table
-from server.examples import patient_ef
-from server.reading import predict
-from server.regression import Regressor
 from shared.case import UNKNOWN, VENDORS, Case, load_cases
 from shared.config import Config
 from shared.errors import UserError
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import Regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 
 
 def evaluate_folders(

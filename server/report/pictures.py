@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.examples import middle_slices
 from shared.case import Case
+from shared.tasks.ejection_fraction.stack import middle_slices
 from shared.views import slice_pairs
 
 NUM_SAMPLES = 5

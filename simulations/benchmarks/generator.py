@@ -23,7 +23,7 @@ from torch import Tensor
 
 from server.evaluation.score import score
 from server.rendering import render
-from server.segmentation import Segmenter, load_segmenter, measured_ef
+from server.segmentation import measured_ef
 from server.synthesis import EF_RANGE, SharedGenerator, SyntheticSet, load_shared_generator, synthesize
 from shared.anatomy import Distances, Hearts, distances, draw_hearts, masks_from, slice_positions
 from shared.appearance import CODE_NAMES, CodeDistribution, appearance_codes
@@ -31,6 +31,7 @@ from shared.case import Case, CaseInfo
 from shared.config import SynthesisConfig
 from shared.errors import UserError, run_command
 from shared.networks.generator import Prior, load_prior
+from shared.segmenter import Segmenter, load_segmenter
 from shared.version import add_version
 from shared.views import PIXEL_MM, slice_pairs
 

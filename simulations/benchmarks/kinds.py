@@ -30,12 +30,12 @@ from torch import Tensor
 from server.pretraining import PublicHearts, simulate_hearts
 from server.recolouring import recolour
 from server.rendering import render
-from server.segmentation import Segmenter, load_segmenter
 from shared import checkpoint
 from shared.anatomy import masks_from
 from shared.appearance import appearance_codes
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
+from shared.segmenter import Segmenter, load_segmenter
 from shared.version import add_version
 from simulations.benchmarks.generator import check_outputs, ef_agreement, spread_hearts, stacks
 from simulations.benchmarks.painters import KINDS, Painter, train

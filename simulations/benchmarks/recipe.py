@@ -20,14 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 from server.evaluation.tables import paired_table, table
-from server.examples import patient_ef
-from server.reading import predict, train_reader
-from server.regression import Regressor, load_regressor, save_regressor
+from server.reading import train_reader
 from shared.case import Case, load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 from shared.version import add_version
 
 FULL = "full recipe"

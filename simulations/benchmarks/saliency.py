@@ -21,12 +21,12 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from server.regression import Regressor, load_regressor
 from server.saliency import EF_COLUMN, HiResCAM, centred_slices, saliency_maps, saliency_share
 from shared.case import load_cases
 from shared.checkpoint import write_atomically
 from shared.errors import UserError, run_command
 from shared.progress import track
+from shared.tasks.ejection_fraction.network import Regressor, load_regressor
 from shared.version import add_version
 
 SQUARE_PX, STEP_PX = 10, 6

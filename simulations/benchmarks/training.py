@@ -25,14 +25,16 @@ from rich.table import Table
 from torch import Tensor
 
 from server.evaluation.tables import paired_table, table
-from server.examples import Examples, patient_ef
-from server.reading import predict
-from server.regression import Prediction, Regressor, train_regressor, training_step
+from server.examples import Examples
+from server.regression import train_regressor, training_step
 from server.training_state import TrainingState
 from shared.case import load_cases
 from shared.checkpoint import write_atomically
 from shared.config import Config, RegressionConfig, load
 from shared.errors import run_command
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import Prediction, Regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 from shared.version import add_version
 from shared.views import IMAGE_SIZE
 

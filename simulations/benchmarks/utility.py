@@ -33,10 +33,8 @@ from rich.table import Table
 from client.ingest.prepare import prepare
 from server.evaluation.score import METRICS, Score
 from server.evaluation.tables import paired_table, table
-from server.examples import patient_ef
 from server.federation_state import read_study
-from server.reading import predict
-from server.regression import REGRESSOR_NAME, load_regressor
+from server.regression import REGRESSOR_NAME
 from server.report.models import MAIN_MODEL, model_name, model_rank
 from server.results import privacy_spent, read_predictions
 from shared.case import load_cases
@@ -45,6 +43,9 @@ from shared.config import BASELINES, load
 from shared.device import pick_device
 from shared.errors import UserError, run_command
 from shared.run_folder import RunFolder, load_run
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import load_regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 from shared.version import add_version
 from simulations.benchmarks.seeds import default_rows, model_seconds, models_of, prepare_seeds, run_seeds, with_rows
 

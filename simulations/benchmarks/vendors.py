@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from client.policy import load_site
 from server.answers import test_sets
 from server.augmentation import augment_pairs
-from server.examples import middle_slices
 from server.regression import batch_indices
 from server.training_state import TrainingState, one_cycle
 from shared.appearance import appearance_code
@@ -36,6 +35,7 @@ from shared.errors import UserError, run_command
 from shared.networks.generator import Prior, load_prior
 from shared.progress import track
 from shared.run_folder import load_run
+from shared.tasks.ejection_fraction.stack import middle_slices
 from shared.version import add_version
 from shared.views import slice_pairs, with_heart
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from server import regression
+from shared.tasks.ejection_fraction import network as module
 
 
 @pytest.fixture
@@ -16,4 +16,4 @@ def tiny(monkeypatch):
         network.fc = torch.nn.Linear(128, 3)
         return network
 
-    monkeypatch.setattr(regression, "resnet50", small)
+    monkeypatch.setattr(module, "resnet50", small)

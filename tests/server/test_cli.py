@@ -6,13 +6,13 @@ import pytest
 
 from server.cli import main
 from server.evaluation.tables import table
-from server.examples import patient_ef
-from server.reading import predict
-from server.regression import load_regressor
 from shared import checkpoint
 from shared.appearance import CODE_NAMES
 from shared.case import load_cases, write_index
 from shared.networks.generator import load_prior
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import load_regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 
 NUM_CODES = len(CODE_NAMES)
 

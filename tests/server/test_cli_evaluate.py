@@ -13,11 +13,11 @@ from server.cli import main
 from server.evaluation.export import as_csv
 from server.evaluation.score import METRICS
 from server.evaluation.subgroups import subgroup_tables
-from server.examples import patient_ef
-from server.reading import predict
-from server.regression import Regressor, load_regressor, save_regressor
 from shared import checkpoint
 from shared.case import load_cases, save_case, write_index
+from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
+from shared.tasks.ejection_fraction.stack import patient_ef
 
 SETTINGS = ["--set", "evaluation.num_bootstrap=100", "regression.num_tta=1", "device=cpu"]
 

@@ -9,9 +9,9 @@ import pytest
 from server.evaluation.coverage import coverage
 from server.evaluation.tables import table
 from server.model_card import of_folders, training_facts, write_model_card
-from server.regression import Regressor, save_regressor
 from shared.case import Case, CaseInfo
 from shared.config import AugmentationConfig, RegressionConfig
+from shared.tasks.ejection_fraction.network import Regressor, save_regressor
 from tests.server.disc_case import disc_case
 
 CONFIG = RegressionConfig(num_steps=7, augmentation=AugmentationConfig(blur_px=0.0))

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from server import reading, regression
+from server import reading
 from server.examples import prepare_examples
-from server.reading import Readings, calibrate, of_stack, predict, stack_answers, train_reader
-from server.regression import Prediction, Regressor
+from server.reading import calibrate, train_reader
 from shared.config import RegressionConfig
+from shared.tasks.ejection_fraction import inference
+from shared.tasks.ejection_fraction.inference import Readings, of_stack, predict, stack_answers
+from shared.tasks.ejection_fraction.network import Prediction, Regressor, load_regressor, save_regressor
 from tests.server.disc_case import disc_case
 
 CONFIG = RegressionConfig(num_steps=12, batch_size=4, learning_rate=1e-3, ema_decay=0.9, num_tta=2)
@@ -61,7 +63,8 @@ def test_calibration_finds_the_spread_that_errors_follow(monkeypatch):
     true = rng.uniform(0.2, 0.7, 4000)
     centre = true + rng.normal(0, np.hypot(0.02, 1.5 * spread))
     answers = centre[:, None] + spread[:, None] * np.array([-1.0, 1.0])
-    monkeypatch.setattr(reading, "stack_answers", lambda *_: answers)
+    for module in (reading, inference):  # of the calibration, and of the prediction
+        monkeypatch.setattr(module, "stack_answers", lambda *_: answers)
     model = Regressor()
     calibrate(model, [], true, num_tta=2)
     assert model.sd_floor.item() == pytest.approx(0.02, abs=0.006)
@@ -98,8 +101,8 @@ def test_calibration_patients_train_nothing_where_there_are_enough(cases, tiny, 
 
 def test_what_a_network_knows_of_its_errors_is_saved_with_it(cases, tiny, tmp_path):
     model = train_reader(cases, RegressionConfig(num_steps=3, batch_size=4, num_tta=2, area_share=0.5), seed=1)
-    regression.save_regressor(tmp_path / "model.safetensors", model)
-    told, again = (predict(m, cases, 2) for m in (model, regression.load_regressor(tmp_path / "model.safetensors")))
+    save_regressor(tmp_path / "model.safetensors", model)
+    told, again = (predict(m, cases, 2) for m in (model, load_regressor(tmp_path / "model.safetensors")))
     assert isinstance(again, Readings)
     np.testing.assert_array_equal(told.sd, again.sd)
     np.testing.assert_array_equal(told.ef, again.ef)

@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from server import augmentation, regression
-from server.augmentation import augment_pairs
-from server.examples import middle_slices, patient_ef, prepare_examples
-from server.regression import Regressor, batch_indices, regression_loss
+from server import regression
+from server.augmentation import augment_pairs, blur
+from server.examples import prepare_examples
+from server.regression import batch_indices, regression_loss
 from server.training_state import TrainingState, one_cycle
+from shared import checkpoint
 from shared.case import LV, Case, CaseInfo
 from shared.config import AugmentationConfig, RegressionConfig
 from shared.errors import UserError
+from shared.tasks.ejection_fraction.network import FORMAT, Prediction, Regressor, load_regressor, save_regressor
+from shared.tasks.ejection_fraction.stack import middle_slices, patient_ef
+from shared.views import warp
 from tests.server.disc_case import disc_case
 
 OFF = AugmentationConfig(0, 0, 0, False, 0, 0, 0, 0, 0, 0)
@@ -71,12 +75,12 @@ def test_whole_stacks_teach_areas_everywhere_and_the_ejection_fraction_in_the_mi
 
 
 def test_unknown_areas_teach_nothing():
-    prediction = regression.Prediction(*(torch.tensor([0.3, 0.4], requires_grad=True) for _ in range(3)))
+    prediction = Prediction(*(torch.tensor([0.3, 0.4], requires_grad=True) for _ in range(3)))
     areas = torch.tensor([[math.nan, math.nan], [0.1, 0.2]])
     regression_loss(prediction, torch.tensor([0.5, 0.5]), areas).backward()
     assert prediction.area_ed.grad[0] == 0 and prediction.area_ed.grad[1] != 0
     assert prediction.ef.grad.ne(0).all()
-    outside = regression.Prediction(*(torch.tensor([0.3, 0.4], requires_grad=True) for _ in range(3)))
+    outside = Prediction(*(torch.tensor([0.3, 0.4], requires_grad=True) for _ in range(3)))
     regression_loss(outside, torch.tensor([math.nan, 0.5]), torch.full((2, 2), 0.1)).backward()
     assert outside.ef.grad[0] == 0 and outside.ef.grad[1] != 0
 
@@ -134,18 +138,18 @@ def test_area_grows_with_the_square_of_the_zoom():
 def test_warp_turns_shifts_and_mirrors_as_torch_does():
     images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     one, none, plain = torch.ones(2), torch.zeros(2), torch.ones(2, 2)
-    turned = augmentation.warp(images, none + math.pi / 2, one, torch.zeros(2, 2), plain)
+    turned = warp(images, none + math.pi / 2, one, torch.zeros(2, 2), plain)
     assert any(torch.allclose(turned, torch.rot90(images, k, (2, 3)), atol=1e-4) for k in (1, 3))
-    shifted = augmentation.warp(images, none, one, torch.tensor([[3.0, -2.0]] * 2), plain)
+    shifted = warp(images, none, one, torch.tensor([[3.0, -2.0]] * 2), plain)
     torch.testing.assert_close(shifted[:, :, :-2, 3:], images[:, :, 2:, :-3], atol=1e-4, rtol=0)
-    mirrored = augmentation.warp(images, none, one, torch.zeros(2, 2), torch.tensor([[-1.0, 1.0]] * 2))
+    mirrored = warp(images, none, one, torch.zeros(2, 2), torch.tensor([[-1.0, 1.0]] * 2))
     torch.testing.assert_close(mirrored, images.flip(3), atol=1e-4, rtol=0)
 
 
 def test_blur_keeps_the_mean_and_zero_keeps_the_picture():
     images = torch.zeros(2, 2, 32, 32)
     images[:, :, 16, 16] = 1
-    blurred = augmentation.blur(images, torch.tensor([0.0, 1.0]))
+    blurred = blur(images, torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(blurred[0], images[0])
     assert blurred[1, 0].sum() == pytest.approx(1, abs=1e-5)
     expected = 1 / sum(math.exp(-(k**2) / 2) for k in range(-3, 4)) ** 2
@@ -196,8 +200,8 @@ def test_seeds_decide_weights_and_the_loss_is_reported(cases, tiny):
 def test_saved_regressor_predicts_the_same(cases, tiny, tmp_path):
     torch.manual_seed(0)
     model = Regressor(0.37).eval()
-    regression.save_regressor(tmp_path / "model.safetensors", model, {"vendors": ["GE"]})
-    loaded = regression.load_regressor(tmp_path / "model.safetensors")
+    save_regressor(tmp_path / "model.safetensors", model, {"vendors": ["GE"]})
+    loaded = load_regressor(tmp_path / "model.safetensors")
     assert loaded.mean_ef.item() == pytest.approx(0.37)
     images = prepare_examples(cases).images
     with torch.no_grad():
@@ -208,16 +212,16 @@ def test_saved_regressor_predicts_the_same(cases, tiny, tmp_path):
 def test_unusable_model_files_are_named(tmp_path, tiny):
     path = tmp_path / "model.safetensors"
     with pytest.raises(UserError, match="is missing"):
-        regression.load_regressor(path)
+        load_regressor(path)
     path.write_bytes(b"no tensors")
     with pytest.raises(UserError, match="not a readable"):
-        regression.load_regressor(path)
+        load_regressor(path)
     TrainingState(Regressor(), 0.0).save(path, "x", 1)
     with pytest.raises(UserError, match="not a regressor"):
-        regression.load_regressor(path)
-    regression.checkpoints.save(path, {"a": np.zeros(3)}, {"format": regression.FORMAT})
+        load_regressor(path)
+    checkpoint.save(path, {"a": np.zeros(3)}, {"format": FORMAT})
     with pytest.raises(UserError, match="another network"):
-        regression.load_regressor(path)
+        load_regressor(path)
 
 
 def test_resnet50_learns_one_batch_in_five_steps(cases):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from server import results
-from server.regression import Regressor, save_regressor
 from server.results import results_table, write_report
 from shared import checkpoint
 from shared.case import load_cases, write_index
 from shared.config import load
+from shared.tasks.ejection_fraction.network import Regressor, save_regressor
 
 COLUMNS = ["pseudonym", "vendor", "ef", "ef_requested", "ef_measured", "lv_ed_ml", "lv_es_ml"]
 

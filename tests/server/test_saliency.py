@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from server import saliency
-from server.localisation import centred_with_masks
-from server.regression import Regressor, save_regressor
 from server.rendering import render
 from server.saliency import look_at, saliency_maps, saliency_share, score_looks, study_looks
 from shared.anatomy import distances, draw_hearts, ejection_fraction, masks_from, slice_positions
 from shared.case import LV, Case, CaseInfo
+from shared.tasks.ejection_fraction.centring import centred_with_masks
+from shared.tasks.ejection_fraction.network import Regressor, save_regressor
 
 
 class Linear(nn.Module):

@@ -10,20 +10,12 @@ from server import segmentation
 from server.cli import main
 from server.pretraining import PublicHearts, simulate_hearts
 from server.rendering import render
-from server.segmentation import (
-    SHIPPED_SEGMENTER,
-    Segmenter,
-    dice,
-    load_segmenter,
-    measured_ef,
-    save_segmenter,
-    segment,
-    train_segmenter,
-)
+from server.segmentation import dice, measured_ef, train_segmenter
 from shared.anatomy import distances, draw_hearts, ejection_fraction, masks_from, slice_positions
 from shared.appearance import CODE_NAMES
 from shared.case import LV, Case, CaseInfo
 from shared.errors import UserError
+from shared.segmenter import SHIPPED_SEGMENTER, Segmenter, load_segmenter, save_segmenter, segment
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from server.segmentation import load_segmenter
 from server.synthesis import synthesize
 from shared.appearance import CODE_NAMES
 from shared.config import SynthesisConfig
+from shared.segmenter import load_segmenter
 from shared.views import slice_pairs
 from simulations.benchmarks import generator
 from simulations.benchmarks.generator import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from server.regression import Regressor, save_regressor
+from shared.tasks.ejection_fraction.network import Regressor, save_regressor
 from simulations.benchmarks import saliency
 from simulations.benchmarks.saliency import SQUARE_PX, STEP_PX, _print, compare, covering, main, untrained
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from server.regression import Regressor
 from shared.case import save_case, write_index
 from shared.config import load
+from shared.tasks.ejection_fraction.network import Regressor
 from simulations.benchmarks.training import WAYS, PlainRegressor, accuracy, step_seconds
 from tests.server.disc_case import disc_case
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from server.convolution import ProductConv2d, use_products
-from server.regression import Regressor
+from shared.tasks.ejection_fraction.convolution import ProductConv2d, use_products
+from shared.tasks.ejection_fraction.network import Regressor
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])

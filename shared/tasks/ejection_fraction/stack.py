@@ -1,0 +1,23 @@
+"""Of a patient's stack: the slices whose answers count, and the ejection fraction that is true."""
+
+import math
+
+from shared.anatomy import ejection_fraction
+from shared.case import Case
+
+MIDDLE_SHARE = 0.6
+
+
+def middle_slices(num_slices: int) -> slice:
+    """The middle of a stack by index, in training and testing alike: the central 60 %.
+
+    Basal slices open into the atrium and apical ones blur; which these are must not be read from a mask.
+    """
+    kept = max(1, round(MIDDLE_SHARE * num_slices))
+    first = (num_slices - kept) // 2
+    return slice(first, first + kept)
+
+
+def patient_ef(case: Case) -> float:
+    """The ejection fraction in the case's row, else of its masks; NaN where neither is known."""
+    return case.info.ef if math.isfinite(case.info.ef) else ejection_fraction(case.masks)
