@@ -115,7 +115,7 @@ class Chain:
                 )
             for path, copy in zip((self.path, self.witness), copies, strict=True):
                 if copy != best.content:
-                    write_atomically(path, best.content, mode=0o600)
+                    write_atomically(path, best.content)
             self.append(best, entry)
 
     @contextmanager

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from shared.errors import UserError
+from shared.permissions import private_folder
 
 KEY_NAME = "pseudonym.key"
 KEY_BYTES = 32
@@ -48,7 +49,7 @@ def read_key(path: Path) -> bytes:
 def read_or_make_key(folder: Path) -> bytes:
     """The site's key `folder/pseudonym.key`, made on first use and readable by its owner only."""
     path = folder / KEY_NAME
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -111,7 +111,7 @@ class Ledger:
             sha256 = hashlib.sha256(reply).hexdigest()
             path = self.folder / REPLIES_NAME / sha256
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            write_atomically(path, reply, mode=0o600)
+            write_atomically(path, reply)
             self._append(lines, COMMIT, {"charge": number, "reply": sha256})
 
     def cached_reply(self, run_id: str, server_round: int, release: Release | None = None) -> bytes | None:

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shared.case import VENDORS
+from shared.checkpoint import write_atomically
 from shared.errors import UserError
+from shared.permissions import private_folder
 from shared.privacy import Release
 from shared.settings_file import read_settings
 
@@ -187,10 +189,8 @@ def write_site(folder: Path, settings: SiteSettings) -> Path:
     values = asdict(settings)
     policy = {key: json.dumps(value) for key, value in values.pop("policy").items()}
     keys = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if key != "folder"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(TEMPLATE.format(**keys, policy=policy, vendors=", ".join(VENDORS)), encoding="utf-8")
-    partial.replace(path)
+    private_folder(path.parent)
+    write_atomically(path, TEMPLATE.format(**keys, policy=policy, vendors=", ".join(VENDORS)).encode())
     return path
 
 

@@ -13,6 +13,7 @@ from shared.checkpoint import write_atomically
 from shared.config import Config
 from shared.device import pick_device
 from shared.errors import UserError
+from shared.permissions import private_folder
 from shared.run_folder import RunFolder
 from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import save_regressor
@@ -47,7 +48,7 @@ def train_and_predict(
     )  # fmt: skip
     main = model_name == MAIN_MODEL
     path = run.path / REGRESSOR_NAME if main else checkpoints / f"{model_name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     facts = training_facts(cases, config.regression, config.seed, OF_SITES if real else OF_SYNTHETIC)
     save_regressor(path, model, {"model": model_name, **facts})
     for step, loss in curve:
@@ -85,7 +86,7 @@ def save_predictions(
     for name, values in (sd or {}).items():
         rows[name]["sd"] = [float(value) for value in values]
     path = run.path / "predictions" / f"{model_name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     write_atomically(path, json.dumps(rows, indent=1).encode())
 
 

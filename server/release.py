@@ -54,12 +54,12 @@ def write_release(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for case in track(cases, "writing synthetic cases"):
-        save_case(partial, case)
+        save_case(partial, case, private=False)
         if dicom:
             export_case(partial / "dicom", case)
     if nifti:
         export_nifti(partial / "nifti", cases)
-    write_index(partial, [case.info for case in cases])
+    write_index(partial, [case.info for case in cases], private=False)
     requested = [case.info.ef for case in cases] if requested_efs is None else requested_efs
     _write_labels(partial / LABELS_NAME, cases, requested, measured_efs)
     text = datasheet(Content(cases, requested, measured_efs, dicom, nifti), facts)

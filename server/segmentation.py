@@ -22,6 +22,7 @@ from shared.case import LV, MYO, RV, Case
 from shared.config import AugmentationConfig
 from shared.device import autocast
 from shared.errors import UserError
+from shared.permissions import private_folder
 from shared.progress import track
 from shared.segmenter import FORMAT, Segmenter, save_segmenter, segment
 from shared.views import augment, slice_pairs
@@ -89,7 +90,7 @@ def train_segmenter(
         UserError: The folder is not writable.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(out.parent)
         hearts = simulate_hearts(num_hearts, seed)
         state, step = _train(hearts, out.with_suffix(".checkpoint"), seed, device, minutes, num_steps)
         segmenter = state.ema.eval()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import UserError
+from shared.permissions import private_folder, private_opener
 
 BACKGROUND, RV, MYO, LV = 0, 1, 2, 3
 ED, ES = 0, 1
@@ -95,14 +96,20 @@ class Case:
             raise ValueError("Expected a positive, finite spacing_mm of shape (3,).")
 
 
-def save_case(folder: Path, case: Case) -> Path:
-    """Write `folder/cases/<pseudonym>.npz` atomically; the index is written by `write_index`."""
+def save_case(folder: Path, case: Case, private: bool = True) -> Path:
+    """Write `folder/cases/<pseudonym>.npz` atomically; the index is written by `write_index`.
+
+    Args:
+        folder: Made where it is missing.
+        case: The patient.
+        private: Whether only this account may read it, whatever the umask; False for synthetic cases to be released.
+    """
     if not PSEUDONYM.fullmatch(case.info.pseudonym):
         raise ValueError(f"Expected a pseudonym of letters, digits, '_', '-', got {case.info.pseudonym!r}.")
     path = folder / "cases" / f"{case.info.pseudonym}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent, private)
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with open(partial, "wb", opener=private_opener if private else None) as file:
         write_arrays(file, case)
     partial.replace(path)
     return path
@@ -113,11 +120,12 @@ def write_arrays(file: BinaryIO, case: Case) -> None:
     np.savez_compressed(file, frames=case.frames, masks=case.masks, spacing_mm=case.spacing_mm)
 
 
-def write_index(folder: Path, infos: Sequence[CaseInfo]) -> None:
-    """Write `folder/cases.csv`, sorted by pseudonym, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_index(folder: Path, infos: Sequence[CaseInfo], private: bool = True) -> None:
+    """Write `folder/cases.csv`, sorted by pseudonym, atomically; `private` as in `save_case`."""
+    _make_folder(folder, private)
     partial = folder / (INDEX_NAME + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    opener = private_opener if private else None
+    with open(partial, "w", newline="", encoding="utf-8", opener=opener) as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(CaseInfo)])
         for info in sorted(infos, key=lambda info: info.pseudonym):
@@ -170,6 +178,13 @@ def load_case(folder: Path, info: CaseInfo) -> Case:
 def load_cases(folder: Path) -> list[Case]:
     """Read all cases of a folder, in the order of its index."""
     return [load_case(folder, info) for info in read_index(folder)]
+
+
+def _make_folder(folder: Path, private: bool) -> None:
+    if private:
+        private_folder(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _number(value: float) -> str:

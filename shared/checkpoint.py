@@ -14,6 +14,7 @@ from safetensors.numpy import load as from_bytes  # noqa: F401
 from safetensors.numpy import save as to_bytes
 
 from shared.errors import UserError
+from shared.permissions import private_folder, private_opener
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -24,11 +25,11 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, 
     """Write `path` so that it is there whole or not at all, also after a power cut.
 
     Args:
-        path: The file; its folder is created.
+        path: The file, for this account alone; its folder is created.
         arrays: Any names and shapes.
         metadata: What JSON can hold; stands readable in the file's header.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomically(path, to_bytes(contiguous, metadata={"json": json.dumps(metadata)}))
 
@@ -74,16 +75,16 @@ def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     return None
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+def write_atomically(path: Path, content: bytes, private: bool = True) -> None:
     """Write beside `path`, flush to the disk, then rename over it (POSIX rename is atomic).
 
     Args:
         path: The file; its folder exists.
         content: All of it.
-        mode: Permissions of the file, less the process's umask.
+        private: Whether only this account may read it, whatever the umask; False for what is meant for others.
     """
     partial = path.with_name(path.name + ".partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+    with open(partial, "wb", opener=private_opener if private else None) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from shared.checkpoint import write_atomically
 from shared.config import Config, dump, load
 from shared.errors import UserError
+from shared.permissions import private_opener
 from shared.progress import console
 
 CONFIG_NAME, LOG_NAME, METRICS_NAME = "config.yaml", "log.txt", "metrics.jsonl"
@@ -46,12 +47,12 @@ class RunFolder:
     def log(self, text: str) -> None:
         """A line for the reader: on the screen and in `log.txt`."""
         console.print(text, highlight=False, markup=False)
-        with (self.path / LOG_NAME).open("a", encoding="utf-8") as file:
+        with open(self.path / LOG_NAME, "a", encoding="utf-8", opener=private_opener) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def metric(self, values: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
-        with (self.path / METRICS_NAME).open("a", encoding="utf-8") as file:
+        with open(self.path / METRICS_NAME, "a", encoding="utf-8", opener=private_opener) as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,6 @@ part of the study's epsilon: they are for this machine's eyes.
 
 import json
 import os
-import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -16,8 +15,10 @@ from server.answers import train_and_predict
 from server.matrix import train_matrix
 from server.report.models import MAIN_MODEL
 from shared.case import Case, load_cases
+from shared.checkpoint import write_atomically
 from shared.config import Config, PrivacyConfig
 from shared.errors import UserError
+from shared.permissions import private_folder
 from shared.run_folder import RunFolder, open_run
 from simulations.grid import make_grid, run_server_app
 
@@ -113,5 +114,5 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     with make_grid(nested, settings) as grid:
         run_server_app(grid, {"run-dir": str(nested.path.resolve())})
     answers = run.path / "predictions" / f"{model}.json"
-    answers.parent.mkdir(exist_ok=True)
-    shutil.copyfile(nested.path / "predictions" / f"{MAIN_MODEL}.json", answers)
+    private_folder(answers.parent)
+    write_atomically(answers, (nested.path / "predictions" / f"{MAIN_MODEL}.json").read_bytes())

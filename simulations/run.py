@@ -13,6 +13,7 @@ from shared.case import CaseInfo, read_index
 from shared.config import Config
 from shared.errors import UserError
 from shared.networks.generator import load_prior
+from shared.permissions import make_private, private_folder
 from shared.provenance import SIMULATED_SCANS, Provenance, of_folder
 from shared.run_folder import RunFolder, open_run
 from simulations.baselines import run_baselines
@@ -152,7 +153,9 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
         sites.append(Hospital(name, _vendor(infos), train, len(infos), of_folder(train)))
         test = root / name / "test"
         if test.is_dir():
-            shutil.copytree(test, run.path / "test" / "hospitals" / name, dirs_exist_ok=True)
+            copy = private_folder(run.path / "test" / "hospitals") / name
+            shutil.copytree(test, copy, dirs_exist_ok=True)
+            make_private(copy)
     return sites
 
 

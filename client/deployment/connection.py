@@ -1,6 +1,7 @@
 """Whether a site can take part: settings, data, key, code, disk, and the way to the coordinator, each with its mend."""
 
 import datetime
+import shlex
 import shutil
 import socket
 import ssl
@@ -14,9 +15,11 @@ from cryptography import x509
 
 from client.code_hash import code_sha256
 from client.deployment.node_key import checked_node_key
-from client.policy import SiteSettings
+from client.ledger import default_witness
+from client.policy import SITE_FILE, SiteSettings
 from shared.case import read_index
 from shared.errors import UserError
+from shared.permissions import OTHERS, open_to_others, private_folder
 
 TIMEOUT_S = 10.0
 AHEAD_S, BEHIND_S = 6.0, 240.0
@@ -46,7 +49,8 @@ class Finding:
 def examine(site: SiteSettings) -> list[Finding]:
     """Look at everything; nothing is changed, and nothing but a TLS handshake leaves the site."""
     steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
-        ("cases", _cases), ("key", lambda site: str(checked_node_key(site.folder))), ("code", _code), ("disk", _disk),
+        ("cases", _cases), ("permissions", _permissions),
+        ("key", lambda site: str(checked_node_key(site.folder))), ("code", _code), ("disk", _disk),
         ("coordinator", _coordinator), ("certificate", _certificate), ("clock", _clock),
     ]  # fmt: skip
     findings = []
@@ -99,9 +103,14 @@ def copy_authority(source: Path, site: Path) -> str:
     path = site / "ca.crt"
     if path.exists() and path.read_bytes() != content:
         raise UserError(f"{path} is another authority's: a site has one coordinator, take a new folder")
-    site.mkdir(parents=True, exist_ok=True)
+    private_folder(site)
     path.write_bytes(content)
     return path.name
+
+
+def witness_of(site: SiteSettings) -> Path:
+    """The file of the ledger's second copy."""
+    return site.witness_path or default_witness(site.ledger_path)
 
 
 def _cases(site: SiteSettings) -> str:
@@ -109,6 +118,19 @@ def _cases(site: SiteSettings) -> str:
     if number < site.policy.min_patients:
         raise UserError(f"{site.data_path} has fewer cases than policy.min_patients, {site.policy.min_patients}")
     return f"at least policy.min_patients, {site.policy.min_patients}"
+
+
+def _permissions(site: SiteSettings) -> str:
+    """What is about patients is this account's alone, also where it was made under another umask or copied."""
+    parts = [site.data_path, site.ledger_path, witness_of(site), site.folder / SITE_FILE]
+    wide = {part: found for part in parts if (found := open_to_others([part]))}
+    if site.folder.stat().st_mode & OTHERS:
+        wide[site.folder] = [site.folder]
+    if wide:
+        number = sum(map(len, wide.values()))
+        raise UserError(f"other accounts may use {number} files or folders about patients: mend with 'chmod -R go= "
+                        f"{shlex.join(map(str, wide))}'")  # fmt: skip
+    return "the site's folder, cases and ledger are this account's alone"
 
 
 def _code(site: SiteSettings) -> str:

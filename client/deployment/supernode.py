@@ -51,6 +51,7 @@ def join(site: SiteSettings, warm: bool = True) -> None:
     troubles = [f"{found.name}: {found.text}" for found in examine(site) if not found.ok]
     if troubles:
         raise UserError("the site cannot join: " + "; ".join(troubles))
+    os.umask(0o077)  # Flower's own files, and whatever a library leaves behind
     over = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: over.set())

@@ -89,12 +89,12 @@ class Arrivals:
             info = CaseInfo(**line["info"])
             infos.append(info)
             sums[f"cases/{info.pseudonym}.npz"] = line["sha256"]
-        write_index(self._folder, infos)
-        write_atomically(self._folder / DATASHEET_NAME, datasheet.encode())
+        write_index(self._folder, infos, private=False)
+        write_atomically(self._folder / DATASHEET_NAME, datasheet.encode(), private=False)
         for name in (INDEX_NAME, DATASHEET_NAME):
             sums[name] = hashlib.sha256((self._folder / name).read_bytes()).hexdigest()
         text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        write_atomically(self._folder / CHECKSUMS_NAME, text.encode())
+        write_atomically(self._folder / CHECKSUMS_NAME, text.encode(), private=False)
         self._note(done=True)
         self.done = True
 
@@ -117,7 +117,7 @@ class Arrivals:
 
     def _note(self, done: bool) -> None:
         text = json.dumps({**self._request, "done": done}, indent=2)
-        write_atomically(self._folder / REQUEST_NAME, text.encode())
+        write_atomically(self._folder / REQUEST_NAME, text.encode(), private=False)
 
     def _take_stock(self) -> None:
         """Count what is there, up to the first case whose file is not the one that came; go on from there.

@@ -26,6 +26,7 @@ from client.ingest.sandbox import Workers
 from shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
+from shared.permissions import private_folder
 from shared.progress import track
 from shared.provenance import PRIVATE_REAL, Provenance, of_layout
 
@@ -227,7 +228,7 @@ def _open_destination(
         known = {i.pseudonym: i for i in infos if (destination / "cases" / f"{i.pseudonym}.npz").is_file()}
         if (destination / DETAILS_NAME).exists():
             details = {name: entry for name, entry in _read_json(destination / DETAILS_NAME).items() if name in known}
-    destination.mkdir(parents=True, exist_ok=True)
+    private_folder(destination)
     _write_json(path, settings)
     return known, details
 

@@ -29,6 +29,7 @@ from server.federation_state import quorum, read_study
 from shared.case import read_index
 from shared.config import load
 from shared.errors import UserError
+from shared.permissions import make_private, private_folder
 from shared.run_folder import RunFolder, load_run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,9 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     require_services(coordinator)
     run = open_run(out, settings)
     for path in tests:
-        shutil.copytree(path, run.path / "test" / path.resolve().name, dirs_exist_ok=True)
+        copy = private_folder(run.path / "test") / path.resolve().name
+        shutil.copytree(path, copy, dirs_exist_ok=True)
+        make_private(copy)
     facts = {name: asdict(site) for name, site in sites.items()}
     (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
 

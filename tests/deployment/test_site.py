@@ -1,8 +1,10 @@
 """What a site looks at before it joins: each thing that is wrong is named, with its mend."""
 
+import shlex
 import shutil
 import ssl
 import stat
+import subprocess
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -170,3 +172,18 @@ def test_half_of_a_deployment_is_refused(tmp_path, capsys):
     (tmp_path / "ca.crt").write_text("no certificate")
     assert main([*arguments, "--coordinator", "x:1", "--authority", str(tmp_path / "ca.crt")]) == 2
     assert "holds no certificate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", [".", "site.yaml", "train", "train/cases", "train/cases.csv", "ledger", "ledger.witness"]
+)
+def test_what_other_accounts_may_use_is_named_with_its_mend(site, serve, name):
+    change_site(site, coordinator=f"127.0.0.1:{serve()}")
+    (site / "ledger").mkdir(mode=0o700)
+    (site / "ledger.witness").touch(mode=0o600)
+    path = site / name
+    path.chmod(0o750 if path.is_dir() else 0o640)
+    found = troubles(site)
+    assert list(found) == ["permissions"] and "chmod -R go= " in found["permissions"]
+    subprocess.run(shlex.split(found["permissions"].split("'")[1]), check=True)
+    assert troubles(site) == {}
