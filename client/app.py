@@ -39,6 +39,7 @@ from shared.records import (
     pack_reply,
     update_shapes,
 )
+from shared.site_facts import facts_line
 
 ERROR_LOG = "errors.log"
 
@@ -93,9 +94,14 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
             f"policy.allowed_code_sha256 of {site.folder} does not list the code that runs here, {code_sha256()}: "
             "review that version and add it, or ask for one that is listed"
         )
+    if request.sites and facts_line(site.name, site.vendors, site.nominal_patients) not in request.sites.split("\n"):
+        raise Refused("facts-differ") from UserError(
+            f"the coordinator does not list {site.name!r} with the vendors and nominal_patients of site.yaml: correct "
+            "whichever is wrong, there or with 'fedcmr-server remove' and 'register'"
+        )
     try:
         prior = cached_prior(site.prior_path)
-        patients = cached_patients(site.data_path, site.prior_path)
+        patients = cached_patients(site.data_path, site.prior_path, site.vendor_names)
         dataset = dataset_of(site.data_path)
     except UserError as error:
         raise Refused("data-unreadable") from error
@@ -115,7 +121,7 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         raise Refused("prior-mismatch")
     part = prior.generator.trainable(cast(Rung, request.rung))
     trainable = {name: tuple(parameter.shape) for name, parameter in part.items()}
-    shapes = update_shapes(request.task, trainable, len(prior.code_mean))
+    shapes = update_shapes(request.task, trainable, len(site.vendors), len(prior.code_mean))
     try:
         start = decode(content[ARRAYS], trainable)
     except (KeyError, ValueError):
@@ -126,7 +132,7 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
 
     def update() -> Arrays:
         if request.task == MOMENTS:
-            mean, square = moments(patients, mechanism)
+            mean, square = moments(patients, mechanism, [site.vendors[vendor] for vendor in site.vendor_names])
             return {CODE_MEAN: mean, CODE_SQUARE: square}
         return fine_tune(prior.generator, patients, start, mechanism, steps, device)
 

@@ -23,6 +23,7 @@ from client.ingest.reasons import REASONS
 from shared.case import VENDORS
 from shared.errors import UserError, run_command
 from shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, of_layout, public
+from shared.site_facts import parse_vendors
 from shared.version import add_version
 
 console = Console(highlight=False)
@@ -109,9 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("init", help="write a commented site.yaml")
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder to write it to; made where needed")
     sub.add_argument("--name", required=True, help="the site's name in the study")
-    sub.add_argument("--vendor", required=True, choices=VENDORS, help="of the site's scanners")
+    sub.add_argument("--vendor", required=True, nargs="+", metavar="V",
+                     help=f"of the site's scanners, of {', '.join(VENDORS)}; of several each with a public round "
+                     "number near its patients: Siemens=40 Philips=20")  # fmt: skip
     sub.add_argument("--nominal-patients", required=True, type=_positive,
-                     help="public number that divides sums over patients; need not be their count")  # fmt: skip
+                     help="public round number near that of all patients, one with scans of two vendors once; divides "
+                     "sums over patients")  # fmt: skip
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
     sub.add_argument("--max-delta", type=float, help="cap on delta; below 1 / patients")
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="of a study between institutions: also makes the "
@@ -236,13 +240,14 @@ def _init(options: argparse.Namespace) -> None:
     policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None},
                         allowed_code_sha256=[code_sha256()] if deployed else [])  # fmt: skip
     authority = copy_authority(options.authority, options.site) if deployed else None
-    settings = SiteSettings(options.name, options.vendor, options.nominal_patients, coordinator=options.coordinator,
+    vendors = parse_vendors(options.vendor, options.nominal_patients)
+    settings = SiteSettings(options.name, vendors, options.nominal_patients, coordinator=options.coordinator,
                             authority=authority, policy=policy)  # fmt: skip
     path = write_site(options.site, settings)
     console.print(f"wrote {path}: read its comments before the site takes part", soft_wrap=True)
     if deployed:
         public = make_node_key(options.site)
-        console.print(f"send {public} to the coordinator, with the site's name, vendor and nominal patients; then "
+        console.print(f"send {public} to the coordinator, with the site's name, vendors and nominal patients; then "
                       "'fedcmr-client check' and 'join' on this folder", soft_wrap=True)  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from shared.errors import UserError
 from shared.permissions import private_folder
 from shared.privacy import Release
 from shared.settings_file import read_settings
+from shared.site_facts import check_vendors
 
 SITE_FILE = "site.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -30,8 +31,9 @@ TEMPLATE = """\
 # Paths are absolute, or start from this file's folder.
 
 name: {name:<28}# as the study lists the site: letters, digits, '_' and '-'
-vendor: {vendor:<26}# of the scanner: {vendors}
-nominal_patients: {nominal_patients:<16}# a public round number near the count of patients: sums are divided by it
+vendors: {vendors:<24} # of the scanners: {known_vendors};
+                                  # each with a public round number near the count of patients with its scans
+nominal_patients: {nominal_patients:<16}# the same of all patients, one with scans of two vendors once; divides sums
 data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
 ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
 ledger_witness: {ledger_witness:<18}# file with the ledger's second copy, best on another disk; null: beside the ledger
@@ -95,7 +97,7 @@ class SiteSettings:
     """
 
     name: str
-    vendor: str
+    vendors: dict[str, int]
     nominal_patients: int
     data: str = "train"
     ledger: str = "ledger"
@@ -108,7 +110,7 @@ class SiteSettings:
 
     def __post_init__(self) -> None:
         _check(NAME.fullmatch(self.name) is not None, "name", f"to match {NAME.pattern}", self.name)
-        _check(self.vendor in VENDORS, "vendor", f"in {VENDORS}", self.vendor)
+        check_vendors(self.vendors, self.nominal_patients)
         _check(self.nominal_patients >= self.policy.min_patients, "nominal_patients",
                f">= policy.min_patients ({self.policy.min_patients})", self.nominal_patients)  # fmt: skip
         # With more than one patient's worth of delta, publishing a patient outright would count as private.
@@ -118,6 +120,11 @@ class SiteSettings:
         witness = None if self.ledger_witness is None else PurePath(os.path.normpath(self.ledger_witness))
         _check(witness is None or ledger not in (witness, *witness.parents), "ledger_witness",
                "outside the ledger's folder, which may be lost as a whole", self.ledger_witness)  # fmt: skip
+
+    @property
+    def vendor_names(self) -> tuple[str, ...]:
+        """The vendors in the order in which the site's statistics are released."""
+        return tuple(sorted(self.vendors))
 
     @property
     def data_path(self) -> Path:
@@ -163,6 +170,9 @@ def load_site(path: Path) -> SiteSettings:
     try:
         if "folder" in node:
             raise UserError("Key 'folder' not in 'SiteSettings'.")
+        if "vendor" in node and "vendors" not in node and "nominal_patients" in node:
+            # A file of a version that knew one vendor a site.
+            node["vendors"] = {node.pop("vendor"): node["nominal_patients"]}
         merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
     except UserError as error:
@@ -190,7 +200,7 @@ def write_site(folder: Path, settings: SiteSettings) -> Path:
     policy = {key: json.dumps(value) for key, value in values.pop("policy").items()}
     keys = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if key != "folder"}
     private_folder(path.parent)
-    write_atomically(path, TEMPLATE.format(**keys, policy=policy, vendors=", ".join(VENDORS)).encode())
+    write_atomically(path, TEMPLATE.format(**keys, policy=policy, known_vendors=", ".join(VENDORS)).encode())
     return path
 
 

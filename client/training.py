@@ -7,6 +7,7 @@ https://arxiv.org/abs/2210.09929, noise multiplicity).
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.trainable import group_of, usable_cases
 from shared.appearance import CODE_NAMES, appearance_code
-from shared.case import INDEX_NAME, load_cases
+from shared.case import INDEX_NAME
 from shared.checkpoint import Arrays
 from shared.device import autocast, one_core_each
 from shared.diffusion import flow_matching_loss
-from shared.errors import UserError
 from shared.moments import two_looks
 from shared.networks.generator import Generator, Prior, load_prior
 from shared.privacy import os_generator, poisson_sample, private_mean_gradient
@@ -37,13 +38,28 @@ class Patient:
         name: The case's group: a pseudonym. Seeds the patient's views.
         images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
         masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
-        code: Shape (K,), the standardised appearance code.
+        codes: Shape (V, K), the standardised appearance codes of the patient's scans by vendor, in the order of the
+            site's vendors; zeros where the patient has no scan of one.
+        vendors: Shape (Z,), int64: which row of `codes` each slice belongs to.
     """
 
     name: str
     images: Tensor
     masks: Tensor
-    code: Tensor
+    codes: Tensor
+    vendors: Tensor
+
+    @property
+    def slice_codes(self) -> Tensor:
+        """Shape (Z, K): for each slice the code of its vendor."""
+        return self.codes[self.vendors]
+
+    @property
+    def known(self) -> Tensor:
+        """Shape (V,), bool: of which vendors the patient has scans."""
+        known = torch.zeros(len(self.codes), dtype=torch.bool)
+        known[self.vendors] = True
+        return known
 
 
 @dataclass(frozen=True)
@@ -96,33 +112,51 @@ class LocalSteps:
         return cls(request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round)
 
 
-def patient_of(name: str, images: Tensor, masks: Tensor, prior: Prior) -> Patient:
-    """A patient from a whole stack, (Z, 2, 64, 64) each, of which at least one slice shows the heart."""
+def patient_of(
+    name: str, images: Tensor, masks: Tensor, prior: Prior, vendors: Tensor | None = None, num_vendors: int = 1
+) -> Patient:
+    """A patient from whole stacks, (Z, 2, 64, 64) each, of which at least one slice shows the heart.
+
+    Args:
+        name: As in `Patient`.
+        images: Of all of the patient's scans.
+        masks: Likewise.
+        prior: Standardises the codes.
+        vendors: As in `Patient`; None where the site has one vendor.
+        num_vendors: Of the site.
+    """
     keep = with_heart(masks)
     images, masks = images[keep], masks[keep]
-    return Patient(name, images, masks, prior.standardise(appearance_code(images, masks)))
+    vendors = torch.zeros(len(images), dtype=torch.int64) if vendors is None else vendors[keep]
+    codes = torch.zeros(num_vendors, len(prior.code_mean))
+    for number in vendors.unique().tolist():
+        own = vendors == number
+        codes[number] = prior.standardise(appearance_code(images[own], masks[own]))
+    return Patient(name, images, masks, codes, vendors)
 
 
-def load_patients(folder: Path, prior: Prior) -> list[Patient]:
-    """A site's usable patients; one without a slice that shows the heart is left out.
+def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = None) -> list[Patient]:
+    """A site's usable patients, those that `client.trainable` names; the others are left out.
 
     Cases of one group are one patient, with the slices of all: who was scanned twice is clipped once.
 
+    Args:
+        folder: Of prepared cases.
+        prior: Standardises the codes.
+        vendors: That the site declares, in the order of their codes; None for those of the cases.
+
     Raises:
-        UserError: The folder is no folder of cases, a case cannot be read, or they are of several vendors.
+        UserError: The folder is no folder of cases, or its index is damaged.
     """
-    cases = load_cases(folder)
-    if len({case.info.vendor for case in cases}) > 1:  # their appearance would be mixed under one vendor's name
-        raise UserError(f"{folder} has cases of several vendors: prepare one site per vendor")
-    slices: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for case in cases:
-        images, masks = slice_pairs(case)
-        if with_heart(masks).any():
-            slices.setdefault(case.info.group or case.info.pseudonym, []).append((images, masks))
+    slices: dict[str, list[tuple[Tensor, Tensor, str]]] = {}
+    for case in usable_cases(folder, vendors, Counter()):
+        slices.setdefault(group_of(case.info), []).append((*slice_pairs(case), case.info.vendor))
+    names = sorted({vendor for parts in slices.values() for *_, vendor in parts}) if vendors is None else list(vendors)
     patients = []
     for name, parts in slices.items():
-        images, masks = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        patients.append(patient_of(name, images, masks, prior))
+        images, masks = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        numbers = torch.tensor([names.index(vendor) for own, _, vendor in parts for _ in own])
+        patients.append(patient_of(name, images, masks, prior, numbers, len(names)))
     return patients
 
 
@@ -131,25 +165,38 @@ def cached_prior(path: Path | None) -> Prior:
     return _prior_of(path, _modified_ns(path))
 
 
-def cached_patients(folder: Path, prior_path: Path | None) -> list[Patient]:
+def cached_patients(folder: Path, prior_path: Path | None, vendors: tuple[str, ...] | None = None) -> list[Patient]:
     """`load_patients`, once per process: a process of the simulation answers round after round."""
-    return _patients_of(folder, _modified_ns(folder / INDEX_NAME), prior_path, _modified_ns(prior_path))
+    return _patients_of(folder, _modified_ns(folder / INDEX_NAME), prior_path, _modified_ns(prior_path), vendors)
 
 
-def moments(patients: list[Patient], mechanism: Mechanism) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and mean square of the patients' standardised appearance codes, each of shape (K,).
+def moments(
+    patients: list[Patient], mechanism: Mechanism, nominal_patients: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and mean square of the patients' standardised appearance codes by vendor, each of shape (V, K).
 
-    Guarantees: those of `shared.moments.two_looks`; without privacy none.
+    Guarantees: those of `shared.moments.two_looks`, once for all vendors together; without privacy none.
+
+    Args:
+        patients: All of the site's usable patients.
+        mechanism: What makes the release private; its nominal number of patients is not used.
+        nominal_patients: The site's public constant for each of its V vendors.
     """
+    num_vendors, size = len(nominal_patients), len(CODE_NAMES)
     # Where nobody is left, noise alone is released.
-    codes = np.array([patient.code.double().numpy() for patient in patients]).reshape(-1, len(CODE_NAMES))
+    codes = np.array([patient.codes.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
+    known = np.array([patient.known.numpy() for patient in patients], bool).reshape(-1, num_vendors)
+    known = known.repeat(size, axis=1)
     if mechanism.private:
-        mean, square = two_looks(
-            codes, mechanism.max_norm, mechanism.noise_multiplier, mechanism.nominal_patients, os_generator()
-        )
+        divisors = np.array(nominal_patients).repeat(size)
+        mean, square = two_looks(codes, mechanism.max_norm, mechanism.noise_multiplier, divisors, os_generator(), known)
     else:
-        mean, square = codes.mean(axis=0), (codes**2).mean(axis=0)
-    return mean.astype(np.float32), square.astype(np.float32)
+        number = known.sum(axis=0).clip(1)
+        mean, square = codes.sum(axis=0) / number, (codes**2).sum(axis=0) / number
+    return (
+        mean.astype(np.float32).reshape(num_vendors, size),
+        square.astype(np.float32).reshape(num_vendors, size),
+    )
 
 
 def fine_tune(
@@ -243,7 +290,7 @@ def patient_gradient(
     images, masks = augment(patient.images[index], patient.masks[index], rng)
     t = torch.rand(num_views, generator=rng)
     noise = torch.randn(images.shape, generator=rng)
-    batch = [tensor.to(device) for tensor in (images, masks, patient.code.expand(num_views, -1), t, noise)]
+    batch = [tensor.to(device) for tensor in (images, masks, patient.slice_codes[index], t, noise)]
     with autocast(device):
         loss = flow_matching_loss(generator, *batch).mean()
     gradients = torch.autograd.grad(loss, parameters)
@@ -277,5 +324,7 @@ def _prior_of(path: Path | None, modified_ns: int) -> Prior:
 
 
 @functools.lru_cache(maxsize=8)
-def _patients_of(folder: Path, modified_ns: int, prior_path: Path | None, prior_modified_ns: int) -> list[Patient]:
-    return load_patients(folder, _prior_of(prior_path, prior_modified_ns))
+def _patients_of(
+    folder: Path, modified_ns: int, prior_path: Path | None, prior_modified_ns: int, vendors: tuple[str, ...] | None
+) -> list[Patient]:
+    return load_patients(folder, _prior_of(prior_path, prior_modified_ns), vendors)

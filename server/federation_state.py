@@ -3,7 +3,7 @@
 import functools
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from shared.privacy import Release, epsilon
 from shared.provenance import PRIVATE_REAL, Provenance, from_json
 from shared.records import GRADIENTS, MOMENTS, Request
 from shared.run_folder import RunFolder
+from shared.site_facts import facts_line, read_facts
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class StudySite:
     """A site's public facts, agreed before the study: `sites` in `study.json`.
 
     Attributes:
-        vendor: Of its scanners.
-        nominal_patients: The number that divides its sums.
+        vendors: Vendor -> nominal number of patients with scans of that vendor.
+        nominal_patients: Nominal number of distinct patients.
         provenance: Where its scans come from; private where nobody said.
     """
 
-    vendor: str
+    vendors: dict[str, int]
     nominal_patients: int
     provenance: Provenance = PRIVATE_REAL
 
@@ -111,9 +112,8 @@ class FederationState:
 
     def apply_moments(self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request) -> None:
         """Take over each vendor's distribution of codes; one whose sites have not answered keeps the prior's."""
-        vendors = {site: facts.vendor for site, facts in sites.items()}
-        nominal_patients = {site: facts.nominal_patients for site, facts in sites.items()}
-        for vendor, (mean, std) in vendor_codes(updates, vendors, nominal_patients, request).items():
+        vendors = {site: facts.vendors for site, facts in sites.items()}
+        for vendor, (mean, std) in vendor_codes(updates, vendors, request).items():
             self.code_mean[vendor], self.code_std[vendor] = mean, std
 
     def apply_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> None:
@@ -140,13 +140,13 @@ class FederationState:
         """
         return {site: _epsilon(charged_releases(entries), delta) for site, entries in self.releases.items()}
 
-    def publish(self, path: Path, vendors: Mapping[str, str], delta: float) -> None:
+    def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> None:
         """Write the shared generator: `trainable/<name>`, `code_mean/<vendor>` and `code_std/<vendor>`."""
         private = self.plan is not None
         epsilons = self.epsilons(delta) if private else {}
         sites = {
             site: {
-                "vendor": vendors[site],
+                "vendors": sorted(vendors[site]),
                 "epsilon": epsilons[site][0] if private else None,
                 "accountant": epsilons[site][1] if private else None,
                 "steps": sum(release.num_steps for release in charged_releases(entries)),
@@ -162,7 +162,7 @@ class FederationState:
             "private": private,
             "delta": delta if private else None,
             "num_rounds": self.server_round,
-            "vendors": sorted(set(vendors.values())),
+            "vendors": sorted({vendor for names in vendors.values() for vendor in names}),
             "sites": sites,
         }
         groups = {"trainable": self.ema, "code_mean": self.code_mean, "code_std": self.code_std}
@@ -181,7 +181,7 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
     if plan and rung == "moments":
         plan = plan_rung(rung, privacy, num_steps)
     arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
-    vendors = sorted({facts.vendor for facts in sites.values()})
+    vendors = sorted({vendor for facts in sites.values() for vendor in facts.vendors})
     code_size = len(prior.code_mean)
     return FederationState(
         run_id=secrets.token_hex(8),
@@ -197,8 +197,17 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
     )
 
 
-def make_request(config: Config, state: FederationState, server_round: int) -> Request:
-    """What a round asks of every site."""
+def make_request(
+    config: Config, state: FederationState, server_round: int, sites: Mapping[str, StudySite] | None = None
+) -> Request:
+    """What a round asks of every site.
+
+    Args:
+        config: Settings of the study.
+        state: After the round before.
+        server_round: The round.
+        sites: Of the study, so that a site which counts with other facts refuses; None leaves that out.
+    """
     privacy, federation = config.privacy, config.federation
     task = MOMENTS if server_round == 1 else GRADIENTS
     is_moments = task == MOMENTS
@@ -217,6 +226,7 @@ def make_request(config: Config, state: FederationState, server_round: int) -> R
         learning_rate=float(federation.learning_rate),
         num_views=federation.num_views,
         seed=config.seed,
+        sites="\n".join(facts_line(name, s.vendors, s.nominal_patients) for name, s in sorted((sites or {}).items())),
     )
 
 
@@ -235,16 +245,20 @@ def read_study(run: RunFolder) -> dict[str, StudySite]:
     try:
         sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
         study = {name: study_site(facts) for name, facts in sites.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f'{path}: expected {{"sites": {{name: {{"vendor", "nominal_patients"}}}}}}') from None
-    if not study or any(facts.nominal_patients < 1 for facts in study.values()):
-        raise UserError(f"{path}: expected at least one site, each with nominal_patients >= 1")
+        raise UserError(
+            f'{path}: expected {{"sites": {{NAME: {{"vendors": {{VENDOR: NUMBER}}, "nominal_patients": N}}}}}}'
+        ) from None
+    if not study:
+        raise UserError(f"{path}: expected at least one site")
     return study
 
 
 def study_site(facts: Mapping[str, Any]) -> StudySite:
     """A site's public facts as a JSON file holds them."""
-    return StudySite(str(facts["vendor"]), int(facts["nominal_patients"]), from_json(facts.get("provenance")))
+    return StudySite(*read_facts(facts), from_json(facts.get("provenance")))
 
 
 def charged_releases(entries: Sequence[Mapping[str, Any]]) -> tuple[Release, ...]:

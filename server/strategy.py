@@ -114,13 +114,19 @@ class EqualWeightFedAvg(FedAvg):
         """The replies as answers, in the order of the sites' names."""
         code_size = len(next(iter(self.state.code_mean.values())))
         trainable = {name: array.shape for name, array in self.state.arrays.items()}
-        shapes = update_shapes(request.task, trainable, code_size)
-        num_parameters = sum(int(np.prod(shape)) for shape in shapes.values())
-        max_norms = {
-            site: plausible_norm(request, num_parameters, facts.nominal_patients) for site, facts in self.sites.items()
+        shapes = {
+            site: update_shapes(request.task, trainable, len(facts.vendors), code_size)
+            for site, facts in self.sites.items()
         }
+        max_norms = {}
+        for site, facts in self.sites.items():
+            num_parameters = sum(int(np.prod(shape)) for shape in shapes[site].values())
+            divisor = min(facts.vendors.values()) if request.task == MOMENTS else facts.nominal_patients
+            max_norms[site] = plausible_norm(request, num_parameters, divisor)
         answers = [
-            check_reply(reply.content, max_norms, shapes) if reply.has_content() else Answer(dropped="client-error")
+            check_reply(reply.content, max_norms, shapes.__getitem__)
+            if reply.has_content()
+            else Answer(dropped="client-error")
             for reply in replies
             if reply.has_content() or reply.error.code not in NO_ANSWER
         ]
@@ -188,7 +194,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
     strategy = EqualWeightFedAvg(state, sites, settings)
     for server_round in range(state.server_round + 1, num_rounds + 1):
         started = time.monotonic()
-        request = make_request(config, state, server_round)
+        request = make_request(config, state, server_round, sites)
         arrays = encode(state.arrays)
         messages = list(strategy.configure_train(server_round, arrays, request.to_config(), grid))
         replies = list(grid.send_and_receive(messages, timeout=settings.reply_timeout_s))
@@ -216,7 +222,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         raise UserError(
             f"no site gave a usable update in {num_rounds} rounds ({why}): mend it and take a new run folder"
         )
-    vendors = {site: facts.vendor for site, facts in sites.items()}
+    vendors = {site: tuple(facts.vendors) for site, facts in sites.items()}
     state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
 
 

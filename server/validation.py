@@ -5,7 +5,7 @@ that is wrong but plausible.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,15 @@ class Answer:
     dropped: str | None = None
 
 
-def check_reply(content: Mapping[str, Any], max_norms: Mapping[str, float], shapes: Shapes) -> Answer:
+def check_reply(
+    content: Mapping[str, Any], max_norms: Mapping[str, float], shapes_of: Callable[[str], Shapes]
+) -> Answer:
     """Check one reply's content.
 
     Args:
         content: The records of the reply, as they came.
         max_norms: Site of the study -> L2 norm above which its update is implausible; see `plausible_norm`.
-        shapes: Names and shapes of the update that was asked for.
+        shapes_of: Names and shapes of the update that was asked of a site of the study.
     """
     reply = content.get(REPLY)
     if not isinstance(reply, Mapping) or set(reply) != {"site", "code"}:
@@ -57,7 +59,7 @@ def check_reply(content: Mapping[str, Any], max_norms: Mapping[str, float], shap
         return Answer(site, code)
     record = content[ARRAYS]
     try:
-        arrays = decode(record if isinstance(record, Mapping) else {}, shapes)
+        arrays = decode(record if isinstance(record, Mapping) else {}, shapes_of(site))
     except ValueError as reason:
         return Answer(site, dropped=str(reason))
     if not update_norm(arrays) <= max_norms[site]:
@@ -78,7 +80,8 @@ def plausible_norm(request: Request, num_parameters: int, nominal_patients: int)
 
     Gradients: `local_steps` steps of `learning_rate`, each at most the clip C plus noise of norm
     sigma C sqrt(D) / (q N). Moments: mean and mean square of codes of norm at most B, with their noise; the mean's goes
-    into the mean square twice, with the mean and with itself.
+    into the mean square twice, with the mean and with itself. Of a site with several vendors, the smallest nominal
+    number is to be given: its row has the most noise.
     """
     if not request.private:
         return math.inf

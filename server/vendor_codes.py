@@ -24,7 +24,7 @@ development patients by 0.4 to 0.95; a spread of zero would paint the same pictu
 
 
 def vendor_codes(
-    updates: Mapping[str, Arrays], vendors: Mapping[str, str], nominal_patients: Mapping[str, int], request: Request
+    updates: Mapping[str, Arrays], sites: Mapping[str, Mapping[str, int]], request: Request
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Vendor -> mean and standard deviation of its codes, for every vendor with an answer; sites weigh equally.
 
@@ -34,27 +34,24 @@ def vendor_codes(
     their number. With little noise each stays what it was. It costs no privacy.
 
     Args:
-        updates: Site -> its private moments.
-        vendors: Site -> vendor.
-        nominal_patients: Site -> the constant that divided its sums.
+        updates: Site -> its private moments, a row for each of its vendors in the order of their names.
+        sites: Site -> vendor -> the constant that divided its sums.
         request: What the sites answered.
     """
-    names = sorted({vendors[site] for site in updates})
+    names = sorted({vendor for site in updates for vendor in sites[site]})
     means, variances, mean_noises, variance_noises = [], [], [], []
     for vendor in names:
-        of_vendor = [site for site in sorted(updates) if vendors[site] == vendor]
-        site_means = np.array([updates[site][CODE_MEAN] for site in of_vendor], np.float64)
-        squares = np.array([updates[site][CODE_SQUARE] for site in of_vendor], np.float64)
-        noise = [
-            noise_std(request.max_grad_norm, request.noise_multiplier, nominal_patients[site]) for site in of_vendor
-        ]
+        rows = [(site, sorted(sites[site]).index(vendor)) for site in sorted(updates) if vendor in sites[site]]
+        site_means = np.array([updates[site][CODE_MEAN][row] for site, row in rows], np.float64)
+        squares = np.array([updates[site][CODE_SQUARE][row] for site, row in rows], np.float64)
+        noise = [noise_std(request.max_grad_norm, request.noise_multiplier, sites[site][vendor]) for site, _ in rows]
         mean_noise, variance_noise = np.square(noise).mean(axis=0)
         mean = site_means.mean(axis=0)
         # The scatter of the sites' means is part of a vendor's spread, the noise in that scatter is not.
-        variances.append(squares.mean(axis=0) - mean**2 - mean_noise * (1 - 1 / len(of_vendor)))
+        variances.append(squares.mean(axis=0) - mean**2 - mean_noise * (1 - 1 / len(rows)))
         means.append(mean)
-        mean_noises.append(mean_noise / len(of_vendor))
-        variance_noises.append(variance_noise / len(of_vendor))
+        mean_noises.append(mean_noise / len(rows))
+        variance_noises.append(variance_noise / len(rows))
     low, high = CODE_STD_RANGE
     centres = _shrink(np.array(means), 0.0, mean_noises).astype(np.float32)
     pooled = float(np.mean(variances))

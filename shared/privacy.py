@@ -217,7 +217,11 @@ def private_mean_gradient(
 
 
 def private_moments(
-    codes: FloatArray, clip: float, noise_multiplier: float, nominal_patients: int, rng: np.random.Generator | None
+    codes: FloatArray,
+    clip: float,
+    noise_multiplier: float,
+    nominal_patients: int | NDArray[np.int_],
+    rng: np.random.Generator | None,
 ) -> tuple[FloatArray, FloatArray]:
     """First and second moments of the patients' appearance codes, from one Gaussian mechanism.
 
@@ -233,17 +237,17 @@ def private_moments(
         codes: Shape (N, K), standardised units; a row with NaN or infinity counts as zero.
         clip: B, L2 bound of a code.
         noise_multiplier: As in `private_sum`.
-        nominal_patients: A public constant that divides the sums.
+        nominal_patients: A public constant that divides the sums, or one per entry, shape (K,).
         rng: As in `private_sum`.
 
     Returns:
         Mean and mean square, shape (K,) each. Noise may make the mean square smaller than the mean's square.
     """
     _check(0 < clip < math.inf, "finite clip > 0", clip)
-    _check(nominal_patients >= 1, "nominal_patients >= 1", nominal_patients)
+    _check(bool(np.min(nominal_patients) >= 1), "nominal_patients >= 1", nominal_patients)
     size = codes.shape[1]
     noised = private_sum(moment_vectors(codes, clip), 1.0, noise_multiplier, 2 * size, rng)
-    mean = noised * math.sqrt(2) / nominal_patients
+    mean = noised * math.sqrt(2) / np.tile(np.broadcast_to(nominal_patients, size), 2)
     return mean[:size] * clip, mean[size:] * (clip**2 / 2)
 
 

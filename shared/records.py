@@ -31,7 +31,7 @@ OK, INTERNAL_ERROR = "ok", "internal-error"
 UNCHARGED_CODES = frozenset({
     "bad-request", "prior-mismatch", "settings-unreadable", "ledger-corrupt", "data-unreadable", "too-few-patients",
     "noise-below-minimum", "delta-above-cap", "clip-above-cap", "budget-exhausted", "privacy-off-not-allowed",
-    "code-not-allowed", "rounds-exhausted",
+    "code-not-allowed", "rounds-exhausted", "facts-differ",
 })  # fmt: skip
 """Answers that a site gives before its ledger is charged."""
 CODES = UNCHARGED_CODES | {OK, INTERNAL_ERROR}
@@ -59,6 +59,8 @@ class Request:
         sample_rate: Poisson sampling over patients; 1 in the moments task.
         local_steps: Private gradient steps; the number of looks in the moments task.
         seed: Of the views. Never of sampling or noise when private.
+        sites: The study's sites, a `shared.site_facts.facts_line` each: a site whose own facts are not among them
+            refuses before it is charged for an answer that could not be used. Empty where the server does not say.
     """
 
     task: str
@@ -75,6 +77,7 @@ class Request:
     learning_rate: float
     num_views: int
     seed: int
+    sites: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -156,9 +159,17 @@ def pack_reply(
     return reply
 
 
-def update_shapes(task: str, trainable: Shapes, code_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a task's update: the two moments of the code, or one delta per trainable array."""
-    return {CODE_MEAN: (code_size,), CODE_SQUARE: (code_size,)} if task == MOMENTS else dict(trainable)
+def update_shapes(task: str, trainable: Shapes, num_vendors: int, code_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a task's update: both moments of the code by vendor, or one delta per trainable array.
+
+    Args:
+        task: `MOMENTS` or `GRADIENTS`.
+        trainable: Names and shapes of the trainable part.
+        num_vendors: That the site declares; rows of the moments, in the order of the vendors' names.
+        code_size: K, columns of the moments.
+    """
+    shape = (num_vendors, code_size)
+    return {CODE_MEAN: shape, CODE_SQUARE: shape} if task == MOMENTS else dict(trainable)
 
 
 def encode(arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:

@@ -106,7 +106,7 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     federation = settings.federation  # with fewer sites it asks for no more of them than there are
     federation.min_sites = min(federation.min_sites, len(sites))
     federation.trim = min(federation.trim, (len(sites) - 1) // 2)
-    vendors = {load_site(run.path / "sites" / name).vendor for name in sites}
+    vendors = {vendor for name in sites for vendor in load_site(run.path / "sites" / name).vendors}
     shares = settings.synthesis.vendor_shares.items()  # of the vendors that this study learns; none left: equal shares
     settings.synthesis.vendor_shares = {name: share for name, share in shares if name in vendors and share > 0}
     nested = open_run(run.path / "baselines" / model, settings)

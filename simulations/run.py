@@ -9,7 +9,7 @@ from pathlib import Path
 
 from client.ingest.prepare import prepare
 from client.policy import SitePolicy, SiteSettings, write_site
-from shared.case import CaseInfo, read_index
+from client.trainable import trainable
 from shared.config import Config
 from shared.errors import UserError
 from shared.networks.generator import load_prior
@@ -27,14 +27,14 @@ class Hospital:
 
     Attributes:
         name: Of the site's folder.
-        vendor: Of its scanner.
+        vendors: Vendor of its scanners -> public number of patients.
         train: Folder of its prepared cases, or where they will be.
         nominal_patients: The public number that divides its updates.
         provenance: Where its scans come from.
     """
 
     name: str
-    vendor: str
+    vendors: dict[str, int]
     train: Path
     nominal_patients: int
     provenance: Provenance
@@ -100,11 +100,11 @@ def _prepare(run: RunFolder, config: Config) -> None:
         data = os.path.relpath(site.train, run.path / "sites" / site.name)
         write_site(
             run.path / "sites" / site.name,
-            SiteSettings(site.name, site.vendor, site.nominal_patients, data=data, prior=config.prior, policy=policy),
+            SiteSettings(site.name, site.vendors, site.nominal_patients, data=data, prior=config.prior, policy=policy),
         )
     facts = {
         site.name: {
-            "vendor": site.vendor,
+            "vendors": site.vendors,
             "nominal_patients": site.nominal_patients,
             "provenance": site.provenance.as_json(),
         }
@@ -122,7 +122,8 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
         for part, target in (("train", train), ("test", run.path / "test" / "hospitals" / name)):
             prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores(),
                     provenance=SIMULATED_SCANS)  # fmt: skip
-        sites.append(Hospital(name, vendor, train, config.hospitals.num_train, SIMULATED_SCANS))
+        number = config.hospitals.num_train
+        sites.append(Hospital(name, {vendor: number}, train, number, SIMULATED_SCANS))
     return sites
 
 
@@ -132,8 +133,7 @@ def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     for name, fold in config.hospitals.acdc_train_folds.items():
         train = run.path / "sites" / name / "train"
         prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=_cores())
-        infos = read_index(train)
-        sites.append(Hospital(name, _vendor(infos), train, len(infos), of_folder(train)))
+        sites.append(_hospital(name, train))
     folds = [config.hospitals.acdc_test_fold]
     prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=_cores())
     return sites
@@ -147,10 +147,7 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     sites = []
     for name in names:
         train = (root / name / "train").resolve()
-        infos = read_index(train)
-        if not infos:
-            raise UserError(f"{train} has no case: prepare it again or take the site out of {root}")
-        sites.append(Hospital(name, _vendor(infos), train, len(infos), of_folder(train)))
+        sites.append(_hospital(name, train))
         test = root / name / "test"
         if test.is_dir():
             copy = private_folder(run.path / "test" / "hospitals") / name
@@ -173,13 +170,13 @@ def _site_name(vendor: str, index: int) -> str:
     return f"{index + 1}-{vendor.lower().replace(' ', '-')}"
 
 
-def _vendor(infos: list[CaseInfo]) -> str:
-    """The one vendor of a site's cases.
+def _hospital(name: str, train: Path) -> Hospital:
+    """A site of prepared cases, with the numbers of those that can be trained on.
 
     Raises:
-        UserError: There are several: appearance is learnt per vendor, so each needs a site of its own.
+        UserError: There is none.
     """
-    vendors = sorted({info.vendor for info in infos})
-    if len(vendors) != 1:
-        raise UserError(f"a site has cases of several vendors ({', '.join(vendors)}): prepare one site per vendor")
-    return vendors[0]
+    found = trainable(train)
+    if not found.patients:
+        raise UserError(f"{train} has no case that can be trained on: 'fedcmr-client check' says why; or leave it out")
+    return Hospital(name, found.vendors, train, found.num_patients, of_folder(train))

@@ -87,12 +87,19 @@ def make_study(tmp_path, tiny_prior):
         federation = ["federation.num_rounds=3", "federation.num_views=2", "federation.num_processes=1"]
         config = load("default", [f"prior={tiny_prior}", "device=cpu", *federation, *overrides])
         (run_path / "config.yaml").write_text(dump(config))
-        study = {"sites": {name: {"vendor": v, "nominal_patients": NOMINAL_PATIENTS} for name, v in VENDORS.items()}}
+        study = {
+            "sites": {
+                name: {"vendors": {v: NOMINAL_PATIENTS}, "nominal_patients": NOMINAL_PATIENTS}
+                for name, v in VENDORS.items()
+            }
+        }
         (run_path / "study.json").write_text(json.dumps(study))
         for seed, (name, vendor) in enumerate(VENDORS.items()):
             folder = run_path / "sites" / name
             write_cases(folder / "train", vendor, num_patients, seed)
-            settings = SiteSettings(name, vendor, NOMINAL_PATIENTS, prior=str(tiny_prior), policy=SitePolicy(**policy))
+            settings = SiteSettings(
+                name, {vendor: NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior), policy=SitePolicy(**policy)
+            )
             write_site(folder, settings)
         return load_run(run_path)
 

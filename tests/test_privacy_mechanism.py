@@ -33,7 +33,8 @@ def patient_of(prior):
         rng = torch.Generator().manual_seed(num_slices)
         images = scale * (torch.rand(num_slices, 2, 64, 64, generator=rng) * 2 - 1)
         masks = torch.randint(0, 4, (num_slices, 2, 64, 64), generator=rng).to(torch.uint8)
-        return Patient(name, images, masks, prior.standardise(appearance_code(images, masks)))
+        codes = prior.standardise(appearance_code(images, masks))[None]
+        return Patient(name, images, masks, codes, torch.zeros(num_slices, dtype=torch.int64))
 
     return make
 
@@ -69,8 +70,8 @@ def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch,
     monkeypatch.setattr(privacy, "private_sum", spy)
     others = [patient_of(f"p{number}", 3) for number in range(3)]
     mechanism = replace(SILENT, max_norm=clip, noise_multiplier=1.0)
-    moments([*others, patient_of("extra", num_slices)], mechanism)
-    moments(others, mechanism)
+    moments([*others, patient_of("extra", num_slices)], mechanism, [8])
+    moments(others, mechanism, [8])
     assert len(sums) == 2 * shared_moments.NUM_LOOKS
     for (with_patient, look_clip), (without, _) in zip(sums[:2], sums[2:], strict=True):
         assert 0 < np.linalg.norm(with_patient - without) <= look_clip * (1 + 1e-9)
@@ -142,7 +143,7 @@ def test_the_divisor_is_the_same_whoever_is_there(prior, arrays, patient_of, bat
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
 def test_pictures_without_a_number_release_finite_updates(prior, arrays, patient_of, value):
     broken = patient_of("p0", 2)
-    broken = replace(broken, images=torch.full_like(broken.images, value), code=torch.full_like(broken.code, value))
+    broken = replace(broken, images=torch.full_like(broken.images, value), codes=torch.full_like(broken.codes, value))
     noisy = replace(SILENT, noise_multiplier=1.0)
     assert np.isfinite(flat(fine_tune(prior.generator, [broken], arrays, noisy, STEP, CPU))).all()
     assert all(np.isfinite(array).all() for array in moments([broken], noisy))

@@ -47,11 +47,12 @@ def patients_like(kind: str) -> list[Patient]:
     for number in range(num):
         images = torch.rand(num_slices, 2, 64, 64, generator=rng)
         masks = torch.randint(0, 4, images.shape, generator=rng).to(torch.uint8)
-        patients.append(Patient(f"p{number}", images, masks, torch.randn(11, generator=rng)))
+        codes, vendors = torch.randn(1, 11, generator=rng), torch.zeros(num_slices, dtype=torch.int64)
+        patients.append(Patient(f"p{number}", images, masks, codes, vendors))
     if kind == "nan":
-        patients = [replace(p, images=p.images * torch.nan, code=p.code * torch.nan) for p in patients]
+        patients = [replace(p, images=p.images * torch.nan, codes=p.codes * torch.nan) for p in patients]
     if kind == "zero":
-        patients = [replace(p, images=p.images * 0, code=p.code * 0) for p in patients]
+        patients = [replace(p, images=p.images * 0, codes=p.codes * 0) for p in patients]
     return patients
 
 
@@ -151,7 +152,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
             raise RuntimeError(f"{CANARY} cannot be read: {site / CANARY} \udcff")
         return real(generator, patients, *args, **kwargs)
 
-    broken = client_app.cached_patients(site / CANARY, tiny_prior)[0].name
+    broken = client_app.cached_patients(site / CANARY, tiny_prior, ("Siemens",))[0].name
     monkeypatch.setattr(client_app, "fine_tune", fails_at_one_site)
     capfd.readouterr()
     caplog.clear()

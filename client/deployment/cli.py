@@ -89,5 +89,5 @@ def _key(options: argparse.Namespace) -> None:
     from client.deployment.node_key import make_node_key
     from client.policy import load_site
 
-    print(f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, vendor and "
+    print(f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, vendors and "
           "nominal patients")  # fmt: skip

@@ -16,6 +16,7 @@ from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SU
 from shared.case import VENDORS
 from shared.errors import UserError
 from shared.provenance import PRIVATE, PUBLIC_SETS, parse
+from shared.site_facts import parse_vendors
 
 if TYPE_CHECKING:
     from server.deployment.coordinator import Coordinator
@@ -67,7 +68,8 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("folder", **folder)
     sub.add_argument("key", type=Path, metavar="SITE.pub", help="the site's node_key.pub")
     sub.add_argument("--name", required=True, help="the site's, as in its site.yaml")
-    sub.add_argument("--vendor", required=True, choices=VENDORS, metavar="V", help=f"one of {', '.join(VENDORS)}")
+    sub.add_argument("--vendor", required=True, nargs="+", metavar="V", help=f"one of {', '.join(VENDORS)}; of a site "
+                     "with several each with its own number, as in its site.yaml: Siemens=40 Philips=20")  # fmt: skip
     sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
     sub.add_argument("--provenance", default=PRIVATE, metavar="P", help="where its scans come from: private (real "
                      f"patients), simulated, or public:NAME with NAME of {', '.join(PUBLIC_SETS)}; report and "
@@ -171,11 +173,12 @@ def _register(options: argparse.Namespace) -> None:
         key = options.key.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{options.key} cannot be read: give the site's node_key.pub") from None
-    facts = StudySite(options.vendor, options.nominal_patients, parse(options.provenance))
+    vendors = parse_vendors(options.vendor, options.nominal_patients)
+    facts = StudySite(vendors, options.nominal_patients, parse(options.provenance))
     register_site(coordinator, options.name, key, facts)
     if healthy(coordinator):
         tell_flower(coordinator)
-    print(f"registered {options.name}, {options.vendor}, {options.nominal_patients} nominal patients, "
+    print(f"registered {options.name}, {', '.join(vendors)}, {options.nominal_patients} nominal patients, "
           f"{facts.provenance.terms or facts.provenance.kind}")  # fmt: skip
 
 

@@ -4,7 +4,7 @@ DIR/coordinator.yaml             name, addresses, ports
 DIR/ca.crt, ca.key               the study's certificate authority; every site gets ca.crt
 DIR/server.crt, server.key       the server's own certificate
 DIR/superexec.secret             lets the ServerApp's executor in, and no other
-DIR/sites/NAME.pub, NAME.json    registered sites: public key, vendor, nominal patients
+DIR/sites/NAME.pub, NAME.json    registered sites: public key, vendors, nominal patients
 DIR/gateway/nginx.conf          what sites reach, see gateway.py
 DIR/flwr/, state.db              Flower's home and database
 DIR/logs/, pids/                 of the running services
@@ -21,11 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
 from server.federation_state import StudySite, study_site
-from shared.case import VENDORS
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.records import SITE_NAME
 from shared.settings_file import read_settings
+from shared.site_facts import check_vendors
 
 COORDINATOR_FILE = "coordinator.yaml"
 STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -95,8 +95,8 @@ class Coordinator:
             try:
                 facts = json.loads(path.read_text(encoding="utf-8"))
                 sites[path.stem] = study_site(facts)
-            except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: expected vendor and nominal_patients; register the site again") from None
+            except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{path}: expected vendors and nominal_patients; register the site again") from None
         return sites
 
     def public_key(self, site: str) -> Path:
@@ -137,15 +137,14 @@ def register_site(coordinator: Coordinator, name: str, public_key: str, facts: S
         coordinator: Of the study.
         name: The site's, as in its site.yaml.
         public_key: One line in OpenSSH's format, an ECDSA key.
-        facts: Vendor, nominal patients and provenance, public and agreed before the study.
+        facts: Vendors, nominal patients and provenance, public and agreed before the study.
 
     Raises:
         UserError: The name or key is not as expected, or belongs to another site.
     """
     if not SITE_NAME.fullmatch(name):
         raise UserError(f"Expected the site's name to match {SITE_NAME.pattern}, got {name!r}.")
-    if facts.vendor not in VENDORS:
-        raise UserError(f"Expected the site's vendor in {VENDORS}, got {facts.vendor!r}.")
+    check_vendors(facts.vendors, facts.nominal_patients)
     parts = public_key.split()
     if len(parts) < 2 or not parts[0].startswith("ecdsa-sha2-nistp"):
         raise UserError(f"{name}: expected the public key that 'fedcmr-client init' wrote (ecdsa-sha2-nistp384 ...)")

@@ -183,7 +183,8 @@ def _candidate(name: str, rng: np.random.Generator) -> Patient:
     code = MAX_CODE * rng.choice([-1.0, 1.0], len(CODE_NAMES))
     images = torch.from_numpy(picture.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
     masks = torch.from_numpy(labels.astype(np.uint8)).expand(NUM_SLICES, -1, -1, -1)
-    return Patient(name, images, masks, torch.from_numpy(code.astype(np.float32)))
+    vendors = torch.zeros(len(images), dtype=torch.int64)
+    return Patient(name, images, masks, torch.from_numpy(code.astype(np.float32))[None], vendors)
 
 
 def _blocks(values: NDArray[Any], side: int) -> NDArray[Any]:
@@ -226,8 +227,8 @@ def _moment_equations(canaries: Sequence[Patient], entry: Round, nominal_patient
     canaries' codes are all of one length and leave little in it.
     """
     clip, noise_multiplier = entry.request.max_grad_norm, entry.request.noise_multiplier
-    codes = np.stack([clip_to_norm(canary.code.double().numpy(), clip) for canary in canaries])
-    mean = entry.reply[CODE_MEAN].astype(np.float64)
+    codes = np.stack([clip_to_norm(canary.codes[0].double().numpy(), clip) for canary in canaries])
+    mean = entry.reply[CODE_MEAN][0].astype(np.float64)
     return codes / (clip * noise_multiplier), mean * nominal_patients / (clip * noise_multiplier)
 
 

@@ -137,7 +137,7 @@ def _with_rung(config: Config, prior: Prior, run: RunFolder | None, num_patients
         sites = read_study(run)
     else:
         size = config.hospitals.num_train if num_patients is None else num_patients
-        sites = {f"{i}": StudySite(vendor, size) for i, vendor in enumerate(config.hospitals.vendors)}
+        sites = {f"{i}": StudySite({vendor: size}, size) for i, vendor in enumerate(config.hospitals.vendors)}
     rung = initial_state(config, prior, sites).rung
     return replace(config, federation=replace(config.federation, rung=rung))
 
@@ -149,20 +149,23 @@ def _training_cases(run: RunFolder) -> list[Case]:
 def _run_pool(run: RunFolder, prior: Prior) -> Pool:
     """The run's training patients by site, and its test patients as if they had come to the site of their vendor."""
     patients, member, site, vendors = [], [], [], []
+    known: list[tuple[str, ...]] = []
     for number, name in enumerate(run.site_names()):
         settings = load_site(run.path / "sites" / name)
-        found = load_patients(settings.data_path, prior)
+        found = load_patients(settings.data_path, prior, settings.vendor_names)
         patients += found
         member += [True] * len(found)
         site += [number] * len(found)
-        vendors.append(settings.vendor)
+        vendors.append(" and ".join(settings.vendor_names))
+        known.append(settings.vendor_names)
     for index in sorted((run.path / "test").rglob(INDEX_NAME)):
         vendor = read_index(index.parent)[0].vendor
-        if vendor in vendors:
-            found = load_patients(index.parent, prior)
+        like = next((number for number, names in enumerate(known) if vendor in names), None)
+        if like is not None:
+            found = load_patients(index.parent, prior, known[like])
             patients += found
             member += [False] * len(found)
-            site += [vendors.index(vendor)] * len(found)
+            site += [like] * len(found)
     pool = Pool(patients, np.array(member, bool), np.array(site, np.int64), vendors)
     if min(pool.member.sum(), (~pool.member).sum()) < 2:
         raise UserError(f"{run.path} has fewer than two training or test patients of its vendors: prepare it first")

@@ -72,7 +72,7 @@ def federate(prior: Prior, pool: Pool, config: Config) -> Arrays:
 
 def clean_pictures(patients: Sequence[Patient]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per patient the pictures, masks and codes of all slices."""
-    return [(p.images, p.masks, p.code.expand(len(p.images), -1)) for p in patients]
+    return [(p.images, p.masks, p.slice_codes) for p in patients]
 
 
 @torch.no_grad()
@@ -179,7 +179,9 @@ def _shadow(
     """The part that the server would publish had the chosen patients trained; same steps, noise and average."""
     numbers = np.unique(site)
     sizes = {f"{number}": int((chosen & (site == number)).sum()) for number in numbers}
-    state = initial_state(config, prior, {name: StudySite("Siemens", max(size, 1)) for name, size in sizes.items()})
+    state = initial_state(
+        config, prior, {name: StudySite({"Siemens": max(size, 1)}, max(size, 1)) for name, size in sizes.items()}
+    )
     noise = state.plan[GRADIENTS].noise_multiplier * config.privacy.max_grad_norm if state.plan else 0.0
     for server_round in range(2, state.num_rounds(config) + 1):
         updates = {}

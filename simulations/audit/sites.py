@@ -71,7 +71,7 @@ def run_site(
     """
     if build == "slices_as_unit":
         patients = [piece for patient in patients for piece in slices_of(patient)]
-    first = initial_state(config, prior, {SITE: StudySite("Siemens", nominal_patients)})
+    first = initial_state(config, prior, {SITE: StudySite({"Siemens": nominal_patients}, nominal_patients)})
     assert first.plan is not None, "an audit needs a claim"
     claim = epsilon(list(first.plan.values()), config.privacy.target_delta)[0]
     times = num_repeats if build == "ledger_reset" else 1
@@ -85,7 +85,7 @@ def slices_of(patient: Patient) -> list[Patient]:
     """Every slice as if it were a patient of its own: what "one item is one picture" does."""
     return [
         Patient(f"{patient.name}/{index}", patient.images[index : index + 1], patient.masks[index : index + 1],
-                patient.code)
+                patient.codes, patient.vendors[index : index + 1])
         for index in range(len(patient.images))
     ]  # fmt: skip
 
@@ -104,7 +104,7 @@ def _rounds(
     prior: Prior, patients: list[Patient], nominal_patients: int, config: Config, build: Build, state: FederationState
 ) -> list[Round]:
     device = torch.device("cpu")
-    facts = {SITE: StudySite("Siemens", nominal_patients)}
+    facts = {SITE: StudySite({"Siemens": nominal_patients}, nominal_patients)}
     rounds = []
     for server_round in range(1, state.num_rounds(config) + 1):
         request = make_request(config, state, server_round)
@@ -112,7 +112,7 @@ def _rounds(
         start = dict(state.arrays)
         reply: dict[str, NDArray[np.float32]]
         if request.task == MOMENTS:
-            mean, square = moments(patients, how)
+            mean, square = moments(patients, how, [nominal_patients])
             reply = {CODE_MEAN: mean, CODE_SQUARE: square}
             state.apply_moments({SITE: reply}, facts, request)
         else:

@@ -83,7 +83,7 @@ def middle(patient: Patient, num_slices: int) -> Patient:
     """A patient with nothing but slices from the middle of its stack, and the code of the whole one."""
     start = max(0, (len(patient.images) - num_slices) // 2)
     chosen = slice(start, start + num_slices)
-    return replace(patient, images=patient.images[chosen], masks=patient.masks[chosen])
+    return replace(patient, images=patient.images[chosen], masks=patient.masks[chosen], vendors=patient.vendors[chosen])
 
 
 def overfitted(
@@ -92,7 +92,7 @@ def overfitted(
     """A generator without privacy, all weights trained on a few patients for long: what the attacks must catch."""
     generator = deepcopy(prior.generator).requires_grad_(True)
     images, masks = (torch.cat([getattr(patient, key) for patient in patients]) for key in ("images", "masks"))
-    codes = torch.cat([patient.code.expand(len(patient.images), -1) for patient in patients])
+    codes = torch.cat([patient.slice_codes for patient in patients])
     optimizer = torch.optim.AdamW(generator.parameters(), lr=learning_rate, weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
     for _ in track(range(num_steps), "overfitting"):

@@ -99,7 +99,8 @@ def step_seconds(
         "all",
         torch.cat([patient.images for patient in patients]),
         torch.cat([patient.masks for patient in patients]),
-        torch.stack([patient.code for patient in patients]).mean(0),
+        torch.stack([patient.codes for patient in patients]).mean(0),
+        torch.cat([patient.vendors for patient in patients]),
     )
     num_views = config.federation.num_views * len(patients)
 
@@ -136,16 +137,16 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
         privacy=replace(config.privacy, enabled=False),  # planning the noise takes long and changes no size
         federation=replace(config.federation, rung=rung),
     )
-    state = initial_state(settings, prior, {"site": StudySite("Siemens", len(patients))})
+    state = initial_state(settings, prior, {"site": StudySite({"Siemens": len(patients)}, len(patients))})
     private = mechanism(config, len(patients))
-    mean, square = moments(patients, private)
+    mean, square = moments(patients, private, [len(patients)])
     update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), CPU)
     updates: dict[int, Arrays] = {1: {CODE_MEAN: mean, CODE_SQUARE: square}, 2: update}
     trainable = {name: array.shape for name, array in state.arrays.items()}
     sizes = {}
     for server_round, arrays in updates.items():
         request = make_request(settings, state, server_round)
-        shapes = update_shapes(request.task, trainable, len(prior.code_mean))
+        shapes = update_shapes(request.task, trainable, 1, len(prior.code_mean))
         content = {"down": pack_request(state.arrays, request), "up": pack_reply("site", OK, arrays, shapes)}
         sizes[request.task] = {
             direction: sum(record.count_bytes() for record in records.values())

@@ -84,11 +84,14 @@ def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
     policy = SitePolicy(min_patients=1, allowed_code_sha256=[code_sha256()])
     sites = [folder / f"site-{number}" for number in range(NUM_SITES)]
     for site in sites:
-        settings = SiteSettings(site.name, "GE", NUM_PATIENTS, data=str(cases), coordinator=coordinator.superlink,
-                                authority=str(coordinator.ca), policy=policy)  # fmt: skip
+        facts = StudySite({"GE": NUM_PATIENTS}, NUM_PATIENTS)
+        settings = SiteSettings(
+            site.name, facts.vendors, facts.nominal_patients, data=str(cases), coordinator=coordinator.superlink,
+            authority=str(coordinator.ca), policy=policy,
+        )  # fmt: skip
         write_site(site, settings)
         key = make_node_key(site).read_text(encoding="utf-8")
-        register_site(coordinator, site.name, key, StudySite("GE", NUM_PATIENTS))
+        register_site(coordinator, site.name, key, facts)
     run = folder / "run"
     try:
         start(coordinator)

@@ -139,7 +139,10 @@ def with_target(overrides: Sequence[str], rung: str, target_epsilon: float) -> C
 def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.device) -> FederationState:
     """The rounds of gradients; the moments' share of the budget is set aside, as in a study."""
     names = [f"{number}" for number in range(len(sites))]
-    facts = {name: StudySite(site.vendor, len(site.patients)) for name, site in zip(names, sites, strict=True)}
+    facts = {
+        name: StudySite({site.vendor: len(site.patients)}, len(site.patients))
+        for name, site in zip(names, sites, strict=True)
+    }
     state = initial_state(config, prior, facts)
     for server_round in range(2, state.num_rounds(config) + 1):
         request = make_request(config, state, server_round)
@@ -163,7 +166,7 @@ def fixed_views(patients: Sequence[Patient]) -> list[torch.Tensor]:
         images, masks = augment(patient.images[index], patient.masks[index], rng)
         t = (torch.arange(HELD_OUT_VIEWS) + torch.rand(HELD_OUT_VIEWS, generator=rng)) / HELD_OUT_VIEWS
         noise = torch.randn(images.shape, generator=rng)
-        parts.append((images, masks, patient.code.expand(HELD_OUT_VIEWS, -1), t, noise))
+        parts.append((images, masks, patient.slice_codes[index], t, noise))
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
 
@@ -199,24 +202,24 @@ def code_errors(
     num_steps = (settings.federation.num_rounds - 1) * settings.federation.local_steps
     plan = plan_rung(rung, settings.privacy, num_steps)
     names = [f"{number}" for number in range(len(sites))]
-    vendors = {name: name for name in names}  # one vendor per site, whatever they are called
-    nominal = {name: len(site.patients) for name, site in zip(names, sites, strict=True)}
+    # One vendor per site, whatever they are called.
+    vendors = {name: {name: len(site.patients)} for name, site in zip(names, sites, strict=True)}
     request = _moments_request(settings, plan[MOMENTS].noise_multiplier)
-    codes = [torch.stack([patient.code for patient in site.patients]).double().numpy() for site in sites]
+    codes = [torch.cat([patient.codes for patient in site.patients]).double().numpy() for site in sites]
     truth = np.stack([[code.mean(axis=0), code.std(axis=0)] for code in codes])
     errors: dict[str, list[NDArray[np.float64]]] = {"": [], "one_look_": []}
     for _ in range(NUM_MOMENTS):
         for prefix, squared in errors.items():
             updates: dict[str, Arrays] = {}
             for name, site, code in zip(names, sites, codes, strict=True):
-                mean, square = moments(site.patients, Mechanism.of(request, len(site.patients)))
+                mean, square = moments(site.patients, Mechanism.of(request, len(site.patients)), [len(code)])
                 if prefix:
                     noise = request.noise_multiplier / math.sqrt(NUM_LOOKS)
                     wide = private_moments(code, request.max_grad_norm, noise, len(code), os_generator())
-                    mean, square = (value.astype(np.float32) for value in wide)
+                    mean, square = (value.astype(np.float32)[None] for value in wide)
                 updates[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
             # One look is taken as it is: no noise is known that could draw the vendors together.
-            found = vendor_codes(updates, vendors, nominal, request if not prefix else _moments_request(settings, 0.0))
+            found = vendor_codes(updates, vendors, request if not prefix else _moments_request(settings, 0.0))
             squared.append((np.stack([found[name] for name in names]) - truth) ** 2)
     return {
         f"{prefix}{kind}": float(np.sqrt(np.mean([draw[:, column] for draw in squared])))

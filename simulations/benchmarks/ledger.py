@@ -68,7 +68,7 @@ def _measure(options: argparse.Namespace) -> None:
 def round_ms(folder: Path, num_studies: int, num_repeats: int = NUM_REPEATS) -> dict[str, float]:
     """Medians over the rounds of `num_repeats` studies that follow on `num_studies` earlier ones; by part, in ms."""
     policy = SitePolicy(max_epsilon=1e6, allowed_code_sha256=["0" * 64])
-    write_site(folder, SiteSettings("site", "GE", 40, policy=policy))
+    write_site(folder, SiteSettings("site", {"GE": 40}, 40, policy=policy))
     for study in range(num_studies):
         for server_round, release in enumerate(study_releases(7.9 - study / 10), start=1):
             answer_round(folder, f"{study:08x}", server_round, release)

@@ -128,8 +128,10 @@ def write_study(run: Path, cases: Path, num_sites: int, num_rounds: int = NUM_RO
     names = [f"site-{number:04d}" for number in range(num_sites)]
     policy = SitePolicy(min_patients=1)
     for name in names:
-        write_site(run / "sites" / name, SiteSettings(name, "GE", NUM_PATIENTS, data=str(cases), policy=policy))
-    facts = {name: {"vendor": "GE", "nominal_patients": NUM_PATIENTS} for name in names}
+        write_site(
+            run / "sites" / name, SiteSettings(name, {"GE": NUM_PATIENTS}, NUM_PATIENTS, data=str(cases), policy=policy)
+        )
+    facts = {name: {"vendors": {"GE": NUM_PATIENTS}, "nominal_patients": NUM_PATIENTS} for name in names}
     (run / "study.json").write_text(json.dumps({"sites": facts}), encoding="utf-8")
     (run / "test").mkdir()
     (run / "test" / "hospitals").symlink_to(cases, target_is_directory=True)

@@ -96,7 +96,7 @@ def _measure(options: argparse.Namespace) -> None:
     run_seeds(paths, models, options.jobs)
 
     runs = [load_run(path) for path in paths]
-    sites = {name: site.vendor for name, site in read_study(runs[0]).items()}
+    sites = {name: ", ".join(site.vendors) for name, site in read_study(runs[0]).items()}
     num_bootstrap = config.evaluation.num_bootstrap
     figures = {
         "config": options.config,

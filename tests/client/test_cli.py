@@ -118,7 +118,7 @@ def test_init_writes_settings_that_load_and_never_replaces_others(tmp_path, caps
     arguments = ["init", str(tmp_path / "a"), "--name", "north", "--vendor", "Philips", "--nominal-patients"]
     assert main([*arguments, "40", "--max-epsilon", "3", "--max-delta", "0.002"]) == 0
     settings = load_site(tmp_path / "a")
-    assert (settings.name, settings.vendor, settings.nominal_patients) == ("north", "Philips", 40)
+    assert (settings.name, settings.vendors, settings.nominal_patients) == ("north", {"Philips": 40}, 40)
     assert (settings.policy.max_epsilon, settings.policy.max_delta) == (3, 0.002)
     assert main([*arguments, "50"]) == 2
     assert load_site(tmp_path / "a") == settings

@@ -7,16 +7,17 @@ from client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusa
 from shared.errors import UserError
 from shared.privacy import Release
 
-SETTINGS = SiteSettings("north", "Siemens", 40)
-MINIMAL = "name: north\nvendor: Siemens\nnominal_patients: 40\n"
+SETTINGS = SiteSettings("north", {"Siemens": 40}, 40)
+MINIMAL = "name: north\nvendors: {Siemens: 40}\nnominal_patients: 40\n"
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         SETTINGS,
-        SiteSettings("1e3", "United Imaging", 700, prior="prior.safetensors", policy=SitePolicy(0.5, 1e-5, 4.0)),
-        SiteSettings("null", "GE", 9, data="/a path: with # é " + "and 'quotes' \"too\" " * 9, ledger="~",
+        SiteSettings("1e3", {"United Imaging": 600, "GE": 300}, 700, prior="prior.safetensors",
+                     policy=SitePolicy(0.5, 1e-5, 4.0)),
+        SiteSettings("null", {"GE": 9}, 9, data="/a path: with # é " + "and 'quotes' \"too\" " * 9, ledger="~",
                      ledger_witness="../copy", policy=SitePolicy(min_patients=9, max_grad_norm=0.1, max_rounds=3,
                      allowed_code_sha256=["a" * 64, "0" * 64], allow_without_privacy=True)),
     ],

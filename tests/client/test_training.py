@@ -37,7 +37,8 @@ def patients():
             f"p{index}",
             torch.rand(3, 2, 64, 64, generator=generator) * 2 - 1,
             torch.randint(0, 4, (3, 2, 64, 64), generator=generator).to(torch.uint8),
-            torch.randn(11, generator=generator),
+            torch.randn(1, 11, generator=generator),
+            torch.zeros(3, dtype=torch.int64),
         )
         for index in range(4)
     ]
@@ -150,7 +151,9 @@ def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
 
 
 def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, arrays):
-    broken = Patient("p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].code)
+    broken = Patient(
+        "p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].codes, patients[0].vendors[:1]
+    )
     mechanism = Mechanism(True, 1.0, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
     with_broken = fine_tune(prior.generator, [*patients, broken], arrays, mechanism, STEPS, CPU)
     without = fine_tune(prior.generator, patients, arrays, mechanism, STEPS, CPU)
@@ -182,18 +185,18 @@ def test_private_moments_take_two_looks_with_the_sites_own_noise(patients):
     """The noise is the ledger's: its spread over releases is that of `shared.moments.noise_std`."""
     # Little enough that the second look is not clipped for the first one's noise.
     mechanism = replace(NOISY, max_norm=20.0, noise_multiplier=0.05)
-    released = np.array([moments(patients, mechanism)[0] for _ in range(200)])
+    released = np.array([moments(patients, mechanism, [4])[0] for _ in range(200)])
     assert released.std(axis=0).mean() == pytest.approx(noise_std(20.0, 0.05, 4)[0], rel=0.1)
 
 
 def test_moments_of_nobody_are_noise():
-    mean, square = moments([], replace(NOISY, max_norm=4.0))
-    assert mean.shape == square.shape == (11,) and np.isfinite(mean).all() and np.abs(mean).min() > 0
+    mean, square = moments([], replace(NOISY, max_norm=4.0), [4])
+    assert mean.shape == square.shape == (1, 11) and np.isfinite(mean).all() and np.abs(mean).min() > 0
 
 
 def test_moments_without_privacy_are_numpys(patients):
-    mean, square = moments(patients, OPEN)
-    codes = torch.stack([patient.code for patient in patients]).numpy()
+    mean, square = moments(patients, OPEN, [4])
+    codes = torch.stack([patient.codes for patient in patients]).numpy()
     np.testing.assert_allclose(mean, codes.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(square, (codes**2).mean(axis=0), atol=1e-6)
     assert mean.dtype == square.dtype == np.float32
@@ -203,7 +206,7 @@ def test_a_site_reads_its_patients_once_and_again_when_they_change(tmp_path, tin
     write_cases(tmp_path, "GE", 2, seed=0)
     patients = cached_patients(tmp_path, tiny_prior)
     assert [patient.name for patient in patients] == ["p00", "p01"]
-    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].code.shape == prior.code_mean.shape
+    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].codes.shape == (1, *prior.code_mean.shape)
     assert cached_patients(tmp_path, tiny_prior) is patients
     write_cases(tmp_path, "GE", 3, seed=0)
     assert len(cached_patients(tmp_path, tiny_prior)) == 3

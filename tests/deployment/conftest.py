@@ -100,7 +100,7 @@ def deployed(tmp_path_factory, tiny_prior):
         write_cases(sites[name] / "train", vendor, NOMINAL_PATIENTS, seed)
         policy = SitePolicy(allowed_code_sha256=[code_sha256()])
         write_site(sites[name], SiteSettings(
-            name, vendor, NOMINAL_PATIENTS, prior=str(tiny_prior), coordinator=f"127.0.0.1:{port}",
+            name, {vendor: NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior), coordinator=f"127.0.0.1:{port}",
             authority=str(folder / "ca.crt"), policy=policy,
         ))  # fmt: skip
         public = make_node_key(sites[name])

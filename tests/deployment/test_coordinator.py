@@ -105,7 +105,7 @@ def test_settings_out_of_range_are_one_line(arguments, named, tmp_path, capsys):
 def test_a_registered_site_has_its_facts(folder, key):
     assert register(folder, key) == 0
     site = load_coordinator(folder).sites()["a"]
-    assert (site.vendor, site.nominal_patients) == ("GE", 20)
+    assert (site.vendors, site.nominal_patients) == ({"GE": 20}, 20)
 
 
 def test_a_key_belongs_to_one_site(folder, key, tmp_path, capsys):

@@ -45,7 +45,7 @@ class ScriptedGrid:
 
 def update_of(request, arrays, value):
     """An update of which every entry is `value`."""
-    shapes = update_shapes(request.task, {name: array.shape for name, array in arrays.items()}, 11)
+    shapes = update_shapes(request.task, {name: array.shape for name, array in arrays.items()}, 1, 11)
     return {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, shapes
 
 

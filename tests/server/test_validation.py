@@ -25,13 +25,13 @@ def content(site="A", code=OK, **records):
 
 
 def test_a_good_reply_gives_its_arrays():
-    answer = check_reply(pack_reply("A", OK, ARRAYS, SHAPES), LIMITS, SHAPES)
+    answer = check_reply(pack_reply("A", OK, ARRAYS, SHAPES), LIMITS, lambda _: SHAPES)
     assert (answer.site, answer.code, answer.dropped) == ("A", OK, None)
     np.testing.assert_array_equal(answer.arrays["bias"], ARRAYS["bias"])
 
 
 def test_a_refusal_is_not_dropped():
-    answer = check_reply(pack_reply("B", "budget-exhausted"), LIMITS, SHAPES)
+    answer = check_reply(pack_reply("B", "budget-exhausted"), LIMITS, lambda _: SHAPES)
     assert answer == Answer("B", "budget-exhausted")
 
 
@@ -57,7 +57,7 @@ def test_a_refusal_is_not_dropped():
     ],
 )
 def test_a_bad_reply_is_dropped_with_its_reason(reply, site, reason):
-    assert check_reply(reply, LIMITS, SHAPES) == Answer(site, dropped=reason)
+    assert check_reply(reply, LIMITS, lambda _: SHAPES) == Answer(site, dropped=reason)
 
 
 def test_a_site_that_answers_twice_is_not_believed():

@@ -21,11 +21,16 @@ STDS = {"a": 0.3, "b": 0.4, "c": 0.5}
 
 
 def moments_of(mean, std, num=3):
-    return {"code_mean": np.full(num, mean, np.float32), "code_square": np.full(num, std**2 + mean**2, np.float32)}
+    shape = (1, num)
+    return {"code_mean": np.full(shape, mean, np.float32), "code_square": np.full(shape, std**2 + mean**2, np.float32)}
+
+
+def sites(nominal):
+    return {site: {vendor: nominal} for site, vendor in VENDORS.items()}
 
 
 def test_without_noise_every_vendor_keeps_its_own_spread():
-    codes = vendor_codes({s: moments_of(0.5, STDS[s]) for s in STDS}, VENDORS, dict.fromkeys(VENDORS, 40), QUIET)
+    codes = vendor_codes({s: moments_of(0.5, STDS[s]) for s in STDS}, sites(40), QUIET)
     for site, vendor in VENDORS.items():
         np.testing.assert_allclose(codes[vendor][0], 0.5)
         np.testing.assert_allclose(codes[vendor][1], STDS[site], rtol=1e-5)
@@ -34,7 +39,7 @@ def test_without_noise_every_vendor_keeps_its_own_spread():
 def test_sites_of_one_vendor_are_one_population():
     """Whose spread holds the distance between the sites."""
     updates = {"a": moments_of(0.2, 0.5), "b": moments_of(0.6, 0.5)}
-    codes = vendor_codes(updates, {"a": "GE", "b": "GE", "c": "Siemens"}, {"a": 40, "b": 40, "c": 40}, QUIET)
+    codes = vendor_codes(updates, {"a": {"GE": 40}, "b": {"GE": 40}, "c": {"Siemens": 40}}, QUIET)
     assert set(codes) == {"GE"}
     np.testing.assert_allclose(codes["GE"][0], 0.4, rtol=1e-6)
     np.testing.assert_allclose(codes["GE"][1], np.sqrt(0.25 + 0.04), rtol=1e-5)
@@ -42,7 +47,7 @@ def test_sites_of_one_vendor_are_one_population():
 
 def test_a_spread_stays_within_its_range():
     updates = {"a": moments_of(0.0, 0.01), "b": moments_of(0.0, 9.0)}
-    codes = vendor_codes(updates, VENDORS, dict.fromkeys(VENDORS, 40), QUIET)
+    codes = vendor_codes(updates, sites(40), QUIET)
     np.testing.assert_allclose([codes["Siemens"][1][0], codes["Philips"][1][0]], CODE_STD_RANGE, rtol=1e-6)
 
 
@@ -57,8 +62,10 @@ def test_under_noise_spreads_are_nearer_to_the_truth_than_each_alone(nominal):
             site: two_looks(codes, NOISY.max_grad_norm, NOISY.noise_multiplier, nominal, os_generator())
             for site, codes in patients.items()
         }
-        updates = {site: {"code_mean": mean, "code_square": square} for site, (mean, square) in released.items()}
-        codes = vendor_codes(updates, VENDORS, dict.fromkeys(VENDORS, nominal), NOISY)
+        updates = {
+            site: {"code_mean": mean[None], "code_square": square[None]} for site, (mean, square) in released.items()
+        }
+        codes = vendor_codes(updates, sites(nominal), NOISY)
         together = np.array([codes[VENDORS[site]][1] for site in STDS])
         alone = np.sqrt(np.clip([square - mean**2 for mean, square in released.values()], 0.15**2, 1.5**2))
         errors["together"].append(np.sqrt(((together - truth) ** 2).mean()))
@@ -68,14 +75,14 @@ def test_under_noise_spreads_are_nearer_to_the_truth_than_each_alone(nominal):
 
 def test_with_overwhelming_noise_all_spreads_are_one_and_the_means_are_public():
     updates = {"a": moments_of(0.4, 0.3), "b": moments_of(0.1, 0.5), "c": moments_of(-0.3, 0.4)}
-    codes = vendor_codes(updates, VENDORS, dict.fromkeys(VENDORS, 40), replace(NOISY, noise_multiplier=50.0))
+    codes = vendor_codes(updates, sites(40), replace(NOISY, noise_multiplier=50.0))
     np.testing.assert_allclose([codes[v][1] for v in VENDORS.values()], np.sqrt((0.09 + 0.25 + 0.16) / 3), rtol=1e-5)
     np.testing.assert_array_equal([codes[v][0] for v in VENDORS.values()], 0.0)
 
 
 def test_means_are_drawn_to_the_public_mean_by_the_noises_share():
     """Against the formula: 1 - noise variance over the mean square, here of 0.5 in every entry."""
-    codes = vendor_codes({s: moments_of(0.5, 0.4) for s in STDS}, VENDORS, dict.fromkeys(VENDORS, 20), NOISY)
+    codes = vendor_codes({s: moments_of(0.5, 0.4) for s in STDS}, sites(20), NOISY)
     share = noise_std(NOISY.max_grad_norm, NOISY.noise_multiplier, 20)[0] ** 2 / 0.25
     assert 0.01 < share < 0.2
     np.testing.assert_allclose([codes[v][0] for v in VENDORS.values()], 0.5 * (1 - share), rtol=1e-5)

@@ -74,8 +74,8 @@ def test_a_folder_without_a_readable_record_is_private(tmp_path):
 
 def test_a_coordinator_keeps_each_sites_provenance_and_takes_the_unknown_for_private(tmp_path):
     coordinator = Coordinator("pilot", folder=tmp_path)
-    register_site(coordinator, "a", "ecdsa-sha2-nistp384 AAAA", StudySite("GE", 5, public("ACDC")))
-    register_site(coordinator, "b", "ecdsa-sha2-nistp384 BBBB", StudySite("GE", 5))
+    register_site(coordinator, "a", "ecdsa-sha2-nistp384 AAAA", StudySite({"GE": 5}, 5, public("ACDC")))
+    register_site(coordinator, "b", "ecdsa-sha2-nistp384 BBBB", StudySite({"GE": 5}, 5))
     assert {name: site.provenance for name, site in coordinator.sites().items()} == {
         "a": public("ACDC"), "b": PRIVATE_REAL,
     }  # fmt: skip

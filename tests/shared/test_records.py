@@ -144,8 +144,8 @@ def test_a_lying_array_is_dropped_with_its_reason(record, reason):
 
 
 def test_updates_are_moments_in_round_one_and_deltas_after():
-    assert update_shapes("moments", SHAPES, 11) == {"code_mean": (11,), "code_square": (11,)}
-    assert update_shapes("gradients", SHAPES, 11) == SHAPES
+    assert update_shapes("moments", SHAPES, 2, 11) == {"code_mean": (2, 11), "code_square": (2, 11)}
+    assert update_shapes("gradients", SHAPES, 2, 11) == SHAPES
 
 
 def test_codes_are_short_words():

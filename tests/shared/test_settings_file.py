@@ -58,7 +58,7 @@ def test_no_environment_variable_reaches_a_run_folder(tmp_path):
 
 
 def test_a_sites_policy_is_not_the_environments(tmp_path):
-    path = write_site(tmp_path, SiteSettings("north", "GE", 40))
+    path = write_site(tmp_path, SiteSettings("north", {"GE": 40}, 40))
     path.write_text(path.read_text().replace("max_epsilon: 8.0", "max_epsilon: ${oc.env:FEDCMR_EPSILON,800}"))
     with pytest.raises(UserError, match=rf"{SITE_FILE} line \d+: expected a value, got an interpolation"):
         load_site(tmp_path)
@@ -81,7 +81,7 @@ def test_a_coordinators_file_is_read_the_same_way(tmp_path):
     ],
 )  # fmt: skip
 def test_a_key_that_comes_twice_is_refused(tmp_path, added):
-    path = write_site(tmp_path, SiteSettings("north", "GE", 40))
+    path = write_site(tmp_path, SiteSettings("north", {"GE": 40}, 40))
     path.write_text(path.read_text() + added)
     with pytest.raises(UserError, match="every key once"):
         load_site(tmp_path)

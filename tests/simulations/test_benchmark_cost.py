@@ -28,7 +28,7 @@ def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, r
     """With a clip that clips nothing and no noise, the private step is the plain one."""
     config = load("default", SMALL)
     patients = simulated_patients(3, prior, 3)
-    assert all(torch.isfinite(patient.code).all() and len(patient.images) for patient in patients)
+    assert all(torch.isfinite(patient.codes).all() and len(patient.images) for patient in patients)
     start, steps = trainable_arrays(prior, rung), local_steps(config)
     private = mechanism(config, 3)
     loose = type(private)(True, 1e9, 0.0, 1.0, 3)

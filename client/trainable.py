@@ -1,0 +1,122 @@
+"""What a site can train on, decided in one place: `prepare`, `check`, `join` and training all ask here."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.case import INDEX_NAME, VENDORS, Case, CaseInfo, load_case, read_index
+from shared.errors import UserError
+from shared.views import slice_pairs, with_heart
+
+LEFT_OUT = {
+    "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
+                "end-systole, and prepare again; until then they can test a model where their EF is known",
+    "no-heart": "cases whose masks show no left ventricle at end-diastole in any slice: draw it and prepare again",
+    "vendor-unknown": "cases whose scans name no known vendor, or several: prepare them again into another folder with "
+                      "--vendor, if all of the scans without a vendor are of that one",
+    "vendor-not-declared": "cases of a vendor that site.yaml does not declare: add it to 'vendors', there and at the "
+                           "coordinator, or prepare these scans elsewhere",
+    "case-missing": f"cases that {INDEX_NAME} names and whose file is missing: prepare the folder again",
+    "case-unreadable": "cases whose file is damaged: remove it and prepare the folder again",
+    "named-twice": f"cases that {INDEX_NAME} names twice: remove their rows and files and prepare the folder again",
+}  # fmt: skip
+"""Why a case is not trained on, by code, each with its remedy."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What of a folder of cases can be trained on; counts and pseudonyms, no picture.
+
+    Attributes:
+        patients: Group -> its usable cases. A patient with several scans is one patient.
+        left_out: Number of cases that are not used, by code of `LEFT_OUT`.
+    """
+
+    patients: Mapping[str, tuple[CaseInfo, ...]]
+    left_out: Mapping[str, int]
+
+    @property
+    def num_patients(self) -> int:
+        """Patients with at least one usable case."""
+        return len(self.patients)
+
+    @property
+    def vendors(self) -> dict[str, int]:
+        """Number of patients with usable scans of each vendor; one with scans of two counts for both."""
+        seen = Counter(vendor for cases in self.patients.values() for vendor in {info.vendor for info in cases})
+        return dict(sorted(seen.items()))
+
+
+def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable:
+    """Which patients of a folder can be trained on, and why the other cases cannot.
+
+    Args:
+        folder: Of prepared cases.
+        vendors: That the site declares; None takes every known vendor.
+
+    Raises:
+        UserError: The folder is no folder of cases, or its index is damaged.
+    """
+    left_out: Counter[str] = Counter()
+    patients: dict[str, list[CaseInfo]] = defaultdict(list)
+    for case in usable_cases(folder, vendors, left_out):
+        patients[group_of(case.info)].append(case.info)
+    return Trainable({group: tuple(infos) for group, infos in patients.items()}, dict(sorted(left_out.items())))
+
+
+def usable_cases(folder: Path, vendors: Collection[str] | None, left_out: Counter[str]) -> Iterator[Case]:
+    """The cases of a folder that can be trained on, in the order of its index, one in memory at a time.
+
+    A case that cannot be used is left out, whatever is wrong with it: an answer that one patient's file could turn into
+    a refusal would tell of that patient for nothing.
+
+    Args:
+        folder: As in `trainable`.
+        vendors: As in `trainable`.
+        left_out: Is increased by the codes of the others.
+    """
+    infos = read_index(folder)
+    repeated = repeated_names(infos)
+    for info in infos:
+        case = judge(folder, info, info.pseudonym in repeated, vendors)
+        if isinstance(case, Case):
+            yield case
+        else:
+            left_out[case] += 1
+
+
+def judge(folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection[str] | None) -> Case | str:
+    """One case if it can be trained on, otherwise a code of `LEFT_OUT`."""
+    if not (folder / "cases" / f"{info.pseudonym}.npz").is_file():
+        return "case-missing"
+    try:
+        case = load_case(folder, info)
+    except UserError:
+        return "case-unreadable"
+    if named_twice:  # which of the rows is right cannot be told
+        return "named-twice"
+    return reason_of(case, vendors) or case
+
+
+def reason_of(case: Case, vendors: Collection[str] | None) -> str | None:
+    """Why a whole case cannot be trained on; None where it can."""
+    if not case.masks.any():
+        return "no-masks"
+    if not with_heart(slice_pairs(case)[1]).any():  # on the networks' grid, as training sees it
+        return "no-heart"
+    if case.info.vendor not in VENDORS:
+        return "vendor-unknown"
+    if vendors is not None and case.info.vendor not in vendors:
+        return "vendor-not-declared"
+    return None
+
+
+def repeated_names(infos: Collection[CaseInfo]) -> set[str]:
+    """Pseudonyms that an index names more than once."""
+    return {name for name, count in Counter(info.pseudonym for info in infos).items() if count > 1}
+
+
+def group_of(info: CaseInfo) -> str:
+    """The patient whom a case belongs to."""
+    return info.group or info.pseudonym
