@@ -143,8 +143,11 @@ def read_index(folder: Path) -> list[CaseInfo]:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise UserError(f"{folder} holds no {INDEX_NAME}: prepare it with 'fedcmr-client prepare' first")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{path} is not a readable table: prepare the folder again") from None
     infos = []
     for line, row in enumerate(rows, start=2):
         try:

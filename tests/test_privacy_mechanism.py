@@ -99,7 +99,7 @@ def test_two_sites_of_equal_seeds_and_data_differ_in_their_noise(prior, arrays, 
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
         updates.append(
-            (flat(fine_tune(prior.generator, patients, arrays, noisy, STEP, CPU)), *moments(patients, noisy))
+            (flat(fine_tune(prior.generator, patients, arrays, noisy, STEP, CPU)), *moments(patients, noisy, [8]))
         )
     for first, second in zip(*updates, strict=True):
         assert not np.isclose(first, second, rtol=1e-6, atol=0).any()
@@ -146,4 +146,4 @@ def test_pictures_without_a_number_release_finite_updates(prior, arrays, patient
     broken = replace(broken, images=torch.full_like(broken.images, value), codes=torch.full_like(broken.codes, value))
     noisy = replace(SILENT, noise_multiplier=1.0)
     assert np.isfinite(flat(fine_tune(prior.generator, [broken], arrays, noisy, STEP, CPU))).all()
-    assert all(np.isfinite(array).all() for array in moments([broken], noisy))
+    assert all(np.isfinite(array).all() for array in moments([broken], noisy, [8]))

@@ -152,7 +152,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
             raise RuntimeError(f"{CANARY} cannot be read: {site / CANARY} \udcff")
         return real(generator, patients, *args, **kwargs)
 
-    broken = client_app.cached_patients(site / CANARY, tiny_prior, ("Siemens",))[0].name
+    broken = client_app.cached_patients(site / CANARY, tiny_prior, ("GE",))[0].name
     monkeypatch.setattr(client_app, "fine_tune", fails_at_one_site)
     capfd.readouterr()
     caplog.clear()

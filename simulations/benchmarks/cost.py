@@ -137,7 +137,8 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
         privacy=replace(config.privacy, enabled=False),  # planning the noise takes long and changes no size
         federation=replace(config.federation, rung=rung),
     )
-    state = initial_state(settings, prior, {"site": StudySite({"Siemens": len(patients)}, len(patients))})
+    sites = {"site": StudySite({"Siemens": len(patients)}, len(patients))}
+    state = initial_state(settings, prior, sites)
     private = mechanism(config, len(patients))
     mean, square = moments(patients, private, [len(patients)])
     update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), CPU)
@@ -145,7 +146,7 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
     trainable = {name: array.shape for name, array in state.arrays.items()}
     sizes = {}
     for server_round, arrays in updates.items():
-        request = make_request(settings, state, server_round)
+        request = make_request(settings, state, server_round, sites)
         shapes = update_shapes(request.task, trainable, 1, len(prior.code_mean))
         content = {"down": pack_request(state.arrays, request), "up": pack_reply("site", OK, arrays, shapes)}
         sizes[request.task] = {

@@ -72,8 +72,8 @@ def test_gradients_come_back_in_the_shapes_of_the_trainable_part(site, arrays, r
 def test_moments_come_back_in_the_shape_of_the_code(site, arrays, request_of, prior):
     reply = ask(site, pack_request(arrays, request_of(task="moments")))
     assert code_of(reply) == OK
-    size = len(prior.code_mean)
-    decode(reply.content["arrays"], {"code_mean": (size,), "code_square": (size,)})
+    shape = (1, len(prior.code_mean))
+    decode(reply.content["arrays"], {"code_mean": shape, "code_square": shape})
 
 
 def test_each_rung_has_its_own_names_and_shapes(site, arrays, request_of, prior):

@@ -28,7 +28,8 @@ MAX_EXPOSURE = 20
 """Tenths, of 100 for a unit that is closed to nothing; systemd calls up to 20 "OK"."""
 PROGRAM = Path("/usr/bin/true")
 SITE = SiteSettings("a", {"GE": 40}, 40, data="/data/cases", ledger_witness="/mnt/other/witness.jsonl",
-                    prior="p.safetensors", coordinator="study.test:443", authority="ca.crt", folder=Path("/srv/fedcmr/site"))  # fmt: skip
+                    prior="p.safetensors", coordinator="study.test:443", authority="ca.crt",
+                    folder=Path("/srv/fedcmr/site"))  # fmt: skip
 COORDINATOR = Coordinator("pilot", ["study.test"], delivery_port=9444, folder=Path("/srv/fedcmr/study"))
 RUN = Path("/srv/fedcmr/study/runs/default/synthetic")
 

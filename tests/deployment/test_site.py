@@ -137,7 +137,8 @@ def test_a_clock_that_flower_takes_is_no_trouble(site, serve, skew_s):
 
 
 def test_a_key_that_others_can_read_any_code_and_few_patients_are_named(site, serve):
-    change_site(site, coordinator=f"127.0.0.1:{serve()}", nominal_patients=9, policy=SitePolicy(min_patients=8))
+    change_site(site, coordinator=f"127.0.0.1:{serve()}", vendors={"GE": 9}, nominal_patients=9,
+                policy=SitePolicy(min_patients=8))  # fmt: skip
     (site / "node_key").chmod(0o644)
     found = troubles(site)
     assert set(found) == {"key", "code", "cases"}

@@ -152,7 +152,8 @@ def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_pa
     write_cases(folder / "train", "GE", NOMINAL_PATIENTS, 7)
     known = deployed.sites["a"]
     write_site(folder, SiteSettings(
-        "a", {"Siemens": NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior), authority=str(deployed.folder / "ca.crt"),
+        "a", {"Siemens": NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior),
+        authority=str(deployed.folder / "ca.crt"),
         coordinator=load_coordinator(deployed.folder).superlink,
         policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]),
     ))  # fmt: skip

@@ -94,7 +94,7 @@ def test_moments_become_each_vendors_own_distribution(make_study, prior):
     def script(site, request, arrays):
         if request.task == "moments":
             _, shapes = update_of(request, arrays, 0)
-            mean, square = (np.full(11, value, np.float32) for value in moments[site])
+            mean, square = (np.full((1, 11), value, np.float32) for value in moments[site])
             return pack_reply(site, OK, {"code_mean": mean, "code_square": square}, shapes)
         return agree()(site, request, arrays)
 

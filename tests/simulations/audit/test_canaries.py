@@ -95,7 +95,7 @@ def test_what_is_broken_is_what_it_is_called(prior, canaries):
 
 def test_without_a_canary_in_it_a_site_still_releases(prior, canaries):
     config = load("default", SETTINGS)
-    runs = run_site(prior, [Patient("quiet", *(getattr(canaries[0], k) for k in ("images", "masks", "codes", "vendors")))], 20,
-                    config, "sound", 1)  # fmt: skip
+    quiet = Patient("quiet", *(getattr(canaries[0], k) for k in ("images", "masks", "codes", "vendors")))
+    runs = run_site(prior, [quiet], 20, config, "sound", 1)
     scores = attack(prior, canaries, runs, 20)
     assert scores.shape == (NUM,) and np.isfinite(scores).all()
