@@ -6,7 +6,9 @@ written to `errors.log` in the site's own folder.
 
 import contextlib
 import os
+import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +19,18 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from client.code_hash import code_sha256
-from client.ledger import BudgetExhausted, Ledger, LedgerError, dataset_of
+from client.ledger import Ledger, dataset_of
 from client.policy import SiteSettings, load_site, refusal
-from client.training import LocalSteps, Mechanism, cached_patients, cached_prior, fine_tune, moments
+from client.release import Refused, charged
+from client.training import (
+    LocalSteps,
+    Mechanism,
+    cached_patients,
+    cached_prior,
+    estimated_seconds,
+    fine_tune,
+    moments,
+)
 from shared.checkpoint import Arrays, from_bytes, to_bytes
 from shared.config import Rung
 from shared.device import pick_device
@@ -44,10 +55,6 @@ from shared.site_facts import facts_line
 ERROR_LOG = "errors.log"
 
 app = ClientApp()
-
-
-class Refused(Exception):  # noqa: N818
-    """The site does not answer this request; the message is one of `shared.records.CODES`."""
 
 
 @app.train()
@@ -78,6 +85,8 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
     """Answer a request as far as the site's policy and ledger allow.
 
     The order is part of the guarantee: the ledger is charged before training, and what leaves is what was committed.
+    Before the charge nothing is computed from patients but what does not depend on the request: that their folder can
+    be read ("data-unreadable" tells that it cannot, until the site mends it) and that they are at least `min_patients`.
 
     Returns:
         The update, and the names and shapes that it may have.
@@ -103,7 +112,7 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         prior = cached_prior(site.prior_path)
         patients = cached_patients(site.data_path, site.prior_path, site.vendor_names)
         dataset = dataset_of(site.data_path)
-    except UserError as error:
+    except Exception as error:  # of whatever kind: one code for a folder that the site has to mend
         raise Refused("data-unreadable") from error
     release = request.release
     code = refusal(
@@ -114,6 +123,7 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         clip=request.max_grad_norm,
         num_patients=len(patients),
         server_round=request.server_round,
+        num_views=request.num_views,
     )
     if code is not None:
         raise Refused(code)
@@ -128,28 +138,47 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         raise Refused("bad-request") from None
 
     mechanism = Mechanism.of(request, site.nominal_patients)
-    steps = LocalSteps.of(request)
+    steps = LocalSteps.of(request, site.policy.max_seconds)
+    if request.task != MOMENTS:
+        rung = cast(Rung, request.rung)
+        seconds = estimated_seconds(prior.generator, rung, site.nominal_patients, steps, device)
+        if seconds > site.policy.max_seconds:
+            raise Refused("time-above-cap") from UserError(
+                f"policy.max_seconds is {site.policy.max_seconds:g}, and this request would take about {seconds:.0f} s"
+            )
 
     def update() -> Arrays:
         if request.task == MOMENTS:
             mean, square = moments(patients, mechanism, [site.vendors[vendor] for vendor in site.vendor_names])
             return {CODE_MEAN: mean, CODE_SQUARE: square}
-        return fine_tune(prior.generator, patients, start, mechanism, steps, device)
+        return fine_tune(prior.generator, patients, start, mechanism, steps, device, _teller(site.folder))
+
+    def reply() -> bytes:
+        arrays = update()
+        pack_reply(site.name, OK, arrays, shapes)  # what may not leave is a failure of the work
+        return to_bytes(arrays)
 
     if not request.private:
         return update(), shapes
-    key = (request.run_id, request.server_round)
-    try:
-        ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
-        reply = ledger.cached_reply(*key, release)
-        if reply is None:
-            # The policy has let no larger delta pass than its own: the stricter of both is the request's.
-            ledger.reserve(*key, release, request.target_delta, site.policy.max_epsilon, request.task)
-            reply = to_bytes(update())
-            ledger.commit(*key, reply)
-    except (BudgetExhausted, LedgerError) as error:
-        raise Refused(error.code) from error
-    return from_bytes(reply), shapes
+    ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
+    # The policy has let no larger delta pass than its own: the stricter of both is the request's.
+    answered = charged(
+        ledger, (request.run_id, request.server_round), release, reply,
+        delta=request.target_delta, cap=site.policy.max_epsilon, task=request.task,
+    )  # fmt: skip
+    return from_bytes(answered), shapes
+
+
+def _teller(folder: Path) -> Callable[[], None]:
+    """Tells the site's own people of the first patient of a request whose work fails."""
+    told = threading.Event()
+
+    def tell() -> None:
+        if not told.is_set():
+            told.set()
+            _log_locally(folder, "a patient's gradient failed and counts as zero")
+
+    return tell
 
 
 def site_folder(node_config: UserConfig, run_config: UserConfig) -> Path:

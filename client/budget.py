@@ -9,7 +9,6 @@ from rich.table import Table
 
 from client.ledger import Ledger
 from client.policy import SiteSettings, load_site
-from shared.privacy import Release, epsilon
 
 
 def open_ledger(site: Path) -> tuple[SiteSettings, Ledger]:
@@ -33,19 +32,19 @@ def read_budget(settings: SiteSettings, ledger: Ledger) -> dict[str, Any]:
     """
     delta, cap = settings.policy.max_delta, settings.policy.max_epsilon
     charges = ledger.charges()
-    releases = [Release(**charge["release"]) for charge in charges]
-    history = []
-    for number, charge in enumerate(charges, start=1):
-        after = charge["epsilon"] if charge["delta"] == delta else _finite(epsilon(releases[:number], delta)[0])
-        history.append({
+    history = [
+        {
             "time": charge["time"], "run_id": charge["run_id"], "round": charge["round"], "task": charge["task"],
-            **charge["release"], "committed": charge["reply"] is not None, "epsilon_after": after,
-        })  # fmt: skip
-    spent, accountant = epsilon(releases, delta)
+            **charge["release"], "committed": charge["reply"] is not None, "failed": charge["failure"] is not None,
+            "epsilon_after": _finite(after),
+        }
+        for charge, after in zip(charges, ledger.epsilons(delta), strict=True)
+    ]  # fmt: skip
+    spent, accountant = ledger.account(delta)
     return {
         "site": settings.name,
-        "num_releases": len(releases),
-        "num_steps": sum(release.num_steps for release in releases),
+        "num_releases": len(charges),
+        "num_steps": sum(charge["release"]["num_steps"] for charge in charges),
         "delta": delta,
         "accountant": accountant,
         "epsilon": _finite(spent),
@@ -70,11 +69,12 @@ def print_budget(budget: dict[str, Any], console: Console) -> None:
     if budget["history"]:
         history = Table("time (UTC)", "run", "round", "what", "answer", "epsilon after")
         for charge in budget["history"]:
+            answer = "kept" if charge["committed"] else "failed" if charge["failed"] else "none"
             what = f"{charge['task']}: {charge['num_steps']} x noise {charge['noise_multiplier']:.4g}"
             what += "" if charge["sample_rate"] == 1 else f", rate {charge['sample_rate']:.3g}"
             history.add_row(
                 _minute(charge["time"]), charge["run_id"], str(charge["round"]), what,
-                "kept" if charge["committed"] else "none", _number(charge["epsilon_after"]),
+                answer, _number(charge["epsilon_after"]),
             )  # fmt: skip
         console.print(history)
     for change in budget["changes"]:

@@ -1,19 +1,26 @@
 """What a site has released about its patients: an append-only file at the site, charged before any training.
 
-    LEDGER/ledger.jsonl   how it was opened, then one line per charge, commit, change of policy or repair
+    LEDGER/ledger.jsonl   how it was opened, then one line per charge, commit, failure, change of policy or repair
     LEDGER.witness        its second copy (`ledger_witness` in site.yaml names another place): see `client.chain`
     LEDGER/replies/       the private updates that were committed, to be sent again where a message is repeated
+    LEDGER/work           held by the process that works on the patients, from the charge to the commit
 
+What is spent is the sum of the charges' costs, which stand in their lines, counted by a filter that holds for requests
+that are chosen in the light of earlier answers: `shared.privacy_filter`. A line that opens the ledger or changes its
+policy names the filter's `order` (null: the Gaussian filter), chosen from the policy alone, and what the charges before
+it cost there, `carried`. A charge whose work failed says so in a line of its own, and is as final as a commit.
 One ledger belongs to one data set, told by the key of its pseudonyms, and notes the policy under which it charges.
 That guards against accidents, clean-ups and restored backups. It cannot guard against whoever changes or removes both
 copies, or starts a second ledger over the same patients: that is the site itself, and the budget is its own promise to
 its patients.
 """
 
+import fcntl
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,11 +29,14 @@ from typing import Any
 from client.chain import Chain, LedgerError, Lines
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
-from shared.privacy import Release, epsilon
+from shared.privacy import Release
+from shared.privacy_filter import PrivacyFilter, mu_squared, renyi_order
+from shared.records import INTERNAL_ERROR
 
-LEDGER_NAME, REPLIES_NAME = "ledger.jsonl", "replies"
-FORMAT = 2
-OPEN, CHARGE, COMMIT, POLICY, REPAIR = "open", "charge", "commit", "policy", "repair"
+LEDGER_NAME, REPLIES_NAME, WORK_NAME = "ledger.jsonl", "replies", "work"
+FORMAT = 3
+"""Ledgers of format 2 can be read and go on: their lines hold no costs, which follow from the releases."""
+OPEN, CHARGE, COMMIT, FAILURE, POLICY, REPAIR = "open", "charge", "commit", "failure", "policy", "repair"
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """By which network time may set a clock back."""
 PREPARED_NAME = "prepared.json"
@@ -39,14 +49,21 @@ class BudgetExhausted(UserError):  # noqa: N818
     code = "budget-exhausted"
 
 
+class WorkFailed(UserError):  # noqa: N818
+    """The request was charged before and its work failed, which is final."""
+
+    code = INTERNAL_ERROR
+
+
 class Ledger:
     """The ledger in a folder, which is made on first use.
 
     Guarantees:
         A release is charged and on the disk, in both copies, before `reserve` returns, and never taken back, not even
         where the training failed or the server dropped the reply. Processes that reserve at once cannot pass the cap
-        together. A message that is repeated costs nothing: before its commit nothing has left the site, after it the
-        same bytes leave.
+        together, whatever they were asked in the light of earlier answers (`shared.privacy_filter.PrivacyFilter`). A
+        message that is repeated costs nothing and gets the same answer: the same bytes, or the same failure. Work is
+        done once for a charge: where a process died in between, its charge has failed.
         Not covered: another ledger over the same patients, and runs without privacy, which are not charged.
 
     Args:
@@ -66,7 +83,7 @@ class Ledger:
     def reserve(
         self, run_id: str, server_round: int, release: Release, delta: float, cap: float, task: str = ""
     ) -> None:
-        """Charge a release; without effect where the same one is charged for this run and round but not committed.
+        """Charge a release. Whoever works on patients under the charge holds `working` from before this on.
 
         Args:
             run_id: The server's name of the run.
@@ -77,6 +94,8 @@ class Ledger:
             task: What the release is, for the reader of the history.
 
         Raises:
+            WorkFailed: The same release was charged for this run and round, and has no reply: its work has failed or
+                its process died. It is not done again; the failure is noted and final.
             BudgetExhausted: The sum would exceed the cap.
             LedgerError: The ledger was damaged, is of another data set, cannot be written, or the clock went back.
         """
@@ -86,16 +105,52 @@ class Ledger:
             charges = _charges(lines.entries)
             for number, charge in enumerate(charges):
                 if charge["reply"] is None and all(charge[key] == value for key, value in wanted.items()):
-                    self._reserved[run_id, server_round] = number
-                    return
-            spent, accountant = epsilon([*_releases(charges), release], delta)
+                    if charge["failure"] is None:
+                        self._append(lines, FAILURE, {"charge": number, "code": INTERNAL_ERROR})
+                    raise WorkFailed(f"{self.folder}: this request was charged before, and its work failed or ended")
+            privacy_filter, carried = self._next_filter(lines.entries, [*_releases(charges), release])
+            cost = privacy_filter.cost(release)
+            spent = privacy_filter.epsilon(carried + cost, delta)
             if not spent <= cap:
                 raise BudgetExhausted(f"{self.folder}: expected epsilon <= {cap:g} after this release, got {spent:.4g}")
             self._check_clock(lines)
-            self._note_policy(lines)
-            terms = {"delta": delta, "epsilon": _json_number(spent), "accountant": accountant, "cap": _json_number(cap)}
+            self._note_policy(lines, privacy_filter.order, carried)
+            terms = {
+                "delta": delta, "epsilon": _json_number(spent), "accountant": privacy_filter.accountant,
+                "cap": _json_number(cap), "mu_squared": _json_number(mu_squared(release)),
+                "renyi": None if privacy_filter.order is None else _json_number(cost),
+            }  # fmt: skip
             self._append(lines, CHARGE, {**wanted, "task": task, **terms})
             self._reserved[run_id, server_round] = len(charges)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Held from before `reserve` until after `commit` or `fail`: another process with this ledger waits its turn.
+
+        Raises:
+            LedgerError: The ledger was damaged, or cannot be written.
+        """
+        with self._chain.locked():
+            pass  # makes the folder, and checks that it is nobody else's to write
+        try:
+            file = (self.folder / WORK_NAME).open("a")
+        except OSError as error:
+            raise LedgerError(f"{self.folder}: expected a ledger that can be written, got {error}") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def fail(self, run_id: str, server_round: int) -> None:
+        """Note that the work for what this object reserved has failed: the same request never gets another answer.
+
+        Raises:
+            ValueError: This object reserved nothing for the round.
+            LedgerError: The ledger was damaged, or cannot be written; the charge then fails when it is asked for again.
+        """
+        number = self._reserved.pop((run_id, server_round), None)
+        with self._chain.locked() as lines:
+            self._check_open(lines, number, server_round)
+            self._append(lines, FAILURE, {"charge": number, "code": INTERNAL_ERROR})
 
     def commit(self, run_id: str, server_round: int, reply: bytes) -> None:
         """Keep the reply to what this object reserved; only after this may it leave the site.
@@ -106,8 +161,7 @@ class Ledger:
         """
         number = self._reserved.pop((run_id, server_round), None)
         with self._chain.locked() as lines:
-            if number is None or _charges(lines.entries)[number]["reply"] is not None:
-                raise ValueError(f"Expected a charge without a reply for round {server_round}, got none.")
+            self._check_open(lines, number, server_round)
             sha256 = hashlib.sha256(reply).hexdigest()
             path = self.folder / REPLIES_NAME / sha256
             path.parent.mkdir(exist_ok=True, mode=0o700)
@@ -134,7 +188,10 @@ class Ledger:
         return None
 
     def charges(self) -> list[dict[str, Any]]:
-        """Every charge, oldest first: its terms, UTC `time`, and the SHA-256 of its `reply`, None before the commit."""
+        """Every charge, oldest first: its terms, UTC `time`, the SHA-256 of its `reply` and the code of its `failure`.
+
+        One of the last two is None, and both are until the work has ended.
+        """
         with self._chain.locked() as lines:
             return _charges(lines.entries)
 
@@ -144,7 +201,20 @@ class Ledger:
 
     def spent(self, delta: float) -> float:
         """Epsilon of everything that was ever charged."""
-        return epsilon(self.releases(), delta)[0]
+        return self.account(delta)[0]
+
+    def account(self, delta: float) -> tuple[float, str]:
+        """Epsilon of everything that was ever charged, by the filter that the ledger has noted, and its name."""
+        with self._chain.locked() as lines:
+            privacy_filter, spent = _noted_filter(lines.entries)
+        return privacy_filter.epsilon(spent, delta), privacy_filter.accountant
+
+    def epsilons(self, delta: float) -> list[float]:
+        """Epsilon after every charge, by the filter that was in force then."""
+        with self._chain.locked() as lines:
+            states = zip(lines.entries, _filter_states(lines.entries), strict=True)
+            return [privacy_filter.epsilon(spent, delta) for entry, (privacy_filter, spent) in states
+                    if entry["kind"] == CHARGE]  # fmt: skip
 
     def changes(self) -> list[dict[str, Any]]:
         """The lines that are no release: how the ledger was opened, changes of policy and repairs, oldest first."""
@@ -166,12 +236,31 @@ class Ledger:
         time = max([_utc_now(), *_last_time(lines)])
         self._chain.append(lines, {"kind": kind, "time": time.isoformat(), **values})
 
-    def _note_policy(self, lines: Lines) -> None:
-        """Note the policy that the next charge is made under, where the ledger does not say so yet."""
+    def _next_filter(
+        self, entries: Sequence[Mapping[str, Any]], releases: Sequence[Release]
+    ) -> tuple[PrivacyFilter, float]:
+        """The filter for the next charge, and what the earlier ones cost there.
+
+        Another filter than before, where the policy has changed, counts all of them anew, once.
+        """
+        known, spent = _noted_filter(entries)
+        wanted = _filter_for(self.policy, releases)
+        return (known, spent) if wanted == known else (wanted, math.fsum(map(wanted.cost, releases[:-1])))
+
+    def _note_policy(self, lines: Lines, order: int | None, carried: float) -> None:
+        """Note the policy and the filter that the next charge is made under, where the ledger does not say so yet."""
         if not lines.entries:
-            self._append(lines, OPEN, {"format": FORMAT, "dataset": self.dataset, "policy": self.policy})
-        elif [entry["policy"] for entry in lines.entries if "policy" in entry][-1] != self.policy:
-            self._append(lines, POLICY, {"policy": self.policy})
+            opened = {"format": FORMAT, "dataset": self.dataset, "policy": self.policy, "order": order, "carried": 0.0}
+            self._append(lines, OPEN, opened)
+            return
+        last = [entry for entry in lines.entries if "policy" in entry][-1]
+        if (last["policy"], last.get("order")) != (self.policy, order):
+            self._append(lines, POLICY, {"policy": self.policy, "order": order, "carried": _json_number(carried)})
+
+    def _check_open(self, lines: Lines, number: int | None, server_round: int) -> None:
+        charge = None if number is None else _charges(lines.entries)[number]
+        if charge is None or charge["reply"] is not None or charge["failure"] is not None:
+            raise ValueError(f"Expected a charge without a reply for round {server_round}, got none.")
 
     def _check_dataset(self, lines: Lines) -> None:
         if lines.entries and lines.entries[0]["dataset"] != self.dataset:
@@ -215,18 +304,56 @@ def dataset_of(folder: Path) -> str:
 
 
 def _charges(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that charge a release, each with the SHA-256 of its reply once that is committed."""
+    """The lines that charge a release, each with the SHA-256 of its reply or the code of its failure, once there."""
     charges: list[dict[str, Any]] = []
     for entry in entries:
         if entry["kind"] == CHARGE:
-            charges.append({**entry, "reply": None})
+            charges.append({**entry, "reply": None, "failure": None})
         elif entry["kind"] == COMMIT:
             charges[entry["charge"]]["reply"] = entry["reply"]
+        elif entry["kind"] == FAILURE:
+            charges[entry["charge"]]["failure"] = entry["code"]
     return charges
 
 
 def _releases(charges: Sequence[Mapping[str, Any]]) -> list[Release]:
     return [Release(**charge["release"]) for charge in charges]
+
+
+def _filter_for(policy: Mapping[str, Any], releases: Sequence[Release]) -> PrivacyFilter:
+    """The policy's filter for these releases; one of a random sample that the policy no longer allows still counts.
+
+    A ledger without a policy has the Gaussian filter, under which every release counts as one of everybody.
+    """
+    sampled = policy.get("min_sample_rate", 1) < 1 or any(release.sample_rate < 1 for release in releases)
+    if sampled and {"max_epsilon", "max_delta"} <= set(policy):
+        return PrivacyFilter(renyi_order(policy["max_epsilon"], policy["max_delta"]))
+    return PrivacyFilter()
+
+
+def _noted_filter(entries: Sequence[Mapping[str, Any]]) -> tuple[PrivacyFilter, float]:
+    """The filter that the ledger's newest policy names, and the sum of all costs there."""
+    return (_filter_states(entries) or [(PrivacyFilter(), 0.0)])[-1]
+
+
+def _filter_states(entries: Sequence[Mapping[str, Any]]) -> list[tuple[PrivacyFilter, float]]:
+    """The filter in force and the sum of costs, after every line.
+
+    Lines of format 2 name no filter and hold no costs: the releases and the policy tell both.
+    """
+    earlier = [entry for entry in entries if entry["kind"] == CHARGE and "mu_squared" not in entry]
+    policies = [entry["policy"] for entry in entries if "policy" in entry and "order" not in entry]
+    privacy_filter, spent = _filter_for(policies[-1] if policies else {}, _releases(earlier)), 0.0
+    states = []
+    for entry in entries:
+        if "order" in entry:
+            privacy_filter, spent = PrivacyFilter(entry["order"]), _number(entry["carried"])
+        elif entry["kind"] == CHARGE and "mu_squared" in entry:
+            spent += _number(entry["mu_squared" if privacy_filter.order is None else "renyi"])
+        elif entry["kind"] == CHARGE:
+            spent += privacy_filter.cost(Release(**entry["release"]))
+        states.append((privacy_filter, spent))
+    return states
 
 
 def _last_time(lines: Lines) -> list[datetime]:
@@ -236,6 +363,11 @@ def _last_time(lines: Lines) -> list[datetime]:
 
 def _utc_now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def _number(value: float | None) -> float:
+    """Back from `_json_number`."""
+    return math.inf if value is None else value
 
 
 def _json_number(value: float) -> float | None:

@@ -18,7 +18,7 @@ from shared.case import VENDORS
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.permissions import private_folder
-from shared.privacy import Release
+from shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
 from shared.settings_file import read_settings
 from shared.site_facts import check_vendors
 
@@ -43,11 +43,16 @@ authority: {authority:<23}# the coordinator's ca.crt, by which the server is kno
 
 policy:                           # a request that goes beyond one of these is refused; PRIVACY.md says how to choose
   max_epsilon: {policy[max_epsilon]:<19}# privacy loss of a patient over the life of the ledger, all runs together
-  max_delta: {policy[max_delta]:<21}# at most 1 / nominal_patients
+  max_delta: {policy[max_delta]:<21}# at most 0.1 / nominal_patients
   min_noise_multiplier: {policy[min_noise_multiplier]:<10}# noise of a single step, in units of the clip norm
+  max_noise_multiplier: {policy[max_noise_multiplier]:<10}# more noise would be work for an answer that says nothing
+  min_sample_rate: {policy[min_sample_rate]:<15}# 1: a step takes all patients; less: it may draw some, and costs more
   max_grad_norm: {policy[max_grad_norm]:<17}# largest clip norm
   min_patients: {policy[min_patients]:<18}# with fewer usable patients the site does not take part
   max_rounds: {policy[max_rounds]:<20}# of one run; null: as many as the budget allows
+  max_local_steps: {policy[max_local_steps]:<15}# steps of one round
+  max_views: {policy[max_views]:<21}# random views of a patient in one step
+  max_seconds: {policy[max_seconds]:<19}# work on one request: refused where it would take longer, and stopped there
   allowed_code_sha256: {policy[allowed_code_sha256]:<11}# versions that may answer; []: any, deployed: none
   allow_without_privacy: {policy[allow_without_privacy]:<9}# true: also answer studies without noise
 """
@@ -69,9 +74,14 @@ class SitePolicy:
     max_epsilon: float = 8.0
     max_delta: float = 1e-3
     min_noise_multiplier: float = 0.3
+    max_noise_multiplier: float = 1000.0
+    min_sample_rate: float = 1.0
     max_grad_norm: float = 10.0
     min_patients: int = 5
     max_rounds: int | None = None
+    max_local_steps: int = 100
+    max_views: int = 64
+    max_seconds: float = 7200.0
     allowed_code_sha256: list[str] = field(default_factory=list)
     allow_without_privacy: bool = False
 
@@ -80,9 +90,15 @@ class SitePolicy:
         _check(0 < self.max_delta < 1, "policy.max_delta", "in (0, 1)", self.max_delta)
         _check(0 < self.min_noise_multiplier < math.inf, "policy.min_noise_multiplier", "> 0 and finite",
                self.min_noise_multiplier)  # fmt: skip
+        _check(self.min_noise_multiplier <= self.max_noise_multiplier < math.inf, "policy.max_noise_multiplier",
+               ">= policy.min_noise_multiplier and finite", self.max_noise_multiplier)  # fmt: skip
+        _check(0 < self.min_sample_rate <= 1, "policy.min_sample_rate", "in (0, 1]", self.min_sample_rate)
         _check(0 < self.max_grad_norm < math.inf, "policy.max_grad_norm", "> 0 and finite", self.max_grad_norm)
         _check(self.min_patients >= 1, "policy.min_patients", ">= 1", self.min_patients)
         _check(self.max_rounds is None or self.max_rounds >= 1, "policy.max_rounds", ">= 1 or null", self.max_rounds)
+        _check(self.max_local_steps >= 1, "policy.max_local_steps", ">= 1", self.max_local_steps)
+        _check(self.max_views >= 1, "policy.max_views", ">= 1", self.max_views)
+        _check(0 < self.max_seconds < math.inf, "policy.max_seconds", "> 0 and finite", self.max_seconds)
         for sha256 in self.allowed_code_sha256:
             _check(SHA256.fullmatch(sha256) is not None, "policy.allowed_code_sha256",
                    "to hold what 'fedcmr-client code' prints, 64 hexadecimal digits", sha256)  # fmt: skip
@@ -113,9 +129,10 @@ class SiteSettings:
         check_vendors(self.vendors, self.nominal_patients)
         _check(self.nominal_patients >= self.policy.min_patients, "nominal_patients",
                f">= policy.min_patients ({self.policy.min_patients})", self.nominal_patients)  # fmt: skip
-        # With more than one patient's worth of delta, publishing a patient outright would count as private.
-        _check(self.policy.max_delta * self.nominal_patients <= 1, "policy.max_delta",
-               f"<= 1 / nominal_patients ({1 / self.nominal_patients:.3g})", self.policy.max_delta)  # fmt: skip
+        largest = largest_delta(self.nominal_patients)
+        _check(self.policy.max_delta <= largest, "policy.max_delta",
+               f"<= {MAX_DELTA_TIMES_PATIENTS:g} / nominal_patients ({largest:.3g})",
+               self.policy.max_delta)  # fmt: skip
         ledger = PurePath(os.path.normpath(self.ledger))
         witness = None if self.ledger_witness is None else PurePath(os.path.normpath(self.ledger_witness))
         _check(witness is None or ledger not in (witness, *witness.parents), "ledger_witness",
@@ -213,6 +230,7 @@ def refusal(
     clip: float,
     num_patients: int,
     server_round: int = 1,
+    num_views: int = 1,
 ) -> str | None:
     """The code with which a site refuses a request; None where its policy allows it.
 
@@ -221,7 +239,8 @@ def refusal(
     delta above the cap is refused too, before anything is spent: a study planned for it would run out of this site's
     budget half-way. Where the request is the stricter one, it is what counts: the budget is computed at its delta.
 
-    What the budget has left is the ledger's to say ("budget-exhausted").
+    What the budget has left is the ledger's to say ("budget-exhausted"), how long the work takes
+    `client.training.estimated_seconds`' ("time-above-cap").
 
     Args:
         policy: The site's own.
@@ -232,13 +251,22 @@ def refusal(
         num_patients: That the site could train on. This code is the one thing that depends on the patients and is not
             covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
         server_round: Of the run. A server can give a run a new name, so what binds in the end is the cap on epsilon.
+        num_views: Of a patient in one step.
     """
     if num_patients < policy.min_patients:
         return "too-few-patients"
+    if release.num_steps > policy.max_local_steps:
+        return "steps-above-cap"
+    if num_views > policy.max_views:
+        return "views-above-cap"
     if not private:
         return None if policy.allow_without_privacy else "privacy-off-not-allowed"
     if not release.noise_multiplier >= policy.min_noise_multiplier:
         return "noise-below-minimum"
+    if release.noise_multiplier > policy.max_noise_multiplier:
+        return "noise-above-cap"
+    if release.sample_rate < policy.min_sample_rate:
+        return "sample-rate-below-minimum"
     if not 0 < delta <= policy.max_delta:
         return "delta-above-cap"
     if not 0 < clip <= policy.max_grad_norm:

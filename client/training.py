@@ -7,8 +7,10 @@ https://arxiv.org/abs/2210.09929, noise multiplicity).
 
 import functools
 import hashlib
+import math
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,17 @@ from client.trainable import group_of, usable_cases
 from shared.appearance import CODE_NAMES, appearance_code
 from shared.case import INDEX_NAME
 from shared.checkpoint import Arrays
+from shared.config import Rung
 from shared.device import autocast, one_core_each
 from shared.diffusion import flow_matching_loss
 from shared.moments import two_looks
 from shared.networks.generator import Generator, Prior, load_prior
 from shared.privacy import os_generator, poisson_sample, private_mean_gradient
 from shared.records import Request
-from shared.views import augment, slice_pairs, with_heart
+from shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
+
+TIMED_VIEWS = 4
+"""Of the dummy patient whose gradient is timed; time grows with the views, and less than in proportion."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class LocalSteps:
         num_views: Random views averaged into one patient's gradient.
         seed: Of the views, together with the round, the step and the patient.
         server_round: The round.
+        max_seconds: For all of them together, from the site's policy: work that takes longer is given up.
     """
 
     num_steps: int
@@ -105,11 +112,15 @@ class LocalSteps:
     num_views: int
     seed: int
     server_round: int
+    max_seconds: float = math.inf
 
     @classmethod
-    def of(cls, request: Request) -> "LocalSteps":
+    def of(cls, request: Request, max_seconds: float = math.inf) -> "LocalSteps":
         """As a request asks for them."""
-        return cls(request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round)
+        return cls(
+            request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round,
+            max_seconds,
+        )  # fmt: skip
 
 
 def patient_of(
@@ -206,6 +217,7 @@ def fine_tune(
     mechanism: Mechanism,
     steps: LocalSteps,
     device: torch.device,
+    tell_failure: Callable[[], None] | None = None,
 ) -> Arrays:
     """Patient-level DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1) on a trainable part.
 
@@ -214,6 +226,11 @@ def fine_tune(
     batch, a public constant, and an empty batch takes its noise step. Without privacy no guarantee: no noise, and
     everything follows from the seed; the clip stays, because the learning rate is made for clipped gradients.
 
+    With privacy nothing but the sum depends on who is there. A patient whose gradient fails or is not finite counts as
+    the zero vector. A step computes `num_gradients` of them, of a dummy patient where a patient was not sampled or does
+    not exist, so that neither its time nor its memory tells how many there were: a patient's slices are drawn into a
+    fixed number of views. What the time still tells is whether the site has more patients than its public number.
+
     Args:
         generator: Left as it was.
         patients: All of the site's usable patients.
@@ -221,41 +238,115 @@ def fine_tune(
         mechanism: What makes a step private.
         steps: What a step does.
         device: Where the generator runs.
+        tell_failure: Called within the `except` of a patient's failure, so that the site's own people learn of it.
 
     Returns:
         What to add to each of `arrays`.
+
+    Raises:
+        TimeoutError: The steps took longer than `max_seconds`.
     """
     generator.to(device)
+    deadline = time.monotonic() + steps.max_seconds
     rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
     with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
         for step in range(steps.num_steps):
             sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
-            mean = _mean_gradient(generator, sampled, parameters, mechanism, steps, step, rng)
+            size = num_gradients(len(patients), mechanism)
+            mean = _mean_gradient(
+                generator, sampled, size, parameters, mechanism, steps, step, rng, deadline, tell_failure
+            )
             _descend(parameters, steps.learning_rate * mean)
         return {name: parameter.detach().cpu().numpy() - arrays[name] for name, parameter in parameters.items()}
+
+
+def num_gradients(num_patients: int, mechanism: Mechanism) -> int:
+    """Of one private step: the site's public number of patients, or its patients where they are more."""
+    return max(mechanism.nominal_patients, num_patients) if mechanism.private else 0
+
+
+def estimated_seconds(
+    generator: Generator, rung: Rung, nominal_patients: int, steps: LocalSteps, device: torch.device
+) -> float:
+    """How long `fine_tune` will take here, from work on dummy patients alone; measured once per process.
+
+    Args:
+        generator: Left as it was.
+        rung: Which part of it is trained.
+        nominal_patients: The site's public number, so that the answer to a request does not tell the real one.
+        steps: How many, and with how many views.
+        device: Where it will run.
+    """
+    num_views = min(steps.num_views, TIMED_VIEWS)
+    at_once = torch.get_num_threads() if device.type == "cpu" else 1
+    waves = math.ceil(nominal_patients / at_once)
+    seconds = _wave_seconds(generator, rung, num_views, at_once, device)
+    return steps.num_steps * waves * seconds * steps.num_views / num_views
+
+
+@functools.lru_cache(maxsize=8)
+def _wave_seconds(generator: Generator, rung: Rung, num_views: int, at_once: int, device: torch.device) -> float:
+    """Seconds for the gradients of so many dummy patients at once; the second time, for the first one warms up."""
+    generator.to(device)
+    values = {name: parameter.detach().clone() for name, parameter in generator.trainable(rung).items()}
+    elapsed_s = 0.0
+    with generator.holding(values) as parameters:
+        chosen = list(parameters.values())
+        for _ in range(2):
+            started = time.perf_counter()
+            list(one_core_each(lambda patient: patient_gradient(generator, patient, num_views, 0, chosen),
+                               [dummy_patient()] * at_once))  # fmt: skip
+            elapsed_s = time.perf_counter() - started
+    return elapsed_s
+
+
+def dummy_patient() -> Patient:
+    """Nobody: one empty slice, whose gradient takes as long as anybody's."""
+    images = torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE)
+    no_vendor = torch.zeros(1, dtype=torch.int64)
+    return Patient("", images, images.to(torch.uint8), torch.zeros(1, len(CODE_NAMES)), no_vendor)
 
 
 def _mean_gradient(
     generator: Generator,
     sampled: list[Patient],
+    size: int,
     parameters: Mapping[str, torch.nn.Parameter],
     mechanism: Mechanism,
     steps: LocalSteps,
     step: int,
     rng: np.random.Generator,
+    deadline: float,
+    tell_failure: Callable[[], None] | None,
 ) -> NDArray[np.float64]:
     """One step's mean over the sampled patients, clipped and noised where that is asked for; shape (D,)."""
     dimension = sum(parameter.numel() for parameter in parameters.values())
     chosen = list(parameters.values())
+    dummy = dummy_patient()
 
     def gradient(patient: Patient) -> NDArray[np.float64]:
         seed = view_seed(steps.seed, steps.server_round, step, patient.name)
-        return patient_gradient(generator, patient, steps.num_views, seed, chosen)
+        try:
+            return patient_gradient(generator, patient, steps.num_views, seed, chosen)
+        except Exception:
+            if not mechanism.private:
+                raise
+            if tell_failure is not None:
+                tell_failure()
+            return np.zeros(dimension)
 
-    gradients = one_core_each(gradient, sampled) if chosen[0].device.type == "cpu" else map(gradient, sampled)
+    def gradients() -> Iterator[NDArray[np.float64]]:
+        patients = sampled + [dummy] * (size - len(sampled))
+        results = one_core_each(gradient, patients) if chosen[0].device.type == "cpu" else map(gradient, patients)
+        for patient, result in zip(patients, results, strict=True):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Expected the work to take at most {steps.max_seconds:g} s.")
+            if patient is not dummy:
+                yield result
+
     expected_batch_size = mechanism.sample_rate * mechanism.nominal_patients
     return private_mean_gradient(
-        gradients,
+        gradients(),
         mechanism.max_norm,
         mechanism.noise_multiplier if mechanism.private else 0.0,
         dimension=dimension,

@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from server.noise_plan import plan_noise
 from shared.config import RUNGS, PrivacyConfig, Rung
 from shared.moments import NUM_LOOKS
-from shared.privacy import Release, plan_noise
+from shared.privacy import Release
 from shared.records import GRADIENTS, MOMENTS
 
 LEAST_SIGNAL: Mapping[Rung, float] = {"affine": 1.2, "low_rank": 0.3}

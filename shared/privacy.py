@@ -22,11 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
+from scipy.special import log_ndtr
 
 FloatArray = NDArray[np.float64]
 
 EPSILON_ERROR = 0.01  # the PRV accountant's numerical error; its answer is an upper bound that includes it
-MAX_GRID_POINTS = 2**22  # of the PRV accountant's convolution: a few hundred megabytes, about two seconds
+MAX_DELTA_TIMES_PATIENTS = 0.1
+"""Largest delta times the public number of patients. To publish one patient in full, drawn at random, is a mechanism of
+epsilon 0 and delta 1 / N: a delta of that size promises nothing, and one of a tenth of it little enough."""
+MAX_GRID_POINTS = 2**19  # of the PRV accountant's convolution: tens of megabytes, a tenth of a second a mechanism
+MAX_MECHANISMS = 4  # subsampled ones that are unlike each other; each takes up to one or two seconds
+MAX_SUBSAMPLED_NOISE = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,49 +56,42 @@ class Release:
         _check(self.num_steps >= 1 and self.num_steps == int(self.num_steps), "integer num_steps >= 1", self.num_steps)
 
 
-@dataclass(frozen=True)
-class NoisePlan:
-    """What one site will release over a whole run.
-
-    Attributes:
-        moments: One release of the appearance moments; every patient takes part.
-        gradients: All private gradient steps of the run.
-    """
-
-    moments: Release
-    gradients: Release
-
-
 def epsilon(releases: Sequence[Release], delta: float) -> tuple[float, str]:
     """The epsilon of all `releases` together at `delta`, and the accountant that found it.
 
-    Gopi et al. (2021), https://arxiv.org/abs/2106.02848 ("prv", an upper bound), or Renyi differential privacy,
-    Mironov (2017), https://arxiv.org/abs/1702.07476 ("rdp", looser) where the former fails.
+    Releases of everybody (sample rate 1) are together one Gaussian mechanism, whose curve is exact: `gaussian_epsilon`.
+    With subsampled ones: Gopi et al. (2021), https://arxiv.org/abs/2106.02848 ("prv", an upper bound), or Renyi
+    differential privacy, Mironov (2017), https://arxiv.org/abs/1702.07476 ("rdp", looser) where the former fails.
+
+    The work is bounded. A subsampled mechanism beyond the `MAX_MECHANISMS` costliest, or with more noise than
+    `MAX_SUBSAMPLED_NOISE`, where the accountants' series converge slowly and there is next to nothing to gain, counts
+    as one of everybody, which costs more privacy and no time.
 
     Guarantees:
-        An upper bound for add/remove-one-patient neighbours, for releases that may be chosen one after another in the
-        light of what was published before, as long as their parameters do not depend on the patients.
-
-    Releases of everybody (sample rate 1) are first joined into the one Gaussian mechanism that they are together, an
-    exact step (Dong et al. 2019, https://arxiv.org/abs/1905.02383, Corollary 3.3): every study at a site brings noise
-    multipliers of its own, and the accountant's time grows with their number.
+        An upper bound for add/remove-one-patient neighbours. With a sample rate below 1 it holds for releases whose
+        noise, rate and number were fixed in advance, not for parameters that were chosen in the light of what was
+        published before: what a site spends is `shared.privacy_filter`'s to say.
 
     Returns:
-        (epsilon, "prv" or "rdp"); 0 without releases, infinity where one of them had no noise.
+        (epsilon, "gaussian", "prv" or "rdp"); 0 without releases, infinity where one of them had no noise.
     """
     _check(0 < delta < 1, "delta in (0, 1)", delta)
-    if not releases:
-        return 0.0, "prv"
     if any(release.noise_multiplier == 0 for release in releases):
-        return math.inf, "rdp"
+        return math.inf, "gaussian"
     steps: dict[tuple[float, float], int] = {}
     for release in releases:
         mechanism = (release.noise_multiplier, release.sample_rate)
         steps[mechanism] = steps.get(mechanism, 0) + release.num_steps
-    history = [(*mechanism, num_steps) for mechanism, num_steps in sorted(steps.items()) if mechanism[1] < 1]
-    full_batch = [math.sqrt(num_steps) / noise for (noise, rate), num_steps in sorted(steps.items()) if rate == 1]
-    if full_batch:
-        history.append((1 / math.hypot(*full_batch), 1.0, 1))
+    subsampled = [(*mechanism, num_steps) for mechanism, num_steps in sorted(steps.items())
+                  if mechanism[1] < 1 and mechanism[0] <= MAX_SUBSAMPLED_NOISE]  # fmt: skip
+    subsampled = sorted(subsampled, key=lambda item: item[2] / item[0] / item[0], reverse=True)[:MAX_MECHANISMS]
+    taken = {item[:2] for item in subsampled}
+    full_batch = [math.sqrt(num_steps) / noise for (noise, rate), num_steps in sorted(steps.items())
+                  if (noise, rate) not in taken]  # fmt: skip
+    mu = math.hypot(*full_batch)
+    if not subsampled:
+        return gaussian_epsilon(mu**2 if mu < 1e150 else math.inf, delta), "gaussian"
+    history = subsampled + ([(1 / mu, 1.0, 1)] if mu > 0 else [])
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # log(0) at q = 1 and "largest alpha" notes: both are handled below
         rdp = _rdp_epsilon(history, delta)
@@ -100,46 +99,38 @@ def epsilon(releases: Sequence[Release], delta: float) -> tuple[float, str]:
     return (prv, "prv") if 0 < prv <= rdp else (rdp, "rdp")  # NaN compares false
 
 
-def plan_noise(target_epsilon: float, target_delta: float, sample_rate: float, num_gradient_steps: int,
-               moments_share: float) -> NoisePlan:  # fmt: skip
-    """The least noise with which the moments and all gradient steps together stay within the target.
+def gaussian_epsilon(mu_squared: float, delta: float) -> float:
+    """The exact epsilon at `delta` of Gaussian mechanisms of everybody whose squares of mu sum to `mu_squared`.
 
-    The budget is divided as in Gaussian differential privacy, where the squares of mu add up: Dong et al. (2019),
-    https://arxiv.org/abs/1905.02383, Corollary 3.3, with sqrt(T) q / sigma for T subsampled steps. The composition
-    itself is left to `epsilon`, so that the answer holds whatever that approximation is worth.
-
-    Args:
-        target_epsilon: Of the whole run at one site, > 0.
-        target_delta: In (0, 1).
-        sample_rate: Of the gradient steps; in (0, 1].
-        num_gradient_steps: Over all rounds.
-        moments_share: Part of mu squared that goes to the moments, in (0, 1).
+    One step with noise multiplier s has mu = 1 / s (Dong et al. 2019, https://arxiv.org/abs/1905.02383, Corollary 3.3,
+    for the sum). The curve is Theorem 8 of Balle & Wang (2018), https://arxiv.org/abs/1805.06530, solved to the last
+    digits and rounded up.
     """
-    _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
-    _check(0 < sample_rate <= 1, "sample_rate in (0, 1]", sample_rate)
-    _check(num_gradient_steps >= 1, "num_gradient_steps >= 1", num_gradient_steps)
-    _check(0 < moments_share < 1, "moments_share in (0, 1)", moments_share)
+    _check(0 < delta < 1, "delta in (0, 1)", delta)
+    _check(mu_squared >= 0, "mu_squared >= 0", mu_squared)
+    mu = math.sqrt(mu_squared)
+    if mu == 0:
+        return 0.0
 
-    def plan(noise_multiplier: float) -> NoisePlan:
-        mu_squared = num_gradient_steps * (sample_rate / noise_multiplier) ** 2
-        moments = math.sqrt((1 - moments_share) / moments_share / mu_squared)
-        return NoisePlan(Release(moments, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
+    def excess(value: float) -> float:
+        """Logarithm of the curve at epsilon = `value`, less that of `delta`."""
+        first, second = log_ndtr(mu / 2 - value / mu), log_ndtr(-mu / 2 - value / mu)
+        difference = -math.expm1(min(value + float(second - first), 0.0))
+        return float(first) + (math.log(difference) if difference > 0 else -math.inf) - math.log(delta)
 
-    def excess(log_noise: float) -> float:
-        planned = plan(math.exp(log_noise))
-        return epsilon([planned.moments, planned.gradients], target_delta)[0] / target_epsilon - 0.9975
+    upper = mu_squared / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # the tail bound of the normal distribution
+    if not math.isfinite(upper):
+        return math.inf
+    if excess(0.0) <= 0:
+        return 0.0
+    while excess(upper) > 0:  # by rounding alone
+        upper *= 1 + 1e-9
+    return float(brentq(excess, 0.0, upper, xtol=1e-12 * upper, rtol=1e-12)) * (1 + 1e-11)
 
-    upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - moments_share)))  # mu = 1
-    while excess(upper) > 0:
-        upper += 1
-        _check(upper < 14, "a target_epsilon that some noise can meet", target_epsilon)
-    lower = upper - 1
-    while excess(lower) <= 0:
-        upper, lower = lower, lower - 1
-    log_noise = brentq(excess, lower, upper, xtol=5e-4)
-    while excess(log_noise) > 0.0025:  # the accountant may change hands, and jump, at the root
-        log_noise += 5e-4
-    return plan(math.exp(log_noise))
+
+def largest_delta(nominal_patients: int) -> float:
+    """The largest delta that a site of this public size may agree to."""
+    return MAX_DELTA_TIMES_PATIENTS / nominal_patients
 
 
 def os_generator() -> np.random.Generator:

@@ -31,9 +31,11 @@ OK, INTERNAL_ERROR = "ok", "internal-error"
 UNCHARGED_CODES = frozenset({
     "bad-request", "prior-mismatch", "settings-unreadable", "ledger-corrupt", "data-unreadable", "too-few-patients",
     "noise-below-minimum", "delta-above-cap", "clip-above-cap", "budget-exhausted", "privacy-off-not-allowed",
-    "code-not-allowed", "rounds-exhausted", "facts-differ",
+    "code-not-allowed", "rounds-exhausted", "facts-differ", "sample-rate-below-minimum", "noise-above-cap",
+    "steps-above-cap", "views-above-cap", "time-above-cap",
 })  # fmt: skip
-"""Answers that a site gives before its ledger is charged."""
+"""Answers that a site gives before its ledger is charged. `INTERNAL_ERROR` may follow a charge, and is its answer then,
+for ever."""
 CODES = UNCHARGED_CODES | {OK, INTERNAL_ERROR}
 
 UNKNOWN_SITE = "unknown"

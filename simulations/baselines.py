@@ -85,6 +85,7 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
             site.policy,
             max_epsilon=privacy.target_epsilon,
             max_delta=privacy.target_delta,
+            min_sample_rate=privacy.sample_rate,
             allow_without_privacy=not privacy.enabled,
         )
         data = os.path.relpath(site.data_path, folder)

@@ -94,6 +94,7 @@ def _prepare(run: RunFolder, config: Config) -> None:
         policy = SitePolicy(
             max_epsilon=config.privacy.target_epsilon,
             max_delta=config.privacy.target_delta,
+            min_sample_rate=config.privacy.sample_rate,
             min_patients=2,
             allow_without_privacy=not config.privacy.enabled,
         )

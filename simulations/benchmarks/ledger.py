@@ -31,6 +31,7 @@ from shared.checkpoint import write_atomically
 from shared.config import load
 from shared.errors import run_command
 from shared.privacy import Release
+from shared.privacy_filter import PrivacyFilter
 from shared.records import GRADIENTS, MOMENTS
 from shared.version import add_version
 
@@ -103,8 +104,8 @@ def answer_round(folder: Path, run_id: str, server_round: int, release: Release)
             dataset = dataset_of(site.data_path)
             refused = refusal(site.policy, private=True, release=release, delta=1e-3, clip=1.0, num_patients=40)
             assert refused is None and code
-        accountant = _timing(clock, "accountant", client_ledger.epsilon)
-        with _timed(clock, "ledger"), mock.patch.object(client_ledger, "epsilon", accountant):
+        accountant = _timing(clock, "accountant", PrivacyFilter.epsilon)
+        with _timed(clock, "ledger"), mock.patch.object(PrivacyFilter, "epsilon", accountant):
             ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
             key = (run_id, server_round)
             assert ledger.cached_reply(*key, release) is None

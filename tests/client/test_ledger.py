@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from client import ledger as client_ledger
+from client.chain import Chain
 from client.ingest import prepare
 from client.ledger import (
     LEDGER_NAME,
@@ -15,10 +17,13 @@ from client.ledger import (
     BudgetExhausted,
     Ledger,
     LedgerError,
+    WorkFailed,
     dataset_of,
+    default_witness,
 )
 from shared.errors import UserError
 from shared.privacy import Release, epsilon
+from shared.privacy_filter import PrivacyFilter, renyi_order
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +47,7 @@ def test_spending_adds_up_over_rounds_runs_and_restarts_and_never_falls(folder):
         spent.append(Ledger(folder).spent(DELTA))
     assert Ledger(folder).releases() == releases
     assert spent == sorted(spent)
-    assert spent[-1] == epsilon(releases, DELTA)[0]
+    assert spent[-1] == pytest.approx(PrivacyFilter().of(releases, DELTA)[0])
 
 
 def test_the_cap_is_never_exceeded_and_a_refusal_costs_nothing(folder):
@@ -81,10 +86,30 @@ def test_a_release_without_noise_costs_everything(folder):
 # Repeated messages
 
 
-def test_a_round_that_was_interrupted_before_its_commit_is_charged_once(folder):
+def test_a_charge_whose_process_died_before_its_commit_has_failed_for_ever(folder):
+    """It is not trained again: whether it died may have been for a patient's sake."""
+    Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
     for _ in range(3):
-        Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
+        with pytest.raises(WorkFailed) as caught:
+            Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
+        assert caught.value.code == "internal-error"
     assert Ledger(folder).releases() == [RELEASE]
+    assert [charge["failure"] for charge in Ledger(folder).charges()] == ["internal-error"]
+    assert [json.loads(line)["kind"] for line in lines_of(folder)] == ["open", "charge", "failure"]
+
+
+def test_work_that_failed_is_noted_and_cannot_be_committed(folder):
+    ledger = Ledger(folder)
+    ledger.reserve("run", 1, RELEASE, DELTA, 100)
+    ledger.fail("run", 1)
+    for finish in (lambda: ledger.commit("run", 1, b"update"), lambda: ledger.fail("run", 1)):
+        with pytest.raises(ValueError, match="without a reply"):
+            finish()
+    with pytest.raises(WorkFailed):
+        ledger.reserve("run", 1, RELEASE, DELTA, 100)
+    charge(folder, 2)
+    assert Ledger(folder).cached_reply("run", 1) is None
+    assert Ledger(folder).releases() == [RELEASE, RELEASE], "and stays charged"
 
 
 def test_a_committed_round_answers_with_the_same_bytes(folder):
@@ -116,20 +141,10 @@ def test_a_reply_belongs_to_the_charge_it_was_trained_under(folder):
     first.reserve("run", 1, RELEASE, DELTA, 100)
     second.reserve("run", 1, noisy, DELTA, 100)
     first.commit("run", 1, b"costly")  # must not be booked on the cheap charge
-    Ledger(folder).reserve("run", 1, noisy, DELTA, 100)
+    second.commit("run", 1, b"cheap")
     assert Ledger(folder).cached_reply("run", 1, RELEASE) == b"costly"
-    Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
-    assert Ledger(folder).releases() == [RELEASE, noisy, RELEASE]
-
-
-def test_of_two_processes_with_the_same_message_only_one_commits(folder):
-    first, second = Ledger(folder), Ledger(folder)
-    first.reserve("run", 1, RELEASE, DELTA, 100)
-    second.reserve("run", 1, RELEASE, DELTA, 100)
-    first.commit("run", 1, b"first")
-    with pytest.raises(ValueError, match="without a reply"):
-        second.commit("run", 1, b"second")
-    assert Ledger(folder).cached_reply("run", 1) == b"first"
+    assert Ledger(folder).cached_reply("run", 1, noisy) == b"cheap"
+    assert Ledger(folder).releases() == [RELEASE, noisy]
 
 
 def test_a_commit_without_a_charge_is_refused(folder):
@@ -219,6 +234,64 @@ def test_every_change_of_the_policy_is_noted_before_the_charge_it_allows(folder)
     kinds = [(json.loads(line)["kind"], json.loads(line).get("policy")) for line in lines_of(folder)]
     assert kinds == [("open", {"max_epsilon": 4.0}), ("charge", None), ("charge", None),
                      ("policy", {"max_epsilon": 50.0}), ("charge", None)]  # fmt: skip
+
+
+# What it costs
+
+
+def test_a_ledger_of_the_format_before_goes_on_with_all_it_has_spent(folder):
+    """Its lines hold no costs and no filter: the releases tell them."""
+    policy = {"max_epsilon": 8.0, "max_delta": DELTA, "min_sample_rate": 1.0}
+    old = [Release(4.0, 1.0, 2), Release(3.0, 0.5, 3)]
+    ledger = Ledger(folder, policy=policy)
+    for number, release in enumerate(old, start=1):
+        ledger.reserve("run", number, release, DELTA, 8)
+    new_keys = ("mu_squared", "renyi", "order", "carried")
+    entries = [json.loads(line) for line in lines_of(folder)]
+    entries = [{k: v for k, v in entry.items() if k not in new_keys} for entry in entries if entry["kind"] != "policy"]
+    entries[0]["format"], entries[0]["policy"] = 2, {"max_epsilon": 8.0, "max_delta": DELTA}
+    shutil.rmtree(folder)
+    default_witness(folder).unlink()
+    chain = Chain(folder / LEDGER_NAME, default_witness(folder))
+    with chain.locked() as lines:
+        for entry in entries:
+            chain.append(lines, {key: value for key, value in entry.items() if key != "previous"})
+
+    renyi = PrivacyFilter(renyi_order(8.0, DELTA))
+    assert Ledger(folder).releases() == old
+    assert Ledger(folder).spent(DELTA) == pytest.approx(renyi.of(old, DELTA)[0])
+    Ledger(folder, policy=policy).reserve("run", 3, old[0], DELTA, 8)
+    assert Ledger(folder).spent(DELTA) == pytest.approx(renyi.of([*old, old[0]], DELTA)[0])
+    assert Ledger(folder).account(DELTA)[1] == renyi.accountant, "what was sampled once is still counted as it was"
+
+
+def test_the_filter_is_noted_before_the_first_charge_and_again_when_the_policy_changes(folder):
+    strict = {"max_epsilon": 8.0, "max_delta": DELTA, "min_sample_rate": 1.0}
+    loose = strict | {"min_sample_rate": 0.1}
+    smaller = loose | {"max_epsilon": 1.0}
+    for number, policy in enumerate((strict, strict, loose, smaller), start=1):
+        Ledger(folder, policy=policy).reserve("run", number, Release(30.0, 1.0, 1), DELTA, 8)
+    noted = [entry for entry in map(json.loads, lines_of(folder)) if "order" in entry]
+    orders = [None, renyi_order(8.0, DELTA), renyi_order(1.0, DELTA)]
+    assert [entry["order"] for entry in noted] == orders and orders[1] != orders[2]
+    carried = [number * order / 2 / 30**2 for number, order in ((2, orders[1]), (3, orders[2]))]
+    assert [entry["carried"] for entry in noted] == pytest.approx([0, *carried])
+    costs = [(entry["mu_squared"], entry["renyi"]) for entry in map(json.loads, lines_of(folder)) if "renyi" in entry]
+    assert costs[0] == costs[1] == (pytest.approx(1 / 900), None)
+    assert costs[2] == pytest.approx((1 / 900, orders[1] / 1800))
+
+
+def test_a_charge_only_adds_up_what_earlier_ones_cost(folder, monkeypatch):
+    """However many and whatever they are, the accountant is asked about the new one alone: no request is made slow."""
+    policy = {"max_epsilon": 8.0, "max_delta": DELTA, "min_sample_rate": 0.1}
+    for number in range(1, 13):
+        Ledger(folder, policy=policy).reserve("run", number, Release(500.0 + number, 0.5, 1), DELTA, 8)
+    asked = []
+    cost = PrivacyFilter.cost
+    monkeypatch.setattr(PrivacyFilter, "cost", lambda self, release: asked.append(release) or cost(self, release))
+    Ledger(folder, policy=policy).reserve("run", 13, RELEASE, DELTA, 8)
+    Ledger(folder).spent(DELTA)
+    assert asked == [RELEASE]
 
 
 # The clock

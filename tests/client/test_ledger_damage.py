@@ -1,5 +1,6 @@
 """A ledger that was damaged, taken back, repaired, or interrupted in the middle of a write."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, default_witness
+from client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, WorkFailed, default_witness
 from shared.privacy import epsilon
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
 
@@ -215,7 +216,8 @@ def test_on_a_full_disk_nothing_may_be_trained_and_no_charge_is_lost(folder, mon
         Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
     monkeypatch.undo()
     assert Ledger(folder).spent(DELTA) in (0, epsilon([RELEASE], DELTA)[0])
-    Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
+    with contextlib.suppress(WorkFailed):  # the charge may be there already; nothing was trained under it
+        Ledger(folder).reserve("run", 1, RELEASE, DELTA, 100)
     assert Ledger(folder).releases() == [RELEASE]
     lines = (folder / LEDGER_NAME).read_bytes().splitlines(keepends=True)
     (folder / LEDGER_NAME).write_bytes(b"".join(lines[:-1]))
@@ -304,5 +306,6 @@ def test_a_disk_that_fills_up_at_any_byte_loses_no_charge_and_allows_no_training
             assert Ledger(folder).releases() == [RELEASE]
         assert (Ledger(folder).cached_reply("run", 1) == bytes(500)) == (outcome == "committed")
         if outcome != "committed":
-            charge(folder, 1)
+            with contextlib.suppress(WorkFailed):  # the charge may be there, without anything that was trained
+                charge(folder, 1)
         assert Ledger(folder).releases() == [RELEASE]
