@@ -13,6 +13,7 @@ beginning of one, which nobody was told of.
 It cannot notice that both copies were changed alike, taken back to the same older state, or removed.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,7 @@ from typing import Any
 
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
+from shared.permissions import private_folder, private_opener
 
 LOCK_NAME = "lock"
 FIRST_HASH = "0" * 64
@@ -124,20 +126,24 @@ class Chain:
         folder = self.path.parent
         try:
             if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                private_folder(folder)
                 _sync_folder(folder.parent)
             if not self.witness.parent.is_dir():
                 raise LedgerError(
                     f"{self.witness.parent}: expected the folder of the ledger's second copy, got none; mount or make "
                     "it, or mend 'ledger_witness' in site.yaml"
                 )
+            if _is_same(self.path, self.witness) or self.witness.resolve().is_relative_to(folder.resolve()):
+                raise LedgerError(
+                    f"{self.witness}: expected a copy of its own outside the ledger's folder, got {self.path.name} "
+                    "once more or a link to it; remove the link, then 'fedcmr-client budget --repair'"
+                )
             for path in (folder, self.path, self.witness.parent, self.witness):
                 mode = path.stat().st_mode if path.exists() else 0
                 # In a sticky folder, such as a shared disk's top, nobody can remove what is another's.
                 if mode & stat.S_IWOTH and not (path == self.witness.parent and mode & stat.S_ISVTX):
                     raise LedgerError(f"{path}: expected that others cannot write it; mend with 'chmod o-w {path}'")
-            with (folder / LOCK_NAME).open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _locked_folder(folder), _locked_file(folder / LOCK_NAME):
                 yield
         except OSError as error:
             raise LedgerError(f"{folder}: expected a ledger that can be read and written, got {error}") from error
@@ -183,6 +189,44 @@ class Chain:
             f"{self.path}: expected the ledger as it was last written, but {what}, so what this site has spent is "
             "unknown; restore both as of the site's last run, or see 'fedcmr-client budget --help' for --repair"
         )
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two names lead to one file, by a link of either kind."""
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """A lock on the folder itself, which nobody can delete while a ledger is in it.
+
+    Some network file systems lock files that are open for writing and nothing else: there the lock file alone counts.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked_file(path: Path) -> Iterator[None]:
+    """A lock on the file that has this name when the lock is held: one that was deleted meanwhile locks nothing."""
+    while True:
+        with open(path, "a", opener=private_opener) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_open_as(file.fileno(), path):
+                yield
+                return
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _parse_or_none(content: bytes) -> Lines | None:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -102,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--repair", action="store_true",
                      help="mend a lost or damaged copy of the ledger from the other, or accept a clock that was set "
                      "back; is noted in the ledger and lowers nothing that either copy says was spent")  # fmt: skip
+    sub.add_argument("--compare", type=Path, metavar="REPORT.json", help="compare with what the coordinator of a study "
+                     "says this site has released; exits with 2 where the ledger has forgotten some of it")  # fmt: skip
     sub.set_defaults(command=_budget)
 
     sub = commands.add_parser("code", help="print the SHA-256 of the installed code, for policy.allowed_code_sha256")
@@ -118,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
                      "sums over patients")  # fmt: skip
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
     sub.add_argument("--max-delta", type=float, help="cap on delta; below 1 / patients")
+    sub.add_argument("--ledger-witness", metavar="FILE", help="of the ledger's second copy, on another disk; its "
+                     "folder must be there when the site joins")  # fmt: skip
+    sub.add_argument("--ledger-same-disk", action="store_true", help="keep both copies on one disk all the same: a "
+                     "restored backup of it then forgets what was spent, and nothing at the site notices")  # fmt: skip
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="of a study between institutions: also makes the "
                      "site's key, and allows the code that is installed here and no other")  # fmt: skip
     sub.add_argument("--authority", type=Path, metavar="ca.crt", help="the coordinator's certificate authority; copied")
@@ -205,10 +212,17 @@ def _budget(options: argparse.Namespace) -> None:
     """Print what the ledger has charged."""
     # Imported here: the accountant takes seconds to load, and no other command needs it.
     from client.budget import open_ledger, print_budget, read_budget
+    from client.compare import compare, describe
+    from client.compare import complain as complain_of
 
     settings, ledger = open_ledger(options.site)
     if options.repair:
         ledger.repair()
+    if options.compare is not None:
+        found = compare(settings.name, ledger, options.compare)
+        print(json.dumps(asdict(found), indent=2) if options.json else "\n".join(describe(found)))
+        complain_of(found, ledger)
+        return
     budget = read_budget(settings, ledger)
     if options.json:
         print(json.dumps(budget, indent=2, allow_nan=False))
@@ -242,6 +256,7 @@ def _init(options: argparse.Namespace) -> None:
     authority = copy_authority(options.authority, options.site) if deployed else None
     vendors = parse_vendors(options.vendor, options.nominal_patients)
     settings = SiteSettings(options.name, vendors, options.nominal_patients, coordinator=options.coordinator,
+                            ledger_witness=options.ledger_witness, ledger_same_disk=options.ledger_same_disk,
                             authority=authority, policy=policy)  # fmt: skip
     path = write_site(options.site, settings)
     console.print(f"wrote {path}: read its comments before the site takes part", soft_wrap=True)

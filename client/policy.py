@@ -37,6 +37,7 @@ nominal_patients: {nominal_patients:<16}# the same of all patients, one with sca
 data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
 ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
 ledger_witness: {ledger_witness:<18}# file with the ledger's second copy, best on another disk; null: beside the ledger
+ledger_same_disk: {ledger_same_disk:<16}# true: both copies on one disk; its restored backup forgets what was spent
 prior: {prior:<27}# the public prior (.safetensors); null: the one that ships with the project
 coordinator: {coordinator:<21}# HOST:PORT that 'fedcmr-client join' calls; null: the site takes part in no deployment
 authority: {authority:<23}# the coordinator's ca.crt, by which the server is known
@@ -118,6 +119,7 @@ class SiteSettings:
     data: str = "train"
     ledger: str = "ledger"
     ledger_witness: str | None = None
+    ledger_same_disk: bool = False
     prior: str | None = None
     coordinator: str | None = None
     authority: str | None = None

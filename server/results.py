@@ -42,7 +42,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     report = {
         "study": run.path.resolve().name,
         "simulated": config.hospitals.source == "phantom",
-        "privacy": privacy_spent(run),
+        "privacy": {**privacy_spent(run), **_releases(run)},
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
@@ -107,6 +107,13 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
         "epsilon": max(spent, default=None),
         "sites": sites,
     }
+
+
+def _releases(run: RunFolder) -> dict[str, Any]:
+    """What a site compares its ledger with, by 'fedcmr-client budget SITE --compare report.json'."""
+    _, metadata = checkpoint.load(run.path / "generator.safetensors")
+    releases = {name: site["releases"] for name, site in metadata["sites"].items()}
+    return {"run_id": metadata["run_id"], "releases": releases if metadata["private"] else None}
 
 
 def timing(run: RunFolder) -> dict[str, Any]:

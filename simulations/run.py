@@ -101,7 +101,15 @@ def _prepare(run: RunFolder, config: Config) -> None:
         data = os.path.relpath(site.train, run.path / "sites" / site.name)
         write_site(
             run.path / "sites" / site.name,
-            SiteSettings(site.name, site.vendors, site.nominal_patients, data=data, prior=config.prior, policy=policy),
+            SiteSettings(
+                site.name,
+                site.vendors,
+                site.nominal_patients,
+                data=data,
+                ledger_same_disk=True,
+                prior=config.prior,
+                policy=policy,
+            ),
         )
     facts = {
         site.name: {

@@ -64,7 +64,7 @@ def test_an_earlier_versions_file_becomes_private_when_it_is_written_again(tmp_p
 
 def test_a_sites_folder_is_its_accounts_alone(tmp_path, umask):
     site = tmp_path / "site"
-    write_site(site, SiteSettings("north", "GE", 40))
+    write_site(site, SiteSettings("north", {"GE": 40}, 40))
     metadata = Metadata(1, "m", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")
     content = RecordDict({"config": ConfigRecord({"x": 1})})
     answer(Message(content, metadata=metadata), {"site": str(site), "device": "cpu"}, {})

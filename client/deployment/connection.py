@@ -1,6 +1,7 @@
 """Whether a site can take part: settings, data, key, code, disk, and the way to the coordinator, each with its mend."""
 
 import datetime
+import json
 import shlex
 import shutil
 import socket
@@ -15,7 +16,7 @@ from cryptography import x509
 
 from client.code_hash import code_sha256
 from client.deployment.node_key import checked_node_key
-from client.ledger import default_witness
+from client.ledger import LEDGER_NAME, dataset_of, default_witness
 from client.policy import SITE_FILE, SiteSettings
 from shared.case import read_index
 from shared.errors import UserError
@@ -27,6 +28,7 @@ AHEAD_S, BEHIND_S = 6.0, 240.0
 whole seconds."""
 MIN_FREE_BYTES = 2 * 2**30
 WARN_DAYS = 30
+MAX_LINE_BYTES = 1 << 16
 EXPIRED = 10
 """X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
@@ -49,7 +51,7 @@ class Finding:
 def examine(site: SiteSettings) -> list[Finding]:
     """Look at everything; nothing is changed, and nothing but a TLS handshake leaves the site."""
     steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
-        ("cases", _cases), ("permissions", _permissions),
+        ("cases", _cases), ("permissions", _permissions), ("ledger", _ledger),
         ("key", lambda site: str(checked_node_key(site.folder))), ("code", _code), ("disk", _disk),
         ("coordinator", _coordinator), ("certificate", _certificate), ("clock", _clock),
     ]  # fmt: skip
@@ -131,6 +133,50 @@ def _permissions(site: SiteSettings) -> str:
         raise UserError(f"other accounts may use {number} files or folders about patients: mend with 'chmod -R go= "
                         f"{shlex.join(map(str, wide))}'")  # fmt: skip
     return "the site's folder, cases and ledger are this account's alone"
+
+
+def _ledger(site: SiteSettings) -> str:
+    """Whether the ledger's two copies can be lost, or taken back to an earlier state, apart from each other."""
+    ledger, witness = site.ledger_path, witness_of(site)
+    stray = _other_ledgers(site)
+    if stray:
+        raise UserError(f"{stray[0]} has charged releases of these patients, and is not the ledger that site.yaml "
+                        "names: put it back, or name it as 'ledger'; what it has charged is spent")  # fmt: skip
+    if not witness.parent.is_dir():
+        raise UserError(f"{witness.parent}: expected the folder of 'ledger_witness', got none; mount or make it")
+    if site.ledger_same_disk:
+        return "both copies may be on one disk (ledger_same_disk): a restored backup of it forgets what was spent"
+    mend = ("name a file on another disk as 'ledger_witness' in site.yaml or, where no backup of that disk is ever put "
+            "back, set ledger_same_disk: true")  # fmt: skip
+    if witness.resolve().is_relative_to(site.folder.resolve()):
+        raise UserError(f"the ledger's second copy {witness} lies in the site's own folder, and is restored with it: "
+                        f"{mend}")  # fmt: skip
+    if _nearest(ledger).stat().st_dev == witness.parent.stat().st_dev:
+        raise UserError(f"the ledger {ledger} and its second copy {witness} are on one file system, which is restored "
+                        f"as a whole: {mend}")  # fmt: skip
+    return f"its second copy is on another file system, {witness}"
+
+
+def _other_ledgers(site: SiteSettings) -> list[Path]:
+    """Files in the site's folder that a ledger over the same data set has written, and that site.yaml does not name."""
+    known = {site.ledger_path / LEDGER_NAME, witness_of(site)}
+    found = [*site.folder.glob(f"*/{LEDGER_NAME}"), *site.folder.glob("*.witness")]
+    dataset = dataset_of(site.data_path)
+    return [path for path in sorted(found) if path not in known and _dataset_in(path) == dataset]
+
+
+def _dataset_in(path: Path) -> str | None:
+    """The data set that a ledger was opened for, by its first line."""
+    try:
+        with path.open("rb") as file:
+            return str(json.loads(file.readline(MAX_LINE_BYTES))["dataset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there: a ledger is made on first use."""
+    return folder if folder.exists() else _nearest(folder.parent)
 
 
 def _code(site: SiteSettings) -> str:

@@ -87,7 +87,7 @@ def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
         facts = StudySite({"GE": NUM_PATIENTS}, NUM_PATIENTS)
         settings = SiteSettings(
             site.name, facts.vendors, facts.nominal_patients, data=str(cases), coordinator=coordinator.superlink,
-            authority=str(coordinator.ca), policy=policy,
+            authority=str(coordinator.ca), ledger_same_disk=True, policy=policy,
         )  # fmt: skip
         write_site(site, settings)
         key = make_node_key(site).read_text(encoding="utf-8")

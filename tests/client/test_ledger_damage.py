@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from client import chain
 from client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, WorkFailed, default_witness
 from shared.privacy import epsilon
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
@@ -309,3 +312,71 @@ def test_a_disk_that_fills_up_at_any_byte_loses_no_charge_and_allows_no_training
             with contextlib.suppress(WorkFailed):  # the charge may be there, without anything that was trained
                 charge(folder, 1)
         assert Ledger(folder).releases() == [RELEASE]
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "into the folder"])
+def test_a_second_copy_that_is_the_first_one_is_refused(used, link):
+    """It would agree with the ledger whatever became of it."""
+    copy = witness_of(used)
+    content = copy.read_bytes()
+    copy.unlink()
+    if link == "hard":
+        copy.hardlink_to(used / LEDGER_NAME)
+    elif link == "symbolic":
+        copy.symlink_to(used / LEDGER_NAME)
+    else:
+        (used / "copy").write_bytes(content)
+        copy.symlink_to(used / "copy")
+    assert_refused(used, "a copy of its own")
+    copy.unlink()
+    copy.write_bytes(content)
+    assert len(Ledger(used).releases()) == 2
+
+
+def hold(folder, inside, go_on):
+    with Ledger(folder)._chain.locked():
+        inside.set()
+        go_on.wait(30)
+
+
+def test_a_lock_file_that_is_deleted_lets_nobody_in(used):
+    """Whoever makes it anew waits for the one that holds the ledger all the same."""
+    inside, go_on = threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold, args=(used, inside, go_on))
+    holder.start()
+    assert inside.wait(30)
+    (used / "lock").unlink()
+    written = threading.Event()
+    other = threading.Thread(target=lambda: (Ledger(used).reserve("run", 3, RELEASE, DELTA, 100), written.set()))
+    other.start()
+    assert not written.wait(0.5), "it wrote while the lock was held"
+    go_on.set()
+    other.join(30)
+    holder.join(30)
+    assert written.is_set() and len(Ledger(used).releases()) == 3
+
+
+def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path):
+    """Two that waited for one file, deleted meanwhile, do not both get in: where folders cannot be locked."""
+    path = tmp_path / "lock"
+    first = chain._locked_file(path)
+    first.__enter__()
+    inside = threading.Event()
+
+    def wait():
+        with chain._locked_file(path):
+            assert chain._is_open_as(os.open(path, os.O_RDONLY), path)
+            inside.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.2)
+    path.unlink()
+    path.touch()
+    newest = chain._locked_file(path)
+    newest.__enter__()
+    first.__exit__(None, None, None)
+    assert not inside.wait(0.5), "it held a lock that nobody else can see"
+    newest.__exit__(None, None, None)
+    waiting.join(30)
+    assert inside.is_set()

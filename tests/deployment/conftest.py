@@ -101,7 +101,7 @@ def deployed(tmp_path_factory, tiny_prior):
         policy = SitePolicy(allowed_code_sha256=[code_sha256()])
         write_site(sites[name], SiteSettings(
             name, {vendor: NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior), coordinator=f"127.0.0.1:{port}",
-            authority=str(folder / "ca.crt"), policy=policy,
+            authority=str(folder / "ca.crt"), ledger_same_disk=True, policy=policy,
         ))  # fmt: skip
         public = make_node_key(sites[name])
         assert server("register", folder, public, "--name", name, "--vendor", vendor,

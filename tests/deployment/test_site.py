@@ -5,11 +5,13 @@ import shutil
 import ssl
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,8 +20,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from client.cli import main
 from client.code_hash import code_sha256
 from client.deployment.connection import examine
+from client.ledger import Ledger, dataset_of
 from client.policy import SitePolicy, load_site
 from server.deployment import authority
+from shared.privacy import Release
 from tests.deployment.conftest import change_site, free_port, server
 
 
@@ -71,7 +75,7 @@ def site(tmp_path, coordinator, write_cases):
     """A site's folder as the command makes it, with six cases."""
     folder = tmp_path / "site"
     assert main(["init", str(folder), "--name", "a", "--vendor", "GE", "--nominal-patients", "6", "--coordinator",
-                 "127.0.0.1:1", "--authority", str(coordinator / "ca.crt")]) == 0  # fmt: skip
+                 "127.0.0.1:1", "--authority", str(coordinator / "ca.crt"), "--ledger-same-disk"]) == 0  # fmt: skip
     write_cases(folder / "train", "GE", 6, seed=1)
     return folder
 
@@ -187,4 +191,54 @@ def test_what_other_accounts_may_use_is_named_with_its_mend(site, serve, name):
     found = troubles(site)
     assert list(found) == ["permissions"] and "chmod -R go= " in found["permissions"]
     subprocess.run(shlex.split(found["permissions"].split("'")[1]), check=True)
+    assert troubles(site) == {}
+
+
+@pytest.fixture
+def other_disk():
+    """A folder on another file system than the tests'."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_a_ledger_that_could_be_taken_back_as_a_whole_does_not_join(site, serve, tmp_path, other_disk):
+    """A backup of the disk, or of the site's folder, once took both copies back and nothing noticed."""
+    change_site(site, coordinator=f"127.0.0.1:{serve()}", ledger_same_disk=False)
+    assert list(troubles(site)) == ["ledger"] and "own folder" in troubles(site)["ledger"], (
+        "beside the ledger, as before"
+    )
+    change_site(site, ledger_witness="copy.jsonl")
+    assert "own folder" in troubles(site)["ledger"]
+    change_site(site, ledger_witness="../copy.jsonl")
+    assert "one file system" in troubles(site)["ledger"] and "ledger_same_disk: true" in troubles(site)["ledger"]
+    assert main(["join", str(site)]) == 2
+    (site / "disk").symlink_to(other_disk)
+    change_site(site, ledger_witness="disk/copy.jsonl")
+    assert troubles(site) == {}, "a link to another disk is another disk"
+    change_site(site, ledger_witness=str(other_disk / "copy.jsonl"))
+    assert troubles(site) == {}
+    change_site(site, ledger_witness=str(other_disk / "none" / "copy.jsonl"))
+    assert "mount" in troubles(site)["ledger"]
+    change_site(site, ledger_witness=None, ledger_same_disk=True)
+    texts = {found.name: found.text for found in examine(load_site(site))}
+    assert troubles(site) == {} and "forgets" in texts["ledger"], "what was chosen is said every time"
+
+
+@pytest.mark.parametrize("moved", ["ledger", "ledger.witness"])
+def test_a_ledger_that_was_moved_aside_is_noticed(site, serve, moved):
+    """A second ledger over the same patients starts at nothing spent."""
+    change_site(site, coordinator=f"127.0.0.1:{serve()}")
+    assert troubles(site) == {}
+    ledger = Ledger(site / "ledger", dataset=dataset_of(site / "train"))
+    ledger.reserve("run", 1, Release(4.0, 1.0, 1), 1e-3, 8)
+    assert troubles(site) == {}
+    (site / "ledger").rename(site / "old")
+    (site / "ledger.witness").rename(site / "old.witness")
+    shutil.rmtree(site / "old") if moved == "ledger.witness" else (site / "old.witness").unlink()
+    assert "old" in troubles(site)["ledger"] and "is spent" in troubles(site)["ledger"]
+
+
+def test_the_ledger_of_other_patients_is_no_trouble(site, serve):
+    change_site(site, coordinator=f"127.0.0.1:{serve()}")
+    Ledger(site / "earlier", dataset="of another key").reserve("run", 1, Release(4.0, 1.0, 1), 1e-3, 8)
     assert troubles(site) == {}

@@ -27,8 +27,14 @@ def finished_run(make_study, tiny_prior, write_cases):
     for vendor in ("GE", "Siemens"):
         arrays |= {f"code_mean/{vendor}": np.zeros(NUM_CODES, np.float32),
                    f"code_std/{vendor}": np.ones(NUM_CODES, np.float32)}  # fmt: skip
-    site = {"epsilon": 7.9, "accountant": "prv", "steps": 5, "refused": []}
-    metadata = {"prior_sha256": prior.sha256, "delta": 1e-3, "sites": {"a": site, "c": site}}
+    site = {"epsilon": 7.9, "accountant": "prv", "steps": 5, "refused": [], "releases": []}
+    metadata = {
+        "prior_sha256": prior.sha256,
+        "delta": 1e-3,
+        "sites": {"a": site, "c": site},
+        "run_id": "r",
+        "private": True,
+    }
     checkpoint.save(run.path / "generator.safetensors", arrays, metadata)
     folder = run.path / "test" / "hospitals" / "a"
     write_cases(folder, "Siemens", 2, seed=9)

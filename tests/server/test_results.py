@@ -23,9 +23,9 @@ def run(make_study, write_cases):
     run = make_study("hospitals.source=phantom", "evaluation.num_bootstrap=100")
     write_cases(run.path / "synthetic", "Siemens", 6, seed=8)
     write_cases(run.path / "test" / "hospitals" / "a", "Siemens", 4, seed=9)
-    site = {"epsilon": 7.5, "steps": 3, "refused": [], "accountant": "prv"}
+    site = {"epsilon": 7.5, "steps": 3, "refused": [], "accountant": "prv", "releases": []}
     checkpoint.save(run.path / "generator.safetensors", {"x": np.zeros(1, np.float32)},
-                    {"sites": {"a": site}, "delta": 1e-3})  # fmt: skip
+                    {"sites": {"a": site}, "delta": 1e-3, "run_id": "r", "private": True})  # fmt: skip
     true = [case.info.ef for case in held_out(run)]
     (run.path / "predictions").mkdir()
     for model, error in (("without_b", 0.2), ("synthetic_only", 0.1)):
