@@ -21,6 +21,7 @@ from client.fetch.cli import add_fetch
 from client.ingest.layouts.plain import parse_labels
 from client.ingest.prepare import REFUSED_NAME, Layout, prepare
 from client.ingest.reasons import REASONS
+from client.trainable import told, trainable
 from shared.case import VENDORS
 from shared.errors import UserError, run_command
 from shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, of_layout, public
@@ -83,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the scans are private and of real patients, whatever "
         "--format says; without these three options all but a public set's own layout counts as that",
     )
+    sub.add_argument("--vendor", choices=VENDORS, help="of the scanners, for scans that name none; overrides nothing "
+                     "that scans say. Repeat the call with it to give a vendor to cases that had none")  # fmt: skip
+    sub.add_argument("--one-study-one-patient", action="store_true",
+                     help="for --format dicom, take each study without a PatientID for a patient of its own: only if "
+                     "you know that no patient has two such studies; otherwise they are refused")  # fmt: skip
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
     sub.add_argument("--num-processes", type=_positive, default=os.cpu_count() or 1,
                      help="child processes that read the scans (default: one per core, %(default)s)")  # fmt: skip
@@ -91,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("check", help="summarise a folder of cases, or say what is wrong with it",
                               description="Reads every case of DST, prints what is there and why studies were refused, "
                               "and writes DST/check.json and DST/check.html, a page with pictures that stays at the "
-                              "site. Exits with 2 where a case could not be trained on.")  # fmt: skip
+                              "site. Exits with 2 where a case is damaged, or nothing can be trained on.")  # fmt: skip
     sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' made, or a site's folder: "
                      "then whether the site can join its study")  # fmt: skip
     sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -159,6 +165,8 @@ def _prepare(options: argparse.Namespace) -> None:
         key=key,
         num_processes=options.num_processes,
         provenance=provenance,
+        vendor=options.vendor,
+        one_study_one_patient=options.one_study_one_patient,
     )
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
     counts = [
@@ -171,6 +179,7 @@ def _prepare(options: argparse.Namespace) -> None:
                 table.add_row(title, code, str(number), REASONS[code])
         console.print(table)
         console.print(f"the same counts are in {options.destination / REFUSED_NAME}", soft_wrap=True)
+    console.print(told(trainable(options.destination)), soft_wrap=True)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -198,7 +207,8 @@ def _print_marks(report: CheckReport) -> None:
     """Troubles, flags and refusals by code, where there are any."""
     table = Table("", "code", "number", "meaning")
     for title, numbers in (
-        ("cases that cannot be used", report.troubles), ("cases to look at", report.flags),
+        ("cases that cannot be used", report.troubles), ("not trained on", report.not_trained),
+        ("cases to look at", report.flags),
         ("studies refused", report.refused), ("left out", report.left_out),
         ("used all the same", report.other_warnings),
     ):  # fmt: skip

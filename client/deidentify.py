@@ -29,6 +29,16 @@ def pseudonym(key: bytes, *identity: str) -> str:
     return f"p{digest[:16]}"
 
 
+def same_patient(patient_id: str) -> str:
+    """What a PatientID (0010,0020; PS3.3 C.7.1.1) has in common with the same number spelt otherwise.
+
+    Systems pad a number with zeros or spaces and hang the issuer behind it: `0012345`, `12345` and `12345^MRN` are one
+    patient, whose scans are clipped as one. Letters count, also their case.
+    """
+    number = next((part.strip() for part in patient_id.split("^") if part.strip()), "")
+    return number.lstrip("0") or number[:1]
+
+
 def read_key(path: Path) -> bytes:
     """The key in a file of hexadecimal digits.
 

@@ -13,8 +13,8 @@ LEFT_OUT = {
     "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
                 "end-systole, and prepare again; until then they can test a model where their EF is known",
     "no-heart": "cases whose masks show no left ventricle at end-diastole in any slice: draw it and prepare again",
-    "vendor-unknown": "cases whose scans name no known vendor, or several: prepare them again into another folder with "
-                      "--vendor, if all of the scans without a vendor are of that one",
+    "vendor-unknown": "cases whose scans name no known vendor, or several: repeat 'prepare' with --vendor V if the "
+                      "scans that name none are all of one vendor",
     "vendor-not-declared": "cases of a vendor that site.yaml does not declare: add it to 'vendors', there and at the "
                            "coordinator, or prepare these scans elsewhere",
     "case-missing": f"cases that {INDEX_NAME} names and whose file is missing: prepare the folder again",
@@ -63,6 +63,18 @@ def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable
     for case in usable_cases(folder, vendors, left_out):
         patients[group_of(case.info)].append(case.info)
     return Trainable({group: tuple(infos) for group, infos in patients.items()}, dict(sorted(left_out.items())))
+
+
+def told(found: Trainable) -> str:
+    """In a sentence who can be trained on, and why others cannot: "4 patients can be trained on (Siemens 4); ..."."""
+    by_vendor = ", ".join(f"{vendor} {number}" for vendor, number in found.vendors.items())
+    patients = f"{found.num_patients} {'patient' if found.num_patients == 1 else 'patients'}"
+    sentence = f"{patients} can be trained on ({by_vendor})" if found.patients else "nothing here can be trained on yet"
+    reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in found.left_out.items())
+    sentence += f"; not: {reasons}" if reasons else ""
+    if len(found.vendors) > 1:
+        sentence += "; site.yaml must declare all of these vendors"
+    return sentence
 
 
 def usable_cases(folder: Path, vendors: Collection[str] | None, left_out: Counter[str]) -> Iterator[Case]:

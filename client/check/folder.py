@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from client.check.page import render_page
 from client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
 from client.ingest.normalise import MAX_EF_DIFFERENCE
 from client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
+from client.trainable import LEFT_OUT, reason_of, repeated_names
 from shared.case import CASE_SIZE, ED, ES, INDEX_NAME, LV, UNKNOWN, VENDORS, Case, CaseInfo, load_case, read_index
 from shared.checkpoint import write_atomically
 from shared.errors import UserError
@@ -33,7 +33,7 @@ def check(folder: Path) -> CheckReport:
     details = _read_json(folder / DETAILS_NAME)
     # Where nothing was usable there is no index: the counts say why.
     infos = [] if refused and not (folder / INDEX_NAME).exists() else read_index(folder)
-    repeated = {name for name, count in Counter(info.pseudonym for info in infos).items() if count > 1}
+    repeated = repeated_names(infos)
     cases = [
         _checked(folder, info, info.pseudonym in repeated, details.get(info.pseudonym))
         for info in track(infos, "checking cases")
@@ -53,7 +53,7 @@ def complain(folder: Path, report: CheckReport) -> None:
     """Nothing for a folder that training can use as it is.
 
     Raises:
-        UserError: It holds no case, or some that training could not use; with all of their troubles by count.
+        UserError: It holds no case, damaged ones, or none that can be trained on; with all reasons by count.
     """
     if not report.cases:
         raise UserError(f"{folder} holds no case: prepare it with 'fedcmr-client prepare' first")
@@ -62,6 +62,9 @@ def complain(folder: Path, report: CheckReport) -> None:
         raise UserError(
             f"{folder}: {report.num_unusable} of {report.num_cases} cases cannot be used ({troubles}): {MEND}"
         )
+    if not report.trainable:
+        reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in report.not_trained.items())
+        raise UserError(f"{folder}: nothing here can be trained on yet ({reasons})")
 
 
 def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> CheckedCase:
@@ -81,11 +84,11 @@ def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> Chec
         **phases,
     }
     if not (folder / "cases" / f"{info.pseudonym}.npz").is_file():
-        return CheckedCase(**row, flags=tuple(warnings), trouble="case-missing")
+        return CheckedCase(**row, flags=tuple(warnings), trouble="case-missing", left_out="case-missing")
     try:
         case = load_case(folder, info)
     except UserError:
-        return CheckedCase(**row, flags=tuple(warnings), trouble="case-unreadable")
+        return CheckedCase(**row, flags=tuple(warnings), trouble="case-unreadable", left_out="case-unreadable")
     return CheckedCase(
         **row,
         num_slices=case.frames.shape[1],
@@ -93,12 +96,13 @@ def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> Chec
         labelled=bool(case.masks.any()),
         flags=(*flags_of(case), *warnings),
         trouble="named-twice" if repeated else _trouble(case),
+        left_out="named-twice" if repeated else reason_of(case, None),
         picture=picture_of(case),
     )
 
 
 def _trouble(case: Case) -> str | None:
-    """What makes a case useless for training, a code of `TROUBLES`."""
+    """What is wrong with a case, a code of `TROUBLES`."""
     if case.info.vendor not in (*VENDORS, UNKNOWN):
         return "other-vendor"
     if case.frames.shape[2:] != (CASE_SIZE, CASE_SIZE):

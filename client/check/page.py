@@ -36,7 +36,10 @@ def render_page(report: CheckReport) -> str:
         facts=facts(report),
         bars=_bars(report.ef_histogram),
         ef_bounds=(MIN_EF, MAX_EF),
-        marks=[(code, number, meaning(code)) for code, number in {**report.troubles, **report.flags}.items()],
+        marks=[
+            (code, number, meaning(code))
+            for code, number in {**report.troubles, **report.not_trained, **report.flags}.items()
+        ],
         reasons=[
             (title, [(code, number, meaning(code)) for code, number in counts.items()])
             for title, counts in (
@@ -61,12 +64,15 @@ def headline(report: CheckReport) -> str:
     refused = sum(report.refused.values())
     if not report.cases:
         return f"There is no case here: {_number(refused, 'study', 'studies')} refused, the reasons are below."
-    usable = report.num_cases - report.num_unusable
-    sentence = f"{_number(usable, 'case', 'cases')} of {_number(report.num_patients, 'patient', 'patients')}"
-    if report.num_unusable:
-        sentence = f"{usable} of {_number(report.num_cases, 'case', 'cases')}"
+    usable = report.trainable
+    if not usable:
+        return f"None of the {_number(report.num_cases, 'case', 'cases')} here can be trained on."
+    sentence = f"{_number(len(usable), 'case', 'cases')} of {_number(report.num_patients, 'patient', 'patients')}"
+    if len(usable) < report.num_cases:
+        sentence = f"{len(usable)} of {_number(report.num_cases, 'case', 'cases')}"
     sentence += " can be trained on"
-    return f"{sentence}, {report.num_flagged} of them to look at." if report.num_flagged else f"{sentence}."
+    flagged = sum(bool(case.flags) for case in usable)
+    return f"{sentence}, {flagged} of them to look at." if flagged else f"{sentence}."
 
 
 def facts(report: CheckReport) -> list[tuple[str, str]]:
@@ -76,6 +82,7 @@ def facts(report: CheckReport) -> list[tuple[str, str]]:
         ("patients", str(report.num_patients)),
         ("cases", f"{report.num_cases}, {report.num_labelled} with masks"),
         ("vendor", _counts(report.vendors)),
+        ("can be trained on", _trained(report)),
         ("field strength", _counts(strengths)),
         ("sex", _counts(report.sexes)),
         ("pathology", _counts(report.pathologies)),
@@ -99,6 +106,12 @@ def case_line(case: CheckedCase) -> str:
             phases = f"ED {case.ed_phase + 1}, ES {case.es_phase + 1} of {phases}"
         parts.append(phases)
     return "; ".join(parts)
+
+
+def _trained(report: CheckReport) -> str:
+    """For example "3 patients: Siemens 2, GE 1"."""
+    patients = _number(report.num_trainable_patients, "patient", "patients")
+    return f"{patients}: {_counts(report.trainable_vendors)}" if report.trainable else "nothing"
 
 
 def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:

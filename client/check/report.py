@@ -10,6 +10,7 @@ import numpy as np
 from client.check.contact_sheet import Picture
 from client.check.flags import FLAGS
 from client.ingest.reasons import REASONS
+from client.trainable import LEFT_OUT
 from shared.case import CASE_SIZE, INDEX_NAME, UNKNOWN, VENDORS
 
 TROUBLES = {
@@ -22,7 +23,7 @@ TROUBLES = {
     "no-left-ventricle": "masks without a left ventricle",
     "ef-differs": f"the ejection fraction of {INDEX_NAME} is not that of the masks",
 }
-"""What makes a case useless for training, by code."""
+"""What is wrong with a case that `prepare` did not leave so, by code."""
 EF_BINS = 20
 """Of the histogram: one per five points."""
 OTHER_VERSION = "written by another version of fedcmr: prepare the folder again to learn what it means"
@@ -47,10 +48,11 @@ class CheckedCase:
         es_phase: Likewise for end-systole.
         labelled: Whether it has masks.
         flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
-        trouble: A code of `TROUBLES`, or None for a case that training can use.
+        trouble: A code of `TROUBLES`, or None for a case whose file is as it should be.
         picture: Of its middle slice.
         sex: As in the index.
         pathology: As in the index.
+        left_out: Why training leaves the case out, a code of `client.trainable.LEFT_OUT`; None where it does not.
     """
 
     pseudonym: str
@@ -69,6 +71,7 @@ class CheckedCase:
     picture: Picture | None = field(default=None, repr=False)
     sex: str | None = None
     pathology: str | None = None
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,28 @@ class CheckReport:
         return sum(case.labelled for case in self.cases)
 
     @property
+    def trainable(self) -> list[CheckedCase]:
+        """The cases that can be trained on."""
+        return [case for case in self.cases if case.trouble is None and case.left_out is None]
+
+    @property
+    def num_trainable_patients(self) -> int:
+        """Distinct groups that can be trained on."""
+        return len({case.group for case in self.trainable})
+
+    @property
+    def trainable_vendors(self) -> dict[str, int]:
+        """Number of patients that can be trained on by vendor; one with scans of two counts for both."""
+        return _counts(vendor for vendor, _ in {(case.vendor, case.group) for case in self.trainable})
+
+    @property
+    def not_trained(self) -> dict[str, int]:
+        """Number of cases that are not damaged and that training leaves out all the same, by code."""
+        return _counts(case.left_out for case in self.cases if case.left_out is not None and case.trouble is None)
+
+    @property
     def num_unusable(self) -> int:
-        """Cases that training could not use."""
+        """Cases that are damaged."""
         return sum(case.trouble is not None for case in self.cases)
 
     @property
@@ -186,6 +209,8 @@ def as_json(report: CheckReport) -> dict[str, Any]:
         "num_cases": report.num_cases,
         "num_patients": report.num_patients,
         "num_labelled": report.num_labelled,
+        "num_trainable_patients": report.num_trainable_patients,
+        "trainable_vendors": report.trainable_vendors,
         "num_unusable": report.num_unusable,
         "num_flagged": report.num_flagged,
         "vendors": report.vendors,
@@ -197,6 +222,7 @@ def as_json(report: CheckReport) -> dict[str, Any]:
         "slice_spacing_mm": report.slice_spacing_mm,
         "ef": report.ef,
         "ef_histogram": report.ef_histogram,
+        "not_trained": _explained(report.not_trained),
         "troubles": _explained(report.troubles),
         "flags": _explained(report.flags),
         "studies_refused": _explained(report.refused),
@@ -207,8 +233,8 @@ def as_json(report: CheckReport) -> dict[str, Any]:
 
 
 def meaning(code: str) -> str:
-    """What a trouble, a flag or a reason means."""
-    return TROUBLES.get(code) or FLAGS.get(code) or REASONS.get(code, OTHER_VERSION)
+    """What a trouble, a reason not to train, a flag or a reason of `prepare` means."""
+    return TROUBLES.get(code) or LEFT_OUT.get(code) or FLAGS.get(code) or REASONS.get(code, OTHER_VERSION)
 
 
 def _explained(counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:

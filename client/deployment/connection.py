@@ -18,7 +18,7 @@ from client.code_hash import code_sha256
 from client.deployment.node_key import checked_node_key
 from client.ledger import LEDGER_NAME, dataset_of, default_witness
 from client.policy import SITE_FILE, SiteSettings
-from shared.case import read_index
+from client.trainable import LEFT_OUT, trainable
 from shared.errors import UserError
 from shared.permissions import OTHERS, open_to_others, private_folder
 
@@ -116,10 +116,22 @@ def witness_of(site: SiteSettings) -> Path:
 
 
 def _cases(site: SiteSettings) -> str:
-    number = len(read_index(site.data_path))
-    if number < site.policy.min_patients:
-        raise UserError(f"{site.data_path} has fewer cases than policy.min_patients, {site.policy.min_patients}")
-    return f"at least policy.min_patients, {site.policy.min_patients}"
+    found = trainable(site.data_path, site.vendors)
+    least = site.policy.min_patients
+    reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in found.left_out.items())
+    if found.num_patients < least:
+        raise UserError(f"{site.data_path} has fewer patients that can be trained on than policy.min_patients, {least}"
+                        + (f" ({reasons})" if reasons else ""))  # fmt: skip
+    if "vendor-not-declared" in found.left_out:
+        raise UserError(f"{site.data_path} contradicts the vendors of site.yaml, {', '.join(site.vendor_names)} "
+                        f"({reasons})")  # fmt: skip
+    absent = [vendor for vendor in site.vendor_names if vendor not in found.vendors]
+    if absent:
+        raise UserError(f"site.yaml declares {', '.join(absent)}, of which {site.data_path} has no case that can be "
+                        "trained on: take it out of 'vendors', there and at the coordinator")  # fmt: skip
+    return f"patients that can be trained on: at least policy.min_patients, {least}" + (
+        f"; left out: {reasons}" if reasons else ""
+    )  # fmt: skip
 
 
 def _permissions(site: SiteSettings) -> str:

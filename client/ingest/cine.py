@@ -24,6 +24,7 @@ class Cine:
         field_strength_t: Tesla; NaN where unknown.
         ef: An ejection fraction in (0, 1) that is known without masks; NaN where there is none. Masks go before it.
         sex: As `shared.case.CaseInfo`, likewise `pathology`; empty where unknown.
+        says_vendor: Whether the files name any manufacturer, a known one or not.
     """
 
     images: NDArray[np.float32]
@@ -35,6 +36,7 @@ class Cine:
     ef: float = math.nan
     sex: str = ""
     pathology: str = ""
+    says_vendor: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,23 @@ class Study:
     """One examination that looks usable from outside.
 
     Attributes:
-        patient: What the files call the patient. Feeds the keyed hash and goes nowhere else.
+        patient: What the files call the patient, brought to one spelling. Feeds the keyed hash and goes nowhere else.
         study: The same for the examination.
         read: Reads the scans; raises `Unusable`. Pickles, so that a worker process can call it.
+        spelling: How the files spell the patient's number, where that is not `patient` itself; likewise.
+        warnings: Codes of `REASONS` that its case will carry.
     """
 
     patient: str = field(repr=False)
     study: str = field(repr=False)
     read: Callable[[], Cine] = field(repr=False)
+    spelling: str = field(default="", repr=False)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def spelt(self) -> str:
+        """The patient's number as the files have it."""
+        return self.spelling or self.patient
 
 
 @dataclass(frozen=True)

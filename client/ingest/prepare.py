@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from client.ingest.layouts.mnms2 import find_mnms2
 from client.ingest.layouts.plain import find_plain
 from client.ingest.normalise import normalise
 from client.ingest.plausibility import check_masks
-from client.ingest.reasons import Unusable
+from client.ingest.reasons import REASONS, Unusable
 from client.ingest.sandbox import Workers
 from shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
 from shared.checkpoint import write_atomically
@@ -34,6 +34,8 @@ Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 SETTINGS_NAME = "prepared.json"
 REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
+MAX_TOLD = 5
+"""Reasons in the one line of an error."""
 SAVE_INTERVAL_S = 2.0
 """What a crash can cost: cases that the index does not name yet are made again."""
 
@@ -85,6 +87,8 @@ def prepare(
     key: bytes | None = None,
     num_processes: int = 1,
     provenance: Provenance | None = None,
+    vendor: str | None = None,
+    one_study_one_patient: bool = False,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
@@ -104,6 +108,10 @@ def prepare(
         ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
         key: Secret for the pseudonyms; by default `pseudonym.key` beside `destination`, made on first use.
         num_processes: Child processes that read the scans.
+        vendor: Of the scanners, one of `shared.case.VENDORS`, for scans that name none; it overrides nothing that the
+            scans say. Cases of an earlier call that had none get it too.
+        one_study_one_patient: For DICOM, take each study without a PatientID for a patient of its own; otherwise such
+            studies are refused.
         provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own.
 
     Raises:
@@ -124,16 +132,21 @@ def prepare(
             "ef_table": None if table is None else pseudonym(key, json.dumps(sorted(table.items()))),
             "key_check": pseudonym(key, "key check"),
             "provenance": (of_layout(layout) if provenance is None else provenance).as_json(),
+            "one_study_one_patient": one_study_one_patient or None,
         }
-        known, details = _open_destination(destination, settings)
+        known, details = _open_destination(destination, settings, vendor)
         num_known = len(known)
         with Workers(num_processes) as workers:
-            findings = _find(source, layout, folds, labels, workers)
+            findings = _find(source, layout, folds, labels, workers, one_study_one_patient)
             studies = findings.studies if table is None else with_ejection_fractions(findings.studies, table)
-            jobs = [Job(pseudonym(key, s.patient, s.study), pseudonym(key, s.patient), s) for s in studies]
-            jobs = [job for job in jobs if job.pseudonym not in known]
+            # By its own spelling, so that a folder of an earlier version, which knew no other, keeps its cases.
+            jobs = [Job(pseudonym(key, s.spelt, s.study), pseudonym(key, s.patient), s) for s in studies]
+            for job in jobs:
+                if job.pseudonym in known:
+                    known[job.pseudonym] = replace(known[job.pseudonym], group=job.group)
+            jobs = [job for job in jobs if job.pseudonym not in known or _lacks_vendor(known[job.pseudonym], vendor)]
             refused = Counter(findings.refused)
-            one = partial(prepare_one, destination=destination, expects_ef=table is not None)
+            one = partial(prepare_one, destination=destination, expects_ef=table is not None, vendor=vendor)
             saved_at = time.monotonic()
             try:
                 for result in track(workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
@@ -150,7 +163,7 @@ def prepare(
                     _save(destination, known, details)
         cautions = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
         if table is not None:
-            cautions["unused-row"] = len(set(table) - {study.patient for study in studies})
+            cautions["unused-row"] = len(set(table) - {n for study in studies for n in (study.patient, study.spelt)})
         summary = Summary(len(known), len(known) - num_known, dict(+refused), dict(+findings.left_out), dict(+cautions))
         counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
         _write_json(destination / REFUSED_NAME, counts)
@@ -159,12 +172,14 @@ def prepare(
         reason = error.strerror or "input/output error"
         raise UserError(f"cannot read {source} or write {destination}: {reason}") from None
     if not known:
-        numbers = ", ".join(f"{code} {n}" for code, n in sorted((findings.left_out + refused).items()))
-        raise UserError(f"{source} holds no usable {layout} patient ({numbers or 'nothing of this layout'})")
+        why = (refused or findings.left_out).most_common()
+        told = "; ".join(f"{code} {number}: {REASONS[code]}" for code, number in why[:MAX_TOLD])
+        more = f"; and {len(why) - MAX_TOLD} more, see {destination / REFUSED_NAME}" if len(why) > MAX_TOLD else ""
+        raise UserError(f"{source} holds no usable {layout} patient ({told or 'nothing of this layout'}{more})")
     return summary
 
 
-def prepare_one(job: Job, destination: Path, expects_ef: bool = False) -> Prepared:
+def prepare_one(job: Job, destination: Path, expects_ef: bool = False, vendor: str | None = None) -> Prepared:
     """Read, check, normalise and save one study; runs in a child process.
 
     Raises:
@@ -174,6 +189,12 @@ def prepare_one(job: Job, destination: Path, expects_ef: bool = False) -> Prepar
     check_masks(cine)
     arrays = normalise(cine)
     cautions = [SUSPECTED] if suspect(cine) else []
+    cautions += job.study.warnings
+    if vendor is not None and not cine.says_vendor:
+        cine = replace(cine, vendor=vendor)
+        cautions.append("vendor-given")
+    elif vendor is not None and cine.vendor not in (UNKNOWN, vendor):
+        cautions.append("vendor-contradicted")
     if cine.vendor == UNKNOWN:
         cautions.append("unknown-vendor")
     if expects_ef and math.isnan(arrays.ef):
@@ -190,8 +211,11 @@ def _find(
     folds: Collection[int] | None,
     labels: Mapping[int, int] | None,
     workers: Workers,
+    one_study_one_patient: bool,
 ) -> Findings:
     """The layout's reader."""
+    if one_study_one_patient and layout != "dicom":
+        raise UserError(f"--one-study-one-patient: the layout {layout} names every patient, leave it out")
     if folds is not None and layout != "acdc":
         raise ValueError(f"Expected folds with the layout acdc only, got {layout}.")
     if labels is not None and layout != "plain":
@@ -206,11 +230,16 @@ def _find(
         case "plain":
             return find_plain(source, labels)
         case "dicom":
-            return find_dicom(source, workers)
+            return find_dicom(source, workers, one_study_one_patient)
+
+
+def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:
+    """Whether a case is to be made again because its vendor may now be known."""
+    return vendor is not None and info.vendor == UNKNOWN
 
 
 def _open_destination(
-    destination: Path, settings: dict[str, Any]
+    destination: Path, settings: dict[str, Any], vendor: str | None
 ) -> tuple[dict[str, CaseInfo], dict[str, dict[str, Any]]]:
     """Make the folder, or go on in one with the same settings; returns the cases that are there, and their details."""
     path = destination / SETTINGS_NAME
@@ -218,18 +247,20 @@ def _open_destination(
         raise UserError(f"{destination} is not empty and was not made by 'prepare': choose another destination")
     known: dict[str, CaseInfo] = {}
     details: dict[str, dict[str, Any]] = {}
+    given: set[str] = set()
     if (destination / INDEX_NAME).exists():
         earlier = {"provenance": PRIVATE_REAL.as_json(), **_read_json(path)}
         different = [name for name in settings if earlier.get(name) != settings[name]]
         if different:
             names = ", ".join(different)
             raise UserError(f"{destination} was prepared with another {names}: choose another destination")
+        given = set(earlier.get("vendors_given", []))
         infos = read_index(destination)
         known = {i.pseudonym: i for i in infos if (destination / "cases" / f"{i.pseudonym}.npz").is_file()}
         if (destination / DETAILS_NAME).exists():
             details = {name: entry for name, entry in _read_json(destination / DETAILS_NAME).items() if name in known}
     private_folder(destination)
-    _write_json(path, settings)
+    _write_json(path, {**settings, "vendors_given": sorted(given | ({vendor} if vendor else set()))})
     return known, details
 
 

@@ -36,6 +36,8 @@ REASONS = {
     "unexpected-error": "the reader failed: please report the kind of scanner and export",
     "conflicting-copies": "two different files with the number of one image: export the study again",
     "mixed-patients": "one study with two patients' numbers: export each patient's own",
+    "no-patient-id": "studies without a patient's number (PatientID), so that two of them may be one person's: export "
+    "with numbers or pseudonyms; or --one-study-one-patient, if you know that no patient has two studies here",
     # files, and series of a usable study
     "not-dicom": "files that are not DICOM",
     "damaged-header": "files that begin like DICOM and cannot be parsed",
@@ -57,7 +59,12 @@ REASONS = {
     "other-orientation": "series of another orientation, or with too few slices: long axis, axial, outflow tract",
     # cases that were made all the same
     "burned-in-suspected": "cases whose scans seem to show letters, perhaps a name: look at the scans",
-    "unknown-vendor": "cases whose scans name no known vendor, or several",
+    "unknown-vendor": "cases whose scans name no known vendor, or several: not trained on; repeat 'prepare' with "
+    "--vendor if the scans that name none are all of one vendor",
+    "vendor-given": "cases whose scans name no vendor and that count as --vendor's",
+    "vendor-contradicted": "cases whose scans name another vendor than --vendor: the scans' own was kept",
+    "conflicting-patient-id": "cases of a patient's number that stands for several names, birth dates or sexes: they "
+    "count as one patient, so that persons who share it train less and are protected less: export with true numbers",
     "no-ejection-fraction": "cases without masks whose patient has several studies, or no row in the table of EFs",
     "unused-row": "rows of the table of EFs whose patient has no study to prepare: are they spelt as in the scans?",
 }

@@ -240,7 +240,7 @@ def test_pixels_that_vanish_after_the_headers_were_read_refuse_the_study(tmp_pat
         study.read()
 
 
-def test_cases_of_one_patient_share_a_group_and_patients_without_an_id_stay_apart(tmp_path):
+def test_cases_of_one_patient_share_a_group_and_studies_without_an_id_are_refused_unless_somebody_knows(tmp_path):
     for name, patient, study in (
         ("a", "ID-1", "1.2.3"),
         ("b", "ID-1", "1.2.4"),
@@ -248,8 +248,11 @@ def test_cases_of_one_patient_share_a_group_and_patients_without_an_id_stay_apar
         ("d", " ", "1.2.6"),
     ):
         write_study(tmp_path / "scans" / name, patient=patient, study=study)
-    prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY)
+    summary = prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY)
     groups = [case.info.group for case in load_cases(tmp_path / "out")]
+    assert (len(groups), len(set(groups)), summary.refused) == (2, 1, {"no-patient-id": 2})
+    prepare(tmp_path / "scans", tmp_path / "apart", "dicom", key=KEY, one_study_one_patient=True)
+    groups = [case.info.group for case in load_cases(tmp_path / "apart")]
     assert (len(groups), len(set(groups))) == (4, 3)
 
 

@@ -130,7 +130,9 @@ def test_a_damaged_patient_is_counted_and_the_others_go_on(tmp_path, reason, dam
 def test_no_usable_patient_is_one_line_with_counts_and_no_names(tmp_path):
     write_acdc(tmp_path / "scans", [2])
     (tmp_path / "scans" / "patient002" / "patient002_frame01_gt.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"no usable acdc patient \(missing-file 1\)") as error:
+    with pytest.raises(
+        UserError, match=r"no usable acdc patient \(missing-file 1: a frame, a mask .* copy it again\)"
+    ) as error:
         prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY)
     assert "patient002" not in str(error.value)
 

@@ -356,7 +356,9 @@ def test_missing_phases_are_refused(gone):
 def test_images_without_a_patient_join_the_studys_patient_and_no_other(tmp_path):
     named, blank = image(0, 0), image(0, 1, PatientID=" ")
     lonely = [image(0, t, PatientID="", StudyInstanceUID=f"1.{study}") for study in (7, 8) for t in (0, 1)]
-    grouped = group_studies([named, blank, *lonely])
+    refused = group_studies([named, blank, *lonely])
+    assert (list(refused.studies), refused.refused) == ([("ID", "1.2")], {"no-patient-id": 2})
+    grouped = group_studies([named, blank, *lonely], one_study_one_patient=True)
     assert {key: len(images) for key, images in grouped.studies.items()} == {
         ("ID", "1.2"): 2, ("1.7", "1.7"): 2, ("1.8", "1.8"): 2,
     }  # fmt: skip

@@ -34,6 +34,8 @@ class Header:
     cardiac trigger delay and InstanceNumber the temporal position.
 
     Attributes:
+        person: Digests of PatientName and PatientBirthDate, empty where the file has none; only compared, in memory:
+            whether one number stands for several persons.
         pixel_format: How to read the pixels; None in a header that is not from a file.
         pixel_offset: Byte of the file at which the value of PixelData starts, all frames together.
     """
@@ -60,6 +62,7 @@ class Header:
     SeriesNumber: float = math.nan
     BurnedInAnnotation: str = ""
     PatientSex: str = field(default="", repr=False)
+    person: tuple[str, str] = field(default=("", ""), repr=False)
     CardiacNumberOfImages: float = math.nan
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0

@@ -4,6 +4,8 @@ Headers are read first, by an allow-list of elements and without pixels; pixels 
 Every file is parsed in a child process; what is no usable MR image is counted by reason code.
 """
 
+import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +36,7 @@ from client.ingest.patient import agreed_sex
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from client.ingest.stack.short_axis import Stack, find_stack
-from client.ingest.vendor import agreed_field_strength, agreed_vendor
+from client.ingest.vendor import agreed_field_strength, agreed_vendor, says_vendor
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.progress import track
 
@@ -60,19 +62,22 @@ HEADER_ELEMENTS = {
     **FORMAT_ELEMENTS,
     **FRAME_ELEMENTS,
 }  # fmt: skip
-"""The allow-list: nothing else of a file is ever looked at."""
+"""The allow-list: nothing else of a file is ever kept."""
+PERSON_ELEMENTS = wanted("PatientName", "PatientBirthDate")
+"""Become digests where they are read."""
 
 
-def find_dicom(source: Path, workers: Workers | None = None) -> Findings:
+def find_dicom(source: Path, workers: Workers | None = None, one_study_one_patient: bool = False) -> Findings:
     """Studies below a folder, grouped by patient and study, each with its short-axis stack picked.
 
     Args:
         source: The folder.
         workers: Children to read the headers in; by default one, for this call.
+        one_study_one_patient: As in `group_studies`.
     """
     if workers is None:
         with Workers() as one:
-            return find_dicom(source, one)
+            return find_dicom(source, one, one_study_one_patient)
     left_out: Counter[str] = Counter()
     files = list(plain_files(source, left_out))
     mask_files = [Path(path) for path in files if Path(path).name == MASKS_NAME]
@@ -88,7 +93,7 @@ def find_dicom(source: Path, workers: Workers | None = None) -> Findings:
             segmentations[found.StudyInstanceUID].append(found)
         else:
             images += found
-    grouped = group_studies(images)
+    grouped = group_studies(images, one_study_one_patient)
     masks = _masks_by_study(mask_files, grouped.studies)
     studies, refused = [], Counter(grouped.refused)
     left_out += grouped.left_out
@@ -106,7 +111,9 @@ def find_dicom(source: Path, workers: Workers | None = None) -> Findings:
         left_out += other_series
         left_out["other-segmentation"] += num_others
         mask_file = next(iter(masks[patient, study]), None)
-        studies.append(Study(patient, study, partial(read_stack, stack, mask_file, chosen)))
+        warnings = ("conflicting-patient-id",) if patient in grouped.conflicting else ()
+        read = partial(read_stack, stack, mask_file, chosen)
+        studies.append(Study(patient, study, read, grouped.spellings[patient, study], warnings))
     left_out["other-segmentation"] += sum(map(len, segmentations.values()))
     return Findings(studies, +refused, +left_out)
 
@@ -117,7 +124,7 @@ def read_file(path: Path | str) -> list[Header] | Segmentation:
     Raises:
         Unusable: The file is something else, is damaged, or says too little.
     """
-    parsed = parse(path, HEADER_ELEMENTS)
+    parsed = parse(path, {**HEADER_ELEMENTS, **PERSON_ELEMENTS})
     elements = parsed.elements
     sop_class = elements.text("SOPClassUID") or parsed.media_class
     if sop_class in SEGMENTATION_CLASSES:
@@ -177,10 +184,17 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         SeriesNumber=elements.number("SeriesNumber"),
         BurnedInAnnotation=shared_value(elements.text("BurnedInAnnotation").upper()),
         PatientSex=shared_value(elements.text("PatientSex")),
+        person=shared_value((_digest(elements.text("PatientName")), _digest(elements.text("PatientBirthDate")))),
         CardiacNumberOfImages=elements.number("CardiacNumberOfImages"),
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
     )
+
+
+def _digest(text: str) -> str:
+    """Equal for equal words, whatever stands between them; empty for none."""
+    words = " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() if words else ""
 
 
 def _image_header(elements: Elements, file: Header) -> Header:
@@ -227,6 +241,7 @@ def read_stack(stack: Stack, mask_file: Path | None, segmentations: Sequence[Pat
         vendor=agreed_vendor(image.Manufacturer for image in images),
         field_strength_t=agreed_field_strength(image.MagneticFieldStrength for image in images),
         sex=agreed_sex(image.PatientSex for image in images),
+        says_vendor=says_vendor(image.Manufacturer for image in images),
     )
 
 

@@ -54,7 +54,11 @@ def with_ejection_fractions(studies: Sequence[Study], table: Mapping[str, float]
     it is.
     """
     counts = Counter(study.patient for study in studies)
-    efs = {patient: table.get(patient, math.nan) for patient, count in counts.items() if count == 1}
+    efs = {
+        study.patient: table.get(study.spelt, table.get(study.patient, math.nan))
+        for study in studies
+        if counts[study.patient] == 1
+    }
     return [replace(study, read=partial(_read, study, efs.get(study.patient, math.nan))) for study in studies]
 
 

@@ -16,7 +16,7 @@ from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from client.ingest.patient import agreed, pathology_code, sex_code
 from client.ingest.reasons import Unusable
-from client.ingest.vendor import vendor_name
+from client.ingest.vendor import says_vendor, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.errors import UserError
 
@@ -77,6 +77,7 @@ def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", p
         spacing_mm=(z_mm, y_mm, x_mm),
         axes=axes_of(affine),
         vendor=vendor_name(vendor),
+        says_vendor=says_vendor([vendor]),
         field_strength_t=math.nan,
         sex=sex,
         pathology=pathology,

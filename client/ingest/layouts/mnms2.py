@@ -16,7 +16,7 @@ from client.ingest.layouts.mnms import LABELS
 from client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
 from client.ingest.layouts.tables import read_rows
 from client.ingest.patient import agreed, pathology_code
-from client.ingest.vendor import field_strength, vendor_name
+from client.ingest.vendor import field_strength, says_vendor, vendor_name
 
 TABLE_NAME = "dataset_information.csv"
 COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("field",)}
@@ -76,6 +76,7 @@ def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "") -> Ci
         spacing_mm=(z_mm, y_mm, x_mm),
         axes=axes_of(affine),
         vendor=vendor_name(vendor),
+        says_vendor=says_vendor([vendor]),
         field_strength_t=field_strength(_number(field)),
         pathology=pathology,
     )

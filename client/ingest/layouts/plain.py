@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from client.deidentify import same_patient
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
 from client.ingest.normalise import BASE_TO_APEX
 from client.ingest.reasons import Unusable
 from client.ingest.stack.short_axis import MAX_TILT_DEG
-from client.ingest.vendor import field_strength, vendor_name
+from client.ingest.vendor import field_strength, says_vendor, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV, UNKNOWN
 from shared.errors import UserError
 
@@ -50,16 +51,18 @@ class Described:
     """What the table says of a name.
 
     Attributes:
-        patient: Whose scan it is.
+        patient: Whose scan it is, in one spelling.
         vendor: As written.
         field_strength_t: Tesla or NaN.
         ef: Fraction or NaN.
+        spelling: The patient as the table spells it, where that is another.
     """
 
     patient: str = field(repr=False)
     vendor: str = ""
     field_strength_t: float = math.nan
     ef: float = math.nan
+    spelling: str = field(default="", repr=False)
 
 
 def parse_labels(text: str) -> dict[int, int]:
@@ -114,7 +117,7 @@ def find_plain(source: Path, labels: Mapping[int, int] | None = None) -> Finding
             refused["missing-file"] += 1
         else:
             read = partial(read_plain, phases, masks.get(name), dict(labels or {}), described)
-            studies.append(Study(described.patient, name, read))
+            studies.append(Study(described.patient, name, read, described.spelling))
     refused["missing-file"] += len(set(table or {}) - set(frames))
     left_out["masks-without-frames"] += sum(len(masks[name]) for name in set(masks) - set(frames))
     return Findings(studies, +refused, +left_out)
@@ -154,6 +157,7 @@ def read_plain(
         vendor=vendor_name(described.vendor) if described.vendor else UNKNOWN,
         field_strength_t=field_strength(described.field_strength_t),
         ef=described.ef,
+        says_vendor=says_vendor([described.vendor]),
     )
 
 
@@ -217,5 +221,7 @@ def _read_table(path: Path) -> dict[str, Described]:
                 values["field_strength_t"] = plain_number(cell, place)
             elif column.startswith("ef_") and cell:
                 values["ef"] = ejection_fraction(cell, place, percent=column == "ef_percent")
-        table[name] = Described(row.get("patient") or name, row.get("vendor", ""), **values)
+        spelling = row.get("patient", "")
+        patient = same_patient(spelling) or name
+        table[name] = Described(patient, row.get("vendor", ""), **values, spelling=spelling * (spelling != patient))
     return table
