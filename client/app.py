@@ -1,7 +1,7 @@
 """ClientApp: unpack, ask the site's policy and ledger, train, pack.
 
-Whatever happens, only `shared.records.pack_reply` makes an answer: a private update or a code. What went wrong is
-written to `errors.log` in the site's own folder.
+Whatever happens, only `pack_reply` and `pack_sums` of `shared.records` make an answer: a private update, a table of
+sums over test patients, or a code. What went wrong is written to `errors.log` in the site's own folder.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from client.code_hash import code_sha256
 from client.ledger import Ledger, dataset_of
 from client.policy import SiteSettings, load_site, refusal
 from client.release import Refused, charged
+from client.test_patients import check_test_folder
 from client.training import (
     LocalSteps,
     Mechanism,
@@ -43,11 +44,16 @@ from shared.records import (
     INTERNAL_ERROR,
     MOMENTS,
     OK,
+    PLAIN,
+    PRIVATE,
     UNKNOWN_SITE,
+    EvaluationRequest,
     Request,
     Shapes,
+    arrays_sha256,
     decode,
     pack_reply,
+    pack_sums,
     update_shapes,
 )
 from shared.site_facts import facts_line
@@ -63,13 +69,21 @@ def train(message: Message, context: Context) -> Message:
     return Message(answer(message, context.node_config, context.run_config), reply_to=message)
 
 
-def answer(message: Message, node_config: UserConfig, run_config: UserConfig) -> RecordDict:
-    """The content of the reply; never raises, and never holds more than `pack_reply` lets out."""
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Judge a model of the server's on the site's own test patients."""
+    return Message(answer(message, context.node_config, context.run_config, evaluation=True), reply_to=message)
+
+
+def answer(message: Message, node_config: UserConfig, run_config: UserConfig, evaluation: bool = False) -> RecordDict:
+    """The content of the reply; never raises, and never holds more than `pack_reply` or `pack_sums` lets out."""
     name, folder = UNKNOWN_SITE, None
     try:
         site = _load_site(node_config, run_config)
         name, folder = site.name, site.folder
         device = pick_device(str(node_config.get("device", "auto")))
+        if evaluation:
+            return pack_sums(name, *respond_evaluation(site, message.content, device))
         arrays, shapes = respond(site, message.content, device)
         return pack_reply(name, OK, arrays, shapes)
     except Refused as refused:
@@ -98,16 +112,7 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         request = Request.from_config(content[CONFIG])
     except (KeyError, TypeError, ValueError):
         raise Refused("bad-request") from None
-    if site.policy.allowed_code_sha256 and code_sha256() not in site.policy.allowed_code_sha256:
-        raise Refused("code-not-allowed") from UserError(
-            f"policy.allowed_code_sha256 of {site.folder} does not list the code that runs here, {code_sha256()}: "
-            "review that version and add it, or ask for one that is listed"
-        )
-    if request.sites and facts_line(site.name, site.vendors, site.nominal_patients) not in request.sites.split("\n"):
-        raise Refused("facts-differ") from UserError(
-            f"the coordinator does not list {site.name!r} with the vendors and nominal_patients of site.yaml: correct "
-            "whichever is wrong, there or with 'fedcmr-server remove' and 'register'"
-        )
+    _check_agreed(site, request.sites)
     try:
         prior = cached_prior(site.prior_path)
         patients = cached_patients(site.data_path, site.prior_path, site.vendor_names)
@@ -179,6 +184,80 @@ def _teller(folder: Path) -> Callable[[], None]:
             _log_locally(folder, "a patient's gradient failed and counts as zero")
 
     return tell
+
+
+def respond_evaluation(
+    site: SiteSettings, content: RecordDict, device: torch.device
+) -> tuple[str, Arrays, dict[str, tuple[int, ...]]]:
+    """Answer an `EvaluationRequest` as far as the site's policy and the ledger of its test patients allow.
+
+    Returns:
+        The form, the sums, and the names and shapes that they may have.
+
+    Raises:
+        Refused: With the code to send instead.
+    """
+    # Imported here: MONAI's networks take seconds to load, and a round of training needs none of them.
+    from client.evaluation import sums
+    from shared.tasks.ejection_fraction.network import array_shapes
+    from shared.tasks.ejection_fraction.sums import SUMS
+
+    try:
+        request = EvaluationRequest.from_config(content[CONFIG])
+    except (KeyError, TypeError, ValueError):
+        raise Refused("bad-request") from None
+    _check_agreed(site, request.sites)
+    if site.policy.evaluation == "off" or site.test_path is None:
+        raise Refused("no-evaluation")
+    try:
+        dataset = check_test_folder(site)
+    except Exception as error:
+        raise Refused("data-unreadable") from error
+    try:
+        model = decode(content[ARRAYS], array_shapes())  # a larger one, or one that holds NaN, is no such model
+    except (KeyError, ValueError):
+        raise Refused("bad-request") from None
+    if arrays_sha256(model) != request.model_sha256:
+        raise Refused("bad-request")
+    shapes: dict[str, tuple[int, ...]] = {vendor: (len(SUMS),) for vendor in site.vendor_names}
+    if site.policy.evaluation == PLAIN:
+        return PLAIN, sums(site, request, model, device, plain=True), shapes
+    code = refusal(
+        site.policy,
+        private=True,
+        release=request.release,
+        delta=request.target_delta,
+        clip=site.policy.max_grad_norm,  # the bound of a patient's vector is a constant of the code, not the server's
+        num_patients=site.policy.min_patients,  # noise alone is an answer: how many there are decides nothing
+    )
+    if code is not None:
+        raise Refused(code)
+
+    def reply() -> bytes:
+        table = sums(site, request, model, device, plain=False)
+        pack_sums(site.name, PRIVATE, table, shapes)  # what may not leave is a failure of the work
+        return to_bytes(table)
+
+    ledger = Ledger(site.test_ledger_path, site.test_witness_path, dataset, asdict(site.policy))
+    answered = charged(
+        ledger, (request.ledger_run, 1), request.release, reply,
+        delta=request.target_delta, cap=site.policy.max_epsilon, task=request.task,
+    )  # fmt: skip
+    return PRIVATE, from_bytes(answered), shapes
+
+
+def _check_agreed(site: SiteSettings, sites: str) -> None:
+    """Refuse code that the site has not approved, and a server that counts with other facts of the site."""
+    if site.policy.allowed_code_sha256 and code_sha256() not in site.policy.allowed_code_sha256:
+        raise Refused("code-not-allowed") from UserError(
+            f"policy.allowed_code_sha256 of {site.folder} does not list the code that runs here, {code_sha256()}: "
+            "review that version and add it, or ask for one that is listed"
+        )
+    if sites and facts_line(site.name, site.vendors, site.nominal_patients) not in sites.split("\n"):
+        raise Refused("facts-differ") from UserError(
+            f"the coordinator does not list {site.name!r} with the vendors and nominal_patients of site.yaml: correct "
+            "whichever is wrong, there or with 'fedcmr-server remove' and 'register'"
+        )
 
 
 def site_folder(node_config: UserConfig, run_config: UserConfig) -> Path:

@@ -21,6 +21,12 @@ def open_ledger(site: Path) -> tuple[SiteSettings, Ledger]:
     return settings, Ledger(settings.ledger_path, settings.witness_path)
 
 
+def open_test_ledger(settings: SiteSettings) -> Ledger | None:
+    """The ledger of a site's test patients; None where nothing was ever charged to it."""
+    ledger = Ledger(settings.test_ledger_path, settings.test_witness_path)
+    return ledger if settings.test_ledger_path.exists() else None
+
+
 def read_budget(settings: SiteSettings, ledger: Ledger) -> dict[str, Any]:
     """Spent, left and history, ready for JSON; infinity becomes None.
 

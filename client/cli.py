@@ -221,23 +221,31 @@ def _print_marks(report: CheckReport) -> None:
 def _budget(options: argparse.Namespace) -> None:
     """Print what the ledger has charged."""
     # Imported here: the accountant takes seconds to load, and no other command needs it.
-    from client.budget import open_ledger, print_budget, read_budget
+    from client.budget import open_ledger, open_test_ledger, print_budget, read_budget
     from client.compare import compare, describe
     from client.compare import complain as complain_of
 
     settings, ledger = open_ledger(options.site)
+    test_ledger = open_test_ledger(settings)
     if options.repair:
         ledger.repair()
+        if test_ledger is not None:
+            test_ledger.repair()
     if options.compare is not None:
         found = compare(settings.name, ledger, options.compare)
         print(json.dumps(asdict(found), indent=2) if options.json else "\n".join(describe(found)))
         complain_of(found, ledger)
         return
     budget = read_budget(settings, ledger)
+    if test_ledger is not None:
+        budget["test"] = read_budget(settings, test_ledger)
     if options.json:
         print(json.dumps(budget, indent=2, allow_nan=False))
         return
     print_budget(budget, console)
+    if "test" in budget:
+        console.print("test patients, who have a budget of their own: none of them is trained on")
+        print_budget(budget["test"], console)
     if options.repair:
         console.print("repaired: compare the last lines with the reports of the studies this site took part in; a run "
                       "that is missing was spent all the same")  # fmt: skip

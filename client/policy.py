@@ -23,6 +23,8 @@ from shared.settings_file import read_settings
 from shared.site_facts import check_vendors
 
 SITE_FILE = "site.yaml"
+EVALUATIONS = ("private", "table", "off")
+"""Forms in which a site answers about its test patients."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -38,6 +40,8 @@ data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
 ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
 ledger_witness: {ledger_witness:<18}# file with the ledger's second copy, best on another disk; null: beside the ledger
 ledger_same_disk: {ledger_same_disk:<16}# true: both copies on one disk; its restored backup forgets what was spent
+test: {test:<27} # prepared test patients of the same --key, whom nobody trains on; null: no evaluation here
+test_ledger: {test_ledger:<20} # what this site has released about its test patients; second copy as the ledger's
 prior: {prior:<27}# the public prior (.safetensors); null: the one that ships with the project
 coordinator: {coordinator:<21}# HOST:PORT that 'fedcmr-client join' calls; null: the site takes part in no deployment
 authority: {authority:<23}# the coordinator's ca.crt, by which the server is known
@@ -56,6 +60,8 @@ policy:                           # a request that goes beyond one of these is r
   max_seconds: {policy[max_seconds]:<19}# work on one request: refused where it would take longer, and stopped there
   allowed_code_sha256: {policy[allowed_code_sha256]:<11}# versions that may answer; []: any, deployed: none
   allow_without_privacy: {policy[allow_without_privacy]:<9}# true: also answer studies without noise
+  evaluation: {policy[evaluation]:<20}# of the test patients: "private", sums with noise, charged to test_ledger;
+                                  # "table", plain sums of groups of 5 or more, NOT private, as often as asked; "off"
 """
 
 
@@ -85,6 +91,7 @@ class SitePolicy:
     max_seconds: float = 7200.0
     allowed_code_sha256: list[str] = field(default_factory=list)
     allow_without_privacy: bool = False
+    evaluation: str = "private"
 
     def __post_init__(self) -> None:
         _check(0 < self.max_epsilon < math.inf, "policy.max_epsilon", "> 0 and finite", self.max_epsilon)
@@ -100,6 +107,7 @@ class SitePolicy:
         _check(self.max_local_steps >= 1, "policy.max_local_steps", ">= 1", self.max_local_steps)
         _check(self.max_views >= 1, "policy.max_views", ">= 1", self.max_views)
         _check(0 < self.max_seconds < math.inf, "policy.max_seconds", "> 0 and finite", self.max_seconds)
+        _check(self.evaluation in EVALUATIONS, "policy.evaluation", f"in {EVALUATIONS}", self.evaluation)
         for sha256 in self.allowed_code_sha256:
             _check(SHA256.fullmatch(sha256) is not None, "policy.allowed_code_sha256",
                    "to hold what 'fedcmr-client code' prints, 64 hexadecimal digits", sha256)  # fmt: skip
@@ -120,6 +128,8 @@ class SiteSettings:
     ledger: str = "ledger"
     ledger_witness: str | None = None
     ledger_same_disk: bool = False
+    test: str | None = None
+    test_ledger: str = "test_ledger"
     prior: str | None = None
     coordinator: str | None = None
     authority: str | None = None
@@ -139,6 +149,10 @@ class SiteSettings:
         witness = None if self.ledger_witness is None else PurePath(os.path.normpath(self.ledger_witness))
         _check(witness is None or ledger not in (witness, *witness.parents), "ledger_witness",
                "outside the ledger's folder, which may be lost as a whole", self.ledger_witness)  # fmt: skip
+        test = None if self.test is None else PurePath(os.path.normpath(self.test))
+        _check(test != PurePath(os.path.normpath(self.data)), "test", "to be another folder than data", self.test)
+        test_ledger = PurePath(os.path.normpath(self.test_ledger))
+        _check(test_ledger != ledger, "test_ledger", "to be another folder than ledger", self.test_ledger)
 
     @property
     def vendor_names(self) -> tuple[str, ...]:
@@ -159,6 +173,22 @@ class SiteSettings:
     def witness_path(self) -> Path | None:
         """The file with the ledger's second copy; None for the place beside the ledger."""
         return None if self.ledger_witness is None else self.folder / self.ledger_witness
+
+    @property
+    def test_path(self) -> Path | None:
+        """The folder of prepared test patients; None where the site has none."""
+        return None if self.test is None else self.folder / self.test
+
+    @property
+    def test_ledger_path(self) -> Path:
+        """The folder of the ledger of the test patients."""
+        return self.folder / self.test_ledger
+
+    @property
+    def test_witness_path(self) -> Path | None:
+        """The file with that ledger's second copy, beside the other ledger's; None for the place beside the ledger."""
+        path = self.witness_path
+        return None if path is None else path.with_name(path.name + ".test")
 
     @property
     def authority_path(self) -> Path | None:
@@ -192,6 +222,10 @@ def load_site(path: Path) -> SiteSettings:
         if "vendor" in node and "vendors" not in node and "nominal_patients" in node:
             # A file of a version that knew one vendor a site.
             node["vendors"] = {node.pop("vendor"): node["nominal_patients"]}
+        if (
+            OmegaConf.select(node, "policy.evaluation") is False
+        ):  # what YAML reads where the quotes of "off" are missing
+            node["policy"]["evaluation"] = "off"
         merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
     except UserError as error:

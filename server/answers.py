@@ -94,7 +94,7 @@ def test_sets(run: RunFolder) -> TestSets:
     """Every held-out set by name: the cases of all folders below `test/<name>` whose ejection fraction is known.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, and the sites are not asked about theirs either.
     """
     sets = []
     for folder in sorted(path for path in (run.path / "test").glob("*") if path.is_dir()):
@@ -102,6 +102,6 @@ def test_sets(run: RunFolder) -> TestSets:
         known = [case for case in cases if case.info.ef == case.info.ef]
         if known:
             sets.append((folder.name, known))
-    if not sets:
+    if not sets and not run.config.evaluation.federated:
         raise UserError(f"{run.path / 'test'} holds no test patients: run 'fedcmr-simulate --until prepare' first")
     return sets

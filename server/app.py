@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     with run.stage("federation") as to_do:
         if to_do:
             federate(PromptGrid(grid), run, run.config, prior)
-    finish_study(run, run.config, prior)
+    finish_study(run, run.config, prior, PromptGrid(grid))
 
 
 def open_run_folder(run_config: UserConfig) -> RunFolder:

@@ -11,6 +11,7 @@ from server.evaluation.coverage import coverage
 from server.evaluation.score import Score, score
 from server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from server.evaluation.tables import as_text_table, table
+from server.federated_evaluation import federated_results
 from server.matrix import matrices
 from server.model_card import write_model_card
 from server.regression import REGRESSOR_NAME
@@ -47,6 +48,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
         **_matrices(run, config),
+        **({"federated_evaluation": federated} if (federated := federated_results(run)) else {}),
         "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
             "n_cases": len(synthetic),

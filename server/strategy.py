@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from server.federation_state import FederationState, StudySite, initial_state, make_request, quorum, read_study
 from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
+from shared.checkpoint import Arrays
 from shared.config import Config, FederationConfig
 from shared.errors import UserError
 from shared.networks.generator import Prior
@@ -30,8 +31,10 @@ from shared.records import (
     OK,
     UNCHARGED_CODES,
     UNKNOWN_SITE,
+    EvaluationRequest,
     Request,
     encode,
+    pack_request,
     update_shapes,
 )
 from shared.run_folder import RunFolder
@@ -224,6 +227,27 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         )
     vendors = {site: tuple(facts.vendors) for site, facts in sites.items()}
     state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
+
+
+def ask_evaluation(
+    grid: Grid, arrays: Arrays, request: EvaluationRequest, num_sites: int, timeout_s: float
+) -> list[RecordDict]:
+    """Send a model to every site that is connected, after a short wait for all; returns what came back in time.
+
+    Args:
+        grid: Where the sites are.
+        arrays: The model.
+        request: What is asked of every site.
+        num_sites: Of the study.
+        timeout_s: For the answers.
+    """
+    node_ids = wait_for_nodes(grid, num_sites, 0, timeout_s)
+    content = pack_request(arrays, request)
+    messages = [
+        Message(content, dst_node_id=node_id, message_type=MessageType.EVALUATE, ttl=timeout_s, group_id="evaluation")
+        for node_id in node_ids
+    ]
+    return [reply.content for reply in grid.send_and_receive(messages, timeout=timeout_s) if reply.has_content()]
 
 
 def wait_for_nodes(grid: Grid, num_wanted: int, num_needed: int, timeout_s: float) -> list[int]:

@@ -6,11 +6,13 @@ Every stage is done once: what is finished is read back, so that an interrupted 
 from server.answers import save_predictions, test_sets, train_and_predict
 from server.datasheet import study_facts
 from server.evaluation.tables import predict_the_mean
+from server.federated_evaluation import STAGE, evaluate_at_sites
 from server.matrix import train_matrix
 from server.release import write_release
 from server.report.models import MAIN_MODEL
 from server.results import privacy_spent, write_report
 from server.segmentation import measured_ef
+from server.strategy import Grid
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
 from shared.case import load_cases
 from shared.config import Config
@@ -20,8 +22,8 @@ from shared.run_folder import RunFolder
 from shared.segmenter import load_segmenter
 
 
-def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:
-    """Everything after the last round: synthesis, regressor, the baselines that need no site, the report.
+def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> None:
+    """Everything after the last round: synthesis, regressor, the sites' answers, the server's baselines, the report.
 
     Raises:
         UserError: There are no test patients, or a file of an earlier stage cannot be read.
@@ -34,6 +36,10 @@ def finish_study(run: RunFolder, config: Config, prior: Prior) -> None:
     with run.stage("regressor") as to_do:
         if to_do:
             train_and_predict(run, config, MAIN_MODEL, load_cases(run.path / "synthetic"))
+    if config.evaluation.federated:
+        with run.stage(STAGE) as to_do:
+            if to_do:
+                evaluate_at_sites(grid, run, config)
     if "predict_the_mean" in config.evaluation.baselines:
         with run.stage("predict_the_mean") as to_do:
             if to_do:

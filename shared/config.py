@@ -212,6 +212,8 @@ class EvaluationConfig:
     epsilons: list[float] = field(default_factory=list)
     matrix: list[str] = field(default_factory=list)
     show_real_pictures: bool = False
+    federated: bool = False
+    federated_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
@@ -221,6 +223,8 @@ class EvaluationConfig:
             _check(kind in MATRIX_KINDS, "evaluation.matrix", f"in {MATRIX_KINDS}", kind)
         _check("real" not in self.matrix or "pooled_real" in self.baselines, "evaluation.baselines",
                "to hold pooled_real, the row of all vendors in evaluation.matrix's real", self.baselines)  # fmt: skip
+        _check(self.federated_epsilon is None or 0 < self.federated_epsilon < math.inf, "evaluation.federated_epsilon",
+               "> 0 or null", self.federated_epsilon)  # fmt: skip
         for value in self.epsilons:
             _check(value > 0 and math.isfinite(value), "evaluation.epsilons", "> 0", value)
         names = {f"{value:g}" for value in self.epsilons}

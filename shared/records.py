@@ -3,10 +3,14 @@
     server -> site   {"arrays": the generator's trainable part, "config": a `Request`}
     site -> server   {"reply": {"site", "code"}, "arrays": the private update}     no arrays unless the code is "ok"
 
-Nothing else travels. `pack_reply` is the only way out of a site: an allow-list of keys, codes, names, shapes and
-dtype, so that a count, a loss, a norm or an exception's text cannot leave by accident.
+    server -> site   {"arrays": a trained model, "config": an `EvaluationRequest`}
+    site -> server   {"reply": {"site", "code", "form"}, "arrays": sums per vendor}     no form unless the code is "ok"
+
+Nothing else travels. `pack_reply` and `pack_sums` are the only ways out of a site: an allow-list of keys, codes, names,
+shapes and dtype, so that a count, a loss, a norm or an exception's text cannot leave by accident.
 """
 
+import hashlib
 import io
 import math
 import re
@@ -27,12 +31,16 @@ ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
 MOMENTS, GRADIENTS = "moments", "gradients"
 CODE_MEAN, CODE_SQUARE = "code_mean", "code_square"
 
+EJECTION_FRACTION = "ejection_fraction"
+PRIVATE, PLAIN = "private", "table"
+"""Forms of a table of sums: with noise and charged, or as it is; the site's policy decides."""
+
 OK, INTERNAL_ERROR = "ok", "internal-error"
 UNCHARGED_CODES = frozenset({
     "bad-request", "prior-mismatch", "settings-unreadable", "ledger-corrupt", "data-unreadable", "too-few-patients",
     "noise-below-minimum", "delta-above-cap", "clip-above-cap", "budget-exhausted", "privacy-off-not-allowed",
     "code-not-allowed", "rounds-exhausted", "facts-differ", "sample-rate-below-minimum", "noise-above-cap",
-    "steps-above-cap", "views-above-cap", "time-above-cap",
+    "steps-above-cap", "views-above-cap", "time-above-cap", "no-evaluation",
 })  # fmt: skip
 """Answers that a site gives before its ledger is charged. `INTERNAL_ERROR` may follow a charge, and is its answer then,
 for ever."""
@@ -41,6 +49,8 @@ CODES = UNCHARGED_CODES | {OK, INTERNAL_ERROR}
 UNKNOWN_SITE = "unknown"
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
+MAX_TTA = 16
+"""Rotations at most that a site averages a prediction over."""
 MAX_HEADER_BYTES = 1024
 """More than numpy's header of any array here needs."""
 
@@ -126,7 +136,71 @@ class Request:
         return cls(**{key.replace("-", "_"): value for key, value in config.items()})
 
 
-def pack_request(arrays: Mapping[str, NDArray[np.float32]], request: Request) -> RecordDict:
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What the server asks of a site's test patients: a model of a task, told by its arrays.
+
+    Which form the answer has is the site's policy to say, not the server's.
+
+    Attributes:
+        task: Which model it is.
+        run_id: Of the whole run, the same after a restart.
+        model_sha256: `arrays_sha256` of the model; with the run, the key of the site's ledger of test patients.
+        noise_multiplier: Noise of the private form over the bound of one patient's vector.
+        target_delta: At which the site counts its budget.
+        num_tta: Rotations averaged in every prediction.
+        sites: As in `Request`.
+    """
+
+    task: str
+    run_id: str
+    model_sha256: str
+    noise_multiplier: float
+    target_delta: float
+    num_tta: int
+    sites: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if type(getattr(self, field.name)) is not field.type:
+                raise ValueError(f"Expected {field.name} to be {field.type}, got {type(getattr(self, field.name))}.")
+        if not (
+            self.task == EJECTION_FRACTION
+            and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
+            and re.fullmatch(r"[0-9a-f]{64}", self.model_sha256)
+            and 0 < self.noise_multiplier < math.inf
+            and 0 < self.target_delta < 1
+            and 1 <= self.num_tta <= MAX_TTA
+        ):
+            raise ValueError(f"Expected a request within its ranges, got {self}.")
+
+    @property
+    def release(self) -> Release:
+        """What a private answer charges: one Gaussian mechanism over all test patients."""
+        return Release(self.noise_multiplier, 1.0, 1)
+
+    @property
+    def ledger_run(self) -> str:
+        """The name under which the ledger of test patients keeps the answer: another model is another release."""
+        return f"{self.run_id}-{self.task}-{self.model_sha256[:16]}"
+
+    def to_config(self) -> ConfigRecord:
+        """The wire form, with kebab-case keys."""
+        return ConfigRecord({field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "EvaluationRequest":
+        """Read the wire form.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value has another type or is out of range.
+        """
+        if set(config) != {field.name.replace("_", "-") for field in fields(cls)}:
+            raise ValueError("Expected exactly the keys of a request.")
+        return cls(**{key.replace("-", "_"): value for key, value in config.items()})
+
+
+def pack_request(arrays: Mapping[str, NDArray[np.float32]], request: Request | EvaluationRequest) -> RecordDict:
     """The content of a message to a site."""
     return RecordDict({ARRAYS: encode(arrays), CONFIG: request.to_config()})
 
@@ -159,6 +233,34 @@ def pack_reply(
             raise ValueError(f"Expected {name} to be finite float32 {tuple(shapes[name])}.")
     reply[ARRAYS] = encode(arrays)
     return reply
+
+
+def pack_sums(site: str, form: str, sums: Mapping[str, NDArray[np.float32]], shapes: Shapes) -> RecordDict:
+    """The content of the answer to an `EvaluationRequest`: `pack_reply` for a table of sums.
+
+    Args:
+        site: The site's public name.
+        form: `PRIVATE` or `PLAIN`.
+        sums: Vendor -> sums.
+        shapes: The vendors that the site declares in public, and the number of sums.
+
+    Raises:
+        ValueError: Anything is not on the allow-list.
+    """
+    if form not in (PRIVATE, PLAIN):
+        raise ValueError("Expected a form of the allow-list.")
+    reply = pack_reply(site, OK, sums, shapes)
+    reply[REPLY] = ConfigRecord({"site": site, "code": OK, "form": form})
+    return reply
+
+
+def arrays_sha256(arrays: Mapping[str, NDArray[np.float32]]) -> str:
+    """SHA-256 over the names, shapes and values of arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], "<f4")
+        digest.update(f"{len(name)} {name} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def update_shapes(task: str, trainable: Shapes, num_vendors: int, code_size: int) -> dict[str, tuple[int, ...]]:

@@ -89,7 +89,7 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
             allow_without_privacy=not privacy.enabled,
         )
         data = os.path.relpath(site.data_path, folder)
-        write_site(folder, replace(site, data=data, ledger="ledger", ledger_witness=None, policy=policy))
+        write_site(folder, replace(site, data=data, test=None, ledger="ledger", ledger_witness=None, policy=policy))
     study = json.loads((run.path / "study.json").read_text(encoding="utf-8"))
     facts = {name: study["sites"][name] for name in sites}
     (other.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
@@ -104,6 +104,7 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     settings = deepcopy(config)
     settings.privacy = privacy
     settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.matrix = [], [], []
+    settings.evaluation.federated = False
     federation = settings.federation  # with fewer sites it asks for no more of them than there are
     federation.min_sites = min(federation.min_sites, len(sites))
     federation.trim = min(federation.trim, (len(sites) - 1) // 2)

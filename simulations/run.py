@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.ingest.prepare import prepare
@@ -31,6 +31,7 @@ class Hospital:
         train: Folder of its prepared cases, or where they will be.
         nominal_patients: The public number that divides its updates.
         provenance: Where its scans come from.
+        test: Folder of its prepared test patients; None where the test patients are no site's.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Hospital:
     train: Path
     nominal_patients: int
     provenance: Provenance
+    test: Path | None = None
 
 
 def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
@@ -98,14 +100,17 @@ def _prepare(run: RunFolder, config: Config) -> None:
             min_patients=2,
             allow_without_privacy=not config.privacy.enabled,
         )
-        data = os.path.relpath(site.train, run.path / "sites" / site.name)
+        folder = run.path / "sites" / site.name
+        data = os.path.relpath(site.train, folder)
+        test = None if site.test is None else os.path.relpath(site.test, folder)
         write_site(
-            run.path / "sites" / site.name,
+            folder,
             SiteSettings(
                 site.name,
                 site.vendors,
                 site.nominal_patients,
                 data=data,
+                test=test,
                 ledger_same_disk=True,
                 prior=config.prior,
                 policy=policy,
@@ -132,7 +137,7 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
             prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores(),
                     provenance=SIMULATED_SCANS)  # fmt: skip
         number = config.hospitals.num_train
-        sites.append(Hospital(name, {vendor: number}, train, number, SIMULATED_SCANS))
+        sites.append(Hospital(name, {vendor: number}, train, number, SIMULATED_SCANS, target))
     return sites
 
 
@@ -156,12 +161,14 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     sites = []
     for name in names:
         train = (root / name / "train").resolve()
-        sites.append(_hospital(name, train))
+        site = _hospital(name, train)
         test = root / name / "test"
         if test.is_dir():
+            site = replace(site, test=test.resolve())
             copy = private_folder(run.path / "test" / "hospitals") / name
             shutil.copytree(test, copy, dirs_exist_ok=True)
             make_private(copy)
+        sites.append(site)
     return sites
 
 

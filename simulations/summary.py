@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from server.federated_evaluation import federated_table
 from server.results import results_table
 from shared.run_folder import RunFolder
 
@@ -31,6 +32,8 @@ def print_summary(run: RunFolder) -> None:
     if (run.path / "report.json").exists():
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
         console.print(results_table(run))
+        if report.get("federated_evaluation"):
+            console.print(federated_table(report["federated_evaluation"]))
         privacy = report["privacy"]
         if privacy["epsilon"] is None:
             console.print("privacy: none, it was switched off")

@@ -258,7 +258,8 @@ def test_a_study_in_which_all_patients_eject_the_same_ends_with_a_report(make_st
         change_cases(run.path / "sites" / site / "train", of_one_ef)
     shutil.copytree(run.path / "sites" / "a" / "train", run.path / "test" / "hospitals" / "a")
     run_federation(run)
-    finish_study(run, run.config, load_prior(run.prior_path()))
+    with make_grid(run, run.config) as grid:
+        finish_study(run, run.config, load_prior(run.prior_path()), grid)
     report = json.loads((run.path / "report.json").read_text())  # strict JSON: NaN would not have been written
     for scores in (report["regression"], report["baselines"]["predict_the_mean"]):
         everybody = scores["hospitals"]["all"]

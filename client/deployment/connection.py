@@ -18,6 +18,7 @@ from client.code_hash import code_sha256
 from client.deployment.node_key import checked_node_key
 from client.ledger import LEDGER_NAME, dataset_of, default_witness
 from client.policy import SITE_FILE, SiteSettings
+from client.test_patients import PREDICTIONS_NAME, check_test_folder, test_dataset
 from client.trainable import LEFT_OUT, trainable
 from shared.errors import UserError
 from shared.permissions import OTHERS, open_to_others, private_folder
@@ -51,7 +52,7 @@ class Finding:
 def examine(site: SiteSettings) -> list[Finding]:
     """Look at everything; nothing is changed, and nothing but a TLS handshake leaves the site."""
     steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
-        ("cases", _cases), ("permissions", _permissions), ("ledger", _ledger),
+        ("cases", _cases), ("test patients", _test), ("permissions", _permissions), ("ledger", _ledger),
         ("key", lambda site: str(checked_node_key(site.folder))), ("code", _code), ("disk", _disk),
         ("coordinator", _coordinator), ("certificate", _certificate), ("clock", _clock),
     ]  # fmt: skip
@@ -137,6 +138,8 @@ def _cases(site: SiteSettings) -> str:
 def _permissions(site: SiteSettings) -> str:
     """What is about patients is this account's alone, also where it was made under another umask or copied."""
     parts = [site.data_path, site.ledger_path, witness_of(site), site.folder / SITE_FILE]
+    if site.test_path is not None:
+        parts += [site.test_path, site.test_ledger_path, site.folder / PREDICTIONS_NAME]
     wide = {part: found for part in parts if (found := open_to_others([part]))}
     if site.folder.stat().st_mode & OTHERS:
         wide[site.folder] = [site.folder]
@@ -171,10 +174,11 @@ def _ledger(site: SiteSettings) -> str:
 
 def _other_ledgers(site: SiteSettings) -> list[Path]:
     """Files in the site's folder that a ledger over the same data set has written, and that site.yaml does not name."""
-    known = {site.ledger_path / LEDGER_NAME, witness_of(site)}
+    test_witness = site.test_witness_path or default_witness(site.test_ledger_path)
+    known = {site.ledger_path / LEDGER_NAME, witness_of(site), site.test_ledger_path / LEDGER_NAME, test_witness}
     found = [*site.folder.glob(f"*/{LEDGER_NAME}"), *site.folder.glob("*.witness")]
-    dataset = dataset_of(site.data_path)
-    return [path for path in sorted(found) if path not in known and _dataset_in(path) == dataset]
+    datasets = {dataset_of(site.data_path), test_dataset(dataset_of(site.data_path))}
+    return [path for path in sorted(found) if path not in known and _dataset_in(path) in datasets]
 
 
 def _dataset_in(path: Path) -> str | None:
@@ -189,6 +193,17 @@ def _dataset_in(path: Path) -> str | None:
 def _nearest(folder: Path) -> Path:
     """The folder, or the first above it that is there: a ledger is made on first use."""
     return folder if folder.exists() else _nearest(folder.parent)
+
+
+def _test(site: SiteSettings) -> str:
+    """The test patients, in the form in which the policy lets their sums out."""
+    if site.test_path is None or site.policy.evaluation == "off":
+        return "none: studies are not evaluated here" if site.test_path is None else "policy.evaluation is off"
+    check_test_folder(site)
+    return {
+        "private": "sums with noise leave the site, charged to test_ledger",
+        "table": "PLAIN sums of groups of 5 or more leave the site, as often as asked: policy.evaluation is table",
+    }[site.policy.evaluation]
 
 
 def _code(site: SiteSettings) -> str:

@@ -96,7 +96,8 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: DIR/runs/CONFIG)")
     sub.add_argument("--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)")
     sub.add_argument("--test", type=Path, nargs="+", default=[], metavar="CASES",
-                     help="folders of prepared cases to judge the trained model on; for a new run folder")  # fmt: skip
+                     help="folders of prepared public cases to judge the trained model on; for a new run folder. Sites "
+                     "judge it on their own test patients with --set evaluation.federated=true")  # fmt: skip
     sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
     sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
 
@@ -210,6 +211,8 @@ def _start(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from server.deployment.coordinator import load_coordinator
     from server.deployment.runs import make_run, run_study
+    from server.federated_evaluation import federated_results, federated_table
+    from shared.run_folder import load_run
 
     coordinator = load_coordinator(options.folder)
     out = (options.out or coordinator.folder / "runs" / Path(options.config).stem).resolve()
@@ -221,6 +224,9 @@ def _run(options: argparse.Namespace) -> None:
     if not there:
         make_run(coordinator, out, options.config, options.set, options.test)
     run_study(coordinator, out)
+    results = federated_results(load_run(out))
+    if results is not None:
+        Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(federated_table(results))
     print(f"finished: {out / 'report.html'}")
 
 

@@ -37,14 +37,14 @@ LAST_ROUNDS = 3
 
 
 def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequence[str], tests: Sequence[Path]) -> None:
-    """Make a run folder for the registered sites, with test patients of the coordinator's own.
+    """Make a run folder for the registered sites, with the coordinator's own test patients where it has some.
 
     Args:
         coordinator: Of the study.
         out: The new run folder.
         config: Name or path of the settings.
         overrides: key=value.
-        tests: Folders of prepared cases; copied, each a test set under its own name.
+        tests: Folders of prepared cases; copied, each a test set under its own name. None where the sites evaluate.
 
     Raises:
         UserError: No site is registered, a test folder is none, two have one name, or the services do not run.
@@ -52,14 +52,17 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     sites = coordinator.sites()
     if not sites:
         raise UserError(f"no site is registered in {coordinator.folder}: 'fedcmr-server register' does it")
-    if not tests:
-        raise UserError("a new run needs --test: folders of prepared cases that the trained model is judged on")
     if len({path.resolve().name for path in tests}) < len(tests):
         raise UserError("--test names two folders of one name: expected names that tell the test sets apart")
     for path in tests:
         if not read_index(path):
             raise UserError(f"--test {path} holds no case: prepare one with 'fedcmr-client prepare'")
     settings = load(config, overrides)
+    if not tests and not settings.evaluation.federated:
+        raise UserError(
+            "a new run needs --test: folders of prepared cases that the trained model is judged on; or, where the "
+            "sites shall judge it on theirs, --set evaluation.federated=true"
+        )
     require_services(coordinator)
     run = open_run(out, settings)
     for path in tests:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from server.evaluation.from_sums import SWAMPED_POINTS
 from server.evaluation.score import FEW_PATIENTS
 from server.report import figures, numbers
 from server.report.agreement import bland_altman, scatter
@@ -17,7 +18,7 @@ from server.report.audit import audit_tables, read_audit
 from server.report.flat import as_csv
 from server.report.matrix import matrix_parts, matrix_sentences
 from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
-from server.report.numbers import HUMAN_POINTS
+from server.report.numbers import HUMAN_POINTS, figure
 from server.report.omissions import not_run_note, omissions
 from server.report.overlays import OverlayRow, colour_bar, overlay_sheet
 from server.report.pictures import Extreme, Row, SampleSheet
@@ -26,6 +27,7 @@ from server.report.words import findings, headline, tiles
 from server.saliency import MAX_CASES, SYNTHETIC, Look
 from shared.checkpoint import write_atomically
 from shared.resources import resource
+from shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,9 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         findings=findings(report),
         tiles=tiles(report),
         groups=groups,
+        federated=report.get("federated_evaluation"),
+        min_group=MIN_GROUP,
+        swamped=figure(SWAMPED_POINTS, 0),
         with_categories=any("category_agreement" in score for scores in groups.values() for score in scores.values()),
         few=[name for name, scores in groups.items() if _num_patients(scores) < FEW_PATIENTS],
         error_figure=figures.error_intervals(_scores_of_all_but(groups, table_only)) if groups else None,

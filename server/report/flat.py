@@ -52,6 +52,8 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
         for test_set, tables in test_sets.items():
             for group, score in tables.items():
                 yield from _figures(("results", model, test_set, group), score)
+    for group, score in ((report.get("federated_evaluation") or {}).get("vendors") or {}).items():
+        yield from _figures(("results at the sites", MAIN_MODEL, "", group), score)
     yield from _matrices(report)
     for test_set, facts in (report.get("subgroups") or {}).items():
         for fact, groups in facts.items():

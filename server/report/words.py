@@ -12,6 +12,8 @@ Report = Mapping[str, Any]
 def headline(report: Report) -> str:
     """The study's answer in one sentence."""
     score = _overall(report)
+    if score is None and (federated := report.get("federated_evaluation")):
+        return _federated_headline(federated)
     if score is None or score["mae_points"] is None:
         if score and score["n_patients"]:
             return ("This run has no result: the network's answers are no numbers, for "
@@ -23,6 +25,18 @@ def headline(report: Report) -> str:
     if guess and guess["mae_points"] is not None and score["mae_points"] >= guess["mae_points"]:
         return f"{sentence}, no better than one guess for everybody."
     return f"{sentence}."
+
+
+def _federated_headline(federated: Mapping[str, Any]) -> str:
+    """The answer of a study whose test patients are all at the sites."""
+    score = federated["vendors"].get("all")
+    if score is None or score["mae_points"] is None:
+        return "This run has no result: the sites' sums over their test patients tell no mean error."
+    low, high = score["ci95"]["mae_points"]
+    return (
+        "Trained on synthetic hearts alone, the network misses the ejection fraction of the sites' own test patients "
+        f"by {score['mae_points']:.1f} points on average (95 % interval {low:.1f} to {high:.1f})."
+    )
 
 
 def findings(report: Report) -> list[str]:

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import resnet50
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared import checkpoint as checkpoints
+from shared.checkpoint import Arrays
 from shared.errors import UserError
 from shared.tasks.ejection_fraction.convolution import use_products
 
@@ -24,6 +27,8 @@ MAX_PRODUCT_KERNELS = {"layer1": 1, "layer2": 1, "layer3": 3, "layer4": 3}
 """For each layer of the ResNet50, up to which size of kernel a convolution is computed as a product of matrices:
 pictures of 64 x 64 have 16, 8, 4 and 2 pixels a side there, and with few pixels a product is faster."""
 FORMAT = "fedcmr-regressor-2"
+NOT_SENT = ("mean_ef", "sd_floor", "sd_gain", "num_batches_tracked")
+"""Last parts of the names of what inference at a site does not need: baseline, calibration, a counter of training."""
 
 
 class Prediction(NamedTuple):
@@ -102,4 +107,32 @@ def load_regressor(path: Path) -> Regressor:
         model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     except RuntimeError:
         raise UserError(f"{path} holds weights of another network: expected the ResNet50 of {FORMAT}") from None
+    return model.eval()
+
+
+def to_arrays(model: Regressor) -> Arrays:
+    """What a site needs of a model to predict: named float32 arrays, numbers as arrays of one."""
+    return {
+        name: np.atleast_1d(value.detach().cpu().numpy().astype(np.float32))
+        for name, value in model.state_dict().items()
+        if name.rpartition(".")[2] not in NOT_SENT
+    }
+
+
+def array_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of `to_arrays`, of which no model of this version has others."""
+    return {name: array.shape for name, array in to_arrays(Regressor()).items()}
+
+
+def from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> Regressor:
+    """The model of `to_arrays`, not calibrated.
+
+    Args:
+        arrays: Of exactly the names and shapes of `array_shapes`.
+    """
+    model = Regressor()
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, array in arrays.items():
+            state[name].copy_(torch.from_numpy(np.array(array)).reshape(state[name].shape))
     return model.eval()

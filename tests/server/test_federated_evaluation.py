@@ -1,0 +1,170 @@
+"""The server's side of federated evaluation, and a whole study whose test patients are all at the sites."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from client.ledger import Ledger
+from server.deployment.coordinator import Coordinator
+from server.deployment.runs import make_run
+from server.federated_evaluation import check_answers, federated_results, federated_table, make_request
+from server.federation_state import StudySite
+from shared.case import load_cases, save_case, write_index
+from shared.errors import UserError
+from shared.records import EvaluationRequest, pack_reply, pack_sums
+from shared.run_folder import RunFolder
+from shared.tasks.ejection_fraction.sums import SUMS
+from simulations.grid import make_grid, run_server_app
+from simulations.summary import print_summary
+from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
+from tests.tiny_regressor import make_tiny
+
+SHAPES = {"Siemens": (len(SUMS),)}
+REQUEST = EvaluationRequest("ejection_fraction", "0123456789abcdef", "a" * 64, 0.5, 1e-3, 1, "")
+SITES = {name: StudySite({"Siemens": 40}, 40) for name in ("a", "b", "c")}
+
+
+def answer(site: str, form: str = "private", values=(20, 1, 1.2, 0.2, 10, 6)):
+    return pack_sums(site, form, {"Siemens": np.array(values, np.float32)}, SHAPES)
+
+
+def test_every_site_of_the_study_is_told_of():
+    answers = check_answers([answer("a"), pack_reply("b", "no-evaluation")], SITES, REQUEST)
+    assert {name: found["code"] for name, found in answers.items()} == {
+        "a": "ok", "b": "no-evaluation", "c": "no-answer",
+    }  # fmt: skip
+    assert answers["a"]["form"] == "private"
+
+
+@pytest.mark.parametrize("trick", ["twice", "stranger", "shape", "form", "small-group", "code"])
+def test_an_answer_that_is_not_as_it_should_be_is_dropped(trick):
+    contents = [answer("a")]
+    if trick == "twice":
+        contents.append(answer("a"))
+    elif trick == "stranger":
+        contents = [answer("mallory")]
+    elif trick == "shape":
+        contents = [pack_sums("a", "private", {"GE": np.zeros(6, np.float32)}, {"GE": (6,)})]
+    elif trick == "form":
+        contents[0]["reply"]["form"] = "exact"
+    elif trick == "small-group":
+        contents = [answer("a", "table", (3, 0, 0, 0, 1, 1))]
+    elif trick == "code":
+        contents[0]["reply"]["code"] = "<script>"
+    expected = "no-answer" if trick == "stranger" else "dropped"
+    assert check_answers(contents, SITES, REQUEST)["a"] == {"code": expected}
+
+
+def test_sites_add_up_and_a_group_left_out_is_behind_no_figure(tmp_path, make_study):
+    run = make_study()
+    kept = {
+        "task": "ejection_fraction", "model_sha256": "a" * 64, "noise_multiplier": 0.5, "delta": 1e-3, "epsilon": 7.0,
+        "accountant": "prv",
+        "sites": {
+            "a": {"code": "ok", "form": "table", "sums": {"Siemens": [20, 1, 1.2, 0.2, 10, 6]}},
+            "b": {"code": "ok", "form": "table", "sums": {"Siemens": [10, 0.5, 0.9, 0.1, 5, 3], "GE": [0] * 6}},
+            "c": {"code": "no-answer"},
+        },
+    }  # fmt: skip
+    (run.path / "federated_evaluation.json").write_text(json.dumps(kept))
+    results = federated_results(run)
+    assert set(results["vendors"]) == {"Siemens", "all"} and results["privacy"] is None
+    assert results["vendors"]["all"]["mae_points"] == pytest.approx(100 * 2.1 / 30)
+    assert results["vendors"]["all"]["n_patients"] == 30 and results["vendors"]["all"]["sites"] == ["a", "b"]
+    assert "c: no-answer" in federated_table(results).caption
+
+
+def test_a_new_run_needs_test_patients_somewhere(tmp_path):
+    folder = tmp_path / "study"
+    (folder / "sites").mkdir(parents=True)
+    (folder / "sites" / "a.json").write_text(json.dumps({"vendors": {"GE": 40}, "nominal_patients": 40}))
+    coordinator = Coordinator("study", folder=folder)
+    with pytest.raises(UserError, match=r"--test.*evaluation.federated=true"):
+        make_run(coordinator, tmp_path / "run", "smoke", [], [])
+    with pytest.raises(UserError, match="the services do not run"):
+        make_run(coordinator, tmp_path / "run", "smoke", ["evaluation.federated=true"], [])
+
+
+def give_test_patients(run: RunFolder, policies: dict[str, str]) -> None:
+    """Twelve test patients to each site, of other names than its training patients', and its policy."""
+    for seed, (name, policy) in enumerate(policies.items(), start=70):
+        folder = run.path / "sites" / name
+        write_cases(folder / "test", VENDORS[name], 12, seed)
+        cases = [
+            replace(case, info=replace(case.info, pseudonym=f"t{case.info.pseudonym}", group=f"t{case.info.group}"))
+            for case in load_cases(folder / "test")
+        ]
+        for case in cases:
+            save_case(folder / "test", case)
+        write_index(folder / "test", [case.info for case in cases])
+        text = (folder / "site.yaml").read_text().replace("test: null", 'test: "test"')
+        (folder / "site.yaml").write_text(text.replace('evaluation: "private"', f'evaluation: "{policy}"'))
+
+
+@pytest.fixture
+def finished(make_study, monkeypatch):
+    """A study without any test patient at the coordinator: a is private, b gives its table, c evaluates nothing."""
+    make_tiny(monkeypatch)
+    run = make_study(
+        "evaluation.federated=true", "evaluation.baselines=[predict_the_mean]", "federation.num_rounds=2",
+        "federation.rung=affine", "synthesis.num_cases=4", "synthesis.num_steps=1", "regression.num_steps=2",
+        "regression.batch_size=4", "regression.num_tta=1", "evaluation.num_bootstrap=100",
+        min_patients=2,
+    )  # fmt: skip
+    give_test_patients(run, {"a": "private", "b": "table", "c": "off"})
+    with make_grid(run, run.config) as grid:
+        run_server_app(grid, {"run-dir": str(run.path.resolve())})
+    return run
+
+
+def test_a_study_is_judged_where_its_test_patients_are(finished, capsys):
+    report = json.loads((finished.path / "report.json").read_text())
+    found = report["federated_evaluation"]
+    assert report["regression"] == {} and NOMINAL_PATIENTS < 12
+    assert found["sites"] == {
+        "a": {"code": "ok", "form": "private"}, "b": {"code": "ok", "form": "table"},
+        "c": {"code": "no-evaluation", "form": None},
+    }  # fmt: skip
+    philips = found["vendors"]["Philips"]
+    kept = json.loads(next((finished.path / "sites" / "b" / "evaluation").iterdir()).read_text())["patients"]
+    errors = 100 * np.array([row["predicted"] - row["true"] for row in kept])
+    assert philips["n_patients"] == 12 and philips["sites"] == ["b"]
+    assert philips["mae_points"] == pytest.approx(np.abs(errors).mean(), abs=0.02)
+    assert philips["bias_points"] == pytest.approx(errors.mean(), abs=0.02)
+    assert "GE" not in found["vendors"]
+
+    (charge,) = Ledger(finished.path / "sites" / "a" / "test_ledger").charges()
+    assert charge["epsilon"] == pytest.approx(found["privacy"]["epsilon"]) and charge["epsilon"] <= 8
+    assert not (finished.path / "sites" / "b" / "test_ledger").exists()
+    page = (finished.path / "report.html").read_text()
+    for sentence in ("On the sites’ own test patients", "sums with noise", "not private", "No\n  test patient’s scan"):
+        assert sentence in page
+    assert "ejection fraction of the sites' own test patients" in page or "ejection fraction of the sites&#39;" in page
+    assert "results at the sites" in (finished.path / "report.csv").read_text()
+    print_summary(finished)
+    assert "a: sums with noise; b: plain table, not private; c: no-evaluation" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_stage_is_done_once_and_asked_again_it_charges_nothing(finished):
+    before = (finished.path / "federated_evaluation.json").read_bytes()
+    lines = (finished.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if '"federated_evaluation"' not in line]
+    assert len(kept) == len(lines) - 1
+    (finished.path / "metrics.jsonl").write_text("".join(kept))  # as after a crash before the line was written
+    with make_grid(finished, finished.config) as grid:
+        run_server_app(grid, {"run-dir": str(finished.path.resolve())})
+    assert (finished.path / "federated_evaluation.json").read_bytes() == before
+    assert len(Ledger(finished.path / "sites" / "a" / "test_ledger").charges()) == 1
+
+
+def test_the_noise_asked_for_is_that_of_the_target(finished):
+    config = finished.config
+    config.evaluation.federated_epsilon = 2.0
+    request = make_request(finished, config, SITES, "a" * 64)
+    from shared.privacy import epsilon
+
+    assert 1.97 <= epsilon([request.release], request.target_delta)[0] <= 2.0
