@@ -32,6 +32,9 @@ def add_commands(commands: Any) -> None:
     sub.add_argument("--user", default="fedcmr", help="account that the unit runs as (default: %(default)s)")
     sub.add_argument("--program", type=Path, metavar="PATH", help="fedcmr-client, where the unit finds it (default: "
                      "the one installed here)")  # fmt: skip
+    sub.add_argument("--allow", action="append", default=[], metavar="ADDRESS", help="address or network of the "
+                     "coordinator, and no other may be called; for a unit, may be given again (default: the one in "
+                     "site.yaml, or any where that is a name)")  # fmt: skip
     sub.set_defaults(command=_service)
 
     sub = commands.add_parser("key", help="make the site's key for a deployed study, once",
@@ -79,7 +82,7 @@ def _service(options: argparse.Namespace) -> None:
 
     site = load_site(options.site)
     program = options.program or installed_program()
-    for path in write_all(service_files(site, options.kind, options.user, program), options.out):
+    for path in write_all(service_files(site, options.kind, options.user, program, options.allow), options.out):
         print(f"wrote {path}")
     print(next_steps(site, options.kind, options.user, options.out))
 

@@ -1,11 +1,15 @@
 """A site as a service of its own machine: a hardened systemd unit, or a container without privileges."""
 
+import ipaddress
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from client.deidentify import KEY_NAME as PSEUDONYM_KEY
+from client.deployment.connection import address_of
 from client.deployment.node_key import KEY_NAME
 from client.policy import SITE_FILE, SiteSettings
 from shared.errors import UserError
@@ -18,7 +22,9 @@ CONTAINER_ID = 10001
 """Of the container's user where root owns the site's folder: no account of a usual system has it."""
 
 
-def service_files(site: SiteSettings, kind: Kind, user: str, program: Path) -> dict[str, str]:
+def service_files(
+    site: SiteSettings, kind: Kind, user: str, program: Path, allow: Sequence[str] = ()
+) -> dict[str, str]:
     """The files of one kind of service, by name.
 
     Args:
@@ -26,6 +32,8 @@ def service_files(site: SiteSettings, kind: Kind, user: str, program: Path) -> d
         kind: "systemd": one unit. "compose": a Dockerfile, a compose file, and what keeps all else out of the image.
         user: The account that a unit runs as; a container runs as whoever owns the site's folder.
         program: `fedcmr-client`, as the machine of the service sees it; for a unit.
+        allow: Addresses or networks that a unit may call, of the coordinator; empty: the coordinator's own, where
+            site.yaml gives an address in place of a name, and otherwise any.
 
     Raises:
         UserError: The site names no coordinator, or a path or the account cannot be used.
@@ -40,11 +48,13 @@ def service_files(site: SiteSettings, kind: Kind, user: str, program: Path) -> d
     values: dict[str, Any] = {
         "name": site.name, "coordinator": site.coordinator, "folder": str(folder), "user": user,
         "program": str(program), "read_write": [str(path) for path in outside],
-        "read_only": [str(path) for path in read_only],
+        "read_only": [str(path) for path in read_only], "hidden": [str(path) for path in _hidden(site)],
+        "allowed": _addresses(allow) or _own_address(site),
     }  # fmt: skip
     if kind == "systemd":
         return {UNIT: render(TEMPLATES, f"{UNIT}.j2", values)}
-    values |= _image(folder)
+    # A mount needs a place: where the key is not in the folder, there is nothing to hide.
+    values |= _image(folder) | {"hidden": [str(path) for path in _hidden(site) if path.exists()]}
     return {
         "Dockerfile": render(TEMPLATES, "Dockerfile.j2", values),
         ".dockerignore": render(TEMPLATES, "dockerignore.j2", values),
@@ -92,6 +102,33 @@ def _read(site: SiteSettings) -> list[Path]:
     return list(dict.fromkeys(_normal(path) for path in paths if path is not None))
 
 
+def _hidden(site: SiteSettings) -> list[Path]:
+    """Where `prepare` leaves the key of the pseudonyms: beside the cases, which is the site's folder in most sites."""
+    places = (site.folder, site.data_path.parent)
+    return list(dict.fromkeys(_normal(place / PSEUDONYM_KEY) for place in places))
+
+
+def _addresses(texts: Sequence[str]) -> list[str]:
+    """Addresses and networks as systemd takes them.
+
+    Raises:
+        UserError: One is none.
+    """
+    try:
+        return [str(ipaddress.ip_network(text)) for text in texts]
+    except ValueError as error:
+        raise UserError(f"--allow: {error}: expected an address such as 192.0.2.7 or 2001:db8::/32") from None
+
+
+def _own_address(site: SiteSettings) -> list[str]:
+    """The coordinator's, where site.yaml gives no name."""
+    host = address_of(site)[0]
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        return []
+
+
 def _normal(path: Path) -> Path:
     return Path(os.path.normpath(path))
 
@@ -103,5 +140,6 @@ def _image(folder: Path) -> dict[str, Any]:
     fedcmr = version("fedcmr")
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}", "torch": version("torch").partition("+")[0],
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5 // 2**20,
         "version": fedcmr, "wheel": f"fedcmr-{fedcmr}-py3-none-any.whl", "uid": ids[0], "gid": ids[1],
     }  # fmt: skip

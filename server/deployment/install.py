@@ -38,7 +38,8 @@ def service_files(
     check_paths([coordinator.folder, program, nginx, *([delivered] if delivered else [])], seen_by_service=True)
     values = {
         "folder": str(coordinator.folder), "name": coordinator.name, "user": user, "program": str(program),
-        "nginx": str(nginx), "run": str(delivered), "delivery_port": coordinator.delivery_port,
+        "nginx": str(nginx), "run": str(delivered),
+        "loopback": coordinator.host in ("127.0.0.1", "::1", "localhost"), "delivery_port": coordinator.delivery_port,
     }  # fmt: skip
     return {file: render(TEMPLATES, f"{file}.j2", values) for file in (*FILES, *([DELIVERY] if delivered else []))}
 

@@ -173,3 +173,53 @@ def test_a_new_folder_has_a_gateway_that_follows_its_settings(seen_folder, capsy
     (study / "coordinator.yaml").write_text(settings.replace("4443", "4444"))
     assert server_cli.main(["gateway", str(study)]) == 0
     assert ":4444 ssl" in config.read_text()
+
+
+LIMITS = {"MemoryMax", "MemoryHigh", "TasksMax", "LimitCORE", "InaccessiblePaths"}
+
+
+def test_every_unit_has_limits_and_secrets_that_it_does_not_see(tmp_path):
+    """What runs in a site's unit was sent by somebody else, and what runs behind the gateway is asked by anybody."""
+    for unit in units(tmp_path):
+        values = dict(re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.M))
+        assert values.keys() >= LIMITS and values["LimitCORE"] == "0", unit.name
+        assert ("CPUWeight" in values) == (unit.name in (UNIT, server_install.DELIVERY))
+        hidden = values["InaccessiblePaths"].split()
+        if unit.name == UNIT:
+            assert hidden == ["-/srv/fedcmr/site/pseudonym.key", "-/data/pseudonym.key"]
+            assert values["LimitFSIZE"] == "8G"
+        else:
+            assert "-/srv/fedcmr/study/ca.key" in hidden, "it signs for the whole study, and only 'init' needs it"
+        denied = {UNIT: "link-local multicast", "fedcmr-gateway.service": None}.get(unit.name, "any")
+        assert values.get("IPAddressDeny") == denied, "the gateway is what everybody may call"
+
+
+@pytest.mark.parametrize(("coordinator", "allow", "expected"), [
+    ("192.0.2.7:443", (), "localhost 192.0.2.7"),
+    ("[2001:db8::1]:443", (), "localhost 2001:db8::1"),
+    ("study.test:443", ("192.0.2.0/24", "2001:db8::1"), "localhost 192.0.2.0/24 2001:db8::1/128"),
+])  # fmt: skip
+def test_a_site_calls_its_coordinator_alone_where_its_address_is_known(tmp_path, coordinator, allow, expected):
+    site = replace(SITE, coordinator=coordinator)
+    files = service_files(site, "systemd", "fedcmr", PROGRAM, allow)
+    assert f"\nIPAddressDeny=any\nIPAddressAllow={expected}\n" in files[UNIT]
+    (unit,) = write_all(files, tmp_path)
+    assert run("systemd-analyze", "verify", unit, cwd=tmp_path) == ""
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(UserError, match="--allow"):
+        service_files(SITE, "systemd", "fedcmr", PROGRAM, ["study.test"])
+
+
+def test_the_container_has_limits_and_does_not_see_the_pseudonyms_key(seen_folder, tmp_path):
+    site = replace(SITE, folder=seen_folder / "site", data="train")
+    site.folder.mkdir()
+    (site.folder / "pseudonym.key").touch()
+    write_all(service_files(site, "compose", "fedcmr", PROGRAM), tmp_path)
+    read = yaml.safe_load(run(BIN / "docker-compose", "-f", "compose.yaml", "config", cwd=tmp_path))
+    (service,) = read["services"].values()
+    assert 2**28 < int(service["mem_limit"]) == int(service["memswap_limit"]) and service["cpu_shares"] == 512
+    assert service["pids_limit"] == 512 and service["ulimits"]["core"] == {"soft": 0, "hard": 0}
+    hidden = [mount for mount in service["volumes"] if mount["source"] == "/dev/null"]
+    assert [(mount["target"], mount["read_only"]) for mount in hidden] == [(f"{site.folder}/pseudonym.key", True)]
