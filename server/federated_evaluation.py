@@ -5,9 +5,7 @@ answers mean together is worked out anew whenever a report is written; it costs 
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,18 @@ from rich.table import Table
 
 from server.evaluation.from_sums import figures
 from server.federation_state import StudySite, read_study
-from server.ladder import plan_rung
+from server.noise_plan import least_noise
 from server.regression import REGRESSOR_NAME
 from server.strategy import Grid, ask_evaluation
 from shared import checkpoint
 from shared.checkpoint import write_atomically
 from shared.config import Config
-from shared.moments import NUM_LOOKS
-from shared.privacy import epsilon
+from shared.privacy_filter import filter_of
 from shared.records import (
     ARRAYS,
     CODES,
     EJECTION_FRACTION,
     MAX_TTA,
-    MOMENTS,
     OK,
     PLAIN,
     PRIVATE,
@@ -61,7 +57,8 @@ def evaluate_at_sites(grid: Grid, run: RunFolder, config: Config) -> None:
     contents = ask_evaluation(grid, arrays, request, len(sites), config.federation.reply_timeout_s)
     answers = check_answers(contents, sites, request)
     delta = request.target_delta
-    spent, accountant = epsilon([request.release], delta)
+    target = config.evaluation.federated_epsilon or config.privacy.target_epsilon
+    spent, accountant = filter_of(config.privacy.sample_rate, target, delta).of([request.release], delta)
     kept = {
         "task": request.task, "model_sha256": request.model_sha256, "noise_multiplier": request.noise_multiplier,
         "delta": delta, "epsilon": spent, "accountant": accountant, "sites": answers,
@@ -76,12 +73,11 @@ def make_request(
     """What is asked of every site, with the least noise that stays within the target epsilon."""
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     target = config.evaluation.federated_epsilon or config.privacy.target_epsilon
-    looks = plan_rung("moments", replace(config.privacy, target_epsilon=target), 1)[MOMENTS]
     return EvaluationRequest(
         task=EJECTION_FRACTION,
         run_id=metadata["run_id"],
         model_sha256=model_sha256,
-        noise_multiplier=float(looks.noise_multiplier / math.sqrt(NUM_LOOKS)),  # so many looks are as one of this noise
+        noise_multiplier=least_noise(target, config.privacy.target_delta, config.privacy.sample_rate),
         target_delta=float(config.privacy.target_delta),
         num_tta=min(config.regression.num_tta, MAX_TTA),
         sites="\n".join(facts_line(name, s.vendors, s.nominal_patients) for name, s in sorted(sites.items())),

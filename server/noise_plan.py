@@ -65,6 +65,30 @@ def plan_noise(target_epsilon: float, target_delta: float, sample_rate: float, n
     return plan(math.exp(brentq(excess, lower, upper, xtol=5e-4)))
 
 
+def least_noise(target_epsilon: float, target_delta: float, min_sample_rate: float = 1.0) -> float:
+    """The least noise multiplier with which one release of everybody stays within the target.
+
+    Args:
+        target_epsilon: At one site, > 0.
+        target_delta: In (0, 1).
+        min_sample_rate: That the sites' policies allow: it decides by which filter they count, as in `plan_noise`.
+    """
+    _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
+    _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
+    privacy_filter = filter_of(min_sample_rate, target_epsilon, target_delta)
+
+    def excess(log_noise: float) -> float:
+        return privacy_filter.of([Release(math.exp(log_noise), 1.0, 1)], target_delta)[0] / target_epsilon - 0.9975
+
+    lower, upper = -1.0, 0.0
+    while excess(upper) > 0:
+        upper += 1
+        _check(upper < 14, "a target_epsilon that some noise can meet", target_epsilon)
+    while excess(lower) <= 0:
+        lower -= 1
+    return math.exp(brentq(excess, lower, upper, xtol=5e-4))
+
+
 def _check(condition: bool, expected: str, value: object) -> None:
     if not condition:
         raise ValueError(f"Expected {expected}, got {value!r}.")

@@ -18,6 +18,9 @@ SWAMPED_POINTS = 5.0
 SWAMPED_MSE = 0.01
 """Of the mean squared error: (10 EF points) squared."""
 SWAMPED_R2 = 0.5
+UNITS = {"mae_points": (POINTS, SWAMPED_POINTS), "bias_points": (POINTS, SWAMPED_POINTS), "mse": (1.0, SWAMPED_MSE),
+         "r2": (1.0, SWAMPED_R2)}  # fmt: skip
+"""Of each figure: what a fraction is in its unit, and from which half-width of noise on it is unknown."""
 FIGURES = ("mae_points", "bias_points", "mse", "r2")
 
 
@@ -44,14 +47,8 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
     if sums[0] - Z95 * count_sd < max(1.0, sums[0] / 2) or sums[0] < MIN_GROUP:
         return empty
     result = {**empty, "n_patients": round(float(sums[0]))}
-    squares = sums[3] + math.sqrt(noise[3, 3])
-    formulas = {
-        "mae_points": (_mean(sums, 2, squares), POINTS, SWAMPED_POINTS),
-        "bias_points": (_mean(sums, 1, squares), POINTS, SWAMPED_POINTS),
-        "mse": (_mean_square(sums), 1.0, SWAMPED_MSE),
-        "r2": (_r2(sums), 1.0, SWAMPED_R2),
-    }
-    for name, (formula, unit, limit) in formulas.items():
+    for name, formula in formulas(sums, noise).items():
+        unit, limit = UNITS[name]
         if formula is None or (name == "r2" and sums[0] < FEW_PATIENTS):
             continue
         value, gradient, variance = formula
@@ -64,6 +61,17 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
         result["ci95"][name] = [max(low, 0.0) if name in ("mae_points", "mse") else low, unit * value + half]
         result["noise_sd"][name] = noise_sd
     return result
+
+
+def formulas(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, "Formula | None"]:
+    """The formula of each of `FIGURES` at these sums, errors as fractions; None where it has no value."""
+    squares = sums[3] + math.sqrt(noise[3, 3])
+    return {
+        "mae_points": _mean(sums, 2, squares),
+        "bias_points": _mean(sums, 1, squares),
+        "mse": _mean_square(sums),
+        "r2": _r2(sums),
+    }
 
 
 Formula = tuple[float, NDArray[np.float64], float]
