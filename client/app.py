@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from client.code_hash import code_sha256
 from client.ledger import Ledger, dataset_of
 from client.policy import SiteSettings, load_site, refusal
+from client.rehearsal import Rehearsed, invented_patients
 from client.release import Refused, charged
 from client.test_patients import check_test_folder
 from client.training import (
@@ -45,15 +46,19 @@ from shared.records import (
     MOMENTS,
     OK,
     PLAIN,
+    PLANNED,
     PRIVATE,
+    REHEARSAL,
     UNKNOWN_SITE,
     EvaluationRequest,
     Request,
     Shapes,
     arrays_sha256,
     decode,
+    pack_rehearsal_reply,
     pack_reply,
     pack_sums,
+    read_planned,
     update_shapes,
 )
 from shared.site_facts import facts_line
@@ -73,6 +78,13 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Judge a model of the server's on the site's own test patients."""
     return Message(answer(message, context.node_config, context.run_config, evaluation=True), reply_to=message)
+
+
+@app.query()
+def rehearse(message: Message, context: Context) -> Message:
+    """Rehearse one request of the server."""
+    content = rehearsal(message.content, context.node_config, context.run_config)
+    return Message(content, reply_to=message)
 
 
 def answer(message: Message, node_config: UserConfig, run_config: UserConfig, evaluation: bool = False) -> RecordDict:
@@ -95,12 +107,40 @@ def answer(message: Message, node_config: UserConfig, run_config: UserConfig, ev
     return pack_reply(name, code)
 
 
-def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tuple[Arrays, Shapes]:
+def rehearsal(content: RecordDict, node_config: UserConfig, run_config: UserConfig) -> RecordDict:
+    """The content of the reply to a rehearsal; never raises, and holds no more than `pack_rehearsal_reply` lets out."""
+    name, folder = UNKNOWN_SITE, None
+    try:
+        site = _load_site(node_config, run_config)
+        name, folder = site.name, site.folder
+        device = pick_device(str(node_config.get("device", "auto")))
+        try:
+            rehearsed = Rehearsed(read_planned(content[PLANNED]))
+            request = RecordDict({CONFIG: content[REHEARSAL], ARRAYS: content[ARRAYS]})
+        except (KeyError, TypeError, ValueError):
+            raise Refused("bad-request") from None
+        _, shapes = respond(site, request, device, rehearsed)
+        return pack_rehearsal_reply(name, OK, shapes, rehearsed.seconds)
+    except Refused as refused:
+        code = str(refused)
+        _log_locally(folder, f"rehearsal: {code}")
+    except Exception:
+        code = INTERNAL_ERROR
+        _log_locally(folder, f"rehearsal: {code}")
+    return pack_rehearsal_reply(name, code)
+
+
+def respond(
+    site: SiteSettings, content: RecordDict, device: torch.device, rehearsed: Rehearsed | None = None
+) -> tuple[Arrays, Shapes]:
     """Answer a request as far as the site's policy and ledger allow.
 
     The order is part of the guarantee: the ledger is charged before training, and what leaves is what was committed.
     Before the charge nothing is computed from patients but what does not depend on the request: that their folder can
     be read ("data-unreadable" tells that it cannot, until the site mends it) and that they are at least `min_patients`.
+
+    Where it is `rehearsed`, nothing is charged, and after the last check invented patients take the place of the real
+    ones: see `client.rehearsal`.
 
     Returns:
         The update, and the names and shapes that it may have.
@@ -142,6 +182,8 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
     except (KeyError, ValueError):
         raise Refused("bad-request") from None
 
+    if rehearsed is not None:
+        patients = invented_patients(site)
     mechanism = Mechanism.of(request, site.nominal_patients)
     steps = LocalSteps.of(request, site.policy.max_seconds)
     if request.task != MOMENTS:
@@ -163,6 +205,8 @@ def respond(site: SiteSettings, content: RecordDict, device: torch.device) -> tu
         pack_reply(site.name, OK, arrays, shapes)  # what may not leave is a failure of the work
         return to_bytes(arrays)
 
+    if rehearsed is not None:
+        return rehearsed.work(site, request, dataset, update), shapes
     if not request.private:
         return update(), shapes
     ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))

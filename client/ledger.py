@@ -123,6 +123,22 @@ class Ledger:
             self._append(lines, CHARGE, {**wanted, "task": task, **terms})
             self._reserved[run_id, server_round] = len(charges)
 
+    def check(self, releases: Sequence[Release], delta: float, cap: float) -> float:
+        """Epsilon after all of these releases, if each were charged; nothing is written.
+
+        Raises:
+            BudgetExhausted, LedgerError: As `reserve` would.
+        """
+        with self._chain.locked() as lines:
+            self._check_dataset(lines)
+            everything = [*_releases(_charges(lines.entries)), *releases]
+            privacy_filter = _filter_for(self.policy, everything)
+            spent = privacy_filter.epsilon(math.fsum(map(privacy_filter.cost, everything)), delta)
+            if not spent <= cap:
+                raise BudgetExhausted(f"{self.folder}: expected epsilon <= {cap:g} after this study, got {spent:.4g}")
+            self._check_clock(lines)
+        return spent
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """Held from before `reserve` until after `commit` or `fail`: another process with this ledger waits its turn.

@@ -8,6 +8,7 @@ from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from server.grid import PromptGrid
+from server.rehearsal import rehearse
 from server.strategy import federate
 from server.study import finish_study
 from shared.config import load
@@ -31,6 +32,9 @@ def main(grid: Grid, context: Context) -> None:
     run = open_run_folder(context.run_config)
     run.lock()
     prior = load_prior(run.prior_path())
+    if context.run_config.get("rehearsal", False):
+        rehearse(PromptGrid(grid), run, run.config, prior)
+        return
     with run.stage("federation") as to_do:
         if to_do:
             federate(PromptGrid(grid), run, run.config, prior)

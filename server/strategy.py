@@ -7,7 +7,7 @@ interruption loses one round at most.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,7 @@ from shared.checkpoint import Arrays
 from shared.config import Config, FederationConfig
 from shared.errors import UserError
 from shared.networks.generator import Prior
+from shared.privacy import Release
 from shared.progress import console
 from shared.records import (
     ARRAYS,
@@ -34,6 +35,7 @@ from shared.records import (
     EvaluationRequest,
     Request,
     encode,
+    pack_rehearsal,
     pack_request,
     update_shapes,
 )
@@ -245,6 +247,21 @@ def ask_evaluation(
     content = pack_request(arrays, request)
     messages = [
         Message(content, dst_node_id=node_id, message_type=MessageType.EVALUATE, ttl=timeout_s, group_id="evaluation")
+        for node_id in node_ids
+    ]
+    return [reply.content for reply in grid.send_and_receive(messages, timeout=timeout_s) if reply.has_content()]
+
+
+def ask_rehearsal(
+    grid: Grid, node_ids: Iterable[int], arrays: Arrays, request: Request, planned: Sequence[Release], timeout_s: float
+) -> list[RecordDict]:
+    """Let these sites rehearse a request; returns what came back in time.
+
+    It travels as a query: what does not know rehearsals has no way to take it for a round.
+    """
+    content = pack_rehearsal(arrays, request, planned)
+    messages = [
+        Message(content, dst_node_id=node_id, message_type=MessageType.QUERY, ttl=timeout_s, group_id="rehearsal")
         for node_id in node_ids
     ]
     return [reply.content for reply in grid.send_and_receive(messages, timeout=timeout_s) if reply.has_content()]

@@ -6,15 +6,19 @@
     server -> site   {"arrays": a trained model, "config": an `EvaluationRequest`}
     site -> server   {"reply": {"site", "code", "form"}, "arrays": sums per vendor}     no form unless the code is "ok"
 
-Nothing else travels. `pack_reply` and `pack_sums` are the only ways out of a site: an allow-list of keys, codes, names,
-shapes and dtype, so that a count, a loss, a norm or an exception's text cannot leave by accident.
+    server -> site   {"arrays", "rehearsal": a `Request` that is only rehearsed, "planned": the whole study's releases}
+    site -> server   {"rehearsal": {"site", "code", "seconds"}, "arrays": zeros}    seconds and zeros only with "ok"
+
+Nothing else travels. `pack_reply`, `pack_sums` and `pack_rehearsal_reply` are the only ways out of a site: an
+allow-list of keys, codes, names, shapes and dtype, so that a count, a loss, a norm or an exception's text cannot leave
+by accident.
 """
 
 import hashlib
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,6 +31,9 @@ from shared.networks.generator import RUNGS
 from shared.privacy import Release
 
 ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
+REHEARSAL, PLANNED = "rehearsal", "planned"
+MAX_PLANNED = 16
+"""Different releases that a study plans; equal ones are one release of more steps."""
 
 MOMENTS, GRADIENTS = "moments", "gradients"
 CODE_MEAN, CODE_SQUARE = "code_mean", "code_square"
@@ -274,6 +281,69 @@ def update_shapes(task: str, trainable: Shapes, num_vendors: int, code_size: int
     """
     shape = (num_vendors, code_size)
     return {CODE_MEAN: shape, CODE_SQUARE: shape} if task == MOMENTS else dict(trainable)
+
+
+def pack_rehearsal(
+    arrays: Mapping[str, NDArray[np.float32]], request: Request, planned: Sequence[Release]
+) -> RecordDict:
+    """The content of a message that rehearses a request.
+
+    It has no record "config": who does not know rehearsals cannot take it for the request itself.
+
+    Args:
+        arrays: As in `pack_request`.
+        request: What a round would ask.
+        planned: All that the study would release, so that the site can say whether its budget lasts to the end.
+    """
+    columns = ConfigRecord({
+        "noise-multiplier": [float(release.noise_multiplier) for release in planned],
+        "sample-rate": [float(release.sample_rate) for release in planned],
+        "num-steps": [release.num_steps for release in planned],
+    })  # fmt: skip
+    return RecordDict({ARRAYS: encode(arrays), REHEARSAL: request.to_config(), PLANNED: columns})
+
+
+def read_planned(record: Mapping[str, Any]) -> list[Release]:
+    """The releases that a study plans, from the wire.
+
+    Raises:
+        ValueError: They are not as `pack_rehearsal` writes them, or out of range.
+    """
+    if set(record) != {"noise-multiplier", "sample-rate", "num-steps"}:
+        raise ValueError("Expected exactly the columns of a plan.")
+    rows = list(zip(record["noise-multiplier"], record["sample-rate"], record["num-steps"], strict=True))
+    if len(rows) > MAX_PLANNED or not all(
+        type(noise) is float and type(rate) is float and type(steps) is int
+        and 0 < noise < math.inf and 0 < rate <= 1 and 1 <= steps <= 10_000_000
+        for noise, rate, steps in rows
+    ):  # fmt: skip
+        raise ValueError("Expected a plan within its ranges.")
+    return [Release(*row) for row in rows]
+
+
+def pack_rehearsal_reply(
+    site: str, code: str, shapes: Shapes | None = None, seconds: float | None = None
+) -> RecordDict:
+    """The answer to a rehearsal: the second way out of a site, and one on which nothing of a patient can travel.
+
+    Args:
+        site: The site's public name.
+        code: One of `CODES`.
+        shapes: With "ok": names and shapes of the update that a round would bring; it is made of zeros here.
+        seconds: With "ok": how long the site worked on invented patients.
+
+    Raises:
+        ValueError: Anything is not on the allow-list.
+    """
+    if code not in CODES or not SITE_NAME.fullmatch(site):
+        raise ValueError("Expected a site's name and a code of the allow-list.")
+    if code != OK:
+        return RecordDict({REHEARSAL: ConfigRecord({"site": site, "code": code})})
+    if shapes is None or seconds is None or not 0 <= seconds < math.inf:
+        raise ValueError("Expected the update's shapes and a time.")
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    values = ConfigRecord({"site": site, "code": code, "seconds": round(float(seconds), 1)})
+    return RecordDict({REHEARSAL: values, ARRAYS: encode(zeros)})
 
 
 def encode(arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:

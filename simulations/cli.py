@@ -28,6 +28,9 @@ def main() -> int:
         "--until", choices=UNTIL, help="stop after this stage; 'prepare' readies a folder for 'flwr run'"
     )
     parser.add_argument(
+        "--rehearsal", action="store_true", help="prepare, then only rehearse the study: nothing is trained or charged"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings, for example privacy.target_epsilon=3"
     )
     arguments = parser.parse_args()
@@ -39,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from shared.config import load
 
     config = load(arguments.config, arguments.overrides)
-    from simulations.run import simulate  # seconds, for which nobody waits who has mistyped a setting
+    from simulations.run import rehearse, simulate  # seconds, for which nobody waits who has mistyped a setting
     from simulations.summary import print_summary
 
     # A run folder is opened from other working directories too: by worker processes and by Flower.
@@ -47,6 +50,9 @@ def _run(arguments: argparse.Namespace) -> None:
     config.data_root = config.data_root and str(Path(config.data_root).resolve())
     out = arguments.out or Path("runs") / Path(arguments.config).stem
     print(f"study {arguments.config}: {config.hospitals.source} hospitals -> {out}", file=sys.stderr)
+    if arguments.rehearsal:
+        rehearse(config, out)
+        return
     run = simulate(config, out, arguments.until)
     print_summary(run)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from client.ingest.prepare import prepare
 from client.policy import SitePolicy, SiteSettings, write_site
 from client.trainable import trainable
+from server.rehearsal import FILE_NAME, show
 from shared.config import Config
 from shared.errors import UserError
 from shared.networks.generator import load_prior
@@ -70,6 +71,18 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
     with make_grid(run, config) as grid:
         run_server_app(grid, {"run-dir": str(run.path.resolve())})
     return run
+
+
+def rehearse(config: Config, out: Path) -> None:
+    """Prepare a study and rehearse it, and print what was found; it can be run in the same folder afterwards.
+
+    Raises:
+        UserError: What the user can mend, or the study cannot start.
+    """
+    run = simulate(config, out, "prepare")
+    with make_grid(run, config) as grid:
+        run_server_app(grid, {"run-dir": str(run.path.resolve()), "rehearsal": True})
+    show(json.loads((run.path / FILE_NAME).read_text(encoding="utf-8")))
 
 
 def _write_hospitals(run: RunFolder, config: Config) -> None:

@@ -100,6 +100,9 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
                      "judge it on their own test patients with --set evaluation.federated=true")  # fmt: skip
     sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
     sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
+    sub.add_argument("--rehearsal", action="store_true", help="go the whole way with every site, from its connection "
+                     "to its budget, on invented patients: charges nothing, writes DIR/rehearsal.json, and ends with 0 "
+                     "where the study can start and with 2 and the reason where it cannot")  # fmt: skip
 
     sub = add("status", _status, "tell which services run, which sites are online, and how far a run is", "")
     sub.add_argument("folder", **folder)
@@ -215,6 +218,9 @@ def _run(options: argparse.Namespace) -> None:
     from shared.run_folder import load_run
 
     coordinator = load_coordinator(options.folder)
+    if options.rehearsal:
+        _rehearse(coordinator, options)
+        return
     out = (options.out or coordinator.folder / "runs" / Path(options.config).stem).resolve()
     there = (out / "config.yaml").is_file()
     if there and not options.resume:
@@ -228,6 +234,15 @@ def _run(options: argparse.Namespace) -> None:
     if results is not None:
         Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(federated_table(results))
     print(f"finished: {out / 'report.html'}")
+
+
+def _rehearse(coordinator: "Coordinator", options: argparse.Namespace) -> None:
+    from server.deployment.runs import rehearse_study
+    from server.rehearsal import show
+
+    if options.resume or options.out is not None:
+        raise UserError("--rehearsal has a run folder of its own: leave --resume and --out out")
+    show(rehearse_study(coordinator, options.config, options.set, options.test))
 
 
 def _status(options: argparse.Namespace) -> None:

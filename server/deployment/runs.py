@@ -15,6 +15,7 @@ from typing import Any
 
 from server.deployment.coordinator import Coordinator
 from server.deployment.services import (
+    BIN,
     CONNECTION,
     EXECUTOR,
     SUPERLINK,
@@ -27,6 +28,7 @@ from server.deployment.services import (
 )
 from server.federation_state import quorum, read_study
 from shared.case import read_index
+from shared.checkpoint import write_atomically
 from shared.config import load
 from shared.errors import UserError
 from shared.permissions import make_private, private_folder
@@ -92,16 +94,61 @@ def run_study(coordinator: Coordinator, out: Path) -> None:
     """
     require_services(coordinator)
     run = load_run(out)
-    if not (ROOT / "pyproject.toml").is_file():
-        raise UserError(f"{ROOT} has no pyproject.toml: Flower packs its app from a source checkout, use one")
-    _end_dead_runs(coordinator)
-    command = ["flwr", "run", str(ROOT), CONNECTION, "--stream", "--run-config", f'run-dir="{run.path.resolve()}"']
-    subprocess.run(command, env=environment(coordinator), stdout=sys.stderr, cwd=coordinator.folder, check=False)
+    _flower_run(coordinator, run)
     if not run.is_done("report"):
         raise UserError(
             f"the study has not come to its report: {run.path / 'log.txt'} and {coordinator.folder / 'logs'} say why; "
             "the same command goes on where it stopped"
         )
+
+
+def rehearse_study(
+    coordinator: Coordinator, config: str, overrides: Sequence[str], tests: Sequence[Path]
+) -> dict[str, Any]:
+    """Rehearse a study over the registered sites in a run folder of its own, of which `rehearsal.json` stays.
+
+    Args:
+        coordinator: Of the study.
+        config: As in `make_run`, like the others.
+        overrides: key=value.
+        tests: Folders of prepared cases.
+
+    Returns:
+        What `server.rehearsal.rehearse` found.
+
+    Raises:
+        UserError: As of `make_run`, or the rehearsal came to no end.
+    """
+    from server.rehearsal import FILE_NAME  # seconds, for which `status` would wait too
+
+    out = coordinator.folder / "rehearsal"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        make_run(coordinator, out, config, overrides, tests)
+        _flower_run(coordinator, load_run(out), "rehearsal=true")
+        try:
+            found = (out / FILE_NAME).read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"the rehearsal came to no end: {coordinator.folder / 'logs'} says why") from None
+        write_atomically(coordinator.folder / FILE_NAME, found)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)  # the copies of the test patients too
+    facts: dict[str, Any] = json.loads(found)
+    return facts
+
+
+def _flower_run(coordinator: Coordinator, run: RunFolder, *settings: str) -> None:
+    """`flwr run` with a run folder, to its end; its log is shown as it comes.
+
+    Raises:
+        UserError: This is no source checkout, or Flower has another run that is not finished.
+    """
+    if not (ROOT / "pyproject.toml").is_file():
+        raise UserError(f"{ROOT} has no pyproject.toml: Flower packs its app from a source checkout, use one")
+    _end_dead_runs(coordinator)
+    run_config = " ".join([f'run-dir="{run.path.resolve()}"', *settings])
+    command = [f"{BIN}/flwr", "run", str(ROOT), CONNECTION, "--stream", "--run-config", run_config]
+    subprocess.run(command, env=environment(coordinator), stdout=sys.stderr, cwd=coordinator.folder, check=False)
 
 
 def _end_dead_runs(coordinator: Coordinator) -> None:

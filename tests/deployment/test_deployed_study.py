@@ -23,6 +23,21 @@ def joined(deployed):
         yield
 
 
+def test_a_rehearsal_over_tls_charges_nothing_and_leaves_no_run_behind(deployed, joined, capfd):
+    settings = ("--test", deployed.test, "--set", *deployed.settings)
+    assert server("run", deployed.folder, "--rehearsal", *settings) == 0
+    shown = capfd.readouterr().out
+    assert "the study can start" in shown and re.search(r"│ c +│ yes +│ allowed +│ readable +│ allowed", shown)
+    facts = json.loads((deployed.folder / "rehearsal.json").read_text())
+    assert facts["connected"] == 3
+    assert all(set(site["codes"].values()) == {"ok"} for site in facts["sites"].values())
+    for folder in deployed.sites.values():
+        assert Ledger(folder / "ledger").charges() == []
+    assert not (deployed.folder / "rehearsal").exists(), "no copy of the test patients stays"
+    assert not (deployed.folder / "runs").exists(), "the study's own run folder is not begun"
+    assert server("run", deployed.folder, "--rehearsal", "--resume", *settings) == 2
+
+
 def test_a_study_between_institutions_ends_with_its_report(deployed, joined, capfd):
     run = deployed.folder / "runs" / "default"
     assert server("run", deployed.folder, "--test", deployed.test, "--set", *deployed.settings) == 0

@@ -1,0 +1,67 @@
+"""A request that is only rehearsed: the site decides as it would, and works on invented patients.
+
+What a rehearsal may tell. The code is the one that the request itself would get before its charge, and a server may ask
+for that one as often as it likes: of the patients it says whether their folder can be read and whether they are at
+least `min_patients`, nothing else. "budget-exhausted" speaks of the whole plan and follows from what servers have asked
+of this site, not from its patients; what is left is a number for the site alone ('fedcmr-client budget'). From there on
+nothing looks at a patient: the work is done on as many invented ones as the site's public number, its result is thrown
+away, and the answer holds zeros and how long that work took.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from client.ledger import Ledger
+from client.policy import SiteSettings
+from client.release import Refused
+from client.training import Patient, dummy_patient
+from shared.appearance import CODE_NAMES
+from shared.checkpoint import Arrays
+from shared.errors import UserError
+from shared.privacy import Release
+from shared.progress import console
+from shared.records import INTERNAL_ERROR, Request
+
+
+@dataclass
+class Rehearsed:
+    """What a rehearsal brings in the place of a charge.
+
+    Attributes:
+        planned: All that the study would release.
+        seconds: How long the work on invented patients took.
+    """
+
+    planned: list[Release]
+    seconds: float = 0.0
+
+    def work(self, site: SiteSettings, request: Request, dataset: str, update: Callable[[], Arrays]) -> Arrays:
+        """Ask the ledger whether it could charge the whole plan, and do the work. The ledger stays as it is.
+
+        Raises:
+            Refused: With the ledger's code.
+        """
+        if request.private:
+            ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
+            try:
+                spent = ledger.check(self.planned, request.target_delta, site.policy.max_epsilon)
+            except UserError as error:
+                raise Refused(getattr(error, "code", INTERNAL_ERROR)) from error
+            # For the site alone: this line never leaves its machine.
+            console.print(
+                f"rehearsal of {request.task}: the whole study would bring this site to epsilon {spent:.4g} of "
+                f"{site.policy.max_epsilon:g}", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        started = time.monotonic()
+        arrays = update()
+        self.seconds = time.monotonic() - started
+        return arrays
+
+
+def invented_patients(site: SiteSettings) -> list[Patient]:
+    """As many as the site's public number, all of them nobody."""
+    nobody = replace(dummy_patient(), codes=torch.zeros(len(site.vendors), len(CODE_NAMES)))
+    return [nobody] * site.nominal_patients

@@ -1,0 +1,249 @@
+"""Rehearsal of a study: the whole way with every registered site, without a patient and without a charge.
+
+Each site is asked what each kind of round would ask. It decides as it would, works on invented patients, and answers
+with a code, a time and zeros (`client.rehearsal`). The coordinator rehearses its own part on a few synthetic patients
+of the public prior. What the study would charge follows from public numbers.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server.answers import test_sets
+from server.federation_state import FederationState, StudySite, initial_state, make_request, quorum, read_study
+from server.reading import train_reader
+from server.strategy import Grid, ask_rehearsal, wait_for_nodes
+from server.synthesis import synthesize
+from shared.case import Case
+from shared.checkpoint import write_atomically
+from shared.config import Config
+from shared.device import pick_device
+from shared.errors import UserError
+from shared.networks.generator import Prior
+from shared.privacy import Release
+from shared.records import ARRAYS, CODES, OK, REHEARSAL, UNKNOWN_SITE, Request, Shapes, decode, update_shapes
+from shared.run_folder import RunFolder
+from shared.tasks.ejection_fraction.inference import predict
+
+FILE_NAME = "rehearsal.json"
+WIDE = 140
+"""Columns of the printed table where there is no terminal to ask."""
+NO_ANSWER, DROPPED = "no answer", "not usable"
+DATA_CODES = ("data-unreadable", "too-few-patients")
+TRAINING_STEPS = 3
+SPARE_BYTES = 200 << 20
+"""Left free beside the synthetic cases: checkpoints, models and the report."""
+
+
+def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[str, Any]:
+    """Rehearse the study of a run folder and write `rehearsal.json` there.
+
+    Returns:
+        `sites` ({name: codes and seconds by kind of round, epsilon}), `unnamed` (codes without a site), `connected`
+        nodes, `quorum`, `rounds` and `round_s` by kind, `coordinator` (test sets, seconds and bytes by stage), and
+        `reasons` why the study cannot start, empty where it can.
+    """
+    sites = read_study(run)
+    state = initial_state(config, prior, sites)
+    rounds = {make_request(config, state, number, sites) for number in {1, state.num_rounds(config)}}
+    requests = {request.task: request for request in sorted(rounds, key=lambda request: request.server_round)}
+    counts = dict.fromkeys(requests, 1)
+    counts[list(requests)[-1]] = state.num_rounds(config) - (len(requests) - 1)
+    planned = plan(requests, counts) if state.plan else []
+    facts: dict[str, Any] = {
+        "sites": {name: {"codes": {}, "seconds": {}, "epsilon": None} for name in sites},
+        "unnamed": [], "connected": 0, "quorum": {task: quorum(config.federation, task) for task in requests},
+        "rounds": counts, "round_s": {}, "delta": config.privacy.target_delta if state.plan else None,
+    }  # fmt: skip
+    timeout_s = config.federation.reply_timeout_s
+    node_ids = wait_for_nodes(grid, len(sites), 0, timeout_s)
+    facts["connected"] = len(node_ids)
+    for task, request in requests.items():
+        started = time.monotonic()
+        contents = ask_rehearsal(grid, node_ids, state.arrays, request, planned, timeout_s)
+        facts["round_s"][task] = round(time.monotonic() - started, 1)
+        _note_answers(facts, task, contents, _shapes(request, state, sites))
+    for name, (epsilon, _) in _epsilons(state, sites, planned, config).items():
+        facts["sites"][name]["epsilon"] = epsilon
+    facts["coordinator"] = _rehearse_coordinator(run, config, prior, sites)
+    facts["reasons"] = reasons(facts)
+    write_atomically(run.path / FILE_NAME, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    return facts
+
+
+def plan(requests: Mapping[str, Request], counts: Mapping[str, int]) -> list[Release]:
+    """All that the study releases: the rounds of one kind are one release of all their steps."""
+    releases = {task: request.release for task, request in requests.items()}
+    return [replace(release, num_steps=release.num_steps * counts[task]) for task, release in releases.items()]
+
+
+def reasons(facts: Mapping[str, Any]) -> list[str]:
+    """Why the study cannot start; none where it can."""
+    found = list(facts["coordinator"]["reasons"])
+    for task, needed in facts["quorum"].items():
+        ready = sum(site["codes"].get(task) == OK for site in facts["sites"].values())
+        if ready < needed:
+            codes = {name: site["codes"].get(task, NO_ANSWER) for name, site in facts["sites"].items()}
+            refusals = ", ".join(f"{name}: {code}" for name, code in codes.items() if code != OK)
+            found.append(f"{ready} of the {needed} sites that a round of {task} needs would answer ({refusals})")
+    return found
+
+
+def table(facts: Mapping[str, Any]) -> Table:
+    """The sites, for people."""
+    shown = Table("site", "connected", "code", "data", "policy and budget", "time per round", "would charge")
+    for name, site in facts["sites"].items():
+        codes = set(site["codes"].values())
+        bad = sorted(codes - {OK})
+        heard = bool(codes - {NO_ANSWER})
+        data = [code for code in bad if code in DATA_CODES]
+        other = [code for code in bad if code not in (*DATA_CODES, "code-not-allowed", NO_ANSWER)]
+        unknown = "not known" if not heard or "code-not-allowed" in codes else "allowed"
+        times = ", ".join(f"{task} {seconds:g} s" for task, seconds in site["seconds"].items())
+        epsilon = "nothing: no privacy" if facts["delta"] is None else f"{site['epsilon']:.2f} at {facts['delta']:g}"
+        shown.add_row(
+            name, "yes" if heard else "no", "not allowed" if "code-not-allowed" in codes else
+            "allowed" if heard else "not known", ", ".join(data) or ("readable" if OK in codes else "not known"),
+            ", ".join(other) or (unknown if not data else "not known"), times or "not known", epsilon,
+        )  # fmt: skip
+    return shown
+
+
+def show(facts: Mapping[str, Any]) -> None:
+    """Print what was found.
+
+    Raises:
+        UserError: The study cannot start, and why.
+    """
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console.print(table(facts))
+    for sentence in sentences(facts):
+        console.print(sentence, markup=False)
+    if facts["reasons"]:
+        raise UserError(f"the study cannot start: {'; '.join(facts['reasons'])}")
+    console.print("the study can start")
+
+
+def sentences(facts: Mapping[str, Any]) -> list[str]:
+    """What the table does not hold."""
+    rounds_s = sum(facts["rounds"][task] * seconds for task, seconds in facts["round_s"].items())
+    coordinator = facts["coordinator"]
+    lines = [f"a site refused without its name: {code}; see errors.log at each site" for code in facts["unnamed"]]
+    lines.append(f"{sum(facts['rounds'].values())} rounds would take about {_time(rounds_s)}, as the slowest site")
+    if "synthesis_s" in coordinator:
+        lines.append(
+            f"then synthesis about {_time(coordinator['synthesis_s'])}, training of the main model about "
+            f"{_time(coordinator['training_s'])}, {coordinator['needed_bytes'] / 1e6:.0f} MB of disk"
+        )
+    tests = ", ".join(f"{name} ({num} patients)" for name, num in coordinator["test_sets"].items())
+    lines.append(f"test sets: {tests}" if tests else "test sets: none")
+    lines.append("nothing was charged and nothing that depends on a patient left a site")
+    return lines
+
+
+def _note_answers(facts: dict[str, Any], task: str, contents: Iterable[Mapping[str, Any]],
+                  shapes: Mapping[str, Shapes]) -> None:  # fmt: skip
+    """Take the answers to one kind of round over into the facts."""
+    found: dict[str, list[tuple[str, float | None]]] = {}
+    for content in contents:
+        name, code, seconds = check_rehearsal(content, shapes)
+        if name == UNKNOWN_SITE:
+            facts["unnamed"].append(code)
+        else:
+            found.setdefault(name, []).append((code, seconds))
+    for name, site in facts["sites"].items():
+        answers = found.get(name, [(NO_ANSWER, None)])
+        code, seconds = answers[0] if len(answers) == 1 else (DROPPED, None)
+        site["codes"][task] = code
+        if seconds is not None:
+            site["seconds"][task] = seconds
+
+
+def check_rehearsal(content: Mapping[str, Any], shapes: Mapping[str, Shapes]) -> tuple[str, str, float | None]:
+    """One answer, checked: the site or "unknown", its code, and with "ok" its time.
+
+    Args:
+        content: The records of the reply, as they came.
+        shapes: Of the update that each site of the study would send.
+    """
+    reply = content.get(REHEARSAL)
+    if not isinstance(reply, Mapping) or reply.get("code") not in CODES:
+        return UNKNOWN_SITE, DROPPED, None
+    site, code = str(reply.get("site")), str(reply["code"])
+    if site not in shapes:
+        return UNKNOWN_SITE, code, None
+    if code != OK:
+        return site, code if set(reply) == {"site", "code"} and set(content) == {REHEARSAL} else DROPPED, None
+    seconds = reply.get("seconds")
+    try:
+        arrays = decode(content[ARRAYS], shapes[site])
+    except (KeyError, TypeError, ValueError):
+        return site, DROPPED, None
+    if not isinstance(seconds, float) or not 0 <= seconds < 1e9 or any(array.any() for array in arrays.values()):
+        return site, DROPPED, None
+    return site, OK, seconds
+
+
+def _shapes(request: Request, state: FederationState, sites: Mapping[str, StudySite]) -> dict[str, Shapes]:
+    """Names and shapes of each site's update."""
+    trainable = {name: array.shape for name, array in state.arrays.items()}
+    code_size = len(next(iter(state.code_mean.values())))
+    return {name: update_shapes(request.task, trainable, len(site.vendors), code_size) for name, site in sites.items()}
+
+
+def _epsilons(
+    state: FederationState, sites: Mapping[str, StudySite], planned: list[Release], config: Config
+) -> dict[str, tuple[float, str]]:
+    """What the whole study would cost each site, counted as a run counts it."""
+    if not planned:
+        return {}
+    entries = [{"charged": True, "release": asdict(release)} for release in planned]
+    return replace(state, releases=dict.fromkeys(sites, entries)).epsilons(config.privacy.target_delta)
+
+
+def _rehearse_coordinator(
+    run: RunFolder, config: Config, prior: Prior, sites: Mapping[str, StudySite]
+) -> dict[str, Any]:
+    """Test sets, disk, and a few synthetic patients of the prior alone from synthesis to predictions."""
+    facts: dict[str, Any] = {"test_sets": {}, "reasons": []}
+    held_out: list[tuple[str, list[Case]]] = []
+    try:
+        held_out = test_sets(run)
+    except UserError as error:
+        facts["reasons"].append(str(error))
+    facts["test_sets"] = {name: len(cases) for name, cases in held_out}
+    vendors = sorted({vendor for site in sites.values() for vendor in site.vendors})
+    started = time.monotonic()
+    few = replace(config.synthesis, num_cases=max(2, len(vendors)))
+    cases = synthesize(prior, None, few, vendors, config.seed, config.device, "rehearsing synthesis").cases
+    facts["synthesis_s"] = round((time.monotonic() - started) / len(cases) * config.synthesis.num_cases, 1)
+    started = time.monotonic()
+    device = pick_device(config.device)
+    steps = min(TRAINING_STEPS, config.regression.num_steps)
+    model = train_reader(cases, replace(config.regression, num_steps=steps), config.seed, device)
+    facts["training_s"] = round((time.monotonic() - started) / steps * config.regression.num_steps, 1)
+    for _, patients in held_out:
+        predict(model, patients[:1], config.regression.num_tta, device)
+    num_copies = 1 + config.synthesis.dicom + config.synthesis.nifti
+    num_bytes = sum(case.frames.nbytes + case.masks.nbytes for case in cases) / len(cases)
+    facts["needed_bytes"] = round(num_bytes * config.synthesis.num_cases * num_copies + SPARE_BYTES)
+    free = shutil.disk_usage(run.path).free
+    if free < facts["needed_bytes"]:
+        facts["reasons"].append(f"{run.path.parent} has {free / 1e6:.0f} MB free and the study needs about "
+                                f"{facts['needed_bytes'] / 1e6:.0f} MB")  # fmt: skip
+    return facts
+
+
+def _time(seconds: float) -> str:
+    """In seconds, minutes or hours, whichever is short."""
+    for unit, length, limit in (("s", 1, 120), ("min", 60, 7200)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
