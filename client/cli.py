@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="public round number near that of all patients, one with scans of two vendors once; divides "
                      "sums over patients")  # fmt: skip
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
-    sub.add_argument("--max-delta", type=float, help="cap on delta; below 1 / patients")
+    sub.add_argument("--max-delta", type=float, help="cap on delta; at most, and by default, about 0.1 / patients")
     sub.add_argument("--ledger-witness", metavar="FILE", help="of the ledger's second copy, on another disk; its "
                      "folder must be there when the site joins")  # fmt: skip
     sub.add_argument("--ledger-same-disk", action="store_true", help="keep both copies on one disk all the same: a "
@@ -263,12 +263,15 @@ def _init(options: argparse.Namespace) -> None:
     from client.code_hash import code_sha256
     from client.deployment.connection import copy_authority
     from client.deployment.node_key import make_node_key
-    from client.policy import SitePolicy, SiteSettings, write_site
+    from client.policy import SitePolicy, SiteSettings, round_down, write_site
+    from shared.privacy import largest_delta
 
     if (options.coordinator is None) != (options.authority is None):
         raise UserError("--coordinator and --authority belong together: give both or none")
     deployed = options.coordinator is not None
-    caps = {"max_epsilon": options.max_epsilon, "max_delta": options.max_delta}
+    largest = largest_delta(max(1, options.nominal_patients))
+    max_delta = min(SitePolicy.max_delta, round_down(largest)) if options.max_delta is None else options.max_delta
+    caps = {"max_epsilon": options.max_epsilon, "max_delta": max_delta}
     policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None},
                         allowed_code_sha256=[code_sha256()] if deployed else [])  # fmt: skip
     authority = copy_authority(options.authority, options.site) if deployed else None

@@ -201,6 +201,12 @@ class SiteSettings:
         return None if self.prior is None else self.folder / self.prior
 
 
+def round_down(value: float) -> float:
+    """To one significant digit, never up: 0.1 / 130 patients -> 7e-4."""
+    exponent = math.floor(math.log10(value))
+    return float(f"{math.floor(round(value / 10.0**exponent, 9))}e{exponent}")
+
+
 def load_site(path: Path) -> SiteSettings:
     """Read a site's settings from its `site.yaml`, or from the folder that holds it.
 

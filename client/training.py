@@ -28,7 +28,7 @@ from shared.device import autocast, one_core_each
 from shared.diffusion import flow_matching_loss
 from shared.moments import two_looks
 from shared.networks.generator import Generator, Prior, load_prior
-from shared.privacy import os_generator, poisson_sample, private_mean_gradient
+from shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
 from shared.records import Request
 from shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
 
@@ -248,7 +248,7 @@ def fine_tune(
     """
     generator.to(device)
     deadline = time.monotonic() + steps.max_seconds
-    rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
+    rng: Rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
     with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
         for step in range(steps.num_steps):
             sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
@@ -315,7 +315,7 @@ def _mean_gradient(
     mechanism: Mechanism,
     steps: LocalSteps,
     step: int,
-    rng: np.random.Generator,
+    rng: Rng,
     deadline: float,
     tell_failure: Callable[[], None] | None,
 ) -> NDArray[np.float64]:

@@ -14,15 +14,19 @@ from server.ladder import Plan, choose_rung, plan_rung
 from server.vendor_codes import vendor_codes
 from shared import checkpoint
 from shared.checkpoint import Arrays
-from shared.config import RUNGS, Config, FederationConfig, Rung
+from shared.config import RUNGS, Config, FederationConfig, PrivacyConfig, Rung
 from shared.errors import UserError
 from shared.moments import NUM_LOOKS
 from shared.networks.generator import Prior
-from shared.privacy import Release, epsilon
+from shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
+from shared.privacy_filter import PrivacyFilter, filter_of
 from shared.provenance import PRIVATE_REAL, Provenance, from_json
 from shared.records import GRADIENTS, MOMENTS, Request
 from shared.run_folder import RunFolder
 from shared.site_facts import facts_line, read_facts
+
+SMALL_DELTA = 1e-5
+"""At which the report gives epsilon too, whatever the study's delta: the value that many papers compare at."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class FederationState:
         rung: Of the ladder of adaptation, chosen once.
         choice: The rung and why, in a line.
         plan: The noise of the whole run, planned once; None without privacy.
+        order: Of the Renyi filter by which the plan and the sites count subsampled steps; None where every step is of
+            all patients (`shared.privacy_filter`).
         server_round: Rounds finished.
         arrays: The trainable part after the last aggregation.
         ema: Its exponential moving average over rounds: what is published.
@@ -71,6 +77,7 @@ class FederationState:
     code_std: Arrays
     releases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    order: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of the last finished round."""
@@ -84,6 +91,7 @@ class FederationState:
             "server_round": self.server_round,
             "releases": self.releases,
             "rounds": self.rounds,
+            "order": self.order,
         }
         checkpoint.save(checkpoint.round_path(folder, self.server_round), _flat(groups), metadata)
 
@@ -136,18 +144,21 @@ class FederationState:
     def epsilons(self, delta: float) -> dict[str, tuple[float, str]]:
         """Site -> (epsilon of all that it was asked for and did not refuse, accountant), this run alone.
 
-        The site's own ledger also counts its earlier runs.
+        By the filter by which a site counts whose cap is the study's target; a site's own ledger also counts its
+        earlier runs.
         """
-        return {site: _epsilon(charged_releases(entries), delta) for site, entries in self.releases.items()}
+        return {site: _epsilon(charged_releases(entries), delta, self.order) for site, entries in self.releases.items()}
 
     def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> None:
         """Write the shared generator: `trainable/<name>`, `code_mean/<vendor>` and `code_std/<vendor>`."""
         private = self.plan is not None
         epsilons = self.epsilons(delta) if private else {}
+        smaller = self.epsilons(SMALL_DELTA) if private else {}
         sites = {
             site: {
                 "vendors": sorted(vendors[site]),
                 "epsilon": epsilons[site][0] if private else None,
+                "epsilon_at_1e-5": smaller[site][0] if private else None,
                 "accountant": epsilons[site][1] if private else None,
                 "steps": sum(release.num_steps for release in charged_releases(entries)),
                 "refused": [entry["code"] for entry in entries if not entry["charged"]],
@@ -189,6 +200,7 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
         rung=rung,
         choice=choice,
         plan=plan,
+        order=filter_of(privacy.sample_rate, privacy.target_epsilon, privacy.target_delta).order if plan else None,
         server_round=0,
         arrays=arrays,
         ema=dict(arrays),
@@ -266,10 +278,28 @@ def charged_releases(entries: Sequence[Mapping[str, Any]]) -> tuple[Release, ...
     return tuple(Release(**entry["release"]) for entry in entries if entry["charged"])
 
 
+def check_delta(privacy: PrivacyConfig, nominal_patients: Mapping[str, int]) -> None:
+    """Refuse a study whose delta promises the patients of a site too little, before anybody is asked.
+
+    Args:
+        privacy: Settings of the study.
+        nominal_patients: Site -> its public number of patients.
+
+    Raises:
+        UserError: The target is above what a site of that size may agree to.
+    """
+    name, size = max(nominal_patients.items(), key=lambda item: item[1])
+    if privacy.enabled and privacy.target_delta > largest_delta(size):
+        raise UserError(
+            f"privacy.target_delta: expected at most {MAX_DELTA_TIMES_PATIENTS:g} / nominal patients, for site {name} "
+            f"with {size} of them {largest_delta(size):.3g}, got {privacy.target_delta:g}"
+        )
+
+
 @functools.lru_cache
-def _epsilon(releases: tuple[Release, ...], delta: float) -> tuple[float, str]:
+def _epsilon(releases: tuple[Release, ...], delta: float, order: int | None) -> tuple[float, str]:
     """Sites that were asked alike share one computation."""
-    return epsilon(releases, delta)
+    return PrivacyFilter(order).of(releases, delta)
 
 
 def _flat(groups: Mapping[str, Arrays]) -> Arrays:

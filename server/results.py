@@ -97,16 +97,23 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
     """The report's `privacy`, from what the server asked of every site; epsilon is None where privacy was off."""
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     sites = {
-        name: {"epsilon": site["epsilon"], "steps": site["steps"], "refused": len(site["refused"])}
+        name: {
+            "epsilon": site["epsilon"],
+            "epsilon_at_1e-5": site.get("epsilon_at_1e-5"),
+            "steps": site["steps"],
+            "refused": len(site["refused"]),
+        }
         for name, site in metadata["sites"].items()
     }
     spent = [site["epsilon"] for site in sites.values() if site["epsilon"] is not None]
+    smaller = [site["epsilon_at_1e-5"] for site in sites.values() if site["epsilon_at_1e-5"] is not None]
     accountants = sorted({site["accountant"] for site in metadata["sites"].values() if site["accountant"]})
     return {
         "unit": "one patient at one site, added or removed",
         "accountant": ", ".join(accountants) or None,
         "delta": metadata["delta"],
         "epsilon": max(spent, default=None),
+        "epsilon_at_1e-5": max(smaller, default=None),
         "sites": sites,
     }
 

@@ -17,7 +17,15 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from server.federation_state import FederationState, StudySite, initial_state, make_request, quorum, read_study
+from server.federation_state import (
+    FederationState,
+    StudySite,
+    check_delta,
+    initial_state,
+    make_request,
+    quorum,
+    read_study,
+)
 from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
 from shared.checkpoint import Arrays
 from shared.config import Config, FederationConfig
@@ -172,8 +180,8 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
     run id, so that no site is charged twice for a round.
 
     Raises:
-        UserError: All sites refused, fewer connected than the quorum, the study has fewer sites than its quorum, or no
-            round had enough usable answers.
+        UserError: The delta is too large for a site, all sites refused, fewer connected than the quorum, the study has
+            fewer sites than its quorum, or no round had enough usable answers.
     """
     sites, settings = read_study(run), config.federation
     if quorum(settings) > len(sites):
@@ -181,6 +189,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
             f"federation.min_sites={settings.min_sites} and federation.trim={settings.trim} need more answers than the "
             f"study has sites, {len(sites)}: lower them"
         )
+    check_delta(config.privacy, {name: facts.nominal_patients for name, facts in sites.items()})
     folder = run.path / "checkpoints"
     state = FederationState.load_newest(folder)
     if state is None:

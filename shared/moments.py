@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.privacy import FloatArray, private_mean_gradient, private_moments
+from shared.privacy import FloatArray, Rng, private_mean_gradient, private_moments
 
 NUM_LOOKS = 2
 """Steps of the release: both looks have the same noise multiplier and see every patient."""
@@ -23,7 +23,7 @@ def two_looks(
     clip: float,
     noise_multiplier: float,
     nominal_patients: int | NDArray[np.int_],
-    rng: np.random.Generator | None,
+    rng: Rng | None,
     known: NDArray[np.bool_] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Mean and mean square of the patients' appearance codes.

@@ -7,13 +7,13 @@ Abadi et al. (2016), https://arxiv.org/abs/1607.00133.
 Guarantees:
     Unit: one patient at one site. Neighbouring relation: add or remove one patient with all slices, phases and views.
     Sampling: Poisson over patients; divisors are public constants, never a count of the data.
-    Not covered: attacks on floating-point arithmetic, on the noise generator's internal state or on timing; a patient
-    who was scanned at two sites (the sites' epsilons add up); whatever is computed on held-out patients; and what is
-    public by design: the sites' names, vendors and nominal sizes, the number of rounds, who answered or refused.
+    Not covered: attacks on floating-point arithmetic (`shared.noise`); timing, but for what `client.training.fine_tune`
+    does against it; a patient who was scanned at two sites (the sites' epsilons add up); whatever is computed on
+    held-out patients; and what is public by design: the sites' names, vendors and nominal sizes, the number of rounds,
+    who answered or refused.
 """
 
 import math
-import secrets
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,11 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
+from shared.noise import OsGenerator
+
 FloatArray = NDArray[np.float64]
+Rng = OsGenerator | np.random.Generator
+"""The latter without privacy, and in tests and simulations that repeat a draw."""
 
 EPSILON_ERROR = 0.01  # the PRV accountant's numerical error; its answer is an upper bound that includes it
 MAX_DELTA_TIMES_PATIENTS = 0.1
@@ -133,15 +137,15 @@ def largest_delta(nominal_patients: int) -> float:
     return MAX_DELTA_TIMES_PATIENTS / nominal_patients
 
 
-def os_generator() -> np.random.Generator:
-    """A generator seeded with 256 bits from the operating system: for privacy noise and for sampling patients.
+def os_generator() -> OsGenerator:
+    """The operating system's cryptographic generator: for privacy noise and for sampling patients.
 
     Never replace it by one with a seed from the settings or the server: whoever knows the seed subtracts the noise.
     """
-    return np.random.Generator(np.random.Philox(secrets.randbits(256)))
+    return OsGenerator()
 
 
-def poisson_sample(num_patients: int, sample_rate: float, rng: np.random.Generator) -> NDArray[np.intp]:
+def poisson_sample(num_patients: int, sample_rate: float, rng: Rng) -> NDArray[np.intp]:
     """Indices of the patients of one step: each takes part independently with probability `sample_rate`.
 
     Returns:
@@ -156,7 +160,7 @@ def private_sum(
     clip: float,
     noise_multiplier: float,
     dimension: int,
-    rng: np.random.Generator | None,
+    rng: Rng | None,
 ) -> FloatArray:
     """The Gaussian mechanism: clip every patient's vector, add them up, add noise.
 
@@ -196,7 +200,7 @@ def private_mean_gradient(
     *,
     expected_batch_size: float,
     dimension: int,
-    rng: np.random.Generator | None,
+    rng: Rng | None,
 ) -> FloatArray:
     """`private_sum` of gradients, each averaged over a patient's views, divided by a public constant: a DP-SGD step.
 
@@ -212,7 +216,7 @@ def private_moments(
     clip: float,
     noise_multiplier: float,
     nominal_patients: int | NDArray[np.int_],
-    rng: np.random.Generator | None,
+    rng: Rng | None,
 ) -> tuple[FloatArray, FloatArray]:
     """First and second moments of the patients' appearance codes, from one Gaussian mechanism.
 

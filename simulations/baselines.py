@@ -19,6 +19,7 @@ from shared.checkpoint import write_atomically
 from shared.config import Config, PrivacyConfig
 from shared.errors import UserError
 from shared.permissions import private_folder
+from shared.privacy import largest_delta
 from shared.run_folder import RunFolder, open_run
 from simulations.grid import make_grid, run_server_app
 
@@ -84,7 +85,7 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
         policy = replace(
             site.policy,
             max_epsilon=privacy.target_epsilon,
-            max_delta=privacy.target_delta,
+            max_delta=min(privacy.target_delta, largest_delta(site.nominal_patients)),
             min_sample_rate=privacy.sample_rate,
             allow_without_privacy=not privacy.enabled,
         )

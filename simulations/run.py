@@ -10,11 +10,13 @@ from pathlib import Path
 from client.ingest.prepare import prepare
 from client.policy import SitePolicy, SiteSettings, write_site
 from client.trainable import trainable
+from server.federation_state import check_delta
 from server.rehearsal import FILE_NAME, show
 from shared.config import Config
 from shared.errors import UserError
 from shared.networks.generator import load_prior
 from shared.permissions import make_private, private_folder
+from shared.privacy import largest_delta
 from shared.provenance import SIMULATED_SCANS, Provenance, of_folder
 from shared.run_folder import RunFolder, open_run
 from simulations.baselines import run_baselines
@@ -105,12 +107,15 @@ def _prepare(run: RunFolder, config: Config) -> None:
     if source != "phantom" and not root.is_dir():
         raise UserError(f"data_root={root} is not a folder: give the one that holds the scans")
     sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, config, root)
+    check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
         policy = SitePolicy(
             max_epsilon=config.privacy.target_epsilon,
-            max_delta=config.privacy.target_delta,
+            max_delta=min(config.privacy.target_delta, largest_delta(site.nominal_patients)),
             min_sample_rate=config.privacy.sample_rate,
             min_patients=2,
+            max_local_steps=max(SitePolicy.max_local_steps, config.federation.local_steps),
+            max_views=max(SitePolicy.max_views, config.federation.num_views),
             allow_without_privacy=not config.privacy.enabled,
         )
         folder = run.path / "sites" / site.name

@@ -26,7 +26,7 @@ from server.deployment.services import (
     running_pid,
     serverapp_runs,
 )
-from server.federation_state import quorum, read_study
+from server.federation_state import check_delta, quorum, read_study
 from shared.case import read_index
 from shared.checkpoint import write_atomically
 from shared.config import load
@@ -49,7 +49,8 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
         tests: Folders of prepared cases; copied, each a test set under its own name. None where the sites evaluate.
 
     Raises:
-        UserError: No site is registered, a test folder is none, two have one name, or the services do not run.
+        UserError: No site is registered, the study's delta is too large for one, a test folder is none, two have one
+            name, or the services do not run.
     """
     sites = coordinator.sites()
     if not sites:
@@ -65,6 +66,7 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
             "a new run needs --test: folders of prepared cases that the trained model is judged on; or, where the "
             "sites shall judge it on theirs, --set evaluation.federated=true"
         )
+    check_delta(settings.privacy, {name: site.nominal_patients for name, site in sites.items()})
     require_services(coordinator)
     run = open_run(out, settings)
     for path in tests:

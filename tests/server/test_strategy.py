@@ -13,6 +13,7 @@ from server.vendor_codes import CODE_STD_RANGE
 from shared import checkpoint
 from shared.errors import UserError
 from shared.privacy import Release, epsilon
+from shared.privacy_filter import PrivacyFilter
 from shared.records import OK, Request, encode, pack_reply, update_shapes
 
 SITES = {"a": "Siemens", "b": "Philips", "c": "GE"}
@@ -235,8 +236,8 @@ def test_epsilon_counts_every_request_that_was_not_refused(study, prior):
     moments, gradients = grid.requests[0].release, grid.requests[-1].release
     assert gradients.num_steps == study.config.federation.local_steps
     epsilons = state.epsilons(DELTA)
-    assert epsilons["a"] == epsilon([moments, gradients], DELTA)
-    assert epsilons["b"] == epsilons["c"] == epsilon([moments, gradients, gradients], DELTA)
+    assert epsilons["a"] == PrivacyFilter().of([moments, gradients], DELTA)
+    assert epsilons["b"] == epsilons["c"] == PrivacyFilter().of([moments, gradients, gradients], DELTA)
     assert epsilons["c"][0] <= study.config.privacy.target_epsilon
     assert [entry["code"] for entry in state.releases["a"]] == [OK, "budget-exhausted", OK]
     assert state.rounds[-1]["epsilon"] == epsilons["c"][0]
