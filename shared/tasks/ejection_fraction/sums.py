@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.privacy import FloatArray, private_sum
+from shared.privacy import FloatArray, Rng, private_sum
 
 SUMS = ("count", "error", "absolute_error", "squared_error", "ef", "squared_ef")
 """Per patient: 1, predicted - true ejection fraction, its absolute value, its square, the true one, and its square."""
@@ -90,7 +90,7 @@ def patient_vector(patient: PatientError, vendors: Sequence[str]) -> FloatArray:
 
 
 def private_table(
-    patients: Sequence[PatientError], vendors: Sequence[str], noise_multiplier: float, rng: np.random.Generator
+    patients: Sequence[PatientError], vendors: Sequence[str], noise_multiplier: float, rng: Rng
 ) -> SumsByVendor:
     """The private form: scaled sums with noise; `from_private` brings them back to those of `SUMS`.
 
