@@ -300,7 +300,7 @@ def _check_agreed(site: SiteSettings, sites: str) -> None:
     if sites and facts_line(site.name, site.vendors, site.nominal_patients) not in sites.split("\n"):
         raise Refused("facts-differ") from UserError(
             f"the coordinator does not list {site.name!r} with the vendors and nominal_patients of site.yaml: correct "
-            "whichever is wrong, there or with 'fedcmr-server remove' and 'register'"
+            "whichever is wrong, here or there with 'fedcmr-server register' again"
         )
 
 
