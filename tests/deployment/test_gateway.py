@@ -275,6 +275,14 @@ def test_synthetic_cases_come_through_the_gateway_with_a_token_only(deployment, 
     write_secret(token_file, token_file.read_bytes()[::-1])
     with pytest.raises(UserError, match="token"):
         fetch(source, tmp_path / "none", everything, 20.0)
+    # The gateway says whose call it is, whatever the caller says of itself.
+    credentials = grpc.ssl_channel_credentials(deployment.authority.read_bytes())
+    time.sleep(1.1)  # refusals are noted once a second
+    with grpc.secure_channel(f"localhost:{deployment.gateway}", credentials) as channel:
+        with pytest.raises(grpc.RpcError):
+            DeliveryStub(channel).Describe(DescribeRequest(), timeout=20, metadata=(("x-forwarded-for", "203.0.113.9"),))
+    log = (deployment.folder / "logs" / "delivery.log").read_text()
+    assert "203.0.113.9" not in log and '"client": "127.0.0.1"' in log.splitlines()[-1]
 
 
 def test_a_superlink_without_the_studys_certificate_is_given_nothing(deployment, tmp_path):
