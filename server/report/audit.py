@@ -1,7 +1,7 @@
 """What `fedcmr-audit` found, in words and tables for the report's page."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,20 +66,58 @@ def audit_tables(audit: Mapping[str, Any]) -> list[AuditTable]:
     }
     try:
         return [make(audit[name]) for name, make in makers.items() if name in audit]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise UserError(f"{AUDIT_NAME} is of another version: remove it and repeat 'fedcmr-audit'") from None
+
+
+def canary_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the audit with canaries can refute and what it cannot, in sentences."""
+    lines = []
+    if any(row["verdict"] == "finds what is not there" for row in rows):
+        lines.append("The control finds what is not there: the audit itself is broken, and its other lines prove "
+                     "nothing.")  # fmt: skip
+    row = rows[0]
+    lines.append(
+        f"{row['num_guesses']} guesses refute a claim below {row['highest_provable']:.2f} at best, whatever is broken."
+    )
+    lines += [
+        f"{BUILD_NAMES[row['build']].capitalize()}: not refuted at {row['claimed_epsilon']:.2f}. What was released "
+        f"refutes claims below {row['lower_bound']:.2f}."
+        for row in rows
+        if row["build"] != "sound" and row["verdict"] == "not refuted"
+    ]
+    if row["family"] == "gaussian":
+        lines.append("A claim is taken for that of the Gaussian mechanism, which is what full batches of patients "
+                     "make.")  # fmt: skip
+    return lines
+
+
+def membership_lines(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each attack that finds something where there is nothing."""
+    return [
+        f"{name}: it tells members from members (AUC {row['control_auc']:.2f}, p {row['p_control']:.2g}), so that what "
+        "it finds is not membership alone."
+        for name, row in attacks.items()
+        if not row["control_holds"]
+    ]
 
 
 def _canaries(rows: list[Mapping[str, Any]]) -> AuditTable:
     return AuditTable(
         "Who took part?",
-        "Invented patients took part in a site's training, each by the toss of a coin. From what the site released the "
-        "tosses were guessed; so many right guesses need at least the epsilon given, with 95 % confidence (Steinke et "
-        "al. 2023). A bound above the claim refutes it; one below is evidence, no proof.",
-        ["site", "ε claimed", "ε at least", "right guesses"],
+        " ".join([
+            "Invented patients at invented sites took part in the study's training, each by the toss of a coin. From "
+            "what the sites released the tosses were guessed; so many right guesses need at least the epsilon given, "
+            "with 95 % confidence (Mahloujifar et al. 2024). A bound above the claim refutes it; one below is "
+            "evidence, no proof. In the control all took part, whatever the toss: there is nothing to find. What is "
+            "tested is the training code with the study's noise, not a site's installation.",
+            *canary_lines(rows),
+        ]),
+        ["site", "ε claimed", "ε at least", "right guesses", "verdict"],
         [
-            [BUILD_NAMES.get(row["build"], str(row["build"])), f"{row['claimed_epsilon']:.2f}",
-             f"{row['lower_bound']:.2f}", f"{row['num_correct']} of {row['num_guesses']}"]
+            ["control: all took part" if row["control"] else BUILD_NAMES.get(row["build"], str(row["build"])),
+             "-" if row["control"] else f"{row['claimed_epsilon']:.2f}", f"{row['lower_bound']:.2f}",
+             f"{row['num_correct']} of {row['num_guesses']}", row["verdict"]]
             for row in rows
         ],
     )  # fmt: skip
@@ -88,13 +126,18 @@ def _canaries(rows: list[Mapping[str, Any]]) -> AuditTable:
 def _membership(attacks: Mapping[str, Mapping[str, Any]]) -> AuditTable:
     return AuditTable(
         "Who trained the generator?",
-        "Three attacks try to tell patients who trained from others of the same hospitals. AUC is the chance that one "
-        "who trained is ranked higher: 0.5 is guessing. Then the share of them found where 1 in 100 others is accused, "
-        "and how far the most exposed one stands out, beside the most conspicuous of those who did not train.",
-        ["attack", "patients", "AUC", "found at 1 %", "most exposed, sd"],
+        " ".join([
+            "Three attacks try to tell patients who trained from others of the same hospitals. AUC is the chance that "
+            "one who trained is ranked higher: 0.5 is guessing. Then the share of them found where 1 in 100 others is "
+            "accused, and how far the most exposed one stands out, beside the most conspicuous of those who did not "
+            "train. The control ranks members against members, where there is nothing to find.",
+            *membership_lines(attacks),
+        ]),
+        ["attack", "patients", "AUC", "found at 1 %", "most exposed, sd", "control: AUC (p)"],
         [
             [name, f"{row['num_members']} and {row['num_others']}", _interval(row["auc"], row["auc_ci95"]),
-             _interval(row["tpr"], row["tpr_ci95"]), f"{row['largest_member']:.1f} / {row['largest_other']:.1f}"]
+             _interval(row["tpr"], row["tpr_ci95"]), f"{row['largest_member']:.1f} / {row['largest_other']:.1f}",
+             f"{row['control_auc']:.2f} ({row['p_control']:.2g})"]
             for name, row in attacks.items()
         ],
     )  # fmt: skip

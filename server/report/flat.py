@@ -80,7 +80,7 @@ def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Ite
     """The numbers of a mapping; their intervals are in its `ci95`, or beside each as `<name>_ci95`."""
     intervals = values.get("ci95")
     for metric, value in values.items():
-        if metric.endswith("ci95") or not (value is None or isinstance(value, (int, float))):
+        if metric.endswith("ci95") or isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
             continue
         bounds = intervals.get(metric) if isinstance(intervals, Mapping) else values.get(f"{metric}_ci95")
         yield FlatRow(*place, metric, value, *(bounds or (None, None)))
@@ -101,7 +101,8 @@ def _matrices(report: Mapping[str, Any]) -> Iterator[FlatRow]:
 
 def _audit(audit: Mapping[str, Any]) -> Iterator[FlatRow]:
     for row in audit.get("canaries", ()):
-        yield from _figures(("audit canaries", row["build"], "", ""), row)
+        build = "control" if row.get("control") else row["build"]
+        yield from _figures(("audit canaries", build, "", ""), row)
     for name, row in audit.get("membership", {}).items():
         yield from _figures(("audit membership", name, "", ""), row)
     yield from _figures(("audit copies", "", "", ""), audit.get("copies", {}))

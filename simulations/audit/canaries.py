@@ -1,11 +1,18 @@
-"""The audit with canary patients: who took part is guessed from what the site released.
+"""The audit with canary patients: who took part is guessed from what the sites released.
 
-The auditor throws a coin for each canary, a site trains on those that fell in, and the attacker, who sees all that a
+The auditor throws a coin for each canary, sites train on those that fell in, and the attacker, who sees all that a
 curious server sees and knows the canaries, scores every one. `one_run` turns the right guesses into a lower bound on
 epsilon.
+
+The canaries lie at many sites of one study, `PER_SITE` at each. No patient is at two sites, so what all sites release
+together is as private for each canary as its own site's part, and every coin counts in one test. At one site all
+canaries would share its few hundred numbers; so few of them are told apart as well as the noise allows. Each site has
+the same canaries, under the same names, with coins of their own: the attacker computes what one site's would
+contribute, once.
 """
 
 import functools
+import itertools
 import math
 import secrets
 from collections.abc import Sequence
@@ -15,30 +22,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import qr
-from scipy.optimize import minimize
+from scipy.stats import norm
 
 from client.training import Patient, patient_gradient, view_seed
 from shared.appearance import CODE_NAMES, MAX_CODE
 from shared.config import Config, Rung
+from shared.device import one_core_each
+from shared.moments import noise_std, two_looks
 from shared.networks.generator import Prior
 from shared.privacy import clip_to_norm
 from shared.progress import track
-from shared.records import CODE_MEAN, MOMENTS
+from shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS
 from shared.views import IMAGE_SIZE
-from simulations.audit.one_run import CONFIDENCE, guess, highest_provable, lower_bound, p_value
-from simulations.audit.sites import Build, Round, Run, run_site
+from simulations.audit.one_run import CONFIDENCE, Family, chance, guess, highest_provable, lower_bound, p_value
+from simulations.audit.roc import FALSE_ALARM
+from simulations.audit.sites import Build, Round, Run, run_study
 
 Float = NDArray[np.float64]
 
-NUM_SLICES = 24
+PER_SITE = 10
+"""Canaries of a site: fewer than an appearance code has numbers, so that each can have a number to itself."""
+NUM_SLICES = 8
 """Of a canary, all alike: a build that clips slices instead of patients lets it weigh that many times as much."""
 POOL = 5
-"""Canaries that are drawn for every one that is used."""
-LEAST_NOISE, MIN_GAIN, MAX_SCALE = 1e-3, 0.5, 1e3
-"""Limits of what the attack fits, in units of what was planned."""
-LEAST_MOMENT_NOISE = 0.6
-"""The moments are too few numbers to tell their noise from: both looks together have two thirds of the first one's."""
+"""Candidates for every canary."""
+LEAST_NOISE = 1e-3
+LOUDNESS, NUM_LOUDNESS, NUM_SCATTER = (0.5, 1e3), 200, 40
+"""Of noise and canaries: what the attack looks for, in units of what was planned."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,11 @@ class CanaryAudit:
     """The outcome of an audit.
 
     Attributes:
-        build: Which site was audited.
-        claimed_epsilon: What the site's ledger would show, at `delta`.
+        build: Which sites were audited.
+        control: Every canary took part, whatever its coin: there is nothing to find.
+        claimed_epsilon: What each site's ledger would show, at `delta`.
         delta: Of claim and bound.
+        family: Of trade-off functions that the claim is taken from, see `one_run`.
         lower_bound: No smaller epsilon is compatible with the right guesses, with `confidence`.
         confidence: Of the bound.
         highest_provable: The bound had all guesses been right.
@@ -56,14 +68,18 @@ class CanaryAudit:
         num_guesses: How many were guessed; chosen before the coins were thrown.
         num_correct: How many of these were right.
         p_value: Of the claim: the probability, at most, of so many right guesses if it holds.
-        num_runs: Times that the site ran.
+        p_chance: The probability of so many right guesses about coins that mean nothing.
+        num_sites: Sites of the study.
+        num_runs: Times that the study ran.
         rung: Of the study: which part of the generator it trains.
         num_steps: Gradient steps of a run.
     """
 
     build: Build
+    control: bool
     claimed_epsilon: float
     delta: float
+    family: Family
     lower_bound: float
     confidence: float
     highest_provable: float
@@ -71,120 +87,162 @@ class CanaryAudit:
     num_guesses: int
     num_correct: int
     p_value: float
+    p_chance: float
+    num_sites: int
     num_runs: int
     rung: str
     num_steps: int
 
+    @property
+    def verdict(self) -> str:
+        """`refuted`, `not refuted`, or of the control `finds nothing` or `finds what is not there`."""
+        if self.control:
+            return "finds nothing" if self.p_chance >= FALSE_ALARM else "finds what is not there"
+        return "not refuted" if self.lower_bound <= self.claimed_epsilon else "refuted"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with the verdict."""
-        return {**asdict(self), "claim_holds": self.lower_bound <= self.claimed_epsilon}
+        return {**asdict(self), "verdict": self.verdict}
 
 
 def audit(
     prior: Prior,
     canaries: Sequence[Patient],
+    num_canaries: int,
     config: Config,
     build: Build,
     num_guesses: int,
     num_repeats: int = 1,
+    control: bool = False,
     rng: np.random.Generator | None = None,
 ) -> CanaryAudit:
-    """Throw the coins, run the site, attack what it released.
+    """Throw the coins, run the sites, attack what they released.
 
     Args:
         prior: The public prior.
-        canaries: At least 2.
+        canaries: Of one site.
+        num_canaries: m, at least 2; the sites are as many as hold so many.
         config: Of the study, with privacy on.
         build: What to break.
-        num_guesses: r, at most as many as canaries; half are guessed in, half out.
+        num_guesses: c, at most m.
         num_repeats: Runs where the ledger forgets.
+        control: Let every canary take part, whatever its coin.
         rng: Of the coins; from the operating system by default.
     """
     rng = np.random.default_rng(secrets.randbits(256)) if rng is None else rng
-    included = rng.random(len(canaries)) < 0.5
-    inside = [canary for canary, coin in zip(canaries, included, strict=True) if coin]
-    runs = run_site(prior, inside, max(1, len(canaries) // 2), config, build, num_repeats)
-    scores = attack(prior, canaries, runs, max(1, len(canaries) // 2))
-    guesses = guess(scores, num_guesses - num_guesses // 2, num_guesses // 2)
-    delta, correct = config.privacy.target_delta, guesses.correct(included)
-    claim, counts = runs[0].claimed_epsilon, (len(canaries), guesses.num)
+    coins = rng.random(num_canaries) < 0.5
+    present = np.ones(num_canaries, bool) if control else coins
+    sites: dict[str, list[Patient]] = {f"site{n:04d}": [] for n in range(math.ceil(num_canaries / len(canaries)))}
+    for inside, (name, canary) in zip(present, itertools.product(sites, canaries), strict=False):
+        if inside:
+            sites[name].append(canary)
+    runs = run_study(prior, sites, len(canaries), config, build, num_repeats)
+    scores = attack(prior, canaries, runs, len(canaries)).ravel()[:num_canaries]
+    guesses = guess(scores, num_guesses)
+    delta, correct = config.privacy.target_delta, guesses.correct(coins)
+    family: Family = "gaussian" if config.privacy.sample_rate == 1 else "approximate"
+    claim, counts = runs[0].claimed_epsilon, (num_canaries, guesses.num)
     return CanaryAudit(
         build=build,
+        control=control,
         claimed_epsilon=claim,
         delta=delta,
-        lower_bound=lower_bound(*counts, correct, delta),
+        family=family,
+        lower_bound=lower_bound(*counts, correct, delta, family),
         confidence=CONFIDENCE,
-        highest_provable=highest_provable(*counts, delta),
-        num_canaries=len(canaries),
+        highest_provable=highest_provable(*counts, delta, family),
+        num_canaries=num_canaries,
         num_guesses=guesses.num,
         num_correct=correct,
-        p_value=p_value(*counts, correct, claim, delta),
+        p_value=p_value(*counts, correct, claim, delta, family),
+        p_chance=chance(guesses.num, correct),
+        num_sites=len(sites),
         num_runs=len(runs),
         rung=runs[0].rounds[0].request.rung,
         num_steps=sum(r.request.local_steps for r in runs[0].rounds if r.request.task != MOMENTS),
     )
 
 
-def make_canaries(num: int, prior: Prior, rung: Rung, seed: int, num_views: int = 2) -> list[Patient]:
-    """Patients whose gradients are long and unlike each other: blocks of black and white under random labels.
+def make_canaries(prior: Prior, rung: Rung, seed: int, num_views: int = 1, num: int = PER_SITE) -> list[Patient]:
+    """A site's canaries: long gradients, unlike each other, of blocks of black and white under random labels.
 
-    Of `POOL` times as many candidates those are kept that a QR decomposition with pivots of their gradients at the
-    prior finds the least alike (Businger and Golub 1965, https://doi.org/10.1007/BF01436084). All is public.
+    Each has one number of the appearance code to itself, as far out as a code may be. Of `POOL` candidates the one is
+    taken whose gradient at the prior has the largest part that the canaries before it do not have. All is public.
+
+    Args:
+        prior: The public prior.
+        rung: Which gradients.
+        seed: Of the candidates.
+        num_views: Of a gradient.
+        num: At most as many as a code has numbers.
     """
     rng = np.random.default_rng(seed)
-    pool = [_candidate(f"canary{index:05d}", rng) for index in range(POOL * num)]
+    if not 1 <= num <= len(CODE_NAMES):
+        raise ValueError(f"Expected num in 1..{len(CODE_NAMES)}, got {num}.")
+    pools = [[_candidate(f"canary{axis:02d}", axis, rng) for _ in range(POOL)] for axis in range(num)]
     if rung == "moments":  # no gradient is taken
-        return pool[:num]
+        return [pool[0] for pool in pools]
     start = {name: parameter.detach().clone() for name, parameter in prior.generator.trainable(rung).items()}
     with prior.generator.holding(start) as part:
         parameters = list(part.values())
-        gradients = [
-            patient_gradient(prior.generator, canary, num_views, seed, parameters)
-            for canary in track(pool, "drawing canaries")
-        ]
-    directions = [gradient / max(float(np.linalg.norm(gradient)), 1e-12) for gradient in gradients]
-    _, _, order = qr(np.stack(directions).T, mode="economic", pivoting=True)
-    return [pool[index] for index in sorted(order[:num])]
+        take = functools.partial(_gradient, prior, parameters, num_views, seed)
+        found = list(one_core_each(take, track([c for pool in pools for c in pool], "drawing canaries")))
+    basis = np.empty((0, found[0].size))
+    chosen = []
+    for axis, pool in enumerate(pools):
+        directions = [g / max(float(np.linalg.norm(g)), 1e-12) for g in found[axis * POOL : (axis + 1) * POOL]]
+        rest = np.stack([direction - basis.T @ (basis @ direction) for direction in directions])
+        lengths = np.linalg.norm(rest, axis=1)
+        best = int(lengths.argmax())
+        chosen.append(pool[best])
+        basis = np.concatenate([basis, rest[best : best + 1] / max(float(lengths[best]), 1e-12)])
+    return chosen
 
 
 def attack(prior: Prior, canaries: Sequence[Patient], runs: Sequence[Run], nominal_patients: int) -> Float:
-    """Every canary's score, shape (m,): how much likelier it took part, from the releases alone.
+    """Every canary's score, shape (S, k): how much likelier it took part at a site, from the releases alone.
 
-    Each release is a sum of what the canaries in it contribute, plus noise. What each would contribute is known: its
-    clipped gradient on the round's own views at the arrays that the server sent. With the releases y, a row of V per
-    canary, coins b of variance 1/4 and noise of variance 1, the best linear estimate is
-    E[b] = 1/2 + V (V^T V + 4)^-1 (y - V^T 1/2). Before that, `_fit` finds how loud canaries and noise really are, so
-    that an absent clip or an absent noise is noticed.
+    Each release of a site is a sum of what the canaries there contribute, plus noise. What each would contribute is
+    known: its clipped gradient on the round's own views at the arrays that the server sent, its code, and that code's
+    square. With a site's releases y, a row of V per canary, coins b of variance 1/4 and noise of variance 1, the best
+    linear estimate is E[b] = 1/2 + V (V^T V + 4)^-1 (y - V^T 1/2). Before that, `_fit` finds how loud canaries and
+    noise really are, from all sites together, so that an absent clip or an absent noise is noticed.
+
+    Rounds that asked for the same thing from the same start, as those of a study that is run again, are one.
     """
+    alike: dict[bytes, list[Round]] = {}
+    for entry in (entry for run in runs for entry in run.rounds):
+        start = entry.start.values() if entry.request.task != MOMENTS else ()
+        key = b"".join([entry.request.server_round.to_bytes(4, "big"), *(array.tobytes() for array in start)])
+        alike.setdefault(key, []).append(entry)
+    systems: list[tuple[Float, Float]] = []
     gradients: list[tuple[Float, Float]] = []
-    codes: list[tuple[Float, Float]] = []
-    known: dict[bytes, Float] = {}
-    for entry in track([entry for run in runs for entry in run.rounds], "attacking rounds"):
-        if entry.request.task == MOMENTS:
-            codes.append(_moment_equations(canaries, entry, nominal_patients))
+    for entries in track(list(alike.values()), "attacking rounds"):
+        if entries[0].request.task == MOMENTS:
+            systems += _moment_equations(canaries, entries, nominal_patients)
         else:
-            gradients.append(_gradient_equations(prior, canaries, entry, nominal_patients, known))
+            gradients.append(_gradient_equations(prior, canaries, entries, nominal_patients))
+    if gradients:
+        systems.append(_side_by_side(gradients))
     parts = []
-    for equations, least in ((gradients, LEAST_NOISE), (codes, LEAST_MOMENT_NOISE)):
-        if equations:
-            vectors, released = _side_by_side(equations)
-            gain, noise = _fit(vectors, released, least)
-            parts.append((vectors * gain / noise, (released - gain * vectors.sum(axis=0) / 2) / noise))
-    vectors, rest = (np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True))
-    gram = vectors @ vectors.T
-    return np.linalg.solve(gram + 4 * np.eye(len(gram)), vectors @ rest)
+    for planned, released in systems:
+        loudness, noise = _fit(planned, released)
+        vectors = planned * loudness[:, None] / noise
+        parts.append((vectors, released / noise - vectors.sum(axis=0) / 2))
+    whole, rest = _side_by_side(parts)
+    return np.asarray(np.linalg.solve(whole @ whole.T + 4 * np.eye(len(whole)), whole @ rest.T).T, np.float64)
 
 
-def _candidate(name: str, rng: np.random.Generator) -> Patient:
-    """One block size for the picture and one for the labels, both drawn; a code at the corners of what is allowed."""
+def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
+    """One block size for the picture and one for the labels, both drawn; a code far out along one of its axes."""
     picture = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
     picture *= rng.uniform(0.1, 1.0)
     labels = _blocks(rng.integers(0, 4, (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(3, 20)))
-    code = MAX_CODE * rng.choice([-1.0, 1.0], len(CODE_NAMES))
+    codes = torch.zeros(1, len(CODE_NAMES))
+    codes[0, axis] = MAX_CODE
     images = torch.from_numpy(picture.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
     masks = torch.from_numpy(labels.astype(np.uint8)).expand(NUM_SLICES, -1, -1, -1)
-    vendors = torch.zeros(len(images), dtype=torch.int64)
-    return Patient(name, images, masks, torch.from_numpy(code.astype(np.float32))[None], vendors)
+    return Patient(name, images, masks, codes, torch.zeros(NUM_SLICES, dtype=torch.int64))
 
 
 def _blocks(values: NDArray[Any], side: int) -> NDArray[Any]:
@@ -193,23 +251,35 @@ def _blocks(values: NDArray[Any], side: int) -> NDArray[Any]:
     return coarse.repeat(side, axis=1).repeat(side, axis=2)[:, :IMAGE_SIZE, :IMAGE_SIZE]
 
 
+def _gradient(prior: Prior, parameters: Any, num_views: int, seed: int, canary: Patient) -> Float:
+    return patient_gradient(prior.generator, canary, num_views, seed, parameters)
+
+
 def _gradient_equations(
-    prior: Prior, canaries: Sequence[Patient], entry: Round, nominal_patients: int, known: dict[bytes, Float]
+    prior: Prior, canaries: Sequence[Patient], entries: Sequence[Round], nominal_patients: int
 ) -> tuple[Float, Float]:
-    """What each canary adds to a round's update, (m, D), and the update, (D,), in units of the planned noise.
+    """What each canary adds to a site's update, (k, D), and the sites' updates, (S, D), in units of the planned noise.
 
     The steps after a round's first start where the server has not looked; its own start stands for theirs.
+
+    Args:
+        prior: The public prior.
+        canaries: Of a site.
+        entries: One round, or the same one of several runs: their sum in units of its noise, from which nothing that
+            bears on the coins is lost.
+        nominal_patients: Of a site.
     """
-    request = entry.request
-    key = b"".join([request.server_round.to_bytes(4, "big"), *(array.tobytes() for array in entry.start.values())])
-    if key not in known:
-        with prior.generator.holding({n: torch.from_numpy(a) for n, a in entry.start.items()}) as parameters:
-            contribution = functools.partial(_clipped_gradients, prior, request, list(parameters.values()))
-            known[key] = np.stack([contribution(canary) for canary in canaries])
+    request, start = entries[0].request, entries[0].start
+    with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:
+        contribution = functools.partial(_clipped_gradients, prior, request, list(parameters.values()))
+        known = np.stack(list(one_core_each(contribution, canaries)))
     noise = request.noise_multiplier * request.max_grad_norm * math.sqrt(request.local_steps)
-    update = np.concatenate([array.ravel() for array in entry.reply.values()]).astype(np.float64)
+    updates = np.array([
+        [np.concatenate([array.ravel() for array in reply.values()]).astype(np.float64) for reply in e.replies.values()]
+        for e in entries
+    ])  # fmt: skip
     divisor = request.sample_rate * nominal_patients
-    return request.sample_rate * known[key] / noise, -update * divisor / (request.learning_rate * noise)
+    return _pooled(request.sample_rate * known / noise, -updates * divisor / (request.learning_rate * noise))
 
 
 def _clipped_gradients(prior: Prior, request: Any, parameters: Any, canary: Patient) -> Float:
@@ -219,49 +289,63 @@ def _clipped_gradients(prior: Prior, request: Any, parameters: Any, canary: Pati
     return np.sum([clip_to_norm(gradient, request.max_grad_norm) for gradient in gradients], axis=0)
 
 
-def _moment_equations(canaries: Sequence[Patient], entry: Round, nominal_patients: int) -> tuple[Float, Float]:
-    """What each canary adds to the mean code, (m, K), and the mean, (K,), in units of the first look's planned noise.
+def _moment_equations(
+    canaries: Sequence[Patient], entries: Sequence[Round], nominal_patients: int
+) -> list[tuple[Float, Float]]:
+    """What each canary alone does to a site's mean code, (k, K), and what came, (S, K); the same of its variance.
 
-    Only the first look's part is known: the second clips around a centre that is published with its own noise alone
-    mixed in. It adds to the same directions, which the fitted gain takes up. The mean square is left alone, for the
-    canaries' codes are all of one length and leave little in it.
+    In units of the planned noise. That canaries share a clip around a centre which they have moved is left out.
     """
-    clip, noise_multiplier = entry.request.max_grad_norm, entry.request.noise_multiplier
-    codes = np.stack([clip_to_norm(canary.codes[0].double().numpy(), clip) for canary in canaries])
-    mean = entry.reply[CODE_MEAN][0].astype(np.float64)
-    return codes / (clip * noise_multiplier), mean * nominal_patients / (clip * noise_multiplier)
+    request = entries[0].request
+    clip = request.max_grad_norm
+    codes = [canary.codes.double().numpy() for canary in canaries]
+    known = np.stack([_mean_and_variance(*two_looks(code, clip, 0.0, nominal_patients, None)) for code in codes])
+    released = np.array([
+        [_mean_and_variance(reply[CODE_MEAN][0], reply[CODE_SQUARE][0]) for reply in entry.replies.values()]
+        for entry in entries
+    ])  # fmt: skip
+    noise = noise_std(clip, request.noise_multiplier, nominal_patients)
+    return [_pooled(known[:, n] / noise[n], released[:, :, n] / noise[n]) for n in range(2)]
 
 
-def _side_by_side(equations: Sequence[tuple[Float, Float]]) -> tuple[Float, Float]:
-    """The equations of all rounds as one system: (m, D) and (D,)."""
-    return np.concatenate([part for part, _ in equations], axis=1), np.concatenate([part for _, part in equations])
+def _mean_and_variance(mean: NDArray[Any], square: NDArray[Any]) -> Float:
+    """Shape (2, K)."""
+    wide = mean.astype(np.float64)
+    return np.stack([wide, square.astype(np.float64) - wide**2])
 
 
-def _fit(vectors: Float, released: Float, least_noise: float) -> tuple[float, float]:
-    """How loud the canaries are and how loud the noise, both in units of the plan: what explains the releases best.
+def _pooled(vectors: Float, released: Float) -> tuple[Float, Float]:
+    """Vectors (k, D) and releases (T, S, D) of noise 1 in each of T runs, as those of one release of noise 1."""
+    times = math.sqrt(len(released))
+    return vectors * times, released.sum(axis=0) / times
 
-    With gain g and noise s they are N(g V^T 1/2, g^2 V^T V / 4 + s^2), whose likelihood is a sum over the singular
-    directions of V.
+
+def _side_by_side(parts: Sequence[tuple[Float, Float]]) -> tuple[Float, Float]:
+    """Equations of several releases as one system."""
+    return np.concatenate([part for part, _ in parts], axis=1), np.concatenate([part for _, part in parts], axis=1)
+
+
+def _fit(vectors: Float, released: Float) -> tuple[Float, float]:
+    """How loud each canary is, shape (k,), and how loud the noise, in units of the plan.
+
+    What no canary can have added is noise. A canary's share in the releases of all sites is a mixture of two normal
+    distributions, about 0 where it was not and about its loudness where it was; a priori that is the planned one within
+    a factor of e, so that noise alone does not move it. Where shares scatter more than the noise explains, the
+    equations do not describe what was done, and count for less.
 
     Args:
-        vectors: V, shape (m, D).
-        released: Shape (D,).
-        least_noise: Below this s is not looked for.
+        vectors: V, shape (k, D).
+        released: Shape (S, D).
     """
-    values, left = np.linalg.eigh(vectors @ vectors.T)
-    keep = values > 1e-9 * values.max(initial=1e-300)
-    values, left = values[keep], left[:, keep]
-    along = left.T @ (vectors @ released) / np.sqrt(values)
-    middle = left.T @ (vectors @ vectors.sum(axis=0) / 2) / np.sqrt(values)
-    beyond, num_beyond = max(float(released @ released - along @ along), 0.0), len(released) - len(values)
-
-    def cost(logs: Float) -> float:
-        gain, noise = np.exp(np.clip(logs, (math.log(MIN_GAIN), math.log(least_noise)), math.log(MAX_SCALE)))
-        variance = gain**2 * values / 4 + noise**2
-        misfit = ((along - gain * middle) ** 2 / variance + np.log(variance)).sum()
-        return float(misfit + beyond / noise**2 + num_beyond * 2 * math.log(noise))
-
-    starts = [(g, s) for g in (0.0, math.log(8.0)) for s in (math.log(max(0.03, least_noise)), 0.0)]
-    best = min((minimize(cost, start, method="Nelder-Mead") for start in starts), key=lambda found: found.fun).x
-    gain, noise = np.exp(np.clip(best, (math.log(MIN_GAIN), math.log(least_noise)), math.log(MAX_SCALE)))
-    return float(gain), float(noise)
+    inverse = np.linalg.pinv(vectors @ vectors.T, rcond=1e-9, hermitian=True)
+    shares = released @ vectors.T @ inverse
+    num_beyond = vectors.shape[1] - np.linalg.matrix_rank(vectors)
+    rest = float(((released - shares @ vectors) ** 2).sum())
+    noise = max(math.sqrt(rest / (num_beyond * len(released))), LEAST_NOISE) if num_beyond else LEAST_NOISE
+    scatter, loudness = np.geomspace(1, LOUDNESS[1], NUM_SCATTER), np.geomspace(*LOUDNESS, NUM_LOUDNESS)
+    deviation = np.outer(scatter, noise * np.sqrt(np.maximum(np.diag(inverse), 1e-12)))
+    absent = norm.logpdf(shares[None], 0.0, deviation[:, None])[..., None]
+    present = norm.logpdf(shares[None, ..., None], loudness, deviation[:, None, :, None])
+    likelihood = np.logaddexp(absent, present).sum(axis=1) - np.log(loudness) ** 2 / 2
+    best = int(likelihood.max(axis=2).sum(axis=1).argmax())
+    return loudness[likelihood[best].argmax(axis=1)], noise * float(scatter[best])

@@ -34,25 +34,31 @@ def _parser() -> argparse.ArgumentParser:
     canaries = commands.add_parser(
         "canaries",
         help="lower bound on epsilon from patients who took part by a coin",
-        description="One-run audit (Steinke et al. 2023): canary patients take part in a site's real private training, "
-        "each by a coin; how many coins can be guessed from the releases bounds epsilon from below.",
+        description="One-run audit (Mahloujifar et al. 2024): canary patients at many invented sites of a study take "
+        "part in the real private training, each by a coin; how many coins can be guessed from what the sites release "
+        "bounds epsilon from below. It puts the client's training code and the study's plan of noise to the test: "
+        "clip, noise, unit, what a ledger adds up. It does not look at a site's installation, at its ledger's file or "
+        "at time. A control lets every canary take part, so that there is nothing to find.",
     )
     _add_study(canaries, "take settings and prior from this run folder")
-    canaries.add_argument("--canaries", type=int, default=100, metavar="M", help="patients with a coin (default: 100)")
     canaries.add_argument(
-        "--guesses", type=int, metavar="R", help="how many are guessed, chosen beforehand (default: 3 in 10)"
-    )
+        "--canaries", type=int, default=500, metavar="M",
+        help="patients with a coin; 500 right guesses refute claims up to 8.5 at delta 1e-3 (default: %(default)s)",
+    )  # fmt: skip
+    canaries.add_argument(
+        "--guesses", type=int, metavar="R",
+        help="how many are guessed, chosen beforehand: all can refute the highest claims; fewer leave the doubtful "
+        "ones out and often prove more about a sound build (default: M)",
+    )  # fmt: skip
     canaries.add_argument(
         "--broken", action="store_true",
-        help="also audit builds that are broken on purpose, and a sound one, at the claim that --claim gives",
+        help="also audit builds that are broken on purpose, and a sound one, with the whole budget in one step",
     )  # fmt: skip
     canaries.add_argument(
-        "--claim", type=float, default=1.0, metavar="EPSILON",
-        help="epsilon of the broken builds; R right guesses prove at most log(p / (1 - p)), p = 0.05^(1 / R), so that "
-        "no larger claim could be refuted (default: 1)",
-    )  # fmt: skip
+        "--claim", type=float, metavar="EPSILON", help="target of these builds (default: that of the study)"
+    )
     canaries.add_argument(
-        "--repeats", type=int, default=150, help="runs of the site whose ledger forgets (default: %(default)s)"
+        "--repeats", type=int, default=24, help="runs of the study whose ledger forgets (default: %(default)s)"
     )
 
     membership = commands.add_parser(

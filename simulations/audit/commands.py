@@ -1,6 +1,7 @@
 """What the subcommands of `fedcmr-audit` do: collect patients, attack, print a table, return the figures."""
 
 import argparse
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from client.policy import load_site
 from client.training import load_patients
 from server.answers import test_sets
 from server.federation_state import StudySite, initial_state, read_study
+from server.report.audit import canary_lines, membership_lines
 from shared import checkpoint
 from shared.case import INDEX_NAME, Case, load_cases, read_index
 from shared.config import Config, Rung, load
@@ -33,29 +35,32 @@ OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS, OVERFIT_SLICES = 4
 
 
 def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The one-run audit of the sound build and, if asked for, of the broken ones."""
+    """The one-run audit of the sound build, its control and, if asked for, the builds that are broken."""
     num = arguments.canaries
-    num_guesses = max(2, round(0.3 * num)) if arguments.guesses is None else arguments.guesses
-    if num < 2 or not 2 <= num_guesses <= num or arguments.repeats < 1 or arguments.claim <= 0:
+    num_guesses = num if arguments.guesses is None else arguments.guesses
+    claim = arguments.claim
+    if num < 2 or not 2 <= num_guesses <= num or arguments.repeats < 1 or (claim is not None and claim <= 0):
         raise UserError("Expected --canaries >= 2, --guesses in 2..M, --repeats >= 1 and --claim > 0.")
     config, prior, run = _study(arguments)
     if not config.privacy.enabled:
         raise UserError("privacy.enabled=false claims nothing that could be audited: switch it on")
     config = _with_rung(config, prior, run)
-    patients = canary_audit.make_canaries(num, prior, cast(Rung, config.federation.rung), arguments.seed)
-    found = [canary_audit.audit(prior, patients, config, "sound", num_guesses)]
+    # One view: a canary's gradient is its own whatever it is averaged over, and the mechanism only sees the average.
+    config = replace(config, federation=replace(config.federation, num_views=1))
+    short = replace(
+        config,
+        privacy=replace(config.privacy, target_epsilon=claim or config.privacy.target_epsilon),
+        federation=replace(config.federation, num_rounds=2, local_steps=1),  # the whole budget in one step
+    )
+    patients = canary_audit.make_canaries(prior, cast(Rung, config.federation.rung), arguments.seed)
+    audit_of = functools.partial(canary_audit.audit, prior, patients, num)
+    found = [audit_of(config, "sound", num_guesses), audit_of(short, "sound", num_guesses, control=True)]
     if arguments.broken:
-        weak = replace(
-            config,
-            privacy=replace(config.privacy, target_epsilon=arguments.claim),
-            federation=replace(config.federation, num_rounds=2, local_steps=1),  # what is broken shows in one step
-        )
-        found += [
-            canary_audit.audit(prior, patients, weak, build, num_guesses, arguments.repeats)
-            for build in ("sound", *BROKEN)
-        ]
+        found += [audit_of(short, build, num_guesses, arguments.repeats) for build in ("sound", *BROKEN)]
     figures = [result.as_dict() for result in found]
     _print(tables.canaries(figures))
+    for line in canary_lines(figures):
+        print(line)
     return figures
 
 
@@ -83,6 +88,8 @@ def membership(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     figures = {name: result.as_dict() for name, result in found.items()}
     _print(tables.membership(figures))
+    for line in membership_lines(figures):
+        print(line)
     return figures
 
 

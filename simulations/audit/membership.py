@@ -23,7 +23,7 @@ from client.training import Patient, patient_gradient, view_seed
 from server.federation_state import StudySite, initial_state
 from shared.checkpoint import Arrays
 from shared.config import Config, Rung
-from shared.device import autocast
+from shared.device import autocast, one_core_each
 from shared.diffusion import flow_matching_loss
 from shared.networks.generator import Generator, Prior
 from shared.privacy import clip_to_norm
@@ -132,7 +132,17 @@ def likelihood_ratio(
 
 def _told_apart(scores: Mapping[str, Float], pool: Pool) -> dict[str, Membership]:
     """How well each attack's scores, shape (P,), tell members from others."""
-    return {name: membership(values[pool.member], values[~pool.member]) for name, values in scores.items()}
+    halves = _first_halves(pool.site[pool.member])
+    return {name: membership(values[pool.member], values[~pool.member], halves) for name, values in scores.items()}
+
+
+def _first_halves(site: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The first half of every site's patients: members came before others too, and order alone must tell nothing."""
+    first = np.zeros(len(site), bool)
+    for number in np.unique(site):
+        there = np.flatnonzero(site == number)
+        first[there[: len(there) // 2]] = True
+    return first if first.any() else np.arange(len(site)) < len(site) // 2  # one patient a site
 
 
 def _both(
@@ -145,17 +155,16 @@ def _gradients(prior: Prior, patients: Sequence[Patient], config: Config) -> Flo
     """Clipped gradients at the prior, shape (`NUM_DRAWS`, P, D)."""
     part = prior.generator.trainable(cast(Rung, config.federation.rung))
     with prior.generator.holding({name: value.detach().clone() for name, value in part.items()}) as parameters:
-        rows = [
-            clip_to_norm(
-                patient_gradient(
-                    prior.generator, patient, config.federation.num_views,
-                    view_seed(config.seed, 0, draw, patient.name), list(parameters.values()),
-                ),
-                config.privacy.max_grad_norm,
-            )
-            for draw in range(NUM_DRAWS)
-            for patient in track(patients, "gradients for the shadows")
-        ]  # fmt: skip
+        chosen = list(parameters.values())
+
+        def clipped(job: tuple[int, Patient]) -> Float:
+            draw, patient = job
+            seed = view_seed(config.seed, 0, draw, patient.name)
+            gradient = patient_gradient(prior.generator, patient, config.federation.num_views, seed, chosen)
+            return clip_to_norm(gradient, config.privacy.max_grad_norm)
+
+        jobs = [(draw, patient) for draw in range(NUM_DRAWS) for patient in patients]
+        rows = list(one_core_each(clipped, track(jobs, "gradients for the shadows")))
     return np.stack(rows).reshape(NUM_DRAWS, len(patients), -1)
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, norm, rankdata
+from scipy.stats import beta, mannwhitneyu, norm, rankdata
 
 Float = NDArray[np.float64]
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
 FALSE_POSITIVE_RATE = 0.01
+FALSE_ALARM = 1e-3
+"""Of a control: the probability with which an attack that is sound is said to find what is not there."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Membership:
         largest_other: The same for the largest of the others: what chance alone gave here.
         num_above_all_others: Members above every other patient.
         p_above_all_others: Probability of at least so many if membership changes nothing.
+        control_auc: The attack's control, members against members: AUC of one half of them against the other half,
+            between which there is nothing to find.
+        p_control: Probability of an AUC at least so far from 0.5 by chance.
     """
 
     num_members: int
@@ -42,15 +47,29 @@ class Membership:
     largest_other: float
     num_above_all_others: int
     p_above_all_others: float
+    control_auc: float
+    p_control: float
+
+    @property
+    def control_holds(self) -> bool:
+        """Whether the attack finds nothing where there is nothing; what else it says means nothing otherwise."""
+        return self.p_control >= FALSE_ALARM
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the verdict."""
+        """For JSON, with the verdicts."""
         low, high = self.auc_ci95
-        return {**asdict(self), "contains_chance": low <= 0.5 <= high}
+        return {**asdict(self), "contains_chance": low <= 0.5 <= high, "control_holds": self.control_holds}
 
 
-def membership(members: Float, others: Float) -> Membership:
-    """All figures of an attack's scores, shapes (n1,) and (n0,), both of at least 2 and finite."""
+def membership(members: Float, others: Float, first_half: NDArray[np.bool_] | None = None) -> Membership:
+    """All figures of an attack's scores, shapes (n1,) and (n0,), both of at least 2 and finite.
+
+    Args:
+        members: Of patients who trained.
+        others: Of patients who did not.
+        first_half: Shape (n1,): which members are held against the rest of them, chosen without the scores; None for
+            the first half.
+    """
     if min(len(members), len(others)) < 2 or not (np.isfinite(members).all() and np.isfinite(others).all()):
         raise ValueError("Expected at least two finite scores of members and of others.")
     auc, auc_interval = auc_delong(members, others)
@@ -58,6 +77,8 @@ def membership(members: Float, others: Float) -> Membership:
     hits = int(np.count_nonzero(members > threshold))
     above = int(np.count_nonzero(members > others.max()))
     spread = float(others.std(ddof=1)) or 1.0
+    first = np.arange(len(members)) < len(members) // 2 if first_half is None else first_half
+    control_auc, p_control = control(members[first], members[~first])
     return Membership(
         num_members=len(members),
         num_others=len(others),
@@ -69,7 +90,19 @@ def membership(members: Float, others: Float) -> Membership:
         largest_other=float(others.max() - others.mean()) / spread,
         num_above_all_others=above,
         p_above_all_others=_p_above(above, len(members), len(others)),
+        control_auc=control_auc,
+        p_control=p_control,
     )
+
+
+def control(first: Float, second: Float) -> tuple[float, float]:
+    """AUC of one group against another, and how likely one so far from 0.5 is where nothing tells them apart.
+
+    Mann and Whitney (1947), https://doi.org/10.1214/aoms/1177730491, two-sided; exact for few patients.
+    """
+    found = mannwhitneyu(first, second)
+    p_value = float(found.pvalue)
+    return float(found.statistic) / (len(first) * len(second)), 1.0 if math.isnan(p_value) else p_value
 
 
 def auc_delong(members: Float, others: Float) -> tuple[float, Interval]:

@@ -1,10 +1,10 @@
-"""Sites for the audit: the project's own, and builds that are broken on purpose so that the audit can fail.
+"""Studies for the audit: the project's own, and builds that are broken on purpose so that the audit can fail.
 
 What is broken is what goes into the client's code or how often it is run; the code itself is the client's. A broken
 build exists here and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -27,7 +27,8 @@ BUILDS: tuple[Build, ...] = get_args(Build)
 BROKEN = BUILDS[1:]
 UNCLIPPED = 1e6
 """By how much the clip is widened where it is off; the noise stays what the plan says."""
-SITE = "audited"
+VENDOR = "Siemens"
+"""Of all audited sites; no figure of an audit depends on it."""
 
 
 @dataclass(frozen=True)
@@ -37,47 +38,54 @@ class Round:
     Attributes:
         request: What it asked for.
         start: The trainable part that it sent.
-        reply: What the site sent back.
+        replies: Site -> what it sent back.
     """
 
     request: Request
     start: Arrays
-    reply: Arrays
+    replies: Mapping[str, Arrays]
 
 
 @dataclass(frozen=True)
 class Run:
-    """All rounds of a study, and the epsilon that it claims at the settings' delta."""
+    """All rounds of a study, and the epsilon that it claims at the settings' delta, at each site."""
 
     rounds: list[Round]
     claimed_epsilon: float
 
 
-def run_site(
-    prior: Prior, patients: Sequence[Patient], nominal_patients: int, config: Config, build: Build, num_repeats: int
+def run_study(
+    prior: Prior,
+    sites: Mapping[str, Sequence[Patient]],
+    nominal_patients: int,
+    config: Config,
+    build: Build,
+    num_repeats: int,
 ) -> list[Run]:
-    """A study of one site, with the real plan, requests and client code.
+    """A study of these sites, with the real plan, requests and client code.
 
     Args:
         prior: The public prior.
-        patients: The site's; not read by whoever plans.
-        nominal_patients: The site's public number.
+        sites: Site -> its patients; not read by whoever plans.
+        nominal_patients: Every site's public number.
         config: Settings of the study; privacy is on.
         build: What to break.
-        num_repeats: Of the whole run where the ledger forgets; the claim then counts one of them. Otherwise unused.
+        num_repeats: Of the whole study where the ledger forgets; the claim then counts one of them. Otherwise unused.
 
     Returns:
         One run, or `num_repeats` of them for `ledger_reset`.
     """
+    patients = {name: list(there) for name, there in sites.items()}
     if build == "slices_as_unit":
-        patients = [piece for patient in patients for piece in slices_of(patient)]
-    first = initial_state(config, prior, {SITE: StudySite({"Siemens": nominal_patients}, nominal_patients)})
+        patients = {name: [p for patient in there for p in slices_of(patient)] for name, there in patients.items()}
+    facts = {name: StudySite({VENDOR: nominal_patients}, nominal_patients) for name in patients}
+    first = initial_state(config, prior, facts)
     assert first.plan is not None, "an audit needs a claim"
     claim = epsilon(list(first.plan.values()), config.privacy.target_delta)[0]
     times = num_repeats if build == "ledger_reset" else 1
     return [
-        Run(_rounds(prior, list(patients), nominal_patients, config, build, deepcopy(first)), claim)
-        for _ in track(range(times), f"running the site ({build.replace('_', ' ')})")
+        Run(_rounds(prior, patients, facts, config, build, deepcopy(first)), claim)
+        for _ in track(range(times), f"running the sites ({build.replace('_', ' ')})")
     ]
 
 
@@ -101,22 +109,29 @@ def mechanism(request: Request, nominal_patients: int, build: Build = "sound") -
 
 
 def _rounds(
-    prior: Prior, patients: list[Patient], nominal_patients: int, config: Config, build: Build, state: FederationState
+    prior: Prior,
+    patients: Mapping[str, list[Patient]],
+    facts: Mapping[str, StudySite],
+    config: Config,
+    build: Build,
+    state: FederationState,
 ) -> list[Round]:
     device = torch.device("cpu")
-    facts = {SITE: StudySite({"Siemens": nominal_patients}, nominal_patients)}
     rounds = []
     for server_round in range(1, state.num_rounds(config) + 1):
         request = make_request(config, state, server_round)
-        how = mechanism(request, nominal_patients, build)
         start = dict(state.arrays)
-        reply: dict[str, NDArray[np.float32]]
+        replies: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for name, there in patients.items():
+            how = mechanism(request, facts[name].nominal_patients, build)
+            if request.task == MOMENTS:
+                mean, square = moments(there, how, list(facts[name].vendors.values()))
+                replies[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
+            else:
+                replies[name] = fine_tune(prior.generator, there, start, how, LocalSteps.of(request), device)
         if request.task == MOMENTS:
-            mean, square = moments(patients, how, [nominal_patients])
-            reply = {CODE_MEAN: mean, CODE_SQUARE: square}
-            state.apply_moments({SITE: reply}, facts, request)
+            state.apply_moments(replies, facts, request)
         else:
-            reply = fine_tune(prior.generator, patients, start, how, LocalSteps.of(request), device)
-            state.apply_gradients({SITE: reply}, config.federation.ema_decay)
-        rounds.append(Round(request, start, reply))
+            state.apply_gradients(replies, config.federation.ema_decay)
+        rounds.append(Round(request, start, replies))
     return rounds

@@ -18,16 +18,18 @@ def canaries(figures: Sequence[Mapping[str, Any]]) -> Table:
     """One row per build."""
     table = Table(title="one-run audit with canary patients", title_justify="left")
     headings = ("build", "claimed epsilon", "lower bound (95 %)", "provable at most", "right guesses", "canaries",
-                "p of the claim", "claim")  # fmt: skip
+                "p of the claim", "verdict")  # fmt: skip
     for name in headings:
-        table.add_column(name, justify="left" if name in ("build", "claim") else "right")
+        table.add_column(name, justify="left" if name in ("build", "verdict") else "right")
     for row in figures:
         runs = f", {row['num_runs']} runs" if row["num_runs"] > 1 else ""
+        name = "control: all took part" if row["control"] else row["build"].replace("_", " ")
         table.add_row(
-            f"{row['build'].replace('_', ' ')} ({row['rung']}, {row['num_steps']} steps{runs})",
-            f"{row['claimed_epsilon']:.2f}", f"{row['lower_bound']:.2f}", f"{row['highest_provable']:.2f}",
-            f"{row['num_correct']} of {row['num_guesses']}", f"{row['num_canaries']}", f"{row['p_value']:.2g}",
-            "not refuted" if row["claim_holds"] else "refuted",
+            f"{name} ({row['rung']}, {row['num_steps']} steps{runs})",
+            "-" if row["control"] else f"{row['claimed_epsilon']:.2f}",
+            f"{row['lower_bound']:.2f}", f"{row['highest_provable']:.2f}",
+            f"{row['num_correct']} of {row['num_guesses']}", f"{row['num_canaries']} at {row['num_sites']} sites",
+            "-" if row["control"] else f"{row['p_value']:.2g}", row["verdict"],
         )  # fmt: skip
     return table
 
@@ -36,7 +38,7 @@ def membership(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per attack."""
     table = Table(title="membership inference", title_justify="left")
     for name in ("attack", "members / others", "AUC (95 %)", "TPR at 1 % FPR (95 %)", "largest member / other, sd",
-                 "members above all others (p)"):  # fmt: skip
+                 "members above all others (p)", "control: members / members, AUC (p)"):  # fmt: skip
         table.add_column(name, justify="left" if name == "attack" else "right")
     for attack, row in figures.items():
         table.add_row(
@@ -46,6 +48,7 @@ def membership(figures: Mapping[str, Mapping[str, Any]]) -> Table:
             "{:.3f} ({:.3f} to {:.3f})".format(row["tpr"], *row["tpr_ci95"]),
             f"{row['largest_member']:.2f} / {row['largest_other']:.2f}",
             f"{row['num_above_all_others']} ({row['p_above_all_others']:.2g})",
+            f"{row['control_auc']:.3f} ({row['p_control']:.2g})",
         )
     return table
 

@@ -11,9 +11,14 @@ from server.report.flat import FlatRow
 from tests.server.report_study import full_study
 
 AUDIT = {
-    "canaries": [{"build": "sound", "claimed_epsilon": 7.98, "lower_bound": 1.03, "num_correct": 9, "num_guesses": 10}],
+    "canaries": [
+        {"build": "sound", "control": control, "claimed_epsilon": 7.98, "lower_bound": bound, "num_correct": 9,
+         "num_guesses": 10, "highest_provable": 2.5, "verdict": "not refuted", "family": "gaussian"}
+        for control, bound in ((False, 1.03), (True, 0.0))
+    ],
     "membership": {"loss": {"num_members": 30, "num_others": 29, "auc": 0.51, "auc_ci95": [0.47, 0.55], "tpr": 0.01,
-                            "tpr_ci95": [0.0, 0.03], "largest_member": 2.9, "largest_other": 3.1}},
+                            "tpr_ci95": [0.0, 0.03], "largest_member": 2.9, "largest_other": 3.1, "control_auc": 0.5,
+                            "p_control": 1.0, "control_holds": True}},
     "copies": {"num_pictures": 36, "num_training": 12, "num_held_out": 4, "share": 0.55, "share_ci95": [0.46, 0.64],
                "num_copies": 0, "num_near_held_out": 2},
 }  # fmt: skip
@@ -72,6 +77,8 @@ def test_a_row_is_found_by_its_names(folder, rows):
         assert found[place] == (difference["difference_points"], *difference["ci95"])
     assert found["uncertainty", "synthetic_only", "hospitals", "all", "coverage_0.9"] == (0.76, 0.62, 0.87)
     assert found["privacy", "", "", "ge-site", "epsilon"] == (7.9, None, None)
+    assert found["audit canaries", "sound", "", "", "lower_bound"] == (1.03, None, None)
+    assert found["audit canaries", "control", "", "", "lower_bound"] == (0.0, None, None)
     assert found["audit membership", "loss", "", "", "auc"] == (0.51, 0.47, 0.55)
 
 

@@ -50,7 +50,10 @@ def test_a_run_is_audited_and_its_report_has_the_section(finished, command, tmp_
     code, printed, _ = command("canaries", finished.path, "--canaries", 6, "--guesses", 4, "--json", out)
     assert code == 0 and "lower bound" in printed
     figures = json.loads(out.read_text())
-    assert [row["build"] for row in figures] == ["sound"] and figures[0]["num_guesses"] == 4
+    assert [(row["build"], row["control"]) for row in figures] == [("sound", False), ("sound", True)]
+    assert figures[0]["num_guesses"] == 4 and figures[0]["num_sites"] == 1
+    assert figures[0]["verdict"] == "not refuted"
+    assert f"refute a claim below {figures[0]['highest_provable']:.2f} at best" in " ".join(printed.split())
     assert 7.5 < figures[0]["claimed_epsilon"] <= 8 and figures[0]["rung"] == "affine"
     code, printed, _ = command("membership", finished.path, "--shadows", 2)
     assert code == 0 and "SimA" in printed
@@ -76,14 +79,22 @@ def test_pictures_of_patients_are_drawn_only_where_these_are_simulated(finished,
 
 def test_without_a_run_the_settings_are_the_default_ones(tiny_prior, command, tmp_path):
     out = tmp_path / "c.json"
-    code, printed, _ = command("canaries", "--canaries", 8, "--guesses", 6, "--broken", "--repeats", 2, "--prior",
-                               tiny_prior, "--json", out, "--set", *SMALL)  # fmt: skip
-    assert code == 0 and "broken" not in printed
+    code, printed, _ = command("canaries", "--canaries", 8, "--broken", "--repeats", 2, "--prior", tiny_prior,
+                               "--json", out, "--set", *SMALL)  # fmt: skip
+    told = " ".join(printed.split())
     rows = json.loads(out.read_text())
     assert [row["build"] for row in rows] == [
-        "sound", "sound", "noise_off", "clip_off", "slices_as_unit", "ledger_reset"
+        "sound", "sound", "sound", "noise_off", "clip_off", "slices_as_unit", "ledger_reset"
     ]  # fmt: skip
+    assert code == 0 and all(row["claimed_epsilon"] > 7.5 and row["num_guesses"] == 8 for row in rows)
+    for row in rows[3:]:  # so few canaries cannot refute it, and that is what is said
+        assert row["verdict"] == "not refuted"
+        assert f"not refuted at {row['claimed_epsilon']:.2f}. What was released refutes claims below" in told
+    code, *_ = command("canaries", "--canaries", 8, "--broken", "--claim", 1, "--repeats", 2, "--prior", tiny_prior,
+                       "--json", out, "--set", *SMALL)  # fmt: skip
+    rows = json.loads(out.read_text())
     assert rows[0]["claimed_epsilon"] > 7.5 and all(row["claimed_epsilon"] <= 1 for row in rows[1:])
+    assert all(row["verdict"] == "refuted" for row in rows if row["build"] == "noise_off")
 
 
 def test_membership_of_a_simulated_study(tiny_prior, command, tmp_path, monkeypatch):

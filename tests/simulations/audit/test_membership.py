@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from server.report.audit import membership_lines
 from shared.config import load
 from shared.diffusion import flow_matching_loss
 from shared.networks.generator import load_prior
@@ -33,6 +34,25 @@ def test_an_overfitted_generator_is_caught():
     found = attack_generator(prior, generator, pool)
     assert found[LOSS].auc >= 0.8 and found[SIMA].auc >= 0.8
     assert found[LOSS].auc_ci95[0] > 0.5 and not found[LOSS].as_dict()["contains_chance"]
+    assert found[LOSS].control_holds and found[SIMA].control_holds, "members against members: nothing to find"
+
+
+def test_a_score_that_follows_the_order_of_patients_is_noticed_by_the_control(prior, monkeypatch):
+    """Members came before others: such a score tells them apart, and tells members from members as well."""
+    pool = pool_of(prior, 20, num_sites=2)
+    pool = replace(pool, member=np.arange(40) < 20)
+    calls = []
+
+    def drifting(*_):
+        calls.append(None)
+        return np.zeros(40) if len(calls) == 1 else np.arange(40.0)
+
+    monkeypatch.setattr(attacks, "view_losses", drifting)
+    found = attack_generator(prior, prior.generator, pool)
+    assert found[LOSS].auc == 1 and found[LOSS].control_auc > 0.9 and not found[LOSS].control_holds
+    assert found[SIMA].control_holds
+    (line,) = membership_lines({name: result.as_dict() for name, result in found.items()})
+    assert line.startswith(f"{LOSS}: it tells members from members")
 
 
 def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
-from simulations.audit.roc import auc_delong, clopper_pearson, membership
+from simulations.audit.roc import FALSE_ALARM, auc_delong, clopper_pearson, control, membership
 
 
 def test_auc_is_that_of_scikit_learn_also_with_ties():
@@ -67,3 +67,22 @@ def test_too_few_or_broken_scores_are_refused():
         membership(np.array([1.0]), np.array([1.0, 2.0]))
     with pytest.raises(ValueError, match="two finite"):
         membership(np.array([1.0, np.nan]), np.array([1.0, 2.0]))
+
+
+def test_the_control_of_members_against_members_finds_nothing_but_what_is_there():
+    """The first half of the members against the second: the same law, so p-values are uniform; a leak is noticed."""
+    rng = np.random.default_rng(5)
+    found = [membership(rng.normal(1, 1, 60), rng.normal(size=60)) for _ in range(400)]
+    assert np.mean([m.p_control < 0.05 for m in found]) == pytest.approx(0.05, abs=0.03)
+    assert all(m.control_holds == (m.p_control >= FALSE_ALARM) for m in found) and found[0].control_holds
+    leaking = membership(np.linspace(3, 0, 60), rng.normal(size=60))  # who was scored first scores higher
+    assert leaking.control_auc == 1 and not leaking.control_holds and not leaking.as_dict()["control_holds"]
+    chosen = np.arange(60) % 2 == 0
+    assert membership(np.linspace(3, 0, 60), rng.normal(size=60), chosen).control_holds
+
+
+def test_the_control_is_mann_and_whitneys_test():
+    first, second = np.array([3.0, 1.0, 4.0]), np.array([2.0, 0.5])
+    assert control(first, second) == (5 / 6, mannwhitneyu(first, second, method="exact").pvalue)
+    assert control(np.zeros(4), np.zeros(4)) == (0.5, 1.0)
+    assert control(np.array([2.0]), np.array([1.0]))[1] == 1, "one against one proves nothing"
