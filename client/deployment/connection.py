@@ -1,16 +1,18 @@
 """Whether a site can take part: settings, data, key, code, disk, and the way to the coordinator, each with its mend."""
 
+import base64
 import datetime
 import json
 import shlex
 import shutil
-import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from cryptography import x509
 
@@ -27,6 +29,8 @@ TIMEOUT_S = 10.0
 AHEAD_S, BEHIND_S = 6.0, 240.0
 """Flower signs the time of a node's messages, and takes 5 s from the future and 300 s from the past; HTTP's dates are
 whole seconds."""
+LOOPBACK = ("127.0.0.1", "localhost")
+"""Reached without a proxy, whatever the environment says: a SuperNode's own children call it there."""
 MIN_FREE_BYTES = 2 * 2**30
 WARN_DAYS = 30
 MAX_LINE_BYTES = 1 << 16
@@ -223,22 +227,26 @@ def _disk(site: SiteSettings) -> str:
 
 def _coordinator(site: SiteSettings) -> str:
     host, port = address_of(site)
+    proxy = proxy_of(host)
+    way = f" through the proxy {proxy.hostname}:{proxy.port}" if proxy else ""
+    connection = HTTPConnection(*_first_hop(host, port, proxy), timeout=TIMEOUT_S)
     try:
-        socket.create_connection((host, port), timeout=TIMEOUT_S).close()
+        _tunnel(connection, host, port, proxy)
+        connection.connect()
     except OSError as error:
-        raise UserError(f"{host}:{port} is not reached ({error.strerror or error}): is the name right, may this "
+        raise UserError(f"{host}:{port} is not reached{way} ({error.strerror or error}): is the name right, may this "
                         "machine call out to it, does the coordinator's gateway run?") from None  # fmt: skip
-    return f"{host}:{port} is reached"
+    finally:
+        connection.close()
+    return f"{host}:{port} is reached{way}"
 
 
 def _certificate(site: SiteSettings) -> str:
     host, port = address_of(site)
+    connection = _secured(site)
     try:
-        with (
-            socket.create_connection((host, port), timeout=TIMEOUT_S) as plain,
-            _trusting(site).wrap_socket(plain, server_hostname=host) as secured,
-        ):
-            der = secured.getpeercert(binary_form=True)
+        connection.connect()
+        der = connection.sock.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == EXPIRED:
             raise UserError(f"the certificate of {host}:{port} has expired: ask the coordinator to renew it with "
@@ -247,6 +255,8 @@ def _certificate(site: SiteSettings) -> str:
                         f"{site.authority_path} with the coordinator's by telephone") from None  # fmt: skip
     except (OSError, ssl.SSLError) as error:
         raise UserError(f"{host}:{port} speaks no TLS ({error.strerror or error})") from None
+    finally:
+        connection.close()
     assert der is not None
     left = x509.load_der_x509_certificate(der).not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     ask = ": ask the coordinator to renew it" if left.days < WARN_DAYS else ""
@@ -256,7 +266,7 @@ def _certificate(site: SiteSettings) -> str:
 def _clock(site: SiteSettings) -> str:
     host, port = address_of(site)
     try:
-        connection = HTTPSConnection(host, port, timeout=TIMEOUT_S, context=_trusting(site))
+        connection = _secured(site)
         connection.request("HEAD", "/")
         told = connection.getresponse().headers["Date"]
         connection.close()
@@ -267,6 +277,50 @@ def _clock(site: SiteSettings) -> str:
     if not -BEHIND_S <= skew <= AHEAD_S:
         raise UserError(f"this clock is {skew:+.0f} s off the coordinator's: set it by NTP, here or there")
     return "agrees with the coordinator's"
+
+
+def proxy_of(host: str) -> SplitResult | None:
+    """The proxy that the environment names for TLS to this host, as the SuperNode and gRPC follow it; None for none.
+
+    Raises:
+        UserError: It is no proxy that opens a plain connection and passes TLS on.
+    """
+    text = getproxies().get("https")
+    if not text or host in LOOPBACK or proxy_bypass(host):
+        return None
+    proxy = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        known = proxy.scheme == "http" and bool(proxy.hostname) and proxy.port is not None
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError("https_proxy: expected http://HOST:PORT, the address of a proxy that passes TLS on")
+    return proxy
+
+
+def _first_hop(host: str, port: int, proxy: SplitResult | None) -> tuple[str, int]:
+    """Where the connection itself goes."""
+    return (host, port) if proxy is None else (str(proxy.hostname), int(proxy.port or 0))
+
+
+def _tunnel(connection: HTTPConnection, host: str, port: int, proxy: SplitResult | None) -> None:
+    """Have a proxy pass the connection on."""
+    if proxy is None:
+        return
+    headers = {}
+    if proxy.username:
+        secret = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
+    connection.set_tunnel(host, port, headers)
+
+
+def _secured(site: SiteSettings) -> HTTPSConnection:
+    """A connection over TLS to the coordinator, not yet opened."""
+    host, port = address_of(site)
+    proxy = proxy_of(host)
+    connection = HTTPSConnection(*_first_hop(host, port, proxy), timeout=TIMEOUT_S, context=_trusting(site))
+    _tunnel(connection, host, port, proxy)
+    return connection
 
 
 def _trusting(site: SiteSettings) -> ssl.SSLContext:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from client.deployment.clientapp import SITE_VARIABLE
-from client.deployment.connection import address_of, authority_of, examine
+from client.deployment.connection import LOOPBACK, address_of, authority_of, examine
 from client.deployment.node_key import checked_node_key
 from client.deployment.warm import write_refusals, write_shim
 from client.policy import SiteSettings
@@ -127,7 +127,9 @@ def _free_port() -> int:
 def _environment(site: SiteSettings) -> dict[str, str]:
     """Flower's home in the site's folder, and in front of the PATH the commands that judge bundles and refuse."""
     path = os.pathsep.join([str(_commands(site)), str(BIN), os.environ.get("PATH", "")])
+    direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), *LOOPBACK]))
     return os.environ | {
+        "no_proxy": direct, "NO_PROXY": direct,
         "FLWR_HOME": str(site.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": EXECUTOR_POLL_S,
         SITE_VARIABLE: str(site.folder), "PATH": path,

@@ -1,7 +1,9 @@
 """What a site looks at before it joins: each thing that is wrong is named, with its mend."""
 
+import select
 import shlex
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
@@ -10,8 +12,9 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,17 +23,20 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from client.cli import main
 from client.code_hash import code_sha256
 from client.deployment.connection import examine
+from client.deployment.supernode import _environment
 from client.ledger import Ledger, dataset_of
 from client.policy import SitePolicy, load_site
 from server.deployment import authority
 from shared.privacy import Release
 from tests.deployment.conftest import change_site, free_port, server
 
+UNRESOLVED = "study.hospital.invalid"
+
 
 @pytest.fixture(scope="module")
 def coordinator(tmp_path_factory):
     folder = tmp_path_factory.mktemp("c") / "coordinator"
-    assert server("init", folder, "--name", "study", "--address", "127.0.0.1") == 0
+    assert server("init", folder, "--name", "study", "--address", "127.0.0.1", UNRESOLVED) == 0
     return folder
 
 
@@ -101,6 +107,72 @@ def test_a_site_in_order_has_no_troubles(site, serve, capsys):
     assert troubles(site) == {}
     assert main(["check", str(site)]) == 0
     assert "of the study's authority" in capsys.readouterr().out
+
+
+class Tunnel(BaseHTTPRequestHandler):
+    """A hospital's proxy: passes TLS on, to whatever name, to the one server that it knows."""
+
+    upstream = 0
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_CONNECT(self):
+        self.asked.append((self.path, self.headers.get("Proxy-Authorization")))
+        with socket.create_connection(("127.0.0.1", self.upstream)) as there:
+            self.send_response_only(200)
+            self.end_headers()
+            sides = {self.connection: there, there: self.connection}
+            while True:
+                for side in select.select(list(sides), [], [], 10)[0]:
+                    data = side.recv(65536)
+                    if not data:
+                        self.close_connection = True
+                        return
+                    sides[side].sendall(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def proxy(serve):
+    """A proxy before a server of the study; its port, and what it was asked for."""
+    handler = type("Known", (Tunnel,), {"upstream": serve(), "asked": []})
+    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    running.daemon_threads = True
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield running.server_address[1], handler.asked
+    running.shutdown()
+    running.server_close()
+
+
+def test_the_way_through_a_proxy_is_the_one_that_is_looked_at(site, proxy, monkeypatch):
+    port, asked = proxy
+    change_site(site, coordinator=f"{UNRESOLVED}:443")  # only the proxy knows the way
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{port}")
+    assert troubles(site) == {}
+    assert set(asked) == {(f"{UNRESOLVED}:443", "Basic dXNlcjpwQHNz")} and len(asked) == 3
+    texts = {found.name: found.text for found in examine(load_site(site))}
+    assert texts["coordinator"] == f"{UNRESOLVED}:443 is reached through the proxy 127.0.0.1:{port}"
+    monkeypatch.setenv("no_proxy", UNRESOLVED)
+    assert "is not reached" in troubles(site)["coordinator"], "what is asked directly is looked at directly"
+
+
+@pytest.mark.parametrize("value", ["https://proxy.example:3128", "proxy.example", "socks5://proxy.example:1080"])
+def test_a_proxy_that_cannot_be_used_is_named(site, monkeypatch, value):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("https_proxy", value)
+    change_site(site, coordinator=f"{UNRESOLVED}:443")
+    assert "https_proxy: expected http://HOST:PORT" in troubles(site)["coordinator"]
+
+
+def test_a_site_asks_its_own_machine_without_the_proxy(site, serve, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    change_site(site, coordinator=f"127.0.0.1:{serve()}")
+    assert troubles(site) == {}
+    monkeypatch.setenv("no_proxy", "pacs.hospital.example")
+    assert _environment(load_site(site))["no_proxy"] == "pacs.hospital.example,127.0.0.1,localhost"
 
 
 def test_a_server_that_is_not_there_is_told_from_one_that_is_another(site, serve, tmp_path):
