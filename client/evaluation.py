@@ -13,6 +13,7 @@ That holds as long as nobody is moved from one folder to the other between two s
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,10 @@ from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import from_arrays
 from shared.tasks.ejection_fraction.stack import patient_ef
 from shared.tasks.ejection_fraction.sums import PatientError, plain_table, private_table
+
+STEP_S = 20.0
+"""Private work ends a whole number of these after it began: when an answer comes tells little of how many patients
+there are, and nothing where all are judged within one step."""
 
 
 def judge_patients(
@@ -60,15 +65,17 @@ def sums(site: SiteSettings, request: EvaluationRequest, model: Arrays, device: 
     Raises:
         UserError: The test folder cannot be used.
     """
+    started = time.monotonic()
     test = read_test_set(site)
     network = from_arrays(model)
     patients = judge_patients(test.patients, lambda cases: predict(network, cases, request.num_tta, device).ef.tolist())
     _keep(site, request, test, patients)
-    table = (
-        plain_table(patients, site.vendor_names)
-        if plain
-        else private_table(patients, site.vendor_names, request.noise_multiplier, os_generator())
-    )
+    if plain:
+        table = plain_table(patients, site.vendor_names)
+    else:
+        table = private_table(patients, site.vendor_names, request.noise_multiplier, os_generator())
+        elapsed_s = time.monotonic() - started
+        time.sleep(math.ceil(elapsed_s / STEP_S) * STEP_S - elapsed_s)
     return {vendor: row.astype(np.float32) for vendor, row in table.items()}
 
 

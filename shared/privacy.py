@@ -8,9 +8,9 @@ Guarantees:
     Unit: one patient at one site. Neighbouring relation: add or remove one patient with all slices, phases and views.
     Sampling: Poisson over patients; divisors are public constants, never a count of the data.
     Not covered: attacks on floating-point arithmetic (`shared.noise`); timing, but for what `client.training.fine_tune`
-    does against it; a patient who was scanned at two sites (the sites' epsilons add up); whatever is computed on
-    held-out patients; and what is public by design: the sites' names, vendors and nominal sizes, the number of rounds,
-    who answered or refused.
+    and `client.evaluation` do against it; a patient who was scanned at two sites (the sites' epsilons add up); plain
+    figures of held-out patients; and what is public by design: the sites' names, vendors and nominal sizes, the number
+    of rounds, who answered or refused.
 """
 
 import math

@@ -66,12 +66,12 @@ def make_case(pseudonym: str, vendor: str, seed: int, num_slices: int = 3) -> Ca
 
 @pytest.fixture(name="write_cases", scope="session")
 def write_cases_fixture():
-    """`write_cases(folder, vendor, count, seed)`: a folder of cases as `fedcmr-client prepare` leaves it."""
+    """`write_cases(folder, vendor, count, seed, prefix)`: a folder of cases as `fedcmr-client prepare` leaves it."""
     return write_cases
 
 
-def write_cases(folder: Path, vendor: str, count: int, seed: int) -> None:
-    cases = [make_case(f"p{index:02d}", vendor, seed * 100 + index) for index in range(count)]
+def write_cases(folder: Path, vendor: str, count: int, seed: int, prefix: str = "p") -> None:
+    cases = [make_case(f"{prefix}{index:02d}", vendor, seed * 100 + index) for index in range(count)]
     for case in cases:
         save_case(folder, case)
     write_index(folder, [case.info for case in cases])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from client.app import app
 from client.ledger import Ledger, dataset_of
 from client.policy import load_site
 from client.test_patients import read_test_set
-from shared.case import load_case, read_index, save_case, write_index
+from shared.case import load_case, read_index, write_index
 from shared.errors import UserError
 from shared.privacy import Release
 from shared.records import OK, EvaluationRequest, arrays_sha256, pack_request
@@ -29,23 +30,16 @@ NUM_TEST = 6
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     make_tiny(monkeypatch)
+    monkeypatch.setattr(evaluation, "STEP_S", 0.01)
 
 
 @pytest.fixture
 def site(make_study, write_cases):
     """A site of Siemens scans with six test patients and the policy that a site has unless it says otherwise."""
     folder = make_study().path / "sites" / "a"
-    write_cases(folder / "test", "Siemens", NUM_TEST, seed=50)
-    infos = read_index(folder / "test")
-    for info in infos:  # their own names: the cases of both folders are called p00, p01, ...
-        save_case(folder / "test", replace(load_case(folder / "test", info), info=renamed(info)))
-    write_index(folder / "test", [renamed(info) for info in infos])
+    write_cases(folder / "test", "Siemens", NUM_TEST, seed=50, prefix="t")
     change(folder, "test: null", 'test: "test"')
     return folder
-
-
-def renamed(info):
-    return replace(info, pseudonym=f"t{info.pseudonym}", group=f"t{info.group}")
 
 
 def change(folder, before, after):
@@ -173,7 +167,7 @@ def test_predictions_of_patients_stay_in_a_file_of_the_site_s_own(site, model):
     (path,) = (site / "evaluation").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     rows = json.loads(path.read_text())["patients"]
-    assert [row["patient"] for row in rows] == [f"tp0{number}" for number in range(NUM_TEST)]
+    assert [row["patient"] for row in rows] == [f"t0{number}" for number in range(NUM_TEST)]
     sent = message_to_proto(reply).SerializeToString() + b"".join(
         array.data for array in reply.content["arrays"].values()
     )
@@ -224,7 +218,7 @@ def test_a_prediction_that_fails_is_one_patient_s_largest_error_and_no_refusal(s
     real = evaluation.predict
 
     def failing(network, cases, *rest):
-        if cases[0].info.pseudonym == "tp02":
+        if cases[0].info.pseudonym == "t02":
             raise RuntimeError("out of memory")
         return real(network, cases, *rest)
 
@@ -234,6 +228,16 @@ def test_a_prediction_that_fails_is_one_patient_s_largest_error_and_no_refusal(s
     assert [row["predicted"] is None for row in json.loads(path.read_text())["patients"]] == [
         False, False, True, False, False, False,
     ]  # fmt: skip
+
+
+def test_a_private_answer_comes_at_a_whole_step_and_a_plain_one_at_once(site, model, monkeypatch):
+    monkeypatch.setattr(evaluation, "STEP_S", 3.0)
+    started = time.monotonic()
+    assert code_of(ask(site, model)) == OK
+    assert 3 <= time.monotonic() - started < 5
+    change(site, 'evaluation: "private"', 'evaluation: "table"')
+    assert code_of(ask(site, model)) == OK
+    assert time.monotonic() - started < 5.5
 
 
 def test_a_patient_scanned_twice_is_one_patient(site, model):

@@ -3,16 +3,19 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from client.ledger import Ledger
+from client.policy import load_site
 from server import cli as server_cli
 from shared import checkpoint
 from shared.run_folder import load_run
 from simulations.grid import make_grid, run_server_app
-from tests.deployment.conftest import server
+from tests.conftest import VENDORS, write_cases
+from tests.deployment.conftest import change_site, server
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,22 @@ def test_without_privacy_the_weights_are_those_of_one_process_tree(deployed, joi
     errors = [json.loads((folder / "report.json").read_text())["regression"][deployed.test.name]["all"]["mae_points"]
               for folder in (run, reference)]  # fmt: skip
     assert errors[0] == pytest.approx(errors[1], abs=0.5)
+
+
+def test_sites_judge_the_model_on_test_patients_that_never_leave(deployed, joined, tmp_path):
+    """The real ResNet50 travels; one site answers in private, one with its table, one does not take part."""
+    for seed, (name, form) in enumerate((("a", "private"), ("b", "table")), start=80):
+        folder = deployed.sites[name]
+        write_cases(folder / "test", VENDORS[name], 6, seed, prefix="t")
+        policy = replace(load_site(folder).policy, evaluation=form)
+        change_site(folder, test="test", policy=policy)
+    run = tmp_path / "evaluated"
+    settings = (*deployed.settings, "privacy.enabled=false", "evaluation.federated=true")
+    assert server("run", deployed.folder, "--out", run, "--set", *settings) == 0
+    found = json.loads((run / "report.json").read_text())["federated_evaluation"]
+    assert {name: (answer["code"], answer["form"]) for name, answer in found["sites"].items()} == {
+        "a": ("ok", "private"), "b": ("ok", "table"), "c": ("no-evaluation", None),
+    }  # fmt: skip
+    assert found["vendors"]["Philips"]["n_patients"] == 6
+    assert len(Ledger(deployed.sites["a"] / "test_ledger").charges()) == 1
+    assert not (run / "test").exists(), "no scan of a test patient is here"

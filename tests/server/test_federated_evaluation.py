@@ -1,17 +1,16 @@
 """The server's side of federated evaluation, and a whole study whose test patients are all at the sites."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from client import evaluation
 from client.ledger import Ledger
 from server.deployment.coordinator import Coordinator
 from server.deployment.runs import make_run
 from server.federated_evaluation import check_answers, federated_results, federated_table, make_request
 from server.federation_state import StudySite
-from shared.case import load_cases, save_case, write_index
 from shared.errors import UserError
 from shared.records import EvaluationRequest, pack_reply, pack_sums
 from shared.run_folder import RunFolder
@@ -91,14 +90,7 @@ def give_test_patients(run: RunFolder, policies: dict[str, str]) -> None:
     """Twelve test patients to each site, of other names than its training patients', and its policy."""
     for seed, (name, policy) in enumerate(policies.items(), start=70):
         folder = run.path / "sites" / name
-        write_cases(folder / "test", VENDORS[name], 12, seed)
-        cases = [
-            replace(case, info=replace(case.info, pseudonym=f"t{case.info.pseudonym}", group=f"t{case.info.group}"))
-            for case in load_cases(folder / "test")
-        ]
-        for case in cases:
-            save_case(folder / "test", case)
-        write_index(folder / "test", [case.info for case in cases])
+        write_cases(folder / "test", VENDORS[name], 12, seed, prefix="t")
         text = (folder / "site.yaml").read_text().replace("test: null", 'test: "test"')
         (folder / "site.yaml").write_text(text.replace('evaluation: "private"', f'evaluation: "{policy}"'))
 
@@ -107,6 +99,7 @@ def give_test_patients(run: RunFolder, policies: dict[str, str]) -> None:
 def finished(make_study, monkeypatch):
     """A study without any test patient at the coordinator: a is private, b gives its table, c evaluates nothing."""
     make_tiny(monkeypatch)
+    monkeypatch.setattr(evaluation, "STEP_S", 0.01)
     run = make_study(
         "evaluation.federated=true", "evaluation.baselines=[predict_the_mean]", "federation.num_rounds=2",
         "federation.rung=affine", "synthesis.num_cases=4", "synthesis.num_steps=1", "regression.num_steps=2",
