@@ -19,11 +19,11 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from client.code_hash import code_sha256
+from client.held_out import check_test_folder
 from client.ledger import Ledger, dataset_of
 from client.policy import SiteSettings, load_site, refusal
 from client.rehearsal import Rehearsed, invented_patients
 from client.release import Refused, charged
-from client.test_patients import check_test_folder
 from client.training import (
     LocalSteps,
     Mechanism,

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from client.held_out import PREDICTIONS_NAME, TestSet, read_test_set
 from client.policy import SiteSettings
-from client.test_patients import PREDICTIONS_NAME, TestSet, read_test_set
 from shared.case import Case
 from shared.checkpoint import Arrays, write_atomically
 from shared.permissions import private_folder

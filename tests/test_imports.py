@@ -58,3 +58,9 @@ def test_the_simulated_hospitals_share_no_code_with_the_prior():
         tree = ast.parse((ROOT / "simulations" / f"{name}.py").read_text(encoding="utf-8"))
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not modules & {"server.rendering", "server.pretraining", "shared.anatomy", "shared.networks.generator"}
+
+
+def test_flower_leaves_no_source_out_of_its_bundle():
+    """It takes test_*.py for tests, also inside a package that `fab-include` names: sites would refuse the rest."""
+    left_out = [path for path in sources() if path.name.startswith("test_") or path.name.endswith("_test.py")]
+    assert left_out == []

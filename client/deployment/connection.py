@@ -18,9 +18,9 @@ from cryptography import x509
 
 from client.code_hash import code_sha256
 from client.deployment.node_key import checked_node_key
+from client.held_out import PREDICTIONS_NAME, check_test_folder, test_dataset
 from client.ledger import LEDGER_NAME, dataset_of, default_witness
 from client.policy import SITE_FILE, SiteSettings
-from client.test_patients import PREDICTIONS_NAME, check_test_folder, test_dataset
 from client.trainable import LEFT_OUT, trainable
 from shared.errors import UserError
 from shared.permissions import OTHERS, open_to_others, private_folder

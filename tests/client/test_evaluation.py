@@ -13,9 +13,9 @@ from flwr.common.serde import message_to_proto
 
 from client import evaluation
 from client.app import app
+from client.held_out import read_test_set
 from client.ledger import Ledger, dataset_of
 from client.policy import load_site
-from client.test_patients import read_test_set
 from shared.case import load_case, read_index, write_index
 from shared.errors import UserError
 from shared.privacy import Release
