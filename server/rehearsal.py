@@ -144,6 +144,9 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         )
     tests = ", ".join(f"{name} ({num} patients)" for name, num in coordinator["test_sets"].items())
     lines.append(f"test sets: {tests}" if tests else "test sets: none")
+    if coordinator["federated"]:
+        lines.append("not rehearsed: the sites' answers about their own test patients; 'fedcmr-client check SITE' says "
+                     "there whether it would give them")  # fmt: skip
     lines.append("nothing was charged and nothing that depends on a patient left a site")
     return lines
 
@@ -212,7 +215,7 @@ def _rehearse_coordinator(
     run: RunFolder, config: Config, prior: Prior, sites: Mapping[str, StudySite]
 ) -> dict[str, Any]:
     """Test sets, disk, and a few synthetic patients of the prior alone from synthesis to predictions."""
-    facts: dict[str, Any] = {"test_sets": {}, "reasons": []}
+    facts: dict[str, Any] = {"test_sets": {}, "reasons": [], "federated": config.evaluation.federated}
     held_out: list[tuple[str, list[Case]]] = []
     try:
         held_out = test_sets(run)
