@@ -22,8 +22,8 @@ TestSets = list[tuple[str, list[Case]]]
 """Held-out patients by the name of their set."""
 OF_SYNTHETIC = """Synthetic patients only. What they owe to patients at the sites is bounded by the privacy of the study
 that made them; the data set's datasheet tells it."""
-OF_SITES = """The sites' own scans, pooled, without privacy: the weights may disclose patients. They are a baseline for
-the machine that made them."""
+OF_SITES = """The sites' own scans, pooled, without privacy: the weights may disclose whoever was scanned. They are a
+baseline for the machine that made them."""
 
 
 def train_and_predict(

@@ -121,7 +121,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     """Sample from a run's generator into a folder of its own."""
     from server.datasheet import study_facts
     from server.release import write_release
-    from server.results import privacy_spent
+    from server.results import origin, privacy_spent
     from server.segmentation import measured_ef
     from server.synthesis import load_shared_generator, synthesize
     from shared.networks.generator import load_prior
@@ -143,7 +143,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     print(f"{config.synthesis.num_cases} synthetic patients -> {options.out}", file=sys.stderr)
     made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
-    facts = study_facts(run.path.resolve().name, config, prior.sha256, generator, privacy_spent(run))
+    facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))
     write_release(options.out, made.cases, made.requested_efs, measured, facts, options.dicom, options.nifti)
     print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
 

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1803.09010; "Collection" and "Preprocessing" are one here,
 import hashlib
 import math
 import platform
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,21 +20,13 @@ from server.evaluation.score import score
 from server.nifti_export import LABELS
 from shared.case import Case
 from shared.config import Config
+from shared.networks.generator import Prior
+from shared.provenance import Provenance
 
 NUM_BOOTSTRAP = 1000
 LIBRARIES = ("fedcmr", "torch", "monai", "opacus", "numpy")
 SETTINGS = ("seed", "privacy", "federation", "synthesis")
 """What made the pictures. The rest of a study's settings is about its hospitals and tests, and holds paths."""
-REAL_DATA = {
-    "phantom": "The sites' scans were themselves simulated: no patient was involved at any point.",
-    "acdc": "The sites' scans were real, from the public ACDC data set (Bernard et al. 2018).",
-    "prepared": "The sites' scans were real and never left the sites.",
-}
-TERMS = {
-    "phantom": "No third party's scan is behind this folder: whoever made it may choose its licence.",
-    "acdc": "ACDC is CC BY-NC-SA 4.0, for research. Keep to these terms here too: cite it, no commercial use.",
-    "prepared": "The sites' agreement on the study decides who may have this folder; ask its coordinator.",
-}
 FILES = {
     "cases/<pseudonym>.npz": "`frames` float32 (2, Z, H, W) in [0, 1]; `masks` uint8 (2, Z, H, W); `spacing_mm` (3,): "
                              "z, y, x. Slices from base to apex, seen from the apex",
@@ -73,16 +66,24 @@ class Content:
 
 
 def study_facts(
-    study: str, config: Config, prior_sha256: str, generator: Path, privacy: Mapping[str, Any]
+    study: str,
+    config: Config,
+    prior: Prior,
+    generator: Path,
+    privacy: Mapping[str, Any],
+    sites: Sequence[Provenance],
+    prior_styles: Sequence[str],
 ) -> dict[str, Any]:
-    """What `datasheet` tells of a study, from its settings.
+    """What `datasheet` tells of a study.
 
     Args:
         study: Its name.
         config: Its settings.
-        prior_sha256: Of the public prior's file.
+        prior: The public prior.
         generator: The file of what the federation added to it.
         privacy: As in report.json.
+        sites: Where the scans of each site that took part come from.
+        prior_styles: The vendors whose style no site has given.
     """
     settings = asdict(config)
     return {
@@ -90,14 +91,63 @@ def study_facts(
         "privacy": privacy,
         "made_with": {
             "versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in LIBRARIES)]),
-            "public prior (SHA-256)": prior_sha256,
+            "public prior (SHA-256)": prior.sha256,
             "generator (SHA-256)": hashlib.sha256(generator.read_bytes()).hexdigest(),
             "seed": config.seed,
         },
         "settings": OmegaConf.to_yaml(OmegaConf.create({name: settings[name] for name in SETTINGS})),
-        "real_data": REAL_DATA[config.hospitals.source],
-        "terms": TERMS[config.hospitals.source],
+        "prior": prior_sentence(prior.made_by),
+        "real_data": real_data(sites),
+        "terms": terms(sites),
+        "prior_styles": prior_styles,
     }
+
+
+def prior_sentence(made_by: Mapping[str, str]) -> str:
+    """What the generator had learnt before the sites tuned it, as far as the prior's own file says."""
+    if made_by.get("num_hearts", "").isdecimal():  # what `fedcmr-server pretrain` writes; it knows no other hearts
+        return "The generator was trained beforehand on simulated hearts alone, then tuned at the sites."
+    return "The generator was trained beforehand, on what its file does not say, then tuned at the sites."
+
+
+def real_data(sites: Sequence[Provenance]) -> str:
+    """What the sites' scans were, in one sentence for each kind; no site is named.
+
+    Only where every site's scans are recorded as simulated it says that no patient was involved.
+    """
+    if sites and all(site.is_simulated for site in sites):
+        return "The sites' scans were themselves simulated: no patient was involved at any site."
+    sentences = []
+    for kind, num in sorted(Counter((site.kind, site.source) for site in sites).items()):
+        who = _of_sites(num, len(sites))
+        match kind:
+            case ("simulated", _):
+                sentences.append(f"The scans of {who} were simulated.")
+            case ("public", source):
+                sentences.append(f"The scans of {who} were those of real patients, from the public data set {source}.")
+            case _:
+                sentences.append(f"The scans of {who} were those of real patients, and private.")
+    return "\n".join(sentences) or "Nobody has recorded whose scans the sites had: take them for real patients'."
+
+
+def terms(sites: Sequence[Provenance]) -> str:
+    """What may be done with what was made from the sites' scans."""
+    if sites and all(site.is_simulated for site in sites):
+        return "No third party's scan is behind this folder: whoever made it may choose its licence."
+    sentences = [
+        f"{text}. Keep to these terms here too." for text in dict.fromkeys(site.terms for site in sites) if text
+    ]
+    if not sites or any(site.kind == "private" for site in sites):
+        sentences.append("Private scans of real patients are among those that the generator was tuned on: the sites'\n"
+                         "agreement on the study decides who may have this folder; ask its coordinator.")  # fmt: skip
+    return "\n".join(sentences)
+
+
+def _of_sites(num: int, of: int) -> str:
+    """So many of the sites."""
+    if num == of:
+        return "the one site" if of == 1 else f"all {of} sites"
+    return f"{num} of the {of} sites"
 
 
 def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
@@ -106,8 +156,9 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
     Args:
         content: The release.
         facts: `study` (its name), `privacy` (as in report.json; an epsilon of None means no privacy), `made_with`
-            ({name: value}, one line each), `settings` (YAML), `real_data` (one sentence on what the sites' scans were),
-            `terms` (one on what may be done with what was made from them).
+            ({name: value}, one line each), `settings` (YAML), `prior` (what the generator knew before), `real_data`
+            (what the sites' scans were), `terms` (what may be done with what was made from them), `prior_styles`
+            (vendors whose style no site has given).
     """
     cases = content.cases
     slices = _span({case.frames.shape[1] for case in cases})
@@ -116,7 +167,7 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
     apart = _span({round(float(case.spacing_mm[0]), 1) for case in cases})
     return f"""# Datasheet: synthetic cardiac MRI of "{facts["study"]}"
 
-No picture in this folder shows a person. Every heart was drawn by a shape model and painted by a generator.
+{_opening(facts["privacy"])}
 
 ## Motivation
 
@@ -142,8 +193,8 @@ trained and tested on pictures in the style of several vendors' scanners, with l
 
 ## How it was made
 
-A parametric heart gives the masks, the masks give the ejection fraction, and a generator paints the picture: trained
-beforehand on simulated hearts, then tuned at the sites.
+A parametric heart gives the masks, the masks give the ejection fraction, and a generator paints the picture.
+{facts["prior"]}
 {facts["real_data"]}
 Nothing was sorted out afterwards: every heart that was drawn is in the folder.
 
@@ -179,11 +230,30 @@ same versions, settings and generator make the same hearts again. Mistakes and q
 ## Limits
 
 - Prevalences, ages and sexes are not modelled; of diseases, size, wall thickness, weak and partly scarred walls.
-- A vendor's style is what the sites with that vendor's scanners contributed, not the vendor's range of products.
+{_style(facts["prior_styles"])}
 - Two phases of the cycle, short axis only; no flow, no late enhancement, no implants, few artefacts.
 - The exports' position in the body is nominal, the same for all; `SliceThickness` is the distance of slices.
 - A method that works on these pictures must be tested on real scans before anybody relies on it.
 """
+
+
+def _opening(privacy: Mapping[str, Any]) -> str:
+    """The first paragraph: what the pictures are, and how far that protects anybody."""
+    if privacy.get("epsilon") is None:
+        return ("Every heart was drawn by a shape model and painted by a generator. The generator was trained without\n"
+                "differential privacy, and may have learnt pictures of its training by heart.")  # fmt: skip
+    return (
+        "No picture in this folder shows a person. Every heart was drawn by a shape model and painted by a generator."
+    )
+
+
+def _style(prior_styles: Sequence[str]) -> str:
+    """Lines of the limits: where a vendor's style comes from."""
+    line = ("- A vendor's style is what the sites with that vendor's scanners contributed, not the vendor's range of "
+            "products.")  # fmt: skip
+    if not prior_styles:
+        return line
+    return f"{line}\n- No site gave the style of {', '.join(prior_styles)}: these pictures have the public prior's own."
 
 
 def _styles(cases: Sequence[Case]) -> str:

@@ -27,6 +27,8 @@ from shared.site_facts import facts_line, read_facts
 
 SMALL_DELTA = 1e-5
 """At which the report gives epsilon too, whatever the study's delta: the value that many papers compare at."""
+ATTENDANCE = ("round", "answered", "refused", "dropped", "silent", "missing")
+"""What the published file keeps of every round: who took part is a fact of the generator."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class FederationState:
             "private": private,
             "delta": delta if private else None,
             "num_rounds": self.server_round,
+            "rounds": [{key: line[key] for key in ATTENDANCE} for line in self.rounds],
             "vendors": sorted({vendor for names in vendors.values() for vendor in names}),
             "sites": sites,
         }
@@ -242,9 +245,13 @@ def make_request(
     )
 
 
-def quorum(settings: FederationConfig, task: str = GRADIENTS) -> int:
-    """How many usable answers a round needs; moments are each vendor's own and not trimmed."""
-    return max(settings.min_sites, 2 * (0 if task == MOMENTS else settings.trim) + 1)
+def quorum(settings: FederationConfig, num_sites: int, task: str = GRADIENTS) -> int:
+    """How many usable answers a round needs: by default a majority of the registered sites.
+
+    Moments are each vendor's own and not trimmed.
+    """
+    least = num_sites // 2 + 1 if settings.min_sites is None else settings.min_sites
+    return max(least, 2 * (0 if task == MOMENTS else settings.trim) + 1)
 
 
 def read_study(run: RunFolder) -> dict[str, StudySite]:

@@ -19,10 +19,12 @@ from omegaconf import OmegaConf
 
 from server.evaluation.categories import CATEGORIES, category_of
 from server.release import DATASHEET_NAME
+from server.report.provenance import scans_in_words
 from shared import checkpoint
 from shared.case import Case
 from shared.checkpoint import write_atomically
 from shared.config import RegressionConfig
+from shared.provenance import PUBLIC, Provenance, of_folder
 from shared.tasks.ejection_fraction.network import load_regressor
 from shared.tasks.ejection_fraction.stack import patient_ef
 
@@ -62,18 +64,31 @@ def training_facts(cases: Sequence[Case], config: RegressionConfig, seed: int, d
 def of_folders(folders: Sequence[Path]) -> str:
     """What is known of folders of cases, as `data` of `training_facts`: a synthetic data set has its datasheet."""
     synthetic = [folder.resolve().name for folder in folders if (folder / DATASHEET_NAME).is_file()]
-    others = [folder.resolve().name for folder in folders if not (folder / DATASHEET_NAME).is_file()]
+    scanned = [folder for folder in folders if not (folder / DATASHEET_NAME).is_file()]
     sentences = []
     if synthetic:
         sentences.append(f"Synthetic data sets, told by their datasheets: {', '.join(synthetic)}.")
-    if others:
-        sentences.append(f"Other cases: {', '.join(others)}. If these are patients, the weights may disclose them: no "
-                         "privacy was applied in this training. Treat the file as you do the scans.")  # fmt: skip
+    sentences += [f"{folder.resolve().name}: {_scans(of_folder(folder))}" for folder in scanned]
+    if not all(of_folder(folder).is_simulated for folder in scanned):
+        sentences.append("No privacy was applied in this training: the weights may disclose the real patients among "
+                         "these. Treat the file as you do the scans.")  # fmt: skip
     return "\n".join(sentences)
 
 
+def _scans(provenance: Provenance) -> str:
+    """What a training folder recorded of its scans, in a sentence."""
+    if provenance.is_simulated:
+        return "simulated scans, of no patient."
+    if provenance.kind == PUBLIC:
+        return f"real scans of a public data set. {provenance.terms}."
+    return "real scans that are private, or of which nobody has recorded where they come from."
+
+
 def write_model_card(
-    weights: Path, scores: Mapping[str, Any] | None = None, uncertainty: Mapping[str, Any] | None = None
+    weights: Path,
+    scores: Mapping[str, Any] | None = None,
+    uncertainty: Mapping[str, Any] | None = None,
+    test_sets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path | None:
     """Write the card of a file of `save_regressor` beside it, ending in .md.
 
@@ -81,6 +96,7 @@ def write_model_card(
         weights: The file; its header holds `training_facts`.
         scores: {test set: {vendor or "all": `score`}}; None where it was not tested.
         uncertainty: {test set: `coverage`}.
+        test_sets: {test set: its provenance}, as in report.json.
 
     Returns:
         The card; None, and nothing is written, for weights of a version that kept no `training_facts`.
@@ -92,11 +108,17 @@ def write_model_card(
     if "settings" not in facts:
         return None
     path = weights.with_suffix(".md")
-    write_atomically(path, _card(weights, facts, scores or {}, uncertainty or {}).encode())
+    write_atomically(path, _card(weights, facts, scores or {}, uncertainty or {}, test_sets or {}).encode())
     return path
 
 
-def _card(weights: Path, facts: Mapping[str, Any], scores: Mapping[str, Any], uncertainty: Mapping[str, Any]) -> str:
+def _card(
+    weights: Path,
+    facts: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    uncertainty: Mapping[str, Any],
+    test_sets: Mapping[str, Mapping[str, Any]],
+) -> str:
     """The card's text."""
     model = load_regressor(weights)
     return f"""# Model card: {weights.name}
@@ -129,7 +151,7 @@ Settings, as `configs/default.yaml` explains them under `regression`:
 
 ## Evaluation
 
-{_evaluation(weights.name, scores)}
+{_evaluation(weights.name, scores, test_sets)}
 
 {_doubt(model.sd_floor.item(), uncertainty)}
 
@@ -152,11 +174,12 @@ def _counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{num} {name}" for name, num in numbers.items())
 
 
-def _evaluation(name: str, scores: Mapping[str, Any]) -> str:
+def _evaluation(name: str, scores: Mapping[str, Any], test_sets: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of every test set and vendor; 95 % intervals where there are any."""
     if not scores:
         return NOT_TESTED.format(name=name)
-    lines = ["On patients that trained nothing; 95 % intervals over patients.", "",
+    kinds = "; ".join(f"{test_set}, {scans_in_words(entry)}" for test_set, entry in test_sets.items())
+    lines = [f"On patients that were held out{f' ({kinds})' if kinds else ''}; 95 % intervals over patients.", "",
              f"| test set | vendor | {' | '.join(COLUMNS)} |", f"|---|---|{'---|' * len(COLUMNS)}"]  # fmt: skip
     for test_set, vendors in scores.items():
         for vendor, figures in vendors.items():

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -12,8 +13,10 @@ from server.evaluation.score import Score, score
 from server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from server.evaluation.tables import as_text_table, table
 from server.federated_evaluation import federated_results
+from server.federation_state import read_study
 from server.matrix import matrices
 from server.model_card import write_model_card
+from server.participation import participation, prior_styles, sentences
 from server.regression import REGRESSOR_NAME
 from server.release import LABELS_NAME
 from server.report.build import Answers, ReportInputs, build_report
@@ -22,8 +25,9 @@ from server.report.overlays import overlay_rows
 from server.report.pictures import Extreme, extremes, sample_sheets
 from server.saliency import score_looks, study_looks
 from shared import checkpoint
-from shared.case import Case, load_cases
+from shared.case import INDEX_NAME, Case, load_cases
 from shared.config import Config, dump
+from shared.provenance import Provenance, of_folder, together
 from shared.run_folder import RunFolder
 
 LIBRARIES = ("fedcmr", "flwr", "torch", "monai", "opacus", "numpy")
@@ -40,9 +44,16 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     labels = _labels(run)
     vendors = [case.info.vendor for case in synthetic]
     looks = study_looks(run, config, synthetic, test_sets)
+    sets = test_provenances(run, [name for name, _ in test_sets])
+    sites = read_study(run)
     report = {
         "study": run.path.resolve().name,
-        "simulated": config.hospitals.source == "phantom",
+        "simulated": all(part.is_simulated for part in (*sets.values(), *(site.provenance for site in sites.values()))),
+        "provenance": {
+            "sites": {name: site.provenance.as_json() for name, site in sites.items()},
+            "test_sets": {name: part.as_json() for name, part in sets.items()},
+            **_who_took_part(run, sites),
+        },
         "privacy": {**privacy_spent(run), **_releases(run)},
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
@@ -61,8 +72,8 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "settings": dump(config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
-    show_real = config.hospitals.source == "phantom" or config.evaluation.show_real_pictures
-    shown = test_sets if show_real else []
+    allowed = config.evaluation.show_real_pictures
+    shown = [(name, cases) for name, cases in test_sets if allowed or sets[name].is_simulated]
     best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
     inputs = ReportInputs(
         predictions={
@@ -72,13 +83,13 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         best=best,
         worst=worst,
         curves=_curves(run),
-        show_real=show_real,
-        saliency=overlay_rows(looks, show_real),
+        shown=[name for name, _ in shown],
+        saliency=overlay_rows(looks, {name for name, _ in shown}),
     )
     build_report(report, inputs, run.path)
     weights = run.path / REGRESSOR_NAME
     if weights.is_file():
-        write_model_card(weights, report["regression"], report["uncertainty"])
+        write_model_card(weights, report["regression"], report["uncertainty"], report["provenance"]["test_sets"])
 
 
 def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -123,6 +134,37 @@ def _releases(run: RunFolder) -> dict[str, Any]:
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     releases = {name: site["releases"] for name, site in metadata["sites"].items()}
     return {"run_id": metadata["run_id"], "releases": releases if metadata["private"] else None}
+
+
+def test_provenances(run: RunFolder, names: Iterable[str]) -> dict[str, Provenance]:
+    """Where the patients of every test set come from: of all prepared folders below `test/<name>` together."""
+    folders = {name: [index.parent for index in (run.path / "test" / name).rglob(INDEX_NAME)] for name in names}
+    return {name: together(map(of_folder, paths)) for name, paths in folders.items()}
+
+
+def origin(run: RunFolder) -> tuple[list[Provenance], list[str]]:
+    """For the datasheet: where the scans of the sites that took part come from, and the vendors without a site's style.
+
+    Where no round is on record every site counts.
+    """
+    sites = read_study(run)
+    part = _who_took_part(run, sites)
+    names = part["took_part"] if part["num_rounds"] else list(sites)
+    return [sites[name].provenance for name in names], part["styles_of_the_prior"]
+
+
+def who_took_part(run: RunFolder) -> list[str]:
+    """The sentences that a finished run ends with on the terminal."""
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    part = report.get("provenance")  # a report of an earlier version has none
+    return sentences(part, part["styles_of_the_prior"]) if part else []
+
+
+def _who_took_part(run: RunFolder, sites: Iterable[str]) -> dict[str, Any]:
+    """`participation`, and `styles_of_the_prior`; the generator's own record comes before the run's log."""
+    arrays, metadata = checkpoint.load(run.path / "generator.safetensors")
+    rounds = metadata.get("rounds") or run.rounds()
+    return {**participation(rounds, sites), "styles_of_the_prior": prior_styles(arrays)}
 
 
 def timing(run: RunFolder) -> dict[str, Any]:

@@ -26,7 +26,9 @@ from server.federation_state import (
     quorum,
     read_study,
 )
+from server.participation import participation, prior_styles, sentences
 from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
+from shared import checkpoint
 from shared.checkpoint import Arrays
 from shared.config import Config, FederationConfig
 from shared.errors import UserError
@@ -51,6 +53,8 @@ from shared.run_folder import RunFolder
 
 NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 """What Flower says in the place of a site that was not heard from in time: it is silent, as one that says nothing."""
+PATIENCE = 2
+"""Rounds in a row that may miss their quorum: an honest site can miss one, after a crash of its own for example."""
 NODE_POLL_S = 1.0
 NODE_WAIT_S = 120.0
 """How long a round waits for further sites to connect once there is one."""
@@ -85,7 +89,7 @@ class EqualWeightFedAvg(FedAvg):
         """
         timeout_s = self.settings.reply_timeout_s
         self._request = Request.from_config(config)
-        needed = quorum(self.settings, self._request.task)
+        needed = quorum(self.settings, len(self.sites), self._request.task)
         node_ids = wait_for_nodes(grid, needed, needed, timeout_s)
         self._num_asked = len(node_ids)
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
@@ -109,7 +113,7 @@ class EqualWeightFedAvg(FedAvg):
         self._raise_if_all_refused(server_round)
         updates = {answer.site: answer.arrays for answer in self.answers if answer.arrays is not None}
         self._note_releases(request)
-        self.missing = max(0, quorum(self.settings, request.task) - len(updates))
+        self.missing = max(0, quorum(self.settings, len(self.sites), request.task) - len(updates))
         if self.missing == 0 and request.task == MOMENTS:
             self.state.apply_moments(updates, self.sites, request)
         elif self.missing == 0:
@@ -184,7 +188,8 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
             fewer sites than its quorum, or no round had enough usable answers.
     """
     sites, settings = read_study(run), config.federation
-    if quorum(settings) > len(sites):
+    needed = quorum(settings, len(sites))
+    if needed > len(sites):
         raise UserError(
             f"federation.min_sites={settings.min_sites} and federation.trim={settings.trim} need more answers than the "
             f"study has sites, {len(sites)}: lower them"
@@ -204,7 +209,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
             run.metric(metrics)
     num_rounds = state.num_rounds(config)
     if state.server_round < num_rounds:
-        wait_for_nodes(grid, len(sites), settings.min_sites, settings.reply_timeout_s)
+        wait_for_nodes(grid, len(sites), quorum(settings, len(sites), MOMENTS), settings.reply_timeout_s)
     strategy = EqualWeightFedAvg(state, sites, settings)
     for server_round in range(state.server_round + 1, num_rounds + 1):
         started = time.monotonic()
@@ -228,6 +233,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         state.save(folder)
         run.metric(metrics)
         run.log(describe(metrics, num_rounds, len(sites)))
+        _end_below_the_quorum(state, sites, needed)
     if not any(entry["answered"] and not entry.get("missing") for entry in state.rounds):
         reasons = {reason for entry in state.rounds for key in ("refused", "dropped") for reason in entry[key].values()}
         if any(entry.get("missing") and entry["answered"] for entry in state.rounds):
@@ -238,6 +244,22 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         )
     vendors = {site: tuple(facts.vendors) for site, facts in sites.items()}
     state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
+    published, _ = checkpoint.load(run.path / "generator.safetensors")
+    for sentence in sentences(participation(state.rounds, sites), prior_styles(published)):
+        run.log(sentence)
+
+
+def _end_below_the_quorum(state: FederationState, sites: Mapping[str, StudySite], needed: int) -> None:
+    """Stop asking where it cannot help: the sites that do answer would be charged for rounds that change nothing.
+
+    Raises:
+        UserError: `PATIENCE` rounds in a row fell short of the quorum; the next run goes on with the round after them.
+    """
+    last = state.rounds[-PATIENCE:]
+    if len(last) == PATIENCE and all(line.get("missing") for line in last):
+        why = " ".join(sentences(participation(last, sites)))
+        raise UserError(f"{PATIENCE} rounds in a row had fewer usable answers than the quorum of {needed}. {why} Mend "
+                        "it, then the same command goes on; a new run may set federation.min_sites")  # fmt: skip
 
 
 def ask_evaluation(

@@ -10,7 +10,7 @@ from server.federated_evaluation import STAGE, evaluate_at_sites
 from server.matrix import train_matrix
 from server.release import write_release
 from server.report.models import MAIN_MODEL
-from server.results import privacy_spent, write_report
+from server.results import origin, privacy_spent, write_report
 from server.segmentation import measured_ef
 from server.strategy import Grid
 from server.synthesis import SharedGenerator, load_shared_generator, synthesize
@@ -66,6 +66,6 @@ def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerat
     synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     generator = run.path / "generator.safetensors"
-    facts = study_facts(run.path.resolve().name, config, prior.sha256, generator, privacy_spent(run))
+    facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))
     write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, measured, facts,
                   config.synthesis.dicom, config.synthesis.nifti)  # fmt: skip

@@ -115,7 +115,7 @@ class FederationConfig:
     ema_decay: float = 0.5
     num_views: int = 8
     num_processes: int = 2
-    min_sites: int = 1
+    min_sites: int | None = None
     trim: int = 0
     reply_timeout_s: float = 3600.0
 
@@ -128,7 +128,8 @@ class FederationConfig:
         _check(0 <= self.ema_decay < 1, "federation.ema_decay", "in [0, 1)", self.ema_decay)
         _check(self.num_views >= 1, "federation.num_views", ">= 1", self.num_views)
         _check(self.num_processes >= 1, "federation.num_processes", ">= 1", self.num_processes)
-        _check(self.min_sites >= 1, "federation.min_sites", ">= 1", self.min_sites)
+        _check(self.min_sites is None or self.min_sites >= 1, "federation.min_sites", "to be null (a majority) or >= 1",
+               self.min_sites)  # fmt: skip
         _check(self.trim >= 0, "federation.trim", ">= 0", self.trim)
         _check(self.reply_timeout_s > 0, "federation.reply_timeout_s", "> 0", self.reply_timeout_s)
 

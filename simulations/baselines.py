@@ -107,7 +107,7 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.matrix = [], [], []
     settings.evaluation.federated = False
     federation = settings.federation  # with fewer sites it asks for no more of them than there are
-    federation.min_sites = min(federation.min_sites, len(sites))
+    federation.min_sites = federation.min_sites and min(federation.min_sites, len(sites))
     federation.trim = min(federation.trim, (len(sites) - 1) // 2)
     vendors = {vendor for name in sites for vendor in load_site(run.path / "sites" / name).vendors}
     shares = settings.synthesis.vendor_shares.items()  # of the vendors that this study learns; none left: equal shares

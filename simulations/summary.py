@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.federated_evaluation import federated_table
-from server.results import results_table
+from server.results import results_table, who_took_part
 from shared.run_folder import RunFolder
 
 FILES = {
@@ -34,6 +34,8 @@ def print_summary(run: RunFolder) -> None:
         console.print(results_table(run))
         if report.get("federated_evaluation"):
             console.print(federated_table(report["federated_evaluation"]))
+        for sentence in who_took_part(run):
+            console.print(sentence, highlight=False, soft_wrap=True)
         privacy = report["privacy"]
         if privacy["epsilon"] is None:
             console.print("privacy: none, it was switched off")

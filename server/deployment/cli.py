@@ -215,6 +215,7 @@ def _run(options: argparse.Namespace) -> None:
     from server.deployment.coordinator import load_coordinator
     from server.deployment.runs import make_run, run_study
     from server.federated_evaluation import federated_results, federated_table
+    from server.results import who_took_part
     from shared.run_folder import load_run
 
     coordinator = load_coordinator(options.folder)
@@ -233,6 +234,8 @@ def _run(options: argparse.Namespace) -> None:
     results = federated_results(load_run(out))
     if results is not None:
         Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(federated_table(results))
+    for sentence in who_took_part(load_run(out)):
+        print(sentence)
     print(f"finished: {out / 'report.html'}")
 
 
@@ -266,6 +269,8 @@ def _status(options: argparse.Namespace) -> None:
 
 def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
     """What `status` found, for people."""
+    from server.participation import sentences
+
     lines = [(name, "runs" if runs else "does not run") for name, runs in facts["services"].items()]
     lines.append(("health", "serving" if facts["healthy"] else "no answer"))
     lines += [(f"site {name}", state) for name, state in facts["sites"].items()]
@@ -280,6 +285,8 @@ def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
             lines.append(("  missing", f"{run['missing']} to the quorum in the last round, which changed nothing"))
         lines += [(f"  {site}", f"refused: {code}") for site, code in run["refused"].items()]
         lines += [(f"  {site}", f"dropped: {code}") for site, code in run["dropped"].items()]
+        if run["round"]:
+            lines += [("  so far", sentence) for sentence in sentences(run["participation"])]
         lines.append(("  done", ", ".join(run["stages"]) or "nothing yet"))
     return lines
 

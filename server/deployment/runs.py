@@ -27,6 +27,7 @@ from server.deployment.services import (
     serverapp_runs,
 )
 from server.federation_state import check_delta, quorum, read_study
+from server.participation import participation
 from shared.case import read_index
 from shared.checkpoint import write_atomically
 from shared.config import load
@@ -182,7 +183,8 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
     Returns:
         `services` ({name: running}), `healthy`, `sites` ({name: Flower's word for it, or "unknown"}), and with a run
         its `round`, `num_rounds`, `stages` done, `quorum`, `refused` and `dropped` ({site: code}) of the last rounds,
-        and of the last one who `answered`, how many were `silent`, and how many answers were `missing` to the quorum.
+        and of the last one who `answered`, how many were `silent`, and how many answers were `missing` to the quorum;
+        `participation`, who took part in the rounds so far, who refused with which code, who was silent.
     """
     up = healthy(coordinator)
     facts: dict[str, Any] = {
@@ -193,12 +195,14 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
     if run is not None:
         rounds = run.rounds()
         last = rounds[-LAST_ROUNDS:]
+        sites = read_study(run)
         facts["run"] = {
             "round": rounds[-1]["round"] if rounds else 0,
             "num_rounds": run.config.federation.num_rounds,
             "stages": sorted(run.stage_seconds()),
-            "sites": len(read_study(run)),
-            "quorum": quorum(run.config.federation),
+            "sites": len(sites),
+            "quorum": quorum(run.config.federation, len(sites)),
+            "participation": participation(rounds, sites),
             "answered": rounds[-1]["answered"] if rounds else [],
             "silent": rounds[-1]["silent"] if rounds else 0,
             "missing": rounds[-1]["missing"] if rounds else 0,

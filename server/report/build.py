@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from server.evaluation.from_sums import SWAMPED_POINTS
 from server.evaluation.score import FEW_PATIENTS
-from server.report import figures, numbers
+from server.report import figures, numbers, provenance
 from server.report.agreement import bland_altman, scatter
 from server.report.audit import audit_tables, read_audit
 from server.report.flat import as_csv
@@ -57,7 +57,7 @@ class ReportInputs:
         best: Test patients whom the main model read best.
         worst: Test patients whom it read worst.
         curves: {model: (steps, losses)}.
-        show_real: Whether test patients' pictures may appear: where they are simulated or it was allowed.
+        shown: The test sets whose patients' pictures may appear: they are simulated, or it was allowed.
         saliency: {vendor: rows of pictures of where the main model looks}.
     """
 
@@ -66,7 +66,7 @@ class ReportInputs:
     best: Sequence[Extreme] = ()
     worst: Sequence[Extreme] = ()
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
-    show_real: bool = False
+    shown: Collection[str] = ()
     saliency: Mapping[str, Sequence[OverlayRow]] = field(default_factory=dict)
 
 
@@ -94,7 +94,8 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
 
     Args:
         report: The design's contract: study, privacy, regression, baselines, synthetic, timing, settings, versions;
-            `simulated`, whether the hospitals' patients were simulated. What JSON cannot hold (NaN) becomes null.
+            `simulated`, whether all sites' scans and all test patients are recorded as simulated; `provenance`, where
+            those of each come from, and who took part. What JSON cannot hold (NaN) becomes null.
             Where they are known: `matrix`, {"synthetic" | "real": {vendor | "all" | "without <vendor>": {test vendor |
             "all": score}}}; `matrix_differences`, {kind: {"without <vendor>": {test vendor | "all": paired difference
             to "all"}}}; `subgroups`, {test set: {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
@@ -137,7 +138,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
     )  # fmt: skip
     environment.filters |= {"figure": numbers.figure, "signed": numbers.signed, "interval": numbers.interval,
                             "percent": numbers.percent, "seconds": numbers.seconds, "size": numbers.size,
-                            "patients": numbers.patients}  # fmt: skip
+                            "patients": numbers.patients, "scans": provenance.scans_in_words}  # fmt: skip
     groups = groups_of(report)
     # The figure is read at a glance: models that a study has several of are in the table alone.
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
@@ -159,10 +160,16 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         matrix_sentences=matrix_sentences(report),
         plots=_plots(report, inputs),
         extremes=_extremes(inputs),
+        took_part=provenance.took_part(report),
+        not_all_took_part=provenance.not_all_took_part(report),
+        site_rows=provenance.site_rows(report),
+        terms=provenance.terms_of(report),
+        hidden=provenance.hidden_sets(report, inputs.shown),
+        test_patients=provenance.test_patients_of(report, inputs.shown),
+        uncovered=_uncovered(report),
         subgroups={name: facts for name, facts in (report.get("subgroups") or {}).items() if facts},
         uncertainties=uncertainties(report),
         calibration_figure=calibration(report),
-        show_real=inputs.show_real,
         sheets=_sheets(inputs),
         requested_figure=_requested_figure(report),
         curve_figure=figures.training_curves(curves) if (curves := _curves(inputs)) else None,
@@ -171,7 +178,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         colour_bar=colour_bar(),
         saliency_cases=MAX_CASES,
         audits=audit_tables(report["audit"]) if "audit" in report else [],
-        omissions=omissions(report, inputs.show_real),
+        omissions=omissions(report, inputs.shown),
         human=HUMAN_POINTS,
         few_patients=FEW_PATIENTS,
     )
@@ -219,6 +226,13 @@ def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots
     return plots
 
 
+def _uncovered(report: Mapping[str, Any]) -> list[str]:
+    """The models of the page that looked at the sites' scans otherwise than by the study's own updates."""
+    own = (MAIN_MODEL, "prior_only", "predict_the_mean")
+    models = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if key not in own]
+    return models + (["the matrix of real scans"] if (report.get("matrix") or {}).get("real") else [])
+
+
 def _curves(inputs: ReportInputs) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
     """Training curves by the models' names, without those that a study has several of: they would hide the others."""
     shown = [key for key in sorted(inputs.curves, key=model_rank) if not family_of(key) and "/" not in key]
@@ -255,7 +269,7 @@ def _extremes(inputs: ReportInputs) -> list[tuple[str, list[tuple[Extreme, str]]
     return [
         (name, [(case, figures.sample_sheet(case.pictures)) for case in cases])
         for name, cases in named
-        if inputs.show_real and cases
+        if inputs.shown and cases
     ]
 
 
@@ -263,7 +277,7 @@ def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]
     """Per vendor its rows, the real one first: "real" or "synthetic", the row, its picture."""
     sheets = []
     for vendor, sheet in sorted(inputs.samples.items()):
-        rows = [("real", sheet.real if inputs.show_real else None), ("synthetic", sheet.synthetic)]
+        rows = [("real", sheet.real if inputs.shown else None), ("synthetic", sheet.synthetic)]
         sheets.append(
             (vendor, [(kind, row, figures.sample_sheet(row.pictures)) for kind, row in rows if row is not None])
         )
@@ -273,7 +287,7 @@ def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]
 def _overlays(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Sequence[Look], str]]]]:
     """Per vendor its rows, the real one first: "real" or "synthetic", the patients, their picture."""
     allowed = {
-        vendor: [row for row in rows if row.kind == SYNTHETIC or inputs.show_real]
+        vendor: [row for row in rows if row.kind == SYNTHETIC or inputs.shown]
         for vendor, rows in inputs.saliency.items()
     }
     return [

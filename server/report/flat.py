@@ -71,6 +71,7 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
     yield from _figures(("privacy", "", "", "all"), report["privacy"])
     for site, figures in report["privacy"]["sites"].items():
         yield from _figures(("privacy", "", "", site), figures)
+    yield from _participation(report["provenance"])
     yield from _audit(report.get("audit") or {})
     yield from _synthetic(report["synthetic"])
     yield from _timing(report["timing"])
@@ -97,6 +98,15 @@ def _matrices(report: Mapping[str, Any]) -> Iterator[FlatRow]:
                 if score:
                     values = {**score, "ci95": {"difference_points": score["ci95"]}}
                     yield from _figures((f"matrix {kind} minus all", trained_on, "", group), values)
+
+
+def _participation(part: Mapping[str, Any]) -> Iterator[FlatRow]:
+    yield FlatRow("participation", "", "", "all", "num_rounds", part["num_rounds"])
+    for site, facts in part["attendance"].items():
+        place = ("participation", "", "", site)
+        yield from _figures(place, facts)
+        for kind in ("refused", "dropped"):
+            yield from _figures(place, {f"{kind} {code}": num for code, num in facts[kind].items()})
 
 
 def _audit(audit: Mapping[str, Any]) -> Iterator[FlatRow]:

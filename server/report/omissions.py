@@ -1,10 +1,11 @@
 """What the page does not show, said in words: what was not run, not allowed, or cannot be told from so few."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from server.evaluation.score import FEW_PATIENTS
 from server.report.numbers import listed, patients
+from server.report.provenance import hidden_sets, per_patient_sets, simulated_sets
 
 ALWAYS_ASKED = {
     "predict_the_mean": "guessing the mean",
@@ -23,14 +24,21 @@ def baselines_not_run(report: Mapping[str, Any]) -> list[str]:
             if not any(key == name or key.startswith(f"{name}_") for key in report["baselines"])]  # fmt: skip
 
 
-def omissions(report: Mapping[str, Any], show_real: bool) -> list[str]:
-    """One sentence or two for each thing that the page does not show."""
-    return list(_omissions(report, show_real))
+def omissions(report: Mapping[str, Any], shown: Collection[str]) -> list[str]:
+    """One sentence or two for each thing that the page does not show.
+
+    Args:
+        report: As in report.json.
+        shown: The test sets whose patients' pictures may appear.
+    """
+    return list(_omissions(report, shown))
 
 
-def _omissions(report: Mapping[str, Any], show_real: bool) -> Iterator[str]:
-    if report.get("simulated"):
+def _omissions(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[str]:
+    if report["simulated"]:
         yield "How it does on people: the hospitals' patients were simulated too."
+    elif drawn := simulated_sets(report):
+        yield f"How it does on people, by the test patients of {listed(drawn)}: these were simulated."
     for test_set, tables in report["regression"].items():
         yield from _few(test_set, tables)
     if missing := baselines_not_run(report):
@@ -42,9 +50,11 @@ def _omissions(report: Mapping[str, Any], show_real: bool) -> Iterator[str]:
                "was not run. A run with evaluation.matrix=[synthetic], in a folder of its own, has it.")  # fmt: skip
     if not report.get("uncertainty"):
         yield "Whether the network knows when it is wrong: its uncertainty was not measured."
-    if not show_real:
-        yield ("Real pictures: nobody has allowed them. Where they may be shown, evaluation.show_real_pictures=true "
-               "shows them.")  # fmt: skip
+    if hidden := hidden_sets(report, shown):
+        yield (f"Pictures of the real test patients of {listed(hidden)}: nobody has allowed them. Where they may be "
+               "shown, evaluation.show_real_pictures=true shows them.")  # fmt: skip
+    if apart := [name for name in report["regression"] if name not in per_patient_sets(report)]:
+        yield f"Patient by patient: the test patients of {listed(apart)} are private; only groups have figures here."
     yield "Other vendors, field strengths or diseases than those of the test patients."
     yield "That an error is harmless: a mean error says little about the worst patient. See the plots."
     if "audit" not in report:

@@ -4,7 +4,7 @@ The colours are Matplotlib's inferno from its middle up, which is even in lightn
 what is looked at little stays grey. The outline is Okabe & Ito's sky blue, which inferno does not hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -38,14 +38,14 @@ class OverlayRow:
     looks: Sequence[Look]
 
 
-def overlay_rows(looks: Mapping[str, Sequence[Look]], show_real: bool) -> dict[str, list[OverlayRow]]:
+def overlay_rows(looks: Mapping[str, Sequence[Look]], shown: Collection[str]) -> dict[str, list[OverlayRow]]:
     """Per vendor its row of test patients, where they may be shown, then its synthetic one.
 
     Args:
         looks: What `server.saliency.study_looks` returned.
-        show_real: Whether test patients' pictures may appear.
+        shown: The test sets whose patients' pictures may appear.
     """
-    tested = [look for name, patients in looks.items() if name != SYNTHETIC for look in patients if show_real]
+    tested = [look for name, patients in looks.items() if name != SYNTHETIC for look in patients if name in shown]
     rows: dict[str, list[OverlayRow]] = {}
     for kind, patients in (("real", tested), (SYNTHETIC, looks.get(SYNTHETIC, ()))):
         for vendor in {look.vendor for look in patients}:

@@ -5,6 +5,7 @@ from typing import Any
 
 from server.report.models import MAIN_MODEL
 from server.report.numbers import HUMAN_POINTS, figure, interval, listed, patients
+from server.report.provenance import adjective
 
 Report = Mapping[str, Any]
 
@@ -97,7 +98,7 @@ def _patients(report: Report) -> str:
     """Whom the main test set holds: "20 real Siemens patients", "45 simulated patients of the test set hospitals"."""
     tables = _main_tables(report)
     vendors = [name for name in tables if name != "all"]
-    kind = "simulated" if report.get("simulated") else "real"
+    kind = adjective(report["provenance"]["test_sets"][_main_test_set(report)])
     vendor = f" {vendors[0]}" if len(vendors) == 1 and vendors[0] != "unknown" else ""
     num = tables["all"]["n_patients"]
     where = f" of the test set {_main_test_set(report)}" if len(report["regression"]) > 1 else ""

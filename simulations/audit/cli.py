@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     copies.add_argument(
         "--pairs", type=Path, metavar="PNG",
         help="picture of the nearest pairs, for the site's own eyes: it shows training patients (default: "
-        f"RUN/{SIMULATED_PAIRS} where these are simulated, none elsewhere)",
+        f"RUN/{SIMULATED_PAIRS} where all of these and of the test patients are recorded as simulated, none elsewhere)",
     )  # fmt: skip
     copies.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
     return parser

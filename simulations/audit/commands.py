@@ -16,11 +16,13 @@ from client.training import load_patients
 from server.answers import test_sets
 from server.federation_state import StudySite, initial_state, read_study
 from server.report.audit import canary_lines, membership_lines
+from server.results import test_provenances
 from shared import checkpoint
 from shared.case import INDEX_NAME, Case, load_cases, read_index
 from shared.config import Config, Rung, load
 from shared.errors import UserError
 from shared.networks.generator import Prior, load_prior
+from shared.provenance import together
 from shared.run_folder import RunFolder, load_run
 from simulations.audit import canaries as canary_audit
 from simulations.audit import membership as attacks
@@ -98,7 +100,9 @@ def copies(arguments: argparse.Namespace) -> dict[str, Any]:
     run = load_run(arguments.run)
     if arguments.cases is not None and arguments.cases < 1:
         raise UserError(f"Expected --cases >= 1, got {arguments.cases}.")
-    simulated = run.config.hospitals.source == "phantom"
+    origins = [site.provenance for site in read_study(run).values()]
+    origins += test_provenances(run, [name for name, _ in test_sets(run)]).values()
+    simulated = together(origins).is_simulated
     pairs = arguments.pairs or (run.path / SIMULATED_PAIRS if simulated else None)
     groups = {
         "synthetic": load_cases(arguments.synthetic or run.path / "synthetic"),

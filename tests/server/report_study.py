@@ -4,10 +4,12 @@ import numpy as np
 
 from server.evaluation.score import score
 from server.evaluation.tables import paired_table, table
+from server.participation import participation
 from server.report.build import Answers, ReportInputs
 from server.report.overlays import overlay_rows
 from server.report.pictures import Extreme, Row, SampleSheet
 from server.saliency import Look, score_looks
+from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 
 VENDORS = ["GE", "Philips", "Siemens"]
 
@@ -28,6 +30,13 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
     report = {
         "study": "runs/default <1>",
         "simulated": simulated,
+        "provenance": {
+            "sites": {f"{v.lower()}-site": (SIMULATED_SCANS if simulated else PRIVATE_REAL).as_json() for v in VENDORS},
+            "test_sets": {"hospitals": (SIMULATED_SCANS if simulated else PRIVATE_REAL).as_json()},
+            **participation([{"answered": [f"{v.lower()}-site" for v in VENDORS], "refused": {}, "dropped": {}}] * 6,
+                            [f"{v.lower()}-site" for v in VENDORS]),
+            "styles_of_the_prior": [],
+        },
         "privacy": {
             "unit": "one patient at one site, added or removed",
             "accountant": "prv",
@@ -73,8 +82,8 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
         worst=[Extreme(vendor, 0.61, 0.33, pictures(0.3)[:3]) for vendor in VENDORS],
         curves={model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
                 for model, tau in (("synthetic_only", 200), ("prior_only", 260))},
-        show_real=True,
-        saliency=overlay_rows(looks, show_real=True),
+        shown=["hospitals"],
+        saliency=overlay_rows(looks, ["hospitals"]),
     )  # fmt: skip
     return report, inputs
 
@@ -113,6 +122,7 @@ def full_study() -> tuple[dict, ReportInputs]:
                 for nominal, observed, ci95 in ((0.5, 0.42, [0.28, 0.56]), (0.8, 0.69, [0.55, 0.82]),
                                                 (0.9, 0.76, [0.62, 0.87]), (0.95, 0.93, [0.84, 1.0]))]  # fmt: skip
     few = {"true": [0.33, 0.55, 0.58], "predicted": [0.29, 0.44, 0.56]}
+    report["provenance"]["test_sets"]["mnms"] = public("M&Ms").as_json()
     report["regression"]["mnms"] = table(few["true"], few["predicted"], VENDORS, 300, 0)
     for tables in report["regression"].values():
         for values in tables.values():

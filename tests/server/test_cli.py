@@ -59,7 +59,7 @@ def test_train_keeps_the_mean_of_its_labels_and_leaves_no_checkpoint(model):
     assert load_regressor(out).mean_ef.item() == pytest.approx(np.mean(efs), abs=1e-6)
     assert [path.name for path in out.parent.glob("*.safetensors")] == [out.name]
     card = out.with_suffix(".md").read_text()
-    assert "2 patients: 2 GE." in card and "Other cases: cases." in card and "num_steps: 2" in card
+    assert "2 patients: 2 GE." in card and "cases: real scans that are private" in card and "num_steps: 2" in card
 
 
 def test_train_does_not_replace_a_model(model, capsys):

@@ -1,6 +1,7 @@
 """The ResNet50's card tells of its training and its tests, and nothing of a patient."""
 
 import hashlib
+import json
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from server.evaluation.tables import table
 from server.model_card import of_folders, training_facts, write_model_card
 from shared.case import Case, CaseInfo
 from shared.config import AugmentationConfig, RegressionConfig
+from shared.provenance import SIMULATED_SCANS, public
 from shared.tasks.ejection_fraction.network import Regressor, save_regressor
 from tests.server.disc_case import disc_case
 
@@ -76,5 +78,11 @@ def test_a_synthetic_folder_is_known_by_its_datasheet(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "made" / "DATASHEET.md").touch()
     text = of_folders([tmp_path / "made", tmp_path / "ward"])
-    assert "datasheets: made." in text and "Other cases: ward. If these are patients" in text
-    assert "Other cases" not in of_folders([tmp_path / "made"])
+    assert "datasheets: made." in text and "ward: real scans that are private" in text
+    assert "may disclose the real patients" in text
+    (tmp_path / "ward" / "prepared.json").write_text(json.dumps({"provenance": public("ACDC").as_json()}))
+    assert "Bernard et al. (2018)" in of_folders([tmp_path / "ward"])
+    (tmp_path / "ward" / "prepared.json").write_text(json.dumps({"provenance": SIMULATED_SCANS.as_json()}))
+    text = of_folders([tmp_path / "ward"])
+    assert "simulated scans, of no patient" in text and "disclose" not in text
+    assert "scans" not in of_folders([tmp_path / "made"])

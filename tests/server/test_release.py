@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from server import release
-from server.datasheet import study_facts
+from server.datasheet import prior_sentence, real_data, study_facts, terms
 from server.release import DATASHEET_NAME, cavity_ml, write_release
 from shared.anatomy import ejection_fraction
 from shared.case import LV, MYO, Case, CaseInfo, load_cases
 from shared.config import load
 from shared.errors import UserError
+from shared.networks.generator import load_prior
+from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 
 PRIVACY = {
     "unit": "one patient at one site",
@@ -31,6 +33,7 @@ PRIVACY = {
 }
 FACTS = {
     "study": "test", "privacy": PRIVACY, "made_with": {"rounds": 6}, "real_data": "They were simulated.",
+    "prior": "It knew simulated hearts.", "prior_styles": [],
     "settings": "seed: 0\n", "terms": "Choose a licence.",
 }  # fmt: skip
 SEEN = [0.7, 0.72, 0.71]
@@ -131,23 +134,59 @@ def test_datasheet_names_every_file_and_no_other(cases, tmp_path, dicom, nifti):
         assert any(fnmatch(file, pattern) for file in files), pattern
 
 
-def test_datasheet_answers_each_group_of_questions_and_tells_how_it_was_made(cases, tmp_path):
+def test_datasheet_answers_each_group_of_questions_and_tells_how_it_was_made(cases, tmp_path, prior):
     config = load("acdc", ["data_root=/secret/scans", "synthesis.num_steps=7", "seed=31"])
     (tmp_path / "generator").write_bytes(b"weights")
-    facts = study_facts("study", config, "ab" * 32, tmp_path / "generator", PRIVACY)
+    facts = study_facts("study", config, prior, tmp_path / "generator", PRIVACY, [public("ACDC")] * 2, ["GE"])
     write_release(tmp_path / "s", cases, [0.7] * 3, [0.68, float("nan"), 0.73], facts)
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
     for heading in ("Motivation", "Composition", "How it was made", "Privacy", "Uses", "Distribution", "Maintenance",
                     "Limits"):  # fmt: skip
         assert f"\n## {heading}\n" in text
-    assert f"fedcmr {version('fedcmr')}" in text and f"torch {version('torch')}" in text and "ab" * 32 in text
+    assert f"fedcmr {version('fedcmr')}" in text and f"torch {version('torch')}" in text and prior.sha256 in text
     assert f"generator (SHA-256): {hashlib.sha256(b'weights').hexdigest()}" in text
     settings = yaml.safe_load(re.search("```yaml\n(.+?)```", text, re.DOTALL)[1])
     assert settings["seed"] == 31 and settings["synthesis"]["num_steps"] == 7
     assert settings["privacy"]["target_epsilon"] == config.privacy.target_epsilon
-    assert "secret" not in text and "CC BY-NC-SA" in text
+    assert "secret" not in text and "CC BY-NC-SA" in text and "Bernard et al. (2018)" in text
+    assert "The scans of all 2 sites were those of real patients, from the public data set ACDC." in text
+    assert "No site gave the style of GE: these pictures have the public prior's own." in text
+    assert "on what its file does not say" in text, "this prior's file names no hearts"
     assert "| GE | 2 | 0.75 (0.75 to 0.75) | 2, 2.5 |" in text
     assert "| Siemens | 1 | 0.75 (0.75 to 0.75) | 0, unknown |" in text
+
+
+FREE = "whoever made it may choose its licence"
+NOBODY = "no patient was involved"
+
+
+def test_only_sites_that_are_all_simulated_involve_no_patient():
+    assert NOBODY in real_data([SIMULATED_SCANS] * 3) and FREE in terms([SIMULATED_SCANS] * 3)
+    for others in ([], [PRIVATE_REAL], [public("ACDC")]):
+        sites = [SIMULATED_SCANS] * 2 + others if others else []
+        assert NOBODY not in real_data(sites) and FREE not in terms(sites)
+    assert "Nobody has recorded" in real_data([]) and "ask its coordinator" in terms([])
+
+
+def test_a_mixed_study_tells_each_kind_of_site_and_the_terms_of_its_public_data():
+    sites = [PRIVATE_REAL, public("ACDC"), PRIVATE_REAL]
+    assert real_data(sites).splitlines() == [
+        "The scans of 2 of the 3 sites were those of real patients, and private.",
+        "The scans of 1 of the 3 sites were those of real patients, from the public data set ACDC.",
+    ]
+    assert "CC BY-NC-SA 4.0" in terms(sites) and "the sites'\nagreement" in terms(sites)
+    assert "agreement" not in terms([public("ACDC")])
+
+
+def test_the_priors_own_file_says_what_it_learnt():
+    assert "simulated hearts alone" in prior_sentence(load_prior(None).made_by)
+    assert "does not say" in prior_sentence({}) and "simulated" not in prior_sentence({})
+
+
+def test_without_privacy_the_datasheet_does_not_say_that_no_picture_shows_a_person(cases, tmp_path):
+    for epsilon, told in ((7.98, True), (None, False)):
+        write_release(tmp_path / "s", cases, None, SEEN, {**FACTS, "privacy": {**PRIVACY, "epsilon": epsilon}})
+        assert ("No picture in this folder shows a person" in (tmp_path / "s" / DATASHEET_NAME).read_text()) == told
 
 
 def test_a_broken_release_leaves_the_earlier_one(cases, tmp_path, monkeypatch):

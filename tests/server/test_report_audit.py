@@ -4,15 +4,19 @@ import json
 
 import pytest
 
+from server.participation import participation
 from server.report.audit import audit_tables, read_audit
 from server.report.build import ReportInputs, build_report
 from shared.errors import UserError
+from shared.provenance import public
 
 REPORT = {
     "study": "s", "simulated": True, "regression": {}, "baselines": {}, "settings": "seed: 0\n", "versions": {},
     "privacy": {"unit": "one patient", "accountant": "prv", "delta": 1e-3, "epsilon": 7.9, "sites": {}},
     "synthetic": {"n_cases": 0, "per_vendor": {}, "requested_ef": None, "measured_ef": None, "agreement": None},
     "timing": {"seconds_per_stage": {}, "seconds_per_round": [], "bytes_per_site_and_round": {"up": 1, "down": 1}},
+    "provenance": {"sites": {}, "test_sets": {"acdc": public("ACDC").as_json()}, **participation([], []),
+                   "styles_of_the_prior": []},
 }  # fmt: skip
 AUDIT = {
     "canaries": [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from server.participation import participation
 from server.report.build import ReportInputs, build_report
 from server.report.overlays import (
     MAX_OPACITY,
@@ -21,12 +22,15 @@ from server.report.overlays import (
     overlay_sheet,
 )
 from server.saliency import Look
+from shared.provenance import public
 
 REPORT = {
     "study": "s", "simulated": False, "regression": {}, "baselines": {}, "settings": "seed: 0\n", "versions": {},
     "privacy": {"unit": "one patient", "accountant": "prv", "delta": 1e-3, "epsilon": 7.9, "sites": {}},
     "synthetic": {"n_cases": 0, "per_vendor": {}, "requested_ef": None, "measured_ef": None, "agreement": None},
     "timing": {"seconds_per_stage": {}, "seconds_per_round": [], "bytes_per_site_and_round": {"up": 1, "down": 1}},
+    "provenance": {"sites": {}, "test_sets": {"acdc": public("ACDC").as_json()}, **participation([], []),
+                   "styles_of_the_prior": []},
 }  # fmt: skip
 SCORE = {"n_patients": 12, "share_in_heart": 0.814, "area_share": 0.352, "ci95": [0.78, 0.85]}
 GREY = np.full((64, 64), 0.4)
@@ -92,14 +96,14 @@ def test_rows_span_the_ejection_fractions_real_ones_first_and_only_when_they_may
     efs = np.linspace(0.1, 0.7, 13)
     looks = {"synthetic": [look(v, ef) for v in ("GE", "Philips") for ef in efs[::-1]], "a": [look("GE", 0.5)],
              "b": [look("GE", 0.2), look("Siemens", math.nan)]}  # fmt: skip
-    rows = overlay_rows(looks, show_real=True)
+    rows = overlay_rows(looks, ["a", "b"])
     assert {vendor: [row.kind for row in found] for vendor, found in rows.items()} == {
         "GE": ["real", "synthetic"], "Philips": ["synthetic"], "Siemens": ["real"],
     }  # fmt: skip
     assert [each.ef for each in rows["GE"][0].looks] == [0.2, 0.5]
     assert [each.ef for each in rows["GE"][1].looks] == pytest.approx(np.linspace(0.1, 0.7, NUM_SHOWN))
-    assert {row.kind for found in overlay_rows(looks, show_real=False).values() for row in found} == {"synthetic"}
-    assert overlay_rows({}, show_real=True) == {}
+    assert {row.kind for found in overlay_rows(looks, []).values() for row in found} == {"synthetic"}
+    assert overlay_rows({}, ["a"]) == {}
 
 
 def test_page_tells_the_shares_of_the_json_and_says_what_is_undefined(tmp_path):
@@ -118,9 +122,10 @@ def test_without_maps_there_is_no_section(tmp_path, report):
 
 
 def test_pictures_of_real_patients_need_leave(tmp_path):
-    rows = overlay_rows({"synthetic": [look("GE", 0.5)], "acdc": [look("GE", 0.4), look("Siemens", 0.3)]}, True)
+    rows = overlay_rows({"synthetic": [look("GE", 0.5)], "acdc": [look("GE", 0.4), look("Siemens", 0.3)]},
+                        ["acdc"])  # fmt: skip
     report = {**REPORT, "saliency": {"synthetic": {"GE": SCORE, "all": SCORE}}}
     hidden = page_of(tmp_path / "hidden", report, ReportInputs(saliency=rows))
-    shown = page_of(tmp_path / "shown", report, ReportInputs(saliency=rows, show_real=True))
+    shown = page_of(tmp_path / "shown", report, ReportInputs(saliency=rows, shown=["acdc"]))
     assert (hidden.count("the heart outlined"), shown.count("the heart outlined")) == (1, 3)
-    assert "Siemens" not in hidden and "Real pictures are left out" in hidden
+    assert ">Siemens<" not in hidden and "Pictures of the test patients of acdc are left out" in hidden

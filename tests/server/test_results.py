@@ -2,16 +2,18 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from server import results
-from server.results import results_table, write_report
+from server.results import results_table, who_took_part, write_report
 from shared import checkpoint
 from shared.case import load_cases, write_index
 from shared.config import load
+from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 from shared.tasks.ejection_fraction.network import Regressor, save_regressor
 
 COLUMNS = ["pseudonym", "vendor", "ef", "ef_requested", "ef_measured", "lv_ed_ml", "lv_es_ml"]
@@ -45,6 +47,16 @@ def write_labels(run, columns=COLUMNS, measured=lambda index, ef: f"{ef + 0.02:.
         for index, case in enumerate(load_cases(run.path / "synthetic")):
             row = dict.fromkeys(COLUMNS, "1") | {"ef": case.info.ef, "ef_requested": case.info.ef}
             writer.writerow(row | {"ef_measured": measured(index, case.info.ef)})
+
+
+def recorded(run, provenance):
+    """Says of every site and test patient of the run where the scans come from."""
+    study = json.loads((run.path / "study.json").read_text())
+    for facts in study["sites"].values():
+        facts["provenance"] = provenance.as_json()
+    (run.path / "study.json").write_text(json.dumps(study))
+    record = json.dumps({"provenance": provenance.as_json()})
+    (run.path / "test" / "hospitals" / "a" / "prepared.json").write_text(record)
 
 
 def report_of(run):
@@ -100,11 +112,16 @@ def test_subgroups_are_left_out_where_the_answers_are_not_those_of_the_patients(
 
 def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed(run):
     write_labels(run)
-    assert report_of(run)[1].count("data:image/png") == 2 + 2 + 2, "two best, two worst, a real and a synthetic row"
-    run.config.hospitals.source = "prepared"
-    run.config.data_root = "somewhere"
-    page = report_of(run)[1]
-    assert page.count("data:image/png") == 1 and "Real pictures are left out" in page
+    recorded(run, SIMULATED_SCANS)
+    report, page = report_of(run)
+    assert page.count("data:image/png") == 2 + 2 + 2, "two best, two worst, a real and a synthetic row"
+    assert report["simulated"] and "Test patients of the simulated hospital" in page
+    for provenance in (PRIVATE_REAL, public("ACDC")):
+        recorded(run, provenance)
+        report, page = report_of(run)
+        assert page.count("data:image/png") == 1 and "Pictures of the test patients of hospitals are left out" in page
+        assert not report["simulated"] and report["provenance"]["test_sets"]["hospitals"] == provenance.as_json()
+        assert (provenance.terms in page) == bool(provenance.terms)
     run.config.evaluation.show_real_pictures = True
     page = report_of(run)[1]
     assert page.count("data:image/png") == 6 and "Real test patients" in page
@@ -128,11 +145,52 @@ def test_where_the_network_looks_is_told_for_synthetic_and_test_patients(run):
 def test_real_patients_maps_are_shown_only_where_it_was_allowed(run):
     write_labels(run)
     save_regressor(run.path / "regressor.safetensors", Regressor())
-    run.config.hospitals.source = "prepared"
-    run.config.data_root = "somewhere"
     report, page = report_of(run)
     assert report["saliency"]["hospitals"]["all"]["n_patients"] == 4 and page.count("the heart outlined") == 1
     assert page.count("data:image/png") == 1 + 1
+
+
+def test_a_deployed_study_says_nothing_that_is_true_of_simulated_patients_only(run):
+    """Its settings are the default ones, whose hospitals would be simulated: they decide nothing."""
+    write_labels(run)
+    save_regressor(run.path / "regressor.safetensors", Regressor())
+    report, page = report_of(run)
+    assert run.config.hospitals.source == "phantom" and report["simulated"] is False
+    assert "4 real Siemens patients" in page and page.count("data:image/png") == 1 + 1, "synthetic ones only"
+    text = re.sub("<pre>.*</pre>", "", page, flags=re.DOTALL)
+    assert [line.strip() for line in re.findall(r"[^.<>]*simulated[^.<>]*", text) if "segmenter" not in line] == []
+    assert (
+        "Best cases" not in page and "Worst cases" not in page and "Scatter plot of predicted against true" not in page
+    )
+    card = (run.path / "regressor.md").read_text()
+    assert "simulated" not in card
+
+
+def test_one_site_that_is_not_simulated_makes_the_study_not_simulated(run):
+    write_labels(run)
+    recorded(run, SIMULATED_SCANS)
+    study = json.loads((run.path / "study.json").read_text())
+    del study["sites"]["b"]["provenance"]
+    (run.path / "study.json").write_text(json.dumps(study))
+    report, page = report_of(run)
+    assert report["simulated"] is False and report["provenance"]["sites"]["b"]["kind"] == "private"
+    assert "patients were simulated too" not in page and "by the test patients of hospitals: these were" in page
+
+
+def test_who_took_part_stands_at_the_top_of_the_page_and_in_the_json(run):
+    write_labels(run)
+    told = {"stage": "federation", "answered": ["a"], "refused": {"b": "budget-exhausted"}, "dropped": {}, "missing": 0}
+    for server_round in (1, 2, 3):
+        run.metric({**told, "round": server_round, "silent": 1})
+    report, page = report_of(run)
+    part = report["provenance"]
+    assert part["took_part"] == ["a"] and part["did_not_take_part"] == ["b", "c"]
+    assert part["refused"] == {"b": ["budget-exhausted"]} and part["attendance"]["c"]["silent"] == 3
+    header = page[: page.index("</header>")]
+    assert "1 of 3 registered sites took part in 3 rounds: a." in header
+    assert "b did not take part: refused 3 rounds (budget-exhausted)." in header
+    assert "c did not take part: silent in 3 rounds." in header
+    assert who_took_part(run)[0].startswith("1 of 3 registered sites")
 
 
 def test_nothing_that_names_a_patient_is_in_the_report(run):

@@ -1,0 +1,102 @@
+"""Whose scans a report speaks of, in words: simulated, of a public set, or private; and what of them the page shows."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.participation import sentences
+from shared.provenance import MIXED, PUBLIC, SIMULATED
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """A registered site in the table of who took part.
+
+    Attributes:
+        name: Of the site.
+        scans: Where its scans come from, in words.
+        answered: Rounds that it answered and that counted.
+        refused: How often it refused, by code, in words; empty where it did not.
+        others: Rounds in which it was silent, or its answer was not used, in words; empty where there was none.
+    """
+
+    name: str
+    scans: str
+    answered: int
+    refused: str
+    others: str
+
+
+def scans_in_words(entry: Mapping[str, Any]) -> str:
+    """A provenance for a table's cell."""
+    match entry["kind"]:
+        case kind if kind == SIMULATED:
+            return "simulated"
+        case kind if kind == PUBLIC:
+            return f"real, public: {entry['source']}"
+        case kind if kind == MIXED:
+            return "some simulated, some real"
+    return f"real, private{' or public: ' + entry['source'] if entry['source'] else ''}"
+
+
+def adjective(entry: Mapping[str, Any]) -> str:
+    """What patients of this provenance are called before the noun."""
+    return {SIMULATED: "simulated", MIXED: "real and simulated"}.get(entry["kind"], "real")
+
+
+def test_patients_of(report: Report, shown: Collection[str]) -> str:
+    """The caption above pictures of the test sets that may be shown, pooled by vendor."""
+    kinds = {adjective(entry) for name, entry in report["provenance"]["test_sets"].items() if name in shown}
+    if kinds == {"simulated"}:
+        return "Test patients of the simulated hospital"
+    return "Real test patients" if kinds == {"real"} else "Test patients, real and simulated"
+
+
+def hidden_sets(report: Report, shown: Collection[str]) -> list[str]:
+    """The test sets whose pictures the page leaves out."""
+    return [name for name in report["provenance"]["test_sets"] if name not in shown]
+
+
+def per_patient_sets(report: Report) -> list[str]:
+    """The test sets whose patients may each be a mark in a plot: simulated, or of a public data set."""
+    sets = report["provenance"]["test_sets"]
+    return [name for name, entry in sets.items() if entry["kind"] in (SIMULATED, PUBLIC)]
+
+
+def simulated_sets(report: Report) -> list[str]:
+    """The test sets that are simulated throughout."""
+    return [name for name, entry in report["provenance"]["test_sets"].items() if entry["kind"] == SIMULATED]
+
+
+def took_part(report: Report) -> list[str]:
+    """Who took part and who did not, a sentence each."""
+    return sentences(report["provenance"], report["provenance"]["styles_of_the_prior"])
+
+
+def not_all_took_part(report: Report) -> bool:
+    """Whether a site missed a round, or a vendor's style is the prior's: the page then says so at the top."""
+    part = report["provenance"]
+    missed = any(facts["answered"] < part["num_rounds"] for facts in part["attendance"].values())
+    return bool(missed or part["styles_of_the_prior"])
+
+
+def site_rows(report: Report) -> list[SiteRow]:
+    """Every registered site."""
+    rows = []
+    for name, entry in report["provenance"]["sites"].items():
+        facts = report["provenance"]["attendance"][name]
+        others = [f"{num} × {reason}" for reason, num in facts["dropped"].items()]
+        others += [f"{facts['silent']} × silent"] if facts["silent"] else []
+        others += [f"{facts['not_counted']} × below the quorum"] if facts["not_counted"] else []
+        refused = ", ".join(f"{num} × {code}" for code, num in facts["refused"].items())
+        rows.append(SiteRow(name, scans_in_words(entry), facts["answered"], refused, ", ".join(others)))
+    return rows
+
+
+def terms_of(report: Report) -> Sequence[str]:
+    """The terms of the public data sets behind the sites and the test sets, once each."""
+    part = report["provenance"]
+    entries = [*part["sites"].values(), *part["test_sets"].values()]
+    return list(dict.fromkeys(text for entry in entries for text in entry["terms"].split("; ") if text))
