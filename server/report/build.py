@@ -206,9 +206,13 @@ def groups_of(report: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any
 
 
 def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots]:
-    """The main model's patients, per test set and vendor; a test set of few patients is one plot."""
+    """The main model's patients, per test set and vendor; a test set of few patients is one plot.
+
+    Private patients are in none: a mark is a patient's ejection fraction.
+    """
     plots = []
-    answers_of = inputs.predictions.get(MAIN_MODEL, {})
+    marked = provenance.per_patient_sets(report)
+    answers_of = {name: a for name, a in inputs.predictions.get(MAIN_MODEL, {}).items() if name in marked}
     for test_set, answers in answers_of.items():
         vendors = sorted(set(answers.vendors))
         for vendor in vendors if len(answers.vendors) >= FEW_PATIENTS or len(vendors) == 1 else ["all"]:
