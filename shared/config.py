@@ -5,7 +5,7 @@ names every key with its unit; a misspelt key or a value out of range is a `User
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -34,12 +34,20 @@ def _check(condition: bool, name: str, expected: str, value: object) -> None:
         raise UserError(f"Expected {name} {expected}, got {value!r}.")
 
 
+def _is_nominal(value: Any, depth: int = 2) -> bool:
+    """Whether public numbers of patients are as expected: none, a whole number from 1, or such by site and vendor."""
+    if isinstance(value, Mapping):
+        return depth > 0 and bool(value) and all(v is not None and _is_nominal(v, depth - 1) for v in value.values())
+    return value is None or (type(value) is int and value >= 1)
+
+
 @dataclass
 class HospitalsConfig:
     """Which hospitals take part; see `configs/default.yaml` for each key."""
 
     source: str = "phantom"
     vendors: list[str] = field(default_factory=lambda: ["Siemens", "Philips", "GE"])
+    nominal_patients: Any = None
     num_train: int = 40
     num_test: int = 15
     num_slices: int = 8
@@ -53,6 +61,8 @@ class HospitalsConfig:
         for vendor in self.vendors:
             _check(vendor in VENDORS, "hospitals.vendors", f"in {VENDORS}", vendor)
         _check(len(self.vendors) >= 1, "hospitals.vendors", "to name at least one vendor", self.vendors)
+        _check(_is_nominal(self.nominal_patients), "hospitals.nominal_patients",
+               "to be a number from 1, {site: number} or {site: {vendor: number}}", self.nominal_patients)  # fmt: skip
         _check(self.num_train >= 2, "hospitals.num_train", ">= 2", self.num_train)
         _check(self.num_test >= 2, "hospitals.num_test", ">= 2", self.num_test)
         _check(6 <= self.num_slices <= 16, "hospitals.num_slices", "in 6..16", self.num_slices)
@@ -254,6 +264,9 @@ class Config:
         if self.hospitals.source != "phantom":
             _check(self.data_root is not None, "data_root", f"to be set for hospitals.source={self.hospitals.source}",
                    self.data_root)  # fmt: skip
+            _check(self.hospitals.nominal_patients is not None, "hospitals.nominal_patients",
+                   f"to be set for hospitals.source={self.hospitals.source}: the public number of each site's "
+                   "patients, never their count", None)  # fmt: skip
         num_sites = {"phantom": len(self.hospitals.vendors), "acdc": len(self.hospitals.acdc_train_folds)}
         if "leave_one_site_out" in self.evaluation.baselines:
             _check(num_sites.get(self.hospitals.source, 2) >= 2, "evaluation.baselines",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from client.policy import SitePolicy, SiteSettings, write_site
 from client.trainable import trainable
 from server.federation_state import check_delta
 from server.rehearsal import FILE_NAME, show
-from shared.config import Config
+from shared.config import Config, HospitalsConfig
 from shared.errors import UserError
 from shared.networks.generator import load_prior
 from shared.permissions import make_private, private_folder
@@ -154,8 +155,8 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
         for part, target in (("train", train), ("test", run.path / "test" / "hospitals" / name)):
             prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores(),
                     provenance=SIMULATED_SCANS)  # fmt: skip
-        number = config.hospitals.num_train
-        sites.append(Hospital(name, {vendor: number}, train, number, SIMULATED_SCANS, target))
+        numbers = nominal_patients(config.hospitals, name, [vendor])
+        sites.append(Hospital(name, numbers, train, sum(numbers.values()), SIMULATED_SCANS, target))
     return sites
 
 
@@ -165,7 +166,7 @@ def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     for name, fold in config.hospitals.acdc_train_folds.items():
         train = run.path / "sites" / name / "train"
         prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=_cores())
-        sites.append(_hospital(name, train))
+        sites.append(_hospital(config, name, train))
     folds = [config.hospitals.acdc_test_fold]
     prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=_cores())
     return sites
@@ -179,7 +180,7 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     sites = []
     for name in names:
         train = (root / name / "train").resolve()
-        site = _hospital(name, train)
+        site = _hospital(config, name, train)
         test = root / name / "test"
         if test.is_dir():
             site = replace(site, test=test.resolve())
@@ -204,8 +205,30 @@ def _site_name(vendor: str, index: int) -> str:
     return f"{index + 1}-{vendor.lower().replace(' ', '-')}"
 
 
-def _hospital(name: str, train: Path) -> Hospital:
-    """A site of prepared cases, with the numbers of those that can be trained on.
+def nominal_patients(hospitals: HospitalsConfig, site: str, vendors: Sequence[str]) -> dict[str, int]:
+    """A site's public numbers of patients by vendor, from the settings and never from its cases.
+
+    Raises:
+        UserError: The settings name no number for the site, or not one for each of its vendors.
+    """
+    given = hospitals.num_train if hospitals.nominal_patients is None else hospitals.nominal_patients
+    if isinstance(given, Mapping):
+        if site not in given:
+            raise UserError(f"hospitals.nominal_patients names no number for site {site}: add it")
+        given = given[site]
+    if isinstance(given, Mapping):
+        if set(given) != set(vendors):
+            raise UserError(f"hospitals.nominal_patients of site {site}: expected a number for each of "
+                            f"{', '.join(vendors)}, got {', '.join(given)}")  # fmt: skip
+        return {vendor: int(given[vendor]) for vendor in vendors}
+    if len(vendors) > 1:
+        raise UserError(f"site {site} has scans of several vendors: hospitals.nominal_patients has to be "
+                        f"{{{site}: {{{', '.join(f'{vendor}: number' for vendor in vendors)}}}}}")  # fmt: skip
+    return {vendor: int(given) for vendor in vendors}
+
+
+def _hospital(config: Config, name: str, train: Path) -> Hospital:
+    """A site of prepared cases that can be trained on, with its public numbers.
 
     Raises:
         UserError: There is none.
@@ -213,4 +236,5 @@ def _hospital(name: str, train: Path) -> Hospital:
     found = trainable(train)
     if not found.patients:
         raise UserError(f"{train} has no case that can be trained on: 'fedcmr-client check' says why; or leave it out")
-    return Hospital(name, found.vendors, train, found.num_patients, of_folder(train))
+    numbers = nominal_patients(config.hospitals, name, sorted(found.vendors))
+    return Hospital(name, numbers, train, sum(numbers.values()), of_folder(train))

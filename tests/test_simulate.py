@@ -17,6 +17,7 @@ from shared.run_folder import load_run
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).parent / "fedcmr-simulate"
 REAL_ACDC = ROOT.parent / "shared" / "real" / "acdc"
+NOMINAL = ("hospitals.nominal_patients=6",)
 SMALL = (
     "hospitals.num_train=4", "hospitals.num_test=2", "federation.num_views=2", "synthesis.num_cases=6",
     "synthesis.num_steps=1", "regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1",
@@ -119,7 +120,7 @@ def test_without_privacy_equal_runs_give_equal_weights(folder, tiny_prior, tmp_p
     for name in ("one", "two"):
         out = tmp_path / name
         code, _, err = run("--config", "smoke", "--out", out, f"prior={tiny_prior}", *SMALL, "privacy.enabled=false",
-                           "evaluation.baselines=[]", "hospitals.source=prepared",
+                           "evaluation.baselines=[]", "hospitals.source=prepared", *NOMINAL,
                            f"data_root={as_data_root(folder, tmp_path)}", "hospitals.vendors=[Siemens]")  # fmt: skip
         assert code == 0, err
         results.append([checkpoint.load(out / f"{file}.safetensors")[0] for file in ("generator", "regressor")])
@@ -177,7 +178,7 @@ def test_a_site_without_a_usable_patient_is_named(kind, folder, tmp_path, tiny_p
         for case in (root / "2-philips" / "train" / "cases").iterdir():
             case.write_bytes(b"not a case")
     code, _, err = run("--config", "smoke", "--out", tmp_path / "out", f"prior={tiny_prior}", *SMALL,
-                       "hospitals.source=prepared", f"data_root={root}", "privacy.enabled=true")  # fmt: skip
+                       "hospitals.source=prepared", *NOMINAL, f"data_root={root}", "privacy.enabled=true")  # fmt: skip
     if kind == "empty":
         assert code == 2 and "2-philips" in err
     else:  # a broken site refuses with a code; the others go on
@@ -187,7 +188,7 @@ def test_a_site_without_a_usable_patient_is_named(kind, folder, tmp_path, tiny_p
 
 def test_baselines_that_look_at_the_sites_cases_are_studies_of_their_own(folder, tmp_path, tiny_prior):
     code, _, err = run("--config", "smoke", "--out", tmp_path / "out", f"prior={tiny_prior}", *SMALL,
-                       "federation.num_rounds=2", "hospitals.source=prepared",
+                       "federation.num_rounds=2", "hospitals.source=prepared", *NOMINAL,
                        f"data_root={as_data_root(folder, tmp_path)}",
                        "evaluation.baselines=[federated_without_privacy,local_only]")  # fmt: skip
     assert code == 0, err
