@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from server.model_card import training_facts
@@ -66,11 +67,13 @@ def save_predictions(
     answers: Mapping[str, Any],
     sd: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `predictions/<model>.json`: per test set the vendors, true and predicted ejection fractions, and their SD.
+    """Write `private/predictions/<model>.json`, for this account alone.
+
+    Per test set it holds the vendors, the true and predicted ejection fractions, and the SD of the latter.
 
     Args:
         run: The run.
-        model_name: May hold slashes: folders below `predictions`.
+        model_name: May hold slashes: folders below `private/predictions`.
         held_out: `test_sets(run)`.
         answers: {test set: shape (N,)}.
         sd: {test set: shape (N,)}, the standard deviation of each answer's error; None where the model tells none.
@@ -85,9 +88,14 @@ def save_predictions(
     }
     for name, values in (sd or {}).items():
         rows[name]["sd"] = [float(value) for value in values]
-    path = run.path / "predictions" / f"{model_name}.json"
+    path = predictions_folder(run) / f"{model_name}.json"
     private_folder(path.parent)
     write_atomically(path, json.dumps(rows, indent=1).encode())
+
+
+def predictions_folder(run: RunFolder) -> Path:
+    """Where the models' answers for single patients lie, apart from the report that may be shared."""
+    return run.path / "private" / "predictions"
 
 
 def test_sets(run: RunFolder) -> TestSets:

@@ -78,7 +78,8 @@ def _parser() -> Parser:
               "Prints errors and agreement of ejection fraction classes with 95 % intervals over patients, also by "
               "field strength, pathology and sex where known, beside those of guessing the mean. Nothing is sent, and "
               "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
-              "than the table it chooses. A group of one patient shows that patient's error.", settings)  # fmt: skip
+              "than the table it chooses. Groups of fewer than 5 patients are joined, and the figures of patients that "
+              "are not simulated are rounded.", settings)  # fmt: skip
     sub.add_argument("--model", type=Path, required=True, metavar="MODEL", help="file that 'train' or a run wrote")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
     sub.add_argument("--json", action="store_true", help="print JSON, in the shape of report.json")

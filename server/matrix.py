@@ -5,11 +5,11 @@ vendors is the study's own model of that kind, which is not trained twice.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.answers import train_and_predict
+from server.answers import predictions_folder, train_and_predict
 from server.evaluation.tables import paired_table, table
 from server.report.matrix import ALL, WITHOUT
 from server.report.models import MAIN_MODEL
@@ -20,6 +20,8 @@ from shared.run_folder import RunFolder
 WHOLE = {"synthetic": MAIN_MODEL, "real": "pooled_real"}
 """The study's model that was trained on all vendors' cases of a kind."""
 
+Predictions = dict[str, dict[str, Any]]
+"""{test set: a model's answers}."""
 Matrix = dict[str, dict[str, Any]]
 """{trained on: {test vendor or "all": score or difference}}."""
 
@@ -39,7 +41,7 @@ def train_matrix(run: RunFolder, config: Config, kind: str, cases: Sequence[Case
     """Train every row but that of all vendors; each is a stage of the run.
 
     Args:
-        run: The run; receives `predictions/matrix/<kind>/<row>.json`.
+        run: The run; receives `private/predictions/matrix/<kind>/<row>.json`.
         config: Its settings.
         kind: "synthetic" or "real".
         cases: All cases of that kind.
@@ -51,8 +53,15 @@ def train_matrix(run: RunFolder, config: Config, kind: str, cases: Sequence[Case
                 train_and_predict(run, config, f"matrix/{kind}/{row}", part, real=kind == "real")
 
 
-def matrices(run: RunFolder, config: Config) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
+def matrices(
+    run: RunFolder, config: Config, publishable: Callable[[Predictions], Predictions]
+) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
     """What was trained so far: scores by kind, and what leaving a vendor out costs, paired by patient.
+
+    Args:
+        run: The run.
+        config: Its settings.
+        publishable: From a model's answers on every test set those that may be published, small groups joined.
 
     Returns:
         `matrix` and `matrix_differences` of report.json; empty where no row was trained.
@@ -61,11 +70,11 @@ def matrices(run: RunFolder, config: Config) -> tuple[dict[str, Matrix], dict[st
     differences: dict[str, Matrix] = {}
     num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
     for kind, model in WHOLE.items():
-        paths = {path.stem: path for path in (run.path / "predictions" / "matrix" / kind).glob("*.json")}
-        whole = run.path / "predictions" / f"{model}.json"
+        paths = {path.stem: path for path in (predictions_folder(run) / "matrix" / kind).glob("*.json")}
+        whole = predictions_folder(run) / f"{model}.json"
         if not paths or not whole.is_file():
             continue
-        rows = {name: _answers(path) for name, path in sorted({ALL: whole, **paths}.items())}
+        rows = {name: _answers(path, publishable) for name, path in sorted({ALL: whole, **paths}.items())}
         scores[kind] = {
             name: table(row["true"], row["predicted"], row["vendors"], num_bootstrap, seed)
             for name, row in rows.items()
@@ -80,7 +89,7 @@ def matrices(run: RunFolder, config: Config) -> tuple[dict[str, Matrix], dict[st
     return scores, {kind: rows for kind, rows in differences.items() if rows}
 
 
-def _answers(path: Path) -> dict[str, list[Any]]:
-    """A model's answers on all test sets together."""
-    sets = json.loads(path.read_text(encoding="utf-8")).values()
+def _answers(path: Path, publishable: Callable[[Predictions], Predictions]) -> dict[str, list[Any]]:
+    """A model's answers on all test sets together, groups joined set by set: so no two tables differ by a few."""
+    sets = publishable(json.loads(path.read_text(encoding="utf-8"))).values()
     return {key: [value for answers in sets for value in answers[key]] for key in ("vendors", "true", "predicted")}

@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from server.answers import predictions_folder
 from server.evaluation.coverage import coverage
+from server.evaluation.disclosure import joined, published
 from server.evaluation.score import Score, score
 from server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from server.evaluation.tables import as_text_table, table
@@ -29,6 +31,7 @@ from shared.case import INDEX_NAME, Case, load_cases
 from shared.config import Config, dump
 from shared.provenance import Provenance, of_folder, together
 from shared.run_folder import RunFolder
+from shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 LIBRARIES = ("fedcmr", "flwr", "torch", "monai", "opacus", "numpy")
 
@@ -38,27 +41,34 @@ Scores = dict[str, dict[str, Any]]
 
 def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list[Case]]]) -> None:
     """Write `report.json`, `report.csv` and `report.html`, and the main model's card with its figures."""
-    predictions = read_predictions(run)
-    scores = {model: score_sets(sets, config) for model, sets in predictions.items()}
+    sets = test_provenances(run, [name for name, _ in test_sets])
+    too_few = [name for name, cases in test_sets if not sets[name].is_simulated and len(cases) < MIN_GROUP]
+    test_sets = [(name, cases) for name, cases in test_sets if name not in too_few]
+
+    def publishable(answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        kept = {name: told for name, told in answers.items() if name not in too_few}
+        return {name: {**told, "vendors": joined(told["vendors"])} for name, told in kept.items()}
+
+    predictions = {model: publishable(answers) for model, answers in read_predictions(run).items()}
+    scores = {model: score_sets(answers, config) for model, answers in predictions.items()}
     synthetic = load_cases(run.path / "synthetic")
     labels = _labels(run)
     vendors = [case.info.vendor for case in synthetic]
     looks = study_looks(run, config, synthetic, test_sets)
-    sets = test_provenances(run, [name for name, _ in test_sets])
     sites = read_study(run)
     report = {
         "study": run.path.resolve().name,
         "simulated": all(part.is_simulated for part in (*sets.values(), *(site.provenance for site in sites.values()))),
         "provenance": {
             "sites": {name: site.provenance.as_json() for name, site in sites.items()},
-            "test_sets": {name: part.as_json() for name, part in sets.items()},
+            "test_sets": {name: part.as_json() | {"too_few": name in too_few} for name, part in sets.items()},
             **_who_took_part(run, sites),
         },
         "privacy": {**privacy_spent(run), **_releases(run)},
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
-        **_matrices(run, config),
+        **_matrices(run, config, publishable),
         **({"federated_evaluation": federated} if (federated := federated_results(run)) else {}),
         "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
@@ -72,12 +82,13 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "settings": dump(config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
+    report = _published(report, sets)
     allowed = config.evaluation.show_real_pictures
     shown = [(name, cases) for name, cases in test_sets if allowed or sets[name].is_simulated]
     best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
     inputs = ReportInputs(
         predictions={
-            model: {name: Answers(**answers) for name, answers in sets.items()} for model, sets in predictions.items()
+            model: {name: Answers(**told) for name, told in answers.items()} for model, answers in predictions.items()
         },
         samples=sample_sheets(synthetic, [case for _, cases in shown for case in cases]),
         best=best,
@@ -98,9 +109,28 @@ def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: figures for name, figures in told.items() if figures}
 
 
-def _matrices(run: RunFolder, config: Config) -> dict[str, Any]:
+def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[str, Any]:
+    """The report's tables as they may be published; those with real patients are rounded."""
+    real = [name for name, part in sets.items() if not part.is_simulated]
+
+    def by_test_set(tables: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: published(values, rounded=name in real) for name, values in tables.items()}
+
+    parts = {name: by_test_set(report[name]) for name in ("regression", "uncertainty", "subgroups", "saliency")}
+    parts["baselines"] = {model: by_test_set(tables) for model, tables in report["baselines"].items()}
+    for name in ("matrix", "matrix_differences"):
+        if name in report:
+            parts[name] = published(report[name], rounded=bool(real))
+    few = [name for name, told in parts["uncertainty"].items() if name in real and told["n_patients"] < MIN_GROUP]
+    parts["uncertainty"] = {name: told for name, told in parts["uncertainty"].items() if name not in few}
+    return report | parts
+
+
+def _matrices(
+    run: RunFolder, config: Config, publishable: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     """`matrix` and `matrix_differences`, where rows were trained."""
-    scores, differences = matrices(run, config)
+    scores, differences = matrices(run, config, publishable)
     return {"matrix": scores, "matrix_differences": differences} if scores else {}
 
 
@@ -183,7 +213,7 @@ def timing(run: RunFolder) -> dict[str, Any]:
 
 def read_predictions(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
     """{model: {test set: vendors, true, predicted}}, in the reader's order: the main model first."""
-    paths = sorted((run.path / "predictions").glob("*.json"), key=lambda path: model_rank(path.stem))
+    paths = sorted(predictions_folder(run).glob("*.json"), key=lambda path: model_rank(path.stem))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 

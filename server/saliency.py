@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from server.evaluation.disclosure import joined
 from server.evaluation.score import mean_interval
 from server.evaluation.tables import vendor_groups
 from server.regression import REGRESSOR_NAME
@@ -46,6 +47,7 @@ from shared.run_folder import RunFolder
 from shared.tasks.ejection_fraction.centring import centred_with_masks
 from shared.tasks.ejection_fraction.network import Regressor, load_regressor
 from shared.tasks.ejection_fraction.stack import middle_slices
+from shared.tasks.ejection_fraction.sums import MIN_GROUP
 from shared.views import slice_pairs
 
 TARGET_LAYER = "layer1"
@@ -201,7 +203,11 @@ def score_looks(looks: Mapping[str, Sequence[Look]], num_bootstrap: int, seed: i
     for name, patients in looks.items():
         shares = np.array([(look.share_in_heart, look.area_share) for look in patients])
         known = np.isfinite(shares).all(axis=1)
-        groups = vendor_groups([look.vendor for look in patients])
+        vendors = np.array([look.vendor for look in patients], dtype=object)
+        if name != SYNTHETIC:  # small groups of test patients are joined, and too few are none
+            known &= known.sum() >= MIN_GROUP
+            vendors[known] = joined(vendors[known].tolist())
+        groups = vendor_groups(vendors.tolist())
         scores[name] = {
             vendor: _mean_shares(shares[chosen & known], num_bootstrap, seed) for vendor, chosen in groups.items()
         }

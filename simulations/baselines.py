@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 from client.policy import load_site, write_site
-from server.answers import train_and_predict
+from server.answers import predictions_folder, train_and_predict
 from server.matrix import train_matrix
 from server.report.models import MAIN_MODEL
 from shared.case import Case, load_cases
@@ -116,6 +116,6 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     link_sites(run, nested, sites, privacy)
     with make_grid(nested, settings) as grid:
         run_server_app(grid, {"run-dir": str(nested.path.resolve())})
-    answers = run.path / "predictions" / f"{model}.json"
+    answers = predictions_folder(run) / f"{model}.json"
     private_folder(answers.parent)
-    write_atomically(answers, (nested.path / "predictions" / f"{MAIN_MODEL}.json").read_bytes())
+    write_atomically(answers, (predictions_folder(nested) / f"{MAIN_MODEL}.json").read_bytes())

@@ -1,7 +1,7 @@
 """A ResNet50 judged on folders of cases, wherever these lie: a site can do it at home and keep what it does not tell.
 
-What comes back are figures of groups of patients. No picture and no patient's own number is among them, unless a group
-is one patient: its error is that patient's, and a table that names all the other groups gives it away as well.
+What comes back are figures of groups of at least `MIN_GROUP` patients (see `disclosure`): no picture and no patient's
+own number is among them, and those of real patients are rounded.
 """
 
 import sys
@@ -13,15 +13,18 @@ import numpy as np
 import torch
 
 from server.evaluation.coverage import coverage
+from server.evaluation.disclosure import joined, published
 from server.evaluation.score import FEW_PATIENTS
 from server.evaluation.subgroups import subgroup_tables
 from server.evaluation.tables import predict_the_mean, table
 from shared.case import UNKNOWN, VENDORS, Case, load_cases
 from shared.config import Config
 from shared.errors import UserError
+from shared.provenance import of_folder
 from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import Regressor
 from shared.tasks.ejection_fraction.stack import patient_ef
+from shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 
 def evaluate_folders(
@@ -30,26 +33,36 @@ def evaluate_folders(
     """A model's scores on every folder, beside those of guessing its training labels' mean.
 
     What a reader of the scores should know of a folder (patients left out, vendors unknown here, answers that are no
-    number, groups of one patient) is said on stderr, in numbers of patients.
+    number, too few patients) is said on stderr, in numbers of patients.
 
     Returns:
         `regression`, `baselines`, `subgroups` and `uncertainty` in the shape of report.json, the folders as test sets.
 
     Raises:
-        UserError: A folder cannot be read or has no patient with an ejection fraction.
+        UserError: A folder cannot be read, has no patient with an ejection fraction, or fewer than `MIN_GROUP` who are
+            not recorded as simulated.
     """
     report: dict[str, dict[str, Any]] = {"regression": {}, "baselines": {"predict_the_mean": {}}, "subgroups": {},
                                            "uncertainty": {}}  # fmt: skip
     num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
     for folder in folders:
         name, cases = str(folder), _labelled(folder)
-        true, vendors = [patient_ef(case) for case in cases], _vendors(folder, cases)
+        simulated = of_folder(folder).is_simulated
+        if len(cases) < MIN_GROUP and not simulated:
+            raise UserError(f"{folder} holds fewer than {MIN_GROUP} patients with an ejection fraction: figures of "
+                            "so few would tell about single ones, add patients or leave the folder out")  # fmt: skip
+        true, vendors = [patient_ef(case) for case in cases], joined(_vendors(folder, cases))
         predicted, sd = predict(model, cases, config.regression.num_tta, device)
         mean = predict_the_mean([model.mean_ef.item()], len(cases))
-        report["regression"][name] = table(true, predicted, vendors, num_bootstrap, seed)
-        report["baselines"]["predict_the_mean"][name] = table(true, mean, vendors, num_bootstrap, seed)
-        report["uncertainty"][name] = coverage(true, predicted, sd)
-        report["subgroups"][name] = subgroup_tables(cases, true, predicted, num_bootstrap, seed)
+        found: dict[str, Any] = {
+            "regression": table(true, predicted, vendors, num_bootstrap, seed),
+            "uncertainty": coverage(true, predicted, sd),
+            "subgroups": subgroup_tables(cases, true, predicted, num_bootstrap, seed),
+        }
+        for part, figures in found.items():
+            report[part][name] = published(figures, rounded=not simulated)
+        guess = table(true, mean, vendors, num_bootstrap, seed)
+        report["baselines"]["predict_the_mean"][name] = published(guess, rounded=not simulated)
         _say_what_to_know(folder, report)
     return report
 
@@ -75,7 +88,7 @@ def _vendors(folder: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def _say_what_to_know(folder: Path, report: dict[str, dict[str, Any]]) -> None:
-    """About few patients, answers that are no number, and groups that are one patient."""
+    """About few patients, and answers that are no number."""
     by_vendor = report["regression"][str(folder)]
     undefined, num = by_vendor["all"]["n_undefined"], by_vendor["all"]["n_patients"]
     if undefined:
@@ -83,11 +96,6 @@ def _say_what_to_know(folder: Path, report: dict[str, dict[str, Any]]) -> None:
                      "undefined; do its weights hold NaN?")  # fmt: skip
     if num < FEW_PATIENTS:
         _say(folder, f"{num} patients are too few to judge a model by: take the figures as an illustration")
-    tables = [by_vendor, *report["subgroups"][str(folder)].values()]
-    lonely = sum(values["n_patients"] == 1 for scores in tables for values in scores.values())
-    if lonely:
-        _say(folder, f"{lonely} of the groups are one patient, whose error their figures are: think before you give "
-                     "them away")  # fmt: skip
 
 
 def _say(folder: Path, text: str) -> None:

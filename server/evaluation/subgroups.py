@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from server.evaluation.disclosure import OTHERS, joined
 from server.evaluation.score import Score, score
 from shared.case import UNKNOWN, Case, CaseInfo
 
@@ -35,7 +36,7 @@ def subgroup_tables(
     """`score` of every group of patients that share a fact; a fact that is known of nobody is left out.
 
     Groups are small, and many are looked at: one that differs may do so by chance, which its own interval does not
-    know. A group of one patient has no interval, and its figures are that patient's error.
+    know. Groups of fewer than `MIN_GROUP` patients are joined as `OTHERS`; a fact without any larger one is left out.
 
     Args:
         cases: N patients.
@@ -52,9 +53,9 @@ def subgroup_tables(
         raise ValueError(f"Expected equal lengths, got {len(cases)} cases, {len(truth)} and {guess.shape[-1]}.")
     tables: SubgroupTables = {}
     for fact, value_of in FACTS.items():
-        values = [value_of(case.info) or UNKNOWN for case in cases]
+        values = joined([value_of(case.info) or UNKNOWN for case in cases])
         groups = sorted(set(values), key=_reading_order)
-        if groups not in ([], [UNKNOWN]):
+        if groups not in ([], [UNKNOWN], [OTHERS]):
             chosen = {group: np.array(values) == group for group in groups}
             tables[fact] = {
                 group: score(truth[members], guess[..., members], num_bootstrap, seed)
@@ -69,4 +70,4 @@ def _reading_order(group: str) -> tuple[bool, float, str]:
         number = float(group.removesuffix(" T"))
     except ValueError:
         number = math.inf
-    return group == UNKNOWN, number, group
+    return group in (UNKNOWN, OTHERS), number, group

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from server.evaluation.disclosure import OTHERS
 from server.evaluation.score import FEW_PATIENTS
 from server.report.numbers import listed, patients
 from server.report.provenance import hidden_sets, per_patient_sets, simulated_sets
@@ -70,7 +71,7 @@ def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
     vendors = {name: score["n_patients"] for name, score in tables.items() if name != "all"}
     if num < FEW_PATIENTS:
         yield f"A result on {test_set}: {patients(num)}, an illustration and no measurement."
-    elif len(vendors) == 1:
+    elif len(vendors) == 1 and OTHERS not in vendors:
         few = ", and so few say little about rare hearts" if num < SMALL_TEST_SET else ""
         (vendor,) = vendors
         yield f"Anything about other vendors on {test_set}: its {patients(num)} come from one vendor, {vendor}{few}."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from server.evaluation.disclosure import OTHERS
 from server.report.models import MAIN_MODEL
 from server.report.numbers import HUMAN_POINTS, figure, interval, listed, patients
 from server.report.provenance import adjective
@@ -19,6 +20,8 @@ def headline(report: Report) -> str:
         if score and score["n_patients"]:
             return ("This run has no result: the network's answers are no numbers, for "
                     f"{score.get('n_undefined') or 'some'} of {_patients(report)}.")  # fmt: skip
+        if any(entry.get("too_few") for entry in report["provenance"]["test_sets"].values()):
+            return "This run shows no result: its test patients are too few for a figure that tells of none of them."
         return "This run has no result: no test patient has both a true and a predicted ejection fraction."
     sentence = (f"Trained on synthetic hearts alone, the network misses the ejection fraction of {_patients(report)} "
                 f"by {score['mae_points']:.1f} points on average")  # fmt: skip
@@ -99,7 +102,7 @@ def _patients(report: Report) -> str:
     tables = _main_tables(report)
     vendors = [name for name in tables if name != "all"]
     kind = adjective(report["provenance"]["test_sets"][_main_test_set(report)])
-    vendor = f" {vendors[0]}" if len(vendors) == 1 and vendors[0] != "unknown" else ""
+    vendor = f" {vendors[0]}" if len(vendors) == 1 and vendors[0] not in ("unknown", OTHERS) else ""
     num = tables["all"]["n_patients"]
     where = f" of the test set {_main_test_set(report)}" if len(report["regression"]) > 1 else ""
     return f"{num} {kind}{vendor} patient{'' if num == 1 else 's'}{where}"

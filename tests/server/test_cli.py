@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from server.cli import main
+from server.evaluation.disclosure import published
 from server.evaluation.tables import table
 from shared import checkpoint
 from shared.appearance import CODE_NAMES
 from shared.case import load_cases, write_index
 from shared.networks.generator import load_prior
+from shared.provenance import SIMULATED_SCANS
 from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import load_regressor
 from shared.tasks.ejection_fraction.stack import patient_ef
@@ -38,6 +40,7 @@ def finished_run(make_study, tiny_prior, write_cases):
     checkpoint.save(run.path / "generator.safetensors", arrays, metadata)
     folder = run.path / "test" / "hospitals" / "a"
     write_cases(folder, "Siemens", 2, seed=9)
+    (folder / "prepared.json").write_text(json.dumps({"provenance": SIMULATED_SCANS.as_json()}))
     write_index(folder, [replace(case.info, ef=patient_ef(case)) for case in load_cases(folder)])
     return run
 
@@ -71,14 +74,14 @@ def test_train_does_not_replace_a_model(model, capsys):
 
 def test_evaluate_prints_the_scores_of_the_model_s_predictions(model, tmp_path, write_cases, capsys):
     out, _ = model
-    write_cases(tmp_path / "philips", "Philips", 3, seed=5)
+    write_cases(tmp_path / "philips", "Philips", 5, seed=5)
     settings = ["--set", "evaluation.num_bootstrap=100", "regression.num_tta=1", "device=cpu"]
     assert main(["evaluate", "--model", str(out), "--test", str(tmp_path / "philips"), "--json", *settings]) == 0
     shown = json.loads(capsys.readouterr().out)
     cases = load_cases(tmp_path / "philips")
     true, predicted = [patient_ef(case) for case in cases], predict(load_regressor(out), cases, 1).ef
-    expected = table(true, predicted, ["Philips"] * 3, 100, seed=0)
-    assert shown["regression"][str(tmp_path / "philips")] == json.loads(json.dumps(expected))
+    expected = table(true, predicted, ["Philips"] * 5, 100, seed=0)
+    assert shown["regression"][str(tmp_path / "philips")] == json.loads(json.dumps(published(expected, rounded=True)))
     assert main(["evaluate", "--model", str(out), "--test", str(tmp_path / "philips"), *settings]) == 0
     printed = capsys.readouterr().out
     assert "Philips" in printed and "predict the mean" in printed
@@ -106,8 +109,8 @@ def test_report_is_written_again_from_the_run_folder(finished_run, capsys):
     run = finished_run.path
     assert main(["synthesize", str(run), "--out", str(run / "synthetic")]) == 0
     answers = {"hospitals": {"vendors": ["Siemens"] * 2, "true": [0.5, 0.6], "predicted": [0.55, 0.5]}}
-    (run / "predictions").mkdir()
-    (run / "predictions" / "synthetic_only.json").write_text(json.dumps(answers))
+    (run / "private" / "predictions").mkdir(parents=True)
+    (run / "private" / "predictions" / "synthetic_only.json").write_text(json.dumps(answers))
     assert main(["report", str(run)]) == 0
     report = json.loads((run / "report.json").read_text())
     assert report["regression"]["hospitals"]["all"]["mae_points"] == pytest.approx(7.5)

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from server.cli import main
+from server.evaluation.disclosure import published
 from server.evaluation.export import as_csv
 from server.evaluation.score import METRICS
 from server.evaluation.subgroups import subgroup_tables
 from shared import checkpoint
 from shared.case import load_cases, save_case, write_index
+from shared.provenance import SIMULATED_SCANS
 from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
 from shared.tasks.ejection_fraction.stack import patient_ef
@@ -33,8 +35,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, write_cases):
-    """Four Philips patients of a site."""
-    write_cases(tmp_path / "site", "Philips", 4, seed=5)
+    """Ten Philips patients of a site."""
+    write_cases(tmp_path / "site", "Philips", 10, seed=5)
     return tmp_path / "site"
 
 
@@ -50,7 +52,7 @@ def evaluate(model, *folders, options=("--json",)):
 
 
 def test_json_and_csv_hold_the_subgroups_and_nothing_of_a_patient(model, folder, tmp_path, capsys):
-    change(folder, {"sex": "F", "pathology": "DCM"}, {"sex": "F", "field_strength_t": 3.0}, {"sex": "M"}, {"sex": "M"})
+    change(folder, *[{"sex": "F", "pathology": "DCM", "field_strength_t": 3.0}] * 5, *[{"sex": "M"}] * 5)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert evaluate(model, folder, options=["--json", "--csv", str(tmp_path / "scores.csv")]) == 0
     printed = capsys.readouterr()
@@ -59,40 +61,38 @@ def test_json_and_csv_hold_the_subgroups_and_nothing_of_a_patient(model, folder,
     cases = load_cases(folder)
     true, predicted = [patient_ef(case) for case in cases], predict(load_regressor(model), cases, 1).ef
     expected = subgroup_tables(cases, true, predicted, 100, seed=0)
-    assert shown["subgroups"][str(folder)] == json.loads(json.dumps(expected))
+    assert shown["subgroups"][str(folder)] == json.loads(json.dumps(published(expected, rounded=True)))
     assert list(expected) == ["field strength", "pathology", "sex"]
     assert (tmp_path / "scores.csv").read_text() == as_csv(shown)
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*before, "scores.csv"])
-    assert "2 of the groups are one patient" in printed.err, "3 T, and DCM"
-    assert "4 patients are too few to judge a model by" in printed.err
     told = printed.out + printed.err + (tmp_path / "scores.csv").read_text()
     assert not any(case.info.pseudonym in told for case in cases)
 
 
 def test_the_tables_are_printed_with_subgroups_where_something_is_known(model, folder, capsys):
-    change(folder, *[{"field_strength_t": math.nan}] * 4)
+    change(folder, *[{"field_strength_t": math.nan}] * 10)
     assert evaluate(model, folder, options=[]) == 0
     bare = capsys.readouterr().out
     assert "EF class" in bare and "predict the mean" in bare and "by group" not in bare
-    change(folder, {"sex": "F"}, {"sex": "F"}, {"sex": "M"}, {"sex": "M"})
+    change(folder, *[{"sex": "F"}] * 5, *[{"sex": "M"}] * 5)
     assert evaluate(model, folder, options=[]) == 0
     assert "by group" in (printed := capsys.readouterr().out) and "field strength" not in printed
 
 
 def test_a_vendor_that_nobody_knows_counts_as_unknown_and_is_not_named(model, folder, tmp_path, capsys):
-    change(folder, {"vendor": "Nikon of Dr Smith"}, {"vendor": "unknown"})
+    change(folder, *[{"vendor": "Nikon of Dr Smith"}] * 4, {"vendor": "unknown"})
     assert evaluate(model, folder, options=["--json", "--csv", str(tmp_path / "s.csv")]) == 0
     printed = capsys.readouterr()
     tables = json.loads(printed.out)["regression"][str(folder)]
-    assert {group: values["n_patients"] for group, values in tables.items()} == {"Philips": 2, "all": 4, "unknown": 2}
-    assert "1 of 4 cases name a vendor that is none of Siemens" in printed.err
+    assert {group: values["n_patients"] for group, values in tables.items()} == {"Philips": 5, "all": 10, "unknown": 5}
+    assert "4 of 10 cases name a vendor that is none of Siemens" in printed.err
     assert "Smith" not in printed.out + printed.err + (tmp_path / "s.csv").read_text()
 
 
 def test_a_folder_without_any_ejection_fraction_is_one_line(model, folder, capsys):
     for case in load_cases(folder):
         save_case(folder, replace(case, masks=np.zeros_like(case.masks)))
-    change(folder, *[{"ef": math.nan}] * 4)
+    change(folder, *[{"ef": math.nan}] * 10)
     assert evaluate(model, folder) == 2
     assert "no case with an ejection fraction" in capsys.readouterr().err.splitlines()[-1]
 
@@ -103,24 +103,39 @@ def test_patients_without_an_ejection_fraction_are_left_out_and_counted(model, f
     change(folder, {"ef": math.nan})
     assert evaluate(model, folder) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["regression"][str(folder)]["all"]["n_patients"] == 3
-    assert "1 of 4 cases have no ejection fraction" in printed.err
+    assert json.loads(printed.out)["regression"][str(folder)]["all"]["n_patients"] == 9
+    assert "1 of 10 cases have no ejection fraction" in printed.err
 
 
-def test_one_patient_has_figures_and_no_interval(model, tmp_path, write_cases, capsys):
-    write_cases(tmp_path / "one", "GE", 1, seed=5)
-    assert evaluate(model, tmp_path / "one") == 0
+def test_fewer_than_five_patients_have_figures_only_where_they_are_simulated(model, tmp_path, write_cases, capsys):
+    folder = tmp_path / "few"
+    write_cases(folder, "GE", 4, seed=5)
+    assert evaluate(model, folder) == 2
     printed = capsys.readouterr()
-    values = json.loads(printed.out)["regression"][str(tmp_path / "one")]["all"]
-    assert values["n_patients"] == 1 and values["mae_points"] > 0
-    assert values["r2"] is values["r"] is values["loa_low_points"] is None
-    assert set(values["ci95"].values()) == {None}
-    assert "one patient" in printed.err
-    assert evaluate(model, tmp_path / "one", options=[]) == 0
+    assert printed.out == "" and "fewer than 5 patients" in printed.err
+    (folder / "prepared.json").write_text(json.dumps({"provenance": SIMULATED_SCANS.as_json()}))
+    assert evaluate(model, folder) == 0
+    printed = capsys.readouterr()
+    values = json.loads(printed.out)["regression"][str(folder)]["all"]
+    assert values["n_patients"] == 4 and values["mae_points"] > 0 and values["r2"] is None
+    assert "4 patients are too few to judge a model by" in printed.err
+
+
+def test_no_printed_group_has_fewer_than_five_patients_and_none_can_be_subtracted(model, folder, tmp_path, capsys):
+    change(folder, {"sex": "F", "vendor": "GE"}, *[{"sex": "M"}] * 9)
+    assert evaluate(model, folder, options=["--json", "--csv", str(tmp_path / "s.csv")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "sex" not in shown["subgroups"][str(folder)], "one woman is nine men subtracted from ten patients"
+    assert set(shown["regression"][str(folder)]) == {"others", "all"}
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(int(row["value"]) >= 5 for row in rows if row["metric"] == "n_patients")
+    errors = [row["value"] for row in rows if row["metric"] == "mae_points"]
+    assert errors and all(len(error.partition(".")[2]) <= 1 for error in errors), "real patients' figures are rounded"
 
 
 def test_equal_truths_leave_r2_and_r_undefined(model, folder, capsys):
-    change(folder, *[{"ef": 0.55}] * 4)
+    change(folder, *[{"ef": 0.55}] * 10)
     assert evaluate(model, folder) == 0
     values = json.loads(capsys.readouterr().out)["regression"][str(folder)]["all"]
     assert values["r2"] is values["r"] is values["ci95"]["r2"] is None
@@ -135,11 +150,11 @@ def test_weights_that_hold_nan_leave_a_marked_gap(folder, tmp_path, capsys):
     assert evaluate(tmp_path / "nan.safetensors", folder) == 0
     printed = capsys.readouterr()
     values = json.loads(printed.out)["regression"][str(folder)]["all"]
-    assert (values["n_patients"], values["n_undefined"]) == (4, 4)
+    assert (values["n_patients"], values["n_undefined"]) == (10, 10)
     assert {values[name] for name in METRICS} == {None}
-    assert "no answer for 4 of 4 patients" in printed.err
+    assert "no answer for 10 of 10 patients" in printed.err
     assert evaluate(tmp_path / "nan.safetensors", folder, options=[]) == 0
-    assert "4, 4 undefined" in capsys.readouterr().out
+    assert "10, 10 undefined" in capsys.readouterr().out
 
 
 def test_a_model_of_another_shape_is_one_line(model, folder, tmp_path, capsys):
@@ -167,13 +182,13 @@ def test_a_csv_goes_to_a_csv_file_only_and_nothing_is_read_before(name, tmp_path
 
 
 def test_several_folders_are_test_sets_of_their_own(model, folder, tmp_path, write_cases, capsys):
-    write_cases(tmp_path / "other", "GE", 2, seed=6)
+    write_cases(tmp_path / "other", "GE", 5, seed=6)
     assert evaluate(model, folder, tmp_path / "other", options=["--csv", str(tmp_path / "s.csv")]) == 0
     with (tmp_path / "s.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "n_patients" and row["group_kind"] == "all"]
     assert [(row["model"], row["test_set"], row["value"]) for row in rows] == [
-        ("model", str(folder), "4"), ("model", str(tmp_path / "other"), "2"),
-        ("predict_the_mean", str(folder), "4"), ("predict_the_mean", str(tmp_path / "other"), "2"),
+        ("model", str(folder), "10"), ("model", str(tmp_path / "other"), "5"),
+        ("predict_the_mean", str(folder), "10"), ("predict_the_mean", str(tmp_path / "other"), "5"),
     ]  # fmt: skip
 
 

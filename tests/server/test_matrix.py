@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from server import matrix
+from server.answers import predictions_folder
 from server.evaluation.score import score
 from server.matrix import matrices, train_matrix, training_sets
 from shared.config import Config, EvaluationConfig
@@ -18,7 +19,7 @@ def write_answers(run, name, shift, rng):
     for test_set in ("a", "b"):
         true = rng.uniform(0.2, 0.7, 12)
         sets[test_set] = {"vendors": VENDORS * 4, "true": true.tolist(), "predicted": (true + shift).tolist()}
-    path = run.path / "predictions" / f"{name}.json"
+    path = predictions_folder(run) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(sets))
     return sets
@@ -61,7 +62,7 @@ def test_the_matrix_has_the_scores_of_its_answers_over_all_test_sets(run):
     whole = write_answers(run, "synthetic_only", 0.01, np.random.default_rng(1))
     for name, shift in (("GE", 0.05), ("without GE", 0.02)):
         write_answers(run, f"matrix/synthetic/{name}", shift, np.random.default_rng(1))
-    scores, differences = matrices(run, run.config)
+    scores, differences = matrices(run, run.config, lambda sets: sets)
     assert list(scores) == ["synthetic"] and set(scores["synthetic"]) == {"all", "GE", "without GE"}
     assert scores["synthetic"]["GE"]["Philips"]["mae_points"] == pytest.approx(5)
     true = np.array(whole["a"]["true"] + whole["b"]["true"])
@@ -71,6 +72,6 @@ def test_the_matrix_has_the_scores_of_its_answers_over_all_test_sets(run):
 
 
 def test_without_rows_or_their_row_of_all_there_is_no_matrix(run):
-    assert matrices(run, run.config) == ({}, {})
+    assert matrices(run, run.config, lambda sets: sets) == ({}, {})
     write_answers(run, "matrix/real/GE", 0.1, np.random.default_rng(0))
-    assert matrices(run, run.config) == ({}, {})
+    assert matrices(run, run.config, lambda sets: sets) == ({}, {})

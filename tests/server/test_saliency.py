@@ -178,7 +178,7 @@ def test_scores_are_means_over_patients_with_an_interval():
     look = look_at(linear_model(torch.ones(16, 16)), hearts(1))[0]
     shares = {"GE": [0.5, 0.7, 0.9], "Philips": [0.4], "Siemens": [math.nan]}
     looks = [replace(look, vendor=v, share_in_heart=s, area_share=0.3) for v, row in shares.items() for s in row]
-    scores = score_looks({"hospitals": looks}, num_bootstrap=500, seed=0)["hospitals"]
+    scores = score_looks({"synthetic": looks}, num_bootstrap=500, seed=0)["synthetic"]
     assert list(scores) == ["GE", "Philips", "Siemens", "all"]
     assert scores["GE"]["share_in_heart"] == pytest.approx(0.7) and scores["GE"]["area_share"] == pytest.approx(0.3)
     assert 0.5 <= scores["GE"]["ci95"][0] < 0.7 < scores["GE"]["ci95"][1] <= 0.9

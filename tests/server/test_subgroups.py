@@ -17,9 +17,9 @@ from shared.case import Case, CaseInfo
 
 FACTS = [  # field strength, pathology, sex
     (3.0, "DCM", "F"), (1.5, "NOR", "M"), (3.0, "DCM", "F"), (math.nan, "", "M"), (1.5, "xHCM", ""), (0.55, "DCM", "M"),
-]  # fmt: skip
-TRUE = [0.2, 0.6, 0.3, 0.45, 0.7, 0.35]
-PREDICTED = [0.25, 0.55, 0.45, 0.5, 0.6, 0.3]
+] * 5  # fmt: skip
+TRUE = [0.2, 0.6, 0.3, 0.45, 0.7, 0.35] * 5
+PREDICTED = [0.25, 0.55, 0.45, 0.5, 0.6, 0.3] * 5
 
 
 def cases_of(facts) -> list[Case]:
@@ -37,24 +37,27 @@ def test_groups_have_the_score_of_their_own_patients_and_read_in_order():
         "pathology": ["DCM", "NOR", "xHCM", "unknown"],
         "sex": ["F", "M", "unknown"],
     }
-    assert tables["pathology"]["DCM"] == score([0.2, 0.3, 0.35], [0.25, 0.45, 0.3], 100, seed=0)
-    assert tables["field strength"]["3 T"] == score([0.2, 0.3], [0.25, 0.45], 100, seed=0)
+    assert tables["pathology"]["DCM"] == score([0.2, 0.3, 0.35] * 5, [0.25, 0.45, 0.3] * 5, 100, seed=0)
+    assert tables["field strength"]["3 T"] == score([0.2, 0.3] * 5, [0.25, 0.45] * 5, 100, seed=0)
     for groups in tables.values():
         assert sum(values["n_patients"] for values in groups.values()) == len(TRUE)
     json.dumps(tables, allow_nan=False)
 
 
-def test_a_group_of_one_is_listed_without_an_interval():
-    one = subgroup_tables(cases_of(FACTS), TRUE, PREDICTED, 100, seed=0)["pathology"]["xHCM"]
-    assert (one["n_patients"], one["r2"], set(one["ci95"].values())) == (1, None, {None})
-    assert one["mae_points"] == pytest.approx(10)
+def test_a_group_of_fewer_than_five_is_joined_with_others():
+    facts = [(1.5, "DCM", "F")] * 8 + [(3.0, "HCM", "M")] * 6 + [(3.0, "NOR", "M")] * 4
+    values = [0.02 * i for i in range(18)]
+    tables = subgroup_tables(cases_of(facts[:18]), values, values, 100, seed=0)
+    assert {group: score["n_patients"] for group, score in tables["pathology"].items()} == {"DCM": 8, "others": 10}
+    assert list(tables["sex"]) == ["F", "M"]
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
         ([(math.nan, "", "")] * 6, []),
-        ([(math.nan, "", "")] * 5 + [(math.nan, "", "F")], ["sex"]),
+        ([(math.nan, "", "")] * 5 + [(math.nan, "", "F")] * 5, ["sex"]),
+        ([(math.nan, "", "")] * 5 + [(math.nan, "", "F")], []),
         ([(1.5, "", "")] * 6, ["field strength"]),
         ([], []),
     ],
@@ -65,14 +68,16 @@ def test_what_is_known_of_nobody_is_left_out(facts, expected):
 
 
 def test_other_lengths_are_an_error():
-    with pytest.raises(ValueError, match="got 6 cases, 6 and 5"):
+    with pytest.raises(ValueError, match="got 30 cases, 30 and 5"):
         subgroup_tables(cases_of(FACTS), TRUE, PREDICTED[:5], 100, seed=0)
 
 
 def test_predictions_of_several_seeds_are_shared_out_alike():
     stacked = np.array([PREDICTED, TRUE])
     tables = subgroup_tables(cases_of(FACTS), TRUE, stacked, 100, seed=0)
-    assert tables["sex"]["F"] == score([0.2, 0.3], stacked[:, [0, 2]], 100, seed=0)
+    assert tables["sex"]["F"] == score(
+        [0.2, 0.3] * 5, stacked[:, 0::2][:, [i for i in range(15) if i % 3 < 2]], 100, seed=0
+    )
 
 
 def test_an_answer_that_is_no_number_marks_its_groups_alone():
@@ -84,22 +89,22 @@ def test_an_answer_that_is_no_number_marks_its_groups_alone():
         assert {gap[name] for name in METRICS} == {None}
     assert tables["sex"]["M"]["n_undefined"] == 0 and tables["sex"]["M"]["mae_points"] is not None
     printed = as_text_table("", {"sex": tables["sex"]}, "group")
-    assert list(printed.columns[2].cells) == ["2, 1 undefined", "3", "1", ""]
+    assert list(printed.columns[2].cells) == ["10, 1 undefined", "15", "5", ""]
 
 
 def test_the_terminals_table_reads_reports_that_are_older_than_the_classes():
-    scores = table(TRUE, PREDICTED, ["GE"] * 6, 100, seed=0)
+    scores = table(TRUE, PREDICTED, ["GE"] * 30, 100, seed=0)
     for values in scores.values():
         del values["n_undefined"], values["category_agreement"], values["category_kappa"]
     cells = [next(iter(column.cells)) for column in as_text_table("", {"model": scores}).columns]
-    assert cells[2] == "6" and cells[-2:] == ["-", "-"]
+    assert cells[2] == "30" and cells[-2:] == ["-", "-"]
 
 
 def test_the_flat_table_holds_every_figure_of_the_report():
-    cases, vendors = cases_of(FACTS), ["GE", "GE", "Siemens", "GE", "Siemens", "Canon"]
+    cases, vendors = cases_of(FACTS), ["GE", "GE", "Siemens", "GE", "Siemens", "Canon"] * 5
     report = {
         "regression": {"a": table(TRUE, PREDICTED, vendors, 100, seed=0)},
-        "baselines": {"predict_the_mean": {"a": table(TRUE, [0.4] * 6, vendors, 100, seed=0)}},
+        "baselines": {"predict_the_mean": {"a": table(TRUE, [0.4] * 30, vendors, 100, seed=0)}},
         "subgroups": {"a": subgroup_tables(cases, TRUE, PREDICTED, 100, seed=0)},
     }
     rows = list(csv.DictReader(io.StringIO(as_csv(report))))

@@ -83,7 +83,7 @@ def test_nested_studies_answer_on_all_test_patients_and_spend_from_ledgers_of_th
         "epsilon_9": (["a", "b"], "", 9),
     }
     for model, (sites, vendor, epsilon) in expected.items():
-        answers = json.loads((two_sites.path / "predictions" / f"{model}.json").read_text())["hospitals"]
+        answers = json.loads((two_sites.path / "private" / "predictions" / f"{model}.json").read_text())["hospitals"]
         assert sorted(answers["vendors"]) == ["Philips"] * 2 + ["Siemens"] * 2, (
             "a vendor that is left out is tested too"
         )

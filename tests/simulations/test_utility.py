@@ -160,7 +160,9 @@ def test_two_seeds_share_patients_and_a_finished_one_is_not_done_again(tmp_path,
     assert load_run(second).config.seed == 1
     ids = [checkpoint.load(path / "generator.safetensors")[1]["run_id"] for path in (first, second)]
     assert ids[0] != ids[1], "each seed is a federation of its own, with noise of its own"
-    answers = [json.loads((path / "predictions" / "synthetic_only.json").read_text()) for path in (first, second)]
+    answers = [
+        json.loads((path / "private" / "predictions" / "synthetic_only.json").read_text()) for path in (first, second)
+    ]
     assert answers[0]["hospitals"]["true"] == answers[1]["hospitals"]["true"]
     assert answers[0] != answers[1]
 
