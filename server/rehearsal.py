@@ -59,7 +59,8 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
     planned = plan(requests, counts) if state.plan else []
     facts: dict[str, Any] = {
         "sites": {name: {"codes": {}, "seconds": {}, "epsilon": None} for name in sites},
-        "unnamed": [], "connected": 0, "quorum": {task: quorum(config.federation, task) for task in requests},
+        "unnamed": [], "connected": 0,
+        "quorum": {task: quorum(config.federation, len(sites), task) for task in requests},
         "rounds": counts, "round_s": {}, "delta": config.privacy.target_delta if state.plan else None,
     }  # fmt: skip
     timeout_s = config.federation.reply_timeout_s
