@@ -8,9 +8,11 @@ from pathlib import Path
 
 from shared.errors import UserError
 from shared.permissions import private_folder
+from shared.plain_files import read_plain
 
 KEY_NAME = "pseudonym.key"
 KEY_BYTES = 32
+MAX_KEY_BYTES = 4096
 
 
 def pseudonym(key: bytes, *identity: str) -> str:
@@ -46,7 +48,7 @@ def read_key(path: Path) -> bytes:
         UserError: There is no such file, or it holds no key.
     """
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(read_plain(path, MAX_KEY_BYTES).decode("ascii").strip())
     except FileNotFoundError:
         raise UserError(f"key file {path} does not exist: give the one that earlier cases were prepared with") from None
     except (OSError, ValueError):

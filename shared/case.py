@@ -4,6 +4,7 @@ A folder of cases is `cases.csv` (one row per patient, no identifiers) and `case
 """
 
 import csv
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from shared.errors import UserError
 from shared.permissions import private_folder, private_opener
+from shared.plain_files import MIB, read_plain
 
 BACKGROUND, RV, MYO, LV = 0, 1, 2, 3
 ED, ES = 0, 1
@@ -33,6 +35,8 @@ CASE_PIXEL_MM = 1.5
 """In-plane pixel of a case: 96 pixels show 144 mm, a dilated heart with its right ventricle."""
 
 INDEX_NAME = "cases.csv"
+MAX_INDEX_BYTES = 64 * MIB
+"""Half a million patients."""
 PSEUDONYM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PATHOLOGY = re.compile(r"[A-Za-z0-9+_-]{1,16}")
 """A short code such as DCM: no room for a free text, which may hold a name."""
@@ -144,8 +148,8 @@ def read_index(folder: Path) -> list[CaseInfo]:
     if not path.is_file():
         raise UserError(f"{folder} holds no {INDEX_NAME}: prepare it with 'fedcmr-client prepare' first")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        text = read_plain(path, MAX_INDEX_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{path} is not a readable table: prepare the folder again") from None
     infos = []

@@ -18,6 +18,8 @@ from shared.permissions import private_folder, private_opener
 
 Arrays = dict[str, NDArray[np.float32]]
 
+MAX_HEADER_BYTES = 4 * 2**20
+"""Some 40,000 arrays; ours have a few hundred."""
 ROUND_NAME = re.compile(r"round_(\d{4,})\.safetensors")
 
 
@@ -41,13 +43,26 @@ def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
         UserError: The file is missing, truncated or not one of ours.
     """
     try:
+        check_header(path)
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {})["json"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__})") from None
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose header alone would fill the memory, before it is read.
+
+    Raises:
+        ValueError: Its header is longer than that of any file of ours.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"Expected a header of at most {MAX_HEADER_BYTES} bytes.")
 
 
 def round_path(folder: Path, server_round: int) -> Path:

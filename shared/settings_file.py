@@ -3,7 +3,6 @@
 Studies' configs, their overrides, `site.yaml` and `coordinator.yaml` all come through here.
 """
 
-import stat
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shared.errors import UserError
+from shared.plain_files import read_plain
 
 MAX_BYTES = 64 * 1024
 """Ten times the longest that ships."""
@@ -31,13 +31,7 @@ def read_settings(path: Path) -> DictConfig:
         UserError: The file is missing, too large, no YAML, or holds one of those.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path}: expected a regular file of settings, got something else")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: expected settings of at most {MAX_BYTES // 1024} KiB, got more")
-        text = content.decode()
+        text = read_plain(path, MAX_BYTES).decode()
         check_plain(text, str(path))
         node = OmegaConf.create(text)
     except FileNotFoundError:

@@ -118,7 +118,7 @@ def test_a_hostile_file_ends_quickly_with_one_line(tmp_path, text):
 
 def test_a_file_that_is_none_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / SITE_FILE)
-    with pytest.raises(UserError, match="regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         load_site(tmp_path / SITE_FILE)
 
 

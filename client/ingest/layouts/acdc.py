@@ -15,12 +15,14 @@ from client.ingest.layouts.nifti import read_phases, spacing_of
 from client.ingest.patient import pathology_code
 from client.ingest.reasons import Unusable
 from shared.case import BACKGROUND, LV, MYO, RV
+from shared.plain_files import read_plain
 
 NUM_FOLDS = 5
 MAX_FIELD_OF_VIEW_MM, USUAL_FIELD_OF_VIEW_MM = 500.0, 384.0
 """No MR scanner sees more than the first along a side; a usual stack, 256 pixels of nominal 1.5 mm, sees the second."""
 LABELS = {0: BACKGROUND, 1: RV, 2: MYO, 3: LV}
 INFO_NAME = "Info.cfg"
+MAX_INFO_BYTES = 64 * 1024
 
 
 def find_acdc(source: Path, folds: Collection[int] | None = None) -> Findings:
@@ -70,7 +72,7 @@ def read_acdc(folder: Path) -> Cine:
 def _group(path: Path) -> str:
     """The pathology of the line `Group: DCM`; empty where the file is missing, damaged or says it otherwise."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_plain(path, MAX_INFO_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return ""
     return next((pathology_code(line.removeprefix("Group:")) for line in lines if line.startswith("Group:")), "")

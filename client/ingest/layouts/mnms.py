@@ -5,6 +5,7 @@ Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its ma
 """
 
 import csv
+import io
 import math
 from collections import Counter, defaultdict
 from functools import partial
@@ -14,11 +15,13 @@ import numpy as np
 
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
+from client.ingest.layouts.tables import MAX_BYTES
 from client.ingest.patient import agreed, pathology_code, sex_code
 from client.ingest.reasons import Unusable
 from client.ingest.vendor import says_vendor, vendor_name
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.errors import UserError
+from shared.plain_files import read_plain
 
 LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
 COLUMNS = ("External code", "VendorName", "ED", "ES")
@@ -87,8 +90,9 @@ def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", p
 def _read_table(path: Path) -> list[dict[str, str]] | None:
     """The rows of the data set's CSV; None for another file."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+        text = read_plain(path, MAX_BYTES).decode("utf-8-sig")
+        lines = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [{key: value or "" for key, value in row.items() if key} for row in lines]
     except (OSError, UnicodeDecodeError, csv.Error):
         return None
     return rows if rows and set(COLUMNS) <= set(rows[0]) else None

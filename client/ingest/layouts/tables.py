@@ -1,12 +1,14 @@
 """Tables that a data manager writes: CSV files whose every mistake is named by its line, never by its value."""
 
 import csv
+import errno
 import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shared.errors import UserError
+from shared.plain_files import read_plain
 
 MAX_BYTES = 16 * 2**20
 FORMULA_MARKS = ("=", "+", "@", "\t", "\r")
@@ -34,12 +36,16 @@ def read_rows(
         UserError: The file cannot be read, lacks a column or names one twice, or a cell begins like a formula.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES // 2**20} MiB: expected a table with a row per patient")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_plain(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            raise UserError(
+                f"{path} is larger than {MAX_BYTES // 2**20} MiB: expected a table with a row per patient"
+            ) from None
+        if isinstance(error, OSError) and error.errno == errno.EINVAL:
+            raise UserError(f"{path}: expected a table, got something that is not a regular file") from None
         raise UserError(f"{path} cannot be read as UTF-8 text: save it again as 'CSV UTF-8'") from None
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
