@@ -42,6 +42,9 @@ def _omissions(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[st
         yield f"How it does on people, by the test patients of {listed(drawn)}: these were simulated."
     for test_set, tables in report["regression"].items():
         yield from _few(test_set, tables)
+    answers = (report.get("federated_evaluation") or {}).get("sites") or {}
+    if silent := [site for site, answer in answers.items() if answer["code"] != "ok"]:
+        yield f"How it does on test patients of {listed(silent)}: see their answers above."
     if missing := baselines_not_run(report):
         yield (f"Not run: {listed([ALWAYS_ASKED[name] for name in missing])}. A run with "
                f"evaluation.baselines=[{','.join(ALWAYS_ASKED)}], in a folder of its own, has them; "

@@ -35,6 +35,9 @@ def _federated_headline(federated: Mapping[str, Any]) -> str:
     """The answer of a study whose test patients are all at the sites."""
     score = federated["vendors"].get("all")
     if score is None or score["mae_points"] is None:
+        known = [name for name, values in federated["vendors"].items() if values["mae_points"] is not None]
+        if known:
+            return f"The sites' sums over their own test patients tell a mean error of {listed(known)} alone."
         return "This run has no result: the sites' sums over their test patients tell no mean error."
     low, high = score["ci95"]["mae_points"]
     return (
@@ -68,7 +71,7 @@ def findings(report: Report) -> list[str]:
 
 def tiles(report: Report) -> list[tuple[str, str, str]]:
     """The figures at the top: value, unit or name, explanation."""
-    score = _overall(report) or {}
+    score = _overall(report) or ((report.get("federated_evaluation") or {}).get("vendors") or {}).get("all") or {}
     epsilon = report["privacy"]["epsilon"]
     mae, r2 = score.get("mae_points"), score.get("r2")
     spent = "privacy spent per patient; smaller is stronger"

@@ -11,6 +11,7 @@ from server.deployment.coordinator import Coordinator
 from server.deployment.runs import make_run
 from server.federated_evaluation import check_answers, federated_results, federated_table, make_request
 from server.federation_state import StudySite
+from server.report.words import headline, tiles
 from shared.errors import UserError
 from shared.records import EvaluationRequest, pack_reply, pack_sums
 from shared.run_folder import RunFolder
@@ -161,3 +162,16 @@ def test_the_noise_asked_for_is_that_of_the_target(finished):
     from shared.privacy import epsilon
 
     assert 1.97 <= epsilon([request.release], request.target_delta)[0] <= 2.0
+
+
+def test_the_headline_says_what_the_sites_sums_tell(make_study):
+    unknown = {"mae_points": None, "r2": None, "n_patients": None}
+    known = {"mae_points": 6.04, "ci95": {"mae_points": [4.96, 7.1]}, "r2": 0.71, "n_patients": 45}
+    report = {"regression": {}, "baselines": {}, "privacy": {"epsilon": 7.98}, "synthetic": {"n_cases": 600},
+              "federated_evaluation": {"vendors": {"GE": known, "all": known}, "sites": {}}}  # fmt: skip
+    assert "by 6.0 points on average (95 % interval 5.0 to 7.1)" in headline(report)
+    assert tiles(report)[0][:2] == ("6.0", "points") and tiles(report)[1][0] == "0.71"
+    report["federated_evaluation"]["vendors"]["all"] = unknown
+    assert "a mean error of GE alone" in headline(report)
+    report["federated_evaluation"]["vendors"] = {}
+    assert "no result" in headline(report)
