@@ -85,7 +85,9 @@ def test_a_run_folders_files_about_patients_are_its_accounts_alone(tmp_path, uma
                                              "metrics.jsonl", "config.yaml"}  # fmt: skip
     files.pop(run.path / ".lock")  # is empty
     assert set(files.values()) == {0o600}
-    assert {stat.S_IMODE((run.path / name).stat().st_mode) for name in ("checkpoints", "predictions")} == {0o700}
+    assert {stat.S_IMODE((run.path / name).stat().st_mode) for name in ("checkpoints", "private/predictions")} == {
+        0o700
+    }
 
 
 def test_a_released_set_is_as_readable_as_the_umask_says(tmp_path, umask):

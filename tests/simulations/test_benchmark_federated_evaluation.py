@@ -33,15 +33,15 @@ def test_intervals_hold_the_truth(rows):
 
 def test_the_answers_of_a_run_can_be_drawn_from(make_study, monkeypatch, tmp_path, capsys):
     run: RunFolder = make_study()
-    (run.path / "predictions").mkdir()
+    (run.path / "private" / "predictions").mkdir(parents=True)
     answers = {"ward": {"vendors": ["GE"] * 3, "true": [0.3, 0.5, 0.6], "predicted": [0.35, 0.5, 0.5]}}
-    (run.path / "predictions" / f"{MAIN_MODEL}.json").write_text(json.dumps(answers))
+    (run.path / "private" / "predictions" / f"{MAIN_MODEL}.json").write_text(json.dumps(answers))
     monkeypatch.setattr(benchmark, "NUM_PATIENTS", (20,))
     out = tmp_path / "figures.json"
     monkeypatch.setattr("sys.argv", ["benchmark", str(run.path), "--draws", "5", "--json", str(out)])
     assert benchmark.main() == 0
     found = json.loads(out.read_text())
     assert found["mae_points"] == pytest.approx(5) and [row["epsilon"] for row in found["rows"]] == [1, 3, 8]
-    (run.path / "predictions" / f"{MAIN_MODEL}.json").unlink()
+    (run.path / "private" / "predictions" / f"{MAIN_MODEL}.json").unlink()
     assert benchmark.main() == 2
     assert "holds no answers of the main model" in capsys.readouterr().err

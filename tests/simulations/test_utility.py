@@ -141,7 +141,8 @@ def data_root(tmp_path_factory, write_cases) -> Path:
 
 def benchmark(tmp_path: Path, data_root: Path, prior: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "simulations.benchmarks.utility", "--config", "smoke", "--out", tmp_path / "out",
-               "--json", tmp_path / "figures.json", *arguments, "hospitals.source=prepared", f"data_root={data_root}",
+               "--json", tmp_path / "figures.json", *arguments, "hospitals.source=prepared",
+               "hospitals.nominal_patients=6", f"data_root={data_root}",
                f"prior={prior}", *SMALL]  # fmt: skip
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500)
 
