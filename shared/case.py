@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,7 +176,7 @@ def load_case(folder: Path, info: CaseInfo) -> Case:
             return Case(info, arrays["frames"], arrays["masks"], arrays["spacing_mm"])
     except FileNotFoundError:
         raise UserError(f"{path} is missing although {INDEX_NAME} names it: prepare the folder again") from None
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile, ZlibError) as error:
+    except Exception as error:  # over a damaged file zipfile, zlib and numpy raise a dozen kinds between them
         raise UserError(f"{path} is not a readable case ({type(error).__name__}): prepare the folder again") from None
 
 
