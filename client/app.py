@@ -5,12 +5,9 @@ sums over test patients, or a code. What went wrong is written to `errors.log` i
 """
 
 import contextlib
-import os
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +15,7 @@ import torch
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
+from client import error_log
 from client.code_hash import code_sha256
 from client.held_out import check_test_folder
 from client.ledger import Ledger, dataset_of
@@ -62,8 +60,6 @@ from shared.records import (
     update_shapes,
 )
 from shared.site_facts import facts_line
-
-ERROR_LOG = "errors.log"
 
 app = ClientApp()
 
@@ -300,7 +296,7 @@ def _check_agreed(site: SiteSettings, sites: str) -> None:
     if sites and facts_line(site.name, site.vendors, site.nominal_patients) not in sites.split("\n"):
         raise Refused("facts-differ") from UserError(
             f"the coordinator does not list {site.name!r} with the vendors and nominal_patients of site.yaml: correct "
-            "whichever is wrong, there or with 'fedcmr-server remove' and 'register'"
+            "whichever is wrong, here or there with 'fedcmr-server register' again"
         )
 
 
@@ -327,8 +323,5 @@ def _log_locally(folder: Path | None, code: str) -> None:
     """Tell the site's own people, in a file that stays at the site and that only they can read."""
     if folder is None:
         return
-    text = f"{datetime.now(UTC).isoformat(timespec='seconds')} {code}\n{traceback.format_exc()}\n"
     with contextlib.suppress(Exception):  # whatever the text holds, the code must still be sent
-        descriptor = os.open(folder / ERROR_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        error_log.note(folder, code)

@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--one-study-one-patient", action="store_true",
                      help="for --format dicom, take each study without a PatientID for a patient of its own: only if "
                      "you know that no patient has two such studies; otherwise they are refused")  # fmt: skip
+    sub.add_argument("--keep-suspected", action="store_true", help="keep cases whose scans seem to show letters, "
+                     "perhaps a name: for whoever has looked at them; they are left out otherwise")  # fmt: skip
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
     sub.add_argument("--num-processes", type=_positive, default=os.cpu_count() or 1,
                      help="child processes that read the scans (default: one per core, %(default)s)")  # fmt: skip
@@ -164,6 +166,7 @@ def _prepare(options: argparse.Namespace) -> None:
         ef_table=options.ef_table,
         key=key,
         num_processes=options.num_processes,
+        keep_suspected=options.keep_suspected,
         provenance=provenance,
         vendor=options.vendor,
         one_study_one_patient=options.one_study_one_patient,

@@ -4,7 +4,7 @@ Workstations draw a patient's name into the image itself. Such letters are thin,
 stand still while the heart beats, and are the same in every slice, where anatomy differs from slice to slice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from client.ingest.dicom.header import Header
 
 ANNOTATED = "YES"
 SUSPECTED = "burned-in-suspected"
-"""The reason code of a case that was made all the same."""
+"""The reason code: of a study that is left out, or of a case that somebody has looked at and kept."""
 MAX_PHASES = 8
 """Letters are the same in every phase, so that a few tell as much as all."""
 SLICES_AGREE = 0.75
@@ -31,12 +31,17 @@ GAP_PIXELS = 12
 """Between words of one line; wider gaps part two texts."""
 MIN_HEIGHT, MAX_HEIGHT = 5, 40
 """Of a line of text, pixels: no smaller letter can be read."""
+ANGLE_STEP = 10
+"""Degrees: a line that slants by half of it is still read as one."""
+HALF_COVERED = 0.4
+"""Of a pixel of the turned picture: less than half, for a stroke of one pixel must not break."""
 MIN_STROKES = 5
 """That one row of pixels crosses within a line: about four letters, fewer name nobody.
 
 Measured: 0 to 2 in 42 scans without text (20 of ACDC, 3 of M&Ms, a Siemens Vida, 18 simulated). With 8 to 23 letters
 drawn into a corner of the same scans, all 1,848 are found, in fonts of 9 to 24 pixels, as bright as tissue or twice its
-maximum, black on white, or after JPEG at quality 75; of a smooth font of 8 pixels 83 %."""
+maximum, black on white, or after JPEG at quality 75; of a smooth font of 8 pixels 83 %. At eleven slants from 5 to 170
+degrees, 15 letters in twelve of the real scans: all 132 are found; without text the 23 have 0 or 1 at every slant."""
 
 
 def is_annotated(images: Iterable[Header]) -> bool:
@@ -45,10 +50,10 @@ def is_annotated(images: Iterable[Header]) -> bool:
 
 
 def suspect(cine: Cine) -> bool:
-    """Whether the scans look as if text had been drawn into them, bright or dark, along rows or columns.
+    """Whether the scans look as if text had been drawn into them, bright or dark, at any slant.
 
-    A warning, no guarantee: letters that are very large, faint or slanted are not found, nor those that differ from
-    slice to slice or lie on something as bright as they are.
+    A suspicion, and no guarantee where there is none: letters that are very large or faint are not found, nor those
+    that differ from slice to slice, stand on a curve, or lie on something as bright as they are.
     """
     return num_strokes(cine.images) >= MIN_STROKES
 
@@ -65,7 +70,17 @@ def num_strokes(images: NDArray[np.float32]) -> int:
     # Of dark letters on a bright bar this finds the gaps.
     contrast = low - ndimage.grey_opening(low, (STROKE_PIXELS, STROKE_PIXELS))
     strokes = (contrast > MIN_CONTRAST * tissue) & (high - low < MAX_FLICKER * contrast)
-    return max(_longest_line(strokes), _longest_line(strokes.T))
+    return max(_longest_line(turned) for turned in _turned(strokes))
+
+
+def _turned(strokes: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """The strokes as they stand, along columns, and at every slant between."""
+    yield strokes
+    yield strokes.T
+    for angle in range(ANGLE_STEP, 180, ANGLE_STEP):
+        if angle != 90:
+            turned = ndimage.rotate(strokes.astype(np.float32), angle, order=1, prefilter=False)
+            yield turned > HALF_COVERED
 
 
 def _longest_line(strokes: NDArray[np.bool_]) -> int:

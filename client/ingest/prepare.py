@@ -89,6 +89,7 @@ def prepare(
     provenance: Provenance | None = None,
     vendor: str | None = None,
     one_study_one_patient: bool = False,
+    keep_suspected: bool = False,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
@@ -112,6 +113,8 @@ def prepare(
             scans say. Cases of an earlier call that had none get it too.
         one_study_one_patient: For DICOM, take each study without a PatientID for a patient of its own; otherwise such
             studies are refused.
+        keep_suspected: Keep cases whose scans seem to show letters, with a warning: for whoever has looked at them.
+            Otherwise such studies are refused, and cases of an earlier call that were warned of are removed.
         provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own.
 
     Raises:
@@ -135,6 +138,8 @@ def prepare(
             "one_study_one_patient": one_study_one_patient or None,
         }
         known, details = _open_destination(destination, settings, vendor)
+        if not keep_suspected:
+            _remove_suspected(destination, known, details)
         num_known = len(known)
         with Workers(num_processes) as workers:
             findings = _find(source, layout, folds, labels, workers, one_study_one_patient)
@@ -146,7 +151,8 @@ def prepare(
                     known[job.pseudonym] = replace(known[job.pseudonym], group=job.group)
             jobs = [job for job in jobs if job.pseudonym not in known or _lacks_vendor(known[job.pseudonym], vendor)]
             refused = Counter(findings.refused)
-            one = partial(prepare_one, destination=destination, expects_ef=table is not None, vendor=vendor)
+            one = partial(prepare_one, destination=destination, expects_ef=table is not None, vendor=vendor,
+                          keep_suspected=keep_suspected)  # fmt: skip
             saved_at = time.monotonic()
             try:
                 for result in track(workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
@@ -159,7 +165,7 @@ def prepare(
                         _save(destination, known, details)
                         saved_at = time.monotonic()
             finally:
-                if known:
+                if known or (destination / INDEX_NAME).exists():
                     _save(destination, known, details)
         cautions = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
         if table is not None:
@@ -179,16 +185,21 @@ def prepare(
     return summary
 
 
-def prepare_one(job: Job, destination: Path, expects_ef: bool = False, vendor: str | None = None) -> Prepared:
+def prepare_one(
+    job: Job, destination: Path, expects_ef: bool = False, vendor: str | None = None, keep_suspected: bool = False
+) -> Prepared:
     """Read, check, normalise and save one study; runs in a child process.
 
     Raises:
         Unusable: The study cannot become a case.
     """
     cine = job.study.read()
+    suspected = suspect(cine)
+    if suspected and not keep_suspected:
+        raise Unusable(SUSPECTED)
     check_masks(cine)
     arrays = normalise(cine)
-    cautions = [SUSPECTED] if suspect(cine) else []
+    cautions = [SUSPECTED] if suspected else []
     cautions += job.study.warnings
     if vendor is not None and not cine.says_vendor:
         cine = replace(cine, vendor=vendor)
@@ -262,6 +273,13 @@ def _open_destination(
     private_folder(destination)
     _write_json(path, {**settings, "vendors_given": sorted(given | ({vendor} if vendor else set()))})
     return known, details
+
+
+def _remove_suspected(destination: Path, known: dict[str, CaseInfo], details: dict[str, dict[str, Any]]) -> None:
+    """Take out what an earlier call kept although its scans seem to show letters: nobody says that they were seen."""
+    for name in [name for name in known if SUSPECTED in details.get(name, {}).get("warnings", [])]:
+        (destination / "cases" / f"{name}.npz").unlink(missing_ok=True)
+        del known[name], details[name]
 
 
 def _save(destination: Path, known: Mapping[str, CaseInfo], details: Mapping[str, Any]) -> None:

@@ -58,7 +58,8 @@ REASONS = {
     "repeated-slices": "cine series of the same slices that are not the last, or of another sequence: repeats, tagging",
     "other-orientation": "series of another orientation, or with too few slices: long axis, axial, outflow tract",
     # cases that were made all the same
-    "burned-in-suspected": "cases whose scans seem to show letters, perhaps a name: look at the scans",
+    "burned-in-suspected": "scans that seem to show letters, perhaps a name: look at them; export them without, or "
+    "give --keep-suspected where there are none",
     "unknown-vendor": "cases whose scans name no known vendor, or several: not trained on; repeat 'prepare' with "
     "--vendor if the scans that name none are all of one vendor",
     "vendor-given": "cases whose scans name no vendor and that count as --vendor's",

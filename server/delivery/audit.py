@@ -28,14 +28,20 @@ class AuditLog:
         with self._lock:
             self._write(facts)
 
-    def refused(self, peer: str, method: str) -> None:
-        """A call without a valid token."""
+    def refused(self, peer: str, client: str, method: str) -> None:
+        """A call without a valid token.
+
+        Args:
+            peer: The other end of the connection; the gateway, for whoever calls through it.
+            client: Whose call it is.
+            method: What was asked for.
+        """
         with self._lock:
             self._num_refused += 1
             now = time.monotonic()
             if now - self._last_refused < REFUSED_INTERVAL_S:
                 return
-            self._write({"site": None, "peer": peer, "method": method, "code": "UNAUTHENTICATED",
+            self._write({"site": None, "peer": peer, "client": client, "method": method, "code": "UNAUTHENTICATED",
                          "calls": self._num_refused})  # fmt: skip
             self._num_refused, self._last_refused = 0, now
 

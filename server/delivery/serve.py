@@ -11,15 +11,15 @@ from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.delivery.audit import AuditLog
-from server.delivery.guard import CALLS_IN_ALL, CALLS_PER_SITE, Guard
+from server.delivery.guard import CALLS_IN_ALL, CALLS_PER_SITE, CHECKS_IN_ALL, WAITING_IN_ALL, Guard
 from server.delivery.service import Delivery, Offer
 from server.delivery.tokens import TokenBook, read_tokens, tokens_path
 from shared.delivery.contract import MAX_MESSAGE_BYTES, SERVICE
 from shared.delivery.delivery_pb2_grpc import add_DeliveryServicer_to_server
 from shared.errors import UserError
 
-THREADS = CALLS_IN_ALL + CALLS_PER_SITE + 4
-"""Every call that is let in, every health check, and some to refuse the others with."""
+THREADS = CALLS_IN_ALL + WAITING_IN_ALL + CHECKS_IN_ALL + 8
+"""Every call that is answered, every one and every health check that may be silent, and some to refuse the others."""
 MAX_REQUEST_BYTES, MAX_METADATA_BYTES = 64 * 1024, 8 * 1024
 STOP_S = 5.0
 OPTIONS = (

@@ -9,8 +9,9 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from client import app as client_app
 from client import ledger as client_ledger
 from client import policy, training
-from client.app import ERROR_LOG, app, site_folder
+from client.app import app, site_folder
 from client.code_hash import code_sha256
+from client.error_log import LOG_NAME as ERROR_LOG
 from client.ledger import Ledger
 from shared.privacy import Release, epsilon
 from shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from client.ingest.burned_in import MIN_STROKES, is_annotated, num_strokes, suspect
 from client.ingest.cine import Cine
@@ -85,6 +86,20 @@ def test_dark_letters_on_a_bright_bar_and_turned_pictures_are_found():
         assert suspect(cine(turned))
 
 
+def slanted(text: str, angle: float, scale: int = 1) -> np.ndarray:
+    """Letters on a line that rises by so many degrees."""
+    return ndimage.rotate(np.pad(letters(text, scale), 2).astype(float), angle, order=1) > 0.5
+
+
+@pytest.mark.parametrize("angle", [-35, -10, 5, 20, 35, 45, 60, 80, 100, 125, 170])
+def test_a_name_is_found_at_any_slant(angle):
+    """Somebody writes along the scanner's axes, somebody else along the picture's."""
+    images = body()
+    mark = slanted("DOE JOHN 010160", angle)[:156, :188]
+    row, column = ((extent - length) // 2 for extent, length in zip((160, 192), mark.shape, strict=True))
+    assert suspect(cine(drawn(images, mark, row, column, images.max())))
+
+
 def test_letters_survive_lossy_compression():
     images = drawn(body(), letters("JOHN DOE 1961"), 4, 4, 800.0)
     blurred = (images + np.roll(images, 1, 2) * 0.4 + np.roll(images, 1, 3) * 0.4) / 1.8
@@ -142,3 +157,6 @@ def test_no_real_scan_is_suspected_and_every_one_is_with_a_name_in_it():
         row, column = ((3, 3), (-17, 3), (3, -99), (-17, -99))[index % 4]
         height, width = images.shape[2:]
         assert suspect(cine(drawn(images, letters("JOHN DOE", 2), row % height, column % width, images.max()))), index
+        if index % 4 == 0:
+            mark = slanted("JOHN DOE 1961", (35, 60, 125)[index % 3])
+            assert suspect(cine(drawn(images, mark[: height - 4, : width - 4], 2, 2, images.max()))), index

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from client.check.folder import check
+from client.cli import main
 from client.deidentify import KEY_NAME, pseudonym, read_key, read_or_make_key
 from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.acdc import read_acdc
@@ -20,6 +21,7 @@ from client.ingest.prepare import prepare
 from client.ingest.reasons import REASONS, Unusable
 from shared.case import LV, RV, load_cases, read_index
 from shared.errors import UserError
+from tests.client.test_burned_in import slanted
 
 KEY = bytes(range(32))
 
@@ -313,3 +315,29 @@ def test_acdc_frames_of_different_shape_are_refused(tmp_path):
 
 def test_every_reason_says_what_it_means():
     assert all(len(meaning) > 20 and "\n" not in meaning for meaning in REASONS.values())
+
+
+def with_letters(root, number):
+    """Draw a name into both frames of a patient of the ACDC layout, at a slant."""
+    for path in (root / f"patient{number:03d}").glob("*_frame??.nii.gz"):
+        image = nibabel.load(path)
+        array = np.asanyarray(image.dataobj).copy()
+        mark = slanted("DOE JOHN", 45)
+        array[10 : 10 + mark.shape[0], 10 : 10 + mark.shape[1]][mark] = array.max()
+        nibabel.save(nibabel.Nifti1Image(array, image.affine), path)
+
+
+def test_scans_that_seem_to_show_a_name_are_left_out_until_somebody_has_looked(tmp_path, capsys):
+    write_acdc(tmp_path / "scans", [1, 2])
+    with_letters(tmp_path / "scans", 2)
+    arguments = ["prepare", "--format", "acdc", str(tmp_path / "scans"), str(tmp_path / "d"), "--num-processes", "1"]
+    assert main(arguments) == 0
+    assert "--keep-suspected" in " ".join(capsys.readouterr().out.split())
+    assert len(load_cases(tmp_path / "d")) == 1
+    assert json.loads((tmp_path / "d" / "refused.json").read_text())["studies"] == {"burned-in-suspected": 1}
+    assert main([*arguments, "--keep-suspected"]) == 0
+    assert len(load_cases(tmp_path / "d")) == 2
+    counts = json.loads((tmp_path / "d" / "refused.json").read_text())
+    assert counts["studies"] == {} and counts["warnings"] == {"burned-in-suspected": 1}
+    assert main(arguments) == 0, "what an earlier call, or an earlier version, kept is taken out again"
+    assert len(load_cases(tmp_path / "d")) == len(list((tmp_path / "d" / "cases").iterdir())) == 1

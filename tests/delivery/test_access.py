@@ -2,8 +2,9 @@
 
 import json
 import stat
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import pytest
@@ -11,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client import cli as client_cli
 from server import cli as server_cli
-from server.delivery.guard import CALLS_PER_SITE, HEALTH_CHECK
+from server.delivery.guard import CALLS_PER_SITE, FIRST_MESSAGE_S, HEALTH_CHECK, client_of
 from server.delivery.serve import Service
 from server.delivery.tokens import issue_token, revoke_token
 from server.deployment.authority import issue_server_certificate, make_authority
@@ -152,10 +153,8 @@ def test_silent_callers_take_no_more_than_their_share(service, place):
         assert refused == ["UNAUTHENTICATED"] * 8
         with stub_of(place, service.port, other) as stub:
             assert stub.Describe(DescribeRequest(), timeout=20).matching_cases == 24
-        with stub_of(place, service.port, place.token) as stub:
-            assert code_of(lambda: stub.Describe(DescribeRequest(), timeout=20)) == "RESOURCE_EXHAUSTED"
-        for call in held:
-            call.cancel()
+        codes = [call.exception(timeout=20).code().name for call in held[16:]]
+        assert codes.count("RESOURCE_EXHAUSTED") == 8 - CALLS_PER_SITE, "the site's own share is full"
     with stub_of(place, service.port, place.token) as stub:
         deadline = time.monotonic() + 20
         while True:
@@ -221,3 +220,81 @@ def test_a_renewed_certificate_is_of_the_same_authority(place, offer, fetch):
     issue_server_certificate(place.folder, ["127.0.0.1"])
     with Service(place.folder, offer, "127.0.0.1", 0) as service:
         assert fetch(service.port) == 0
+
+
+@contextmanager
+def silent_calls(place, port, method, number, *tokens):
+    """Calls that send nothing, `number` of them on a connection of its own for each token (None: without one)."""
+    over = threading.Event()
+
+    def silent():
+        over.wait(60)
+        yield b""
+
+    credentials = grpc.ssl_channel_credentials(place.ca.read_bytes())
+    held = []
+    with ExitStack() as stack:
+        for token in tokens:
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            channel = stack.enter_context(grpc.secure_channel(f"127.0.0.1:{port}", credentials, options))
+            metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+            held += [channel.stream_unary(method).future(silent(), metadata=metadata) for _ in range(number)]
+        time.sleep(0.5)
+        try:
+            yield held
+        finally:
+            for call in held:
+                call.cancel()
+            over.set()
+
+
+def healthy(place, port):
+    credentials = grpc.ssl_channel_credentials(place.ca.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{port}", credentials, (("grpc.use_local_subchannel_pool", 1),)) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_silent_health_checks_do_not_hide_the_services_health(service, place):
+    """Four of them, of anybody, once blocked everybody's for as long as they liked."""
+    with silent_calls(place, service.port, HEALTH_CHECK, 4, None, None) as held:
+        assert healthy(place, service.port)
+        codes = [call.exception(timeout=3 * FIRST_MESSAGE_S).code().name for call in held]
+        assert set(codes) <= {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"}, "none stays"
+        assert codes.count("RESOURCE_EXHAUSTED") == 4, "two of each connection were let in"
+    assert healthy(place, service.port)
+
+
+def test_silent_sites_take_no_place_of_another_one(service, place):
+    others = [issue_token(place.folder, name) for name in ("s1", "s2", "s3", "s4")]
+    with silent_calls(place, service.port, f"/{SERVICE}/Describe", 4, *others) as held:
+        with stub_of(place, service.port, place.token) as stub:
+            assert stub.Describe(DescribeRequest(), timeout=10).matching_cases == 24
+        assert healthy(place, service.port)
+        for call in held:
+            assert call.exception(timeout=3 * FIRST_MESSAGE_S) is not None, "a silent call ends by itself"
+    assert {line["code"] for line in place.audit()} <= {"OK", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"}
+
+
+@pytest.mark.parametrize(("peer", "forwarded", "client"), [
+    ("ipv4:127.0.0.1:5000", "203.0.113.9", "203.0.113.9"),          # the gateway's word
+    ("ipv6:%5B::1%5D:5000", "2001:db8::7", "2001:db8::7"),
+    ("ipv4:127.0.0.1:5000", "", "127.0.0.1"),
+    ("ipv4:198.51.100.4:5000", "203.0.113.9", "198.51.100.4"),      # a stranger's
+    ("ipv6:%5B2001:db8::4%5D:5000", "127.0.0.1", "2001:db8::4"),
+    ("ipv4:127.0.0.1:5000", "203.0.113.9, 10.0.0.1", "127.0.0.1"),  # not as the gateway writes it
+    ("ipv4:127.0.0.1:5000", "x" * 5000, "127.0.0.1"),
+])  # fmt: skip
+def test_the_gateway_alone_is_believed_about_where_a_call_comes_from(peer, forwarded, client):
+    assert client_of(peer, forwarded) == client
+
+
+def test_guessing_is_logged_with_the_guessers_address(service, place):
+    credentials = grpc.ssl_channel_credentials(place.ca.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{service.port}", credentials) as channel:
+        metadata = (("authorization", "Bearer fedcmr_no"), ("x-forwarded-for", "203.0.113.9"))
+        assert (
+            code_of(lambda: DeliveryStub(channel).Describe(DescribeRequest(), metadata=metadata)) == "UNAUTHENTICATED"
+        )
+    (line,) = place.audit()
+    assert line["client"] == "203.0.113.9" and line["peer"].startswith("ipv4:127.0.0.1:")

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from server.delivery.tokens import issue_token
 from server.deployment.authority import write_secret
 from server.deployment.gateway import FLEET_PATHS, Limits, write_gateway
 from shared.case import read_index
+from shared.delivery.delivery_pb2 import DescribeRequest
+from shared.delivery.delivery_pb2_grpc import DeliveryStub
 from shared.errors import UserError
 from tests.delivery.conftest import finished_run
 from tests.deployment.gateway_study import (
@@ -275,6 +278,17 @@ def test_synthetic_cases_come_through_the_gateway_with_a_token_only(deployment, 
     write_secret(token_file, token_file.read_bytes()[::-1])
     with pytest.raises(UserError, match="token"):
         fetch(source, tmp_path / "none", everything, 20.0)
+    # The gateway says whose call it is, whatever the caller says of itself.
+    credentials = grpc.ssl_channel_credentials(deployment.authority.read_bytes())
+    time.sleep(1.1)  # refusals are noted once a second
+    forged = (("x-forwarded-for", "203.0.113.9"),)
+    with (
+        grpc.secure_channel(f"localhost:{deployment.gateway}", credentials) as channel,
+        pytest.raises(grpc.RpcError),
+    ):
+        DeliveryStub(channel).Describe(DescribeRequest(), timeout=20, metadata=forged)
+    log = (deployment.folder / "logs" / "delivery.log").read_text()
+    assert "203.0.113.9" not in log and '"client": "127.0.0.1"' in log.splitlines()[-1]
 
 
 def test_a_superlink_without_the_studys_certificate_is_given_nothing(deployment, tmp_path):
