@@ -108,7 +108,7 @@ class Ledger:
                     if charge["failure"] is None:
                         self._append(lines, FAILURE, {"charge": number, "code": INTERNAL_ERROR})
                     raise WorkFailed(f"{self.folder}: this request was charged before, and its work failed or ended")
-            privacy_filter, carried = self._next_filter(lines.entries, [*_releases(charges), release])
+            privacy_filter, carried = self._next_filter(lines.entries, [release])
             cost = privacy_filter.cost(release)
             spent = privacy_filter.epsilon(carried + cost, delta)
             if not spent <= cap:
@@ -131,9 +131,8 @@ class Ledger:
         """
         with self._chain.locked() as lines:
             self._check_dataset(lines)
-            everything = [*_releases(_charges(lines.entries)), *releases]
-            privacy_filter = _filter_for(self.policy, everything)
-            spent = privacy_filter.epsilon(math.fsum(map(privacy_filter.cost, everything)), delta)
+            privacy_filter, carried = self._next_filter(lines.entries, releases)
+            spent = privacy_filter.epsilon(carried + math.fsum(map(privacy_filter.cost, releases)), delta)
             if not spent <= cap:
                 raise BudgetExhausted(f"{self.folder}: expected epsilon <= {cap:g} after this study, got {spent:.4g}")
             self._check_clock(lines)
@@ -255,13 +254,14 @@ class Ledger:
     def _next_filter(
         self, entries: Sequence[Mapping[str, Any]], releases: Sequence[Release]
     ) -> tuple[PrivacyFilter, float]:
-        """The filter for the next charge, and what the earlier ones cost there.
+        """The filter for these next releases, and what the earlier ones cost there.
 
         Another filter than before, where the policy has changed, counts all of them anew, once.
         """
         known, spent = _noted_filter(entries)
-        wanted = _filter_for(self.policy, releases)
-        return (known, spent) if wanted == known else (wanted, math.fsum(map(wanted.cost, releases[:-1])))
+        earlier = _releases(_charges(entries))
+        wanted = _filter_for(self.policy, [*earlier, *releases])
+        return (known, spent) if wanted == known else (wanted, math.fsum(map(wanted.cost, earlier)))
 
     def _note_policy(self, lines: Lines, order: int | None, carried: float) -> None:
         """Note the policy and the filter that the next charge is made under, where the ledger does not say so yet."""

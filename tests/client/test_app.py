@@ -13,7 +13,9 @@ from client.app import app, site_folder
 from client.code_hash import code_sha256
 from client.error_log import LOG_NAME as ERROR_LOG
 from client.ledger import Ledger
+from client.policy import load_site
 from shared.privacy import Release, epsilon
+from shared.privacy_filter import PrivacyFilter
 from shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
 
 CANARY = "patient-4711"
@@ -123,6 +125,80 @@ def test_training_that_failed_is_an_answer_for_ever(site, arrays, request_of, mo
     (charge,) = Ledger(site / "ledger").charges()
     assert (charge["failure"], charge["reply"]) == (INTERNAL_ERROR, None)
     assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == OK, "the study goes on"
+
+
+@pytest.mark.parametrize("num_patients", [2, 5])
+def test_a_request_that_is_too_large_for_the_machine_does_not_tell_who_was_sampled(
+    make_study, arrays, request_of, monkeypatch, num_patients
+):
+    """Every patient's work runs out of memory: each answer is noise alone, whoever was there, and is charged."""
+
+    def out_of_memory(generator, patient, *args):
+        if patient.name:
+            raise MemoryError
+        return real(generator, patient, *args)
+
+    real = training.patient_gradient
+    monkeypatch.setattr(training, "patient_gradient", out_of_memory)
+    site = make_study(num_patients=num_patients, min_patients=2, min_sample_rate=0.1).path / "sites" / "a"
+    for server_round in range(2, 12):  # that nobody is sampled in any of them has a chance of one in a million
+        request = request_of(server_round=server_round, sample_rate=0.5, noise_multiplier=300.0)
+        assert code_of(ask(site, pack_request(arrays, request))) == OK
+    assert len(Ledger(site / "ledger").charges()) == 10
+    assert "a patient's gradient failed" in (site / ERROR_LOG).read_text()
+
+
+def test_work_that_takes_too_long_is_refused_before_its_charge_or_stopped_after_it(make_study, arrays, request_of,
+                                                                                   monkeypatch):  # fmt: skip
+    site = make_study(max_seconds=0.001).path / "sites" / "a"
+    content = pack_request(arrays, request_of(local_steps=100, noise_multiplier=100.0))
+    assert code_of(ask(site, content)) == "time-above-cap"
+    assert Ledger(site / "ledger").releases() == []
+    monkeypatch.setattr(client_app, "estimated_seconds", lambda *_: 0.0)  # what a busier machine would have told
+    assert [code_of(ask(site, content)) for _ in range(2)] == [INTERNAL_ERROR] * 2
+    assert len(Ledger(site / "ledger").charges()) == 1
+
+
+def test_what_the_time_estimate_says_does_not_depend_on_the_patients(make_study, arrays, request_of, monkeypatch):
+    asked = []
+    monkeypatch.setattr(client_app, "estimated_seconds", lambda _, rung, size, *rest: asked.append((rung, size)) or 0.0)
+    site = make_study(num_patients=9).path / "sites" / "a"
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
+    assert asked == [("affine", load_site(site).nominal_patients)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"noise_multiplier": 500.0, "sample_rate": 0.5}, "sample-rate-below-minimum"),
+        ({"noise_multiplier": 1e6}, "noise-above-cap"),
+        ({"noise_multiplier": 900.0, "local_steps": 10_000}, "steps-above-cap"),
+        ({"noise_multiplier": 900.0, "num_views": 4096}, "views-above-cap"),
+    ],
+)
+def test_requests_that_cost_a_site_much_and_no_epsilon_are_refused_by_default(site, arrays, request_of, changes, code):
+    assert code_of(ask(site, pack_request(arrays, request_of(**changes)))) == code
+    assert Ledger(site / "ledger").releases() == []
+
+
+def test_two_hundred_unlike_releases_leave_the_next_round_as_cheap_as_the_first(tmp_path, monkeypatch):
+    """Under a policy that lets them: what counts is how often the accountant is asked, not the clock."""
+    terms = {"max_epsilon": 8.0, "max_delta": 1e-3, "min_sample_rate": 0.1}
+    asked = []
+    cost = PrivacyFilter.cost
+    monkeypatch.setattr(PrivacyFilter, "cost", lambda self, release: asked.append(release) or cost(self, release))
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    calls = []
+    for number in range(202):
+        honest = number in (0, 201)
+        release = Release(8.0, 1.0, 1) if honest else Release(400.0 + number, 0.5, 1)
+        ledger = Ledger(tmp_path / "ledger", policy=terms)
+        asked.clear()
+        ledger.reserve(f"{number:08x}", 1, release, 1e-3, 8.0)
+        ledger.commit(f"{number:08x}", 1, b"update")
+        calls.append(len(asked))
+    assert set(calls) == {1}
+    assert 0.2 < Ledger(tmp_path / "ledger").spent(1e-3) < 8
 
 
 def test_another_round_is_charged_until_the_budget_ends(site, arrays, request_of):

@@ -124,6 +124,13 @@ def test_init_writes_settings_that_load_and_never_replaces_others(tmp_path, caps
     assert load_site(tmp_path / "a") == settings
 
 
+@pytest.mark.parametrize(("nominal", "delta"), [("20", 1e-3), ("100", 1e-3), ("130", 7e-4), ("4000", 2e-5)])
+def test_init_takes_a_delta_that_fits_the_sites_size(tmp_path, nominal, delta):
+    arguments = ["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", nominal]
+    assert main(arguments) == 0
+    assert load_site(tmp_path).policy.max_delta == delta
+
+
 def test_budget_is_what_the_accountant_says_about_the_ledger(tmp_path, capsys):
     main(["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", "40"])
     release = Release(noise_multiplier=2.0, sample_rate=1.0, num_steps=3)

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusal, write_site
+from client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusal, round_down, write_site
+from server.ladder import plan_rung
+from shared.config import load
 from shared.errors import UserError
 from shared.privacy import Release
 
@@ -88,6 +90,15 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
         MINIMAL + "policy: {min_noise_multiplier: 0}\n",
         MINIMAL + "policy: {min_noise_multiplier: .nan}\n",
         MINIMAL + "policy: {max_grad_norm: -1}\n",
+        MINIMAL + "policy: {max_delta: 0.003}\n",  # more than a tenth of a patient's worth
+        MINIMAL + "policy: {max_noise_multiplier: 0.2}\n",  # below the least
+        MINIMAL + "policy: {max_noise_multiplier: .inf}\n",
+        MINIMAL + "policy: {min_sample_rate: 0}\n",
+        MINIMAL + "policy: {min_sample_rate: 1.1}\n",
+        MINIMAL + "policy: {max_local_steps: 0}\n",
+        MINIMAL + "policy: {max_views: 0}\n",
+        MINIMAL + "policy: {max_seconds: 0}\n",
+        MINIMAL + "policy: {max_seconds: .nan}\n",
         MINIMAL + "policy: {max_grad_norm: .inf}\n",
         MINIMAL + "policy: {min_patients: 0}\n",
         MINIMAL + "policy: {min_patients: 41}\n",  # more than it says it has
@@ -128,13 +139,50 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
 
 # What a policy refuses
 
-POLICY = SitePolicy(min_noise_multiplier=0.5, max_delta=1e-3, max_grad_norm=2.0, min_patients=10, max_rounds=3)
+POLICY = SitePolicy(min_noise_multiplier=0.5, max_noise_multiplier=50.0, min_sample_rate=0.5, max_delta=1e-3,
+                    max_grad_norm=2.0, min_patients=10, max_rounds=3, max_local_steps=10, max_views=16)  # fmt: skip
 REQUEST = {"private": True, "release": Release(0.5, 1.0, 10), "delta": 1e-3, "clip": 2.0, "num_patients": 10,
-           "server_round": 3}  # fmt: skip
+           "server_round": 3, "num_views": 16}  # fmt: skip
 
 
 def test_a_request_at_every_limit_is_allowed():
     assert refusal(POLICY, **REQUEST) is None
+    assert refusal(POLICY, **REQUEST | {"release": Release(50.0, 0.5, 10)}) is None
+
+
+def test_by_default_every_patient_takes_part_in_every_step():
+    asked = REQUEST | {"release": Release(1.0, 0.999, 1)}
+    assert refusal(SitePolicy(), **asked) == "sample-rate-below-minimum"
+
+
+@pytest.mark.parametrize("name", ["default", "smoke"])
+def test_the_shipped_studies_are_within_the_default_policy(name):
+    config = load(name, [])
+    num_steps = (config.federation.num_rounds - 1) * config.federation.local_steps
+    for rung in ("moments", "affine"):
+        for release in plan_rung(rung, config.privacy, num_steps).values():
+            asked = REQUEST | {
+                "release": replace(release, num_steps=min(release.num_steps, config.federation.local_steps)),
+                "delta": config.privacy.target_delta, "num_views": config.federation.num_views,
+                "clip": max(config.privacy.max_grad_norm, config.privacy.moments_clip), "num_patients": 20,
+            }  # fmt: skip
+            assert refusal(SitePolicy(), **asked) is None
+
+
+@pytest.mark.parametrize(("nominal", "largest"), [(20, 5e-3), (100, 1e-3), (1000, 1e-4)])
+def test_a_site_promises_at_most_a_tenth_of_a_patients_worth_of_delta(nominal, largest):
+    """With delta = 1 / N, to publish one patient in full would count as private."""
+    assert SiteSettings("a", {"GE": nominal}, nominal, policy=SitePolicy(max_delta=largest)).policy.max_delta == largest
+    for delta in (1.01 * largest, 1 / nominal):
+        with pytest.raises(UserError, match="nominal_patients"):
+            SiteSettings("a", {"GE": nominal}, nominal, policy=SitePolicy(max_delta=delta))
+
+
+@pytest.mark.parametrize(
+    ("value", "down"), [(0.0025, 2e-3), (1e-3, 1e-3), (7.69e-4, 7e-4), (9.99e-5, 9e-5), (1e-4, 1e-4)]
+)
+def test_a_delta_is_rounded_down_to_one_digit(value, down):
+    assert round_down(value) == down
 
 
 @pytest.mark.parametrize(
@@ -153,6 +201,11 @@ def test_a_request_at_every_limit_is_allowed():
         ({"clip": float("inf")}, "clip-above-cap"),
         ({"clip": float("nan")}, "clip-above-cap"),
         ({"server_round": 4}, "rounds-exhausted"),
+        ({"release": Release(51.0, 1.0, 10)}, "noise-above-cap"),
+        ({"release": Release(1.0, 0.49, 10)}, "sample-rate-below-minimum"),
+        ({"release": Release(1.0, 1.0, 11)}, "steps-above-cap"),
+        ({"num_views": 17}, "views-above-cap"),
+        ({"private": False, "release": Release(0.0, 1.0, 11)}, "steps-above-cap"),
     ],
 )
 def test_a_request_beyond_a_limit_is_refused_with_its_code(change, code):

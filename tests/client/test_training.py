@@ -1,15 +1,18 @@
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from client import training
 from client.training import (
     LocalSteps,
     Mechanism,
     Patient,
     cached_patients,
+    estimated_seconds,
     fine_tune,
     load_patients,
     moments,
@@ -223,3 +226,91 @@ def test_two_scans_of_one_patient_are_one_patient(tmp_path, prior, write_cases):
 def test_a_missing_data_folder_is_a_users_error(tmp_path, prior):
     with pytest.raises(UserError):
         load_patients(tmp_path / "absent", prior)
+
+
+# What does not depend on who is there
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Names of the patients whose gradients were computed; "" is nobody."""
+    names = []
+    real = training.patient_gradient
+
+    def spy(generator, patient, *args):
+        names.append(patient.name)
+        return real(generator, patient, *args)
+
+    monkeypatch.setattr(training, "patient_gradient", spy)
+    return names
+
+
+@pytest.mark.parametrize("num_patients", [0, 1, 4])
+@pytest.mark.parametrize("sample_rate", [1.0, 0.3])
+def test_a_step_computes_as_many_gradients_as_the_site_has_patients_in_public(
+    prior, patients, arrays, computed, num_patients, sample_rate
+):
+    mechanism = replace(NOISY, sample_rate=sample_rate)
+    fine_tune(prior.generator, patients[:num_patients], arrays, mechanism, STEPS, CPU)
+    assert len(computed) == STEPS.num_steps * mechanism.nominal_patients
+    if sample_rate == 1:
+        assert sorted(set(computed) - {""}) == [patient.name for patient in patients[:num_patients]]
+
+
+def test_a_full_site_computes_no_gradient_in_vain(prior, patients, arrays, computed):
+    fine_tune(prior.generator, patients, arrays, NOISY, STEPS, CPU)
+    fine_tune(prior.generator, patients[:2], arrays, OPEN, STEPS, CPU)
+    assert "" not in computed
+
+
+def test_the_gradient_of_nobody_is_thrown_away(prior, patients, arrays):
+    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    silent = Mechanism(True, 0.05, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
+    update = fine_tune(prior.generator, [], arrays, silent, steps, CPU)
+    assert not flat(update).any()
+
+
+@pytest.mark.parametrize("failure", ["raises", "nan", "memory"])
+def test_a_patient_whose_gradient_fails_counts_as_zero_and_is_told_to_the_site(
+    prior, patients, arrays, monkeypatch, failure
+):
+    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    silent = Mechanism(True, 0.05, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
+    without = fine_tune(prior.generator, patients[1:], arrays, silent, steps, CPU)
+    real = training.patient_gradient
+
+    def broken(generator, patient, *args):
+        gradient = real(generator, patient, *args)
+        if patient.name == patients[0].name:
+            if failure == "nan":
+                return np.full_like(gradient, np.nan)
+            raise MemoryError if failure == "memory" else RuntimeError("patient-4711")
+        return gradient
+
+    monkeypatch.setattr(training, "patient_gradient", broken)
+    told = []
+    update = fine_tune(prior.generator, patients, arrays, silent, steps, CPU, lambda: told.append(1))
+    np.testing.assert_allclose(flat(update), flat(without), atol=1e-9)
+    assert len(told) == (failure != "nan")
+
+
+def test_work_past_its_deadline_is_given_up(prior, patients, arrays):
+    before = {name: value.clone() for name, value in prior.generator.state_dict().items()}
+    with pytest.raises(TimeoutError):
+        fine_tune(prior.generator, patients, arrays, NOISY, replace(STEPS, max_seconds=0.0), CPU)
+    assert all(torch.equal(value, before[name]) for name, value in prior.generator.state_dict().items())
+
+
+def test_the_estimate_of_a_requests_time_grows_with_its_work_and_is_near_the_truth(prior, arrays, patients):
+    def estimate(num_patients=4, **changes):
+        return estimated_seconds(prior.generator, "affine", num_patients, replace(STEPS, **changes), CPU)
+
+    few, many = estimate(num_steps=2), estimate(num_steps=200)
+    assert many == pytest.approx(100 * few)
+    assert estimate(num_patients=4000) >= 500 * few
+    assert estimate(num_views=64) > 4 * estimate(num_views=4)
+    steps = replace(STEPS, num_steps=20)
+    started = time.perf_counter()
+    fine_tune(prior.generator, patients, arrays, NOISY, steps, CPU)
+    elapsed = time.perf_counter() - started
+    assert elapsed / 20 < estimate(num_steps=20) < 20 * elapsed, "within an order of magnitude, on a busy machine too"
