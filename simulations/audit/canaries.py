@@ -136,8 +136,9 @@ def audit(
     for inside, (name, canary) in zip(present, itertools.product(sites, canaries), strict=False):
         if inside:
             sites[name].append(canary)
-    runs = run_study(prior, sites, len(canaries), config, build, num_repeats)
-    scores = attack(prior, canaries, runs, len(canaries)).ravel()[:num_canaries]
+    nominal_patients = max(1, len(canaries) // 2)
+    runs = run_study(prior, sites, nominal_patients, config, build, num_repeats)
+    scores = attack(prior, canaries, runs, nominal_patients).ravel()[:num_canaries]
     guesses = guess(scores, num_guesses)
     delta, correct = config.privacy.target_delta, guesses.correct(coins)
     family: Family = "gaussian" if config.privacy.sample_rate == 1 else "approximate"

@@ -90,11 +90,11 @@ def run_study(
 
 
 def slices_of(patient: Patient) -> list[Patient]:
-    """Every slice as if it were a patient of its own: what "one item is one picture" does."""
+    """Every slice as if it were a patient of its own, with the patient's name: what "one item is one picture" does."""
     return [
-        Patient(f"{patient.name}/{index}", patient.images[index : index + 1], patient.masks[index : index + 1],
-                patient.codes, patient.vendors[index : index + 1])
-        for index in range(len(patient.images))
+        replace(patient, images=patient.images[n : n + 1], masks=patient.masks[n : n + 1],
+                vendors=patient.vendors[n : n + 1])
+        for n in range(len(patient.images))
     ]  # fmt: skip
 
 

@@ -128,8 +128,8 @@ def test_what_is_broken_is_what_it_is_called(prior, canaries):
     spread = (update(canaries[:1], "clip_off") - gradient).std()
     assert 0.8 * sigma < spread < 1.2 * sigma and np.linalg.norm(gradient) > 2 * clip
     pieces = slices_of(canaries[0])
-    assert len(pieces) == NUM_SLICES and len({piece.name for piece in pieces}) == NUM_SLICES
-    assert np.linalg.norm(update(pieces, "noise_off")) > 3 * clip
+    assert len(pieces) == NUM_SLICES and all(len(piece.images) == len(piece.vendors) == 1 for piece in pieces)
+    assert np.linalg.norm(update(pieces, "noise_off")) == pytest.approx(NUM_SLICES * clip, rel=1e-3)
 
 
 def test_a_study_that_samples_its_patients_is_held_to_epsilon_and_delta_alone(prior, canaries, seeded_noise):
