@@ -28,6 +28,7 @@ from shared.appearance import CODE_NAMES
 from shared.config import dump, load
 from shared.delivery.delivery_pb2_grpc import DeliveryStub, add_DeliveryServicer_to_server
 from shared.networks.generator import load_prior
+from shared.provenance import SIMULATED_SCANS
 from shared.run_folder import RunFolder, load_run
 from tests.conftest import make_case
 
@@ -56,7 +57,7 @@ def finished_run(path: Path, tiny_prior: Path) -> RunFolder:
     checkpoint.save(generator, arrays, {"prior_sha256": prior.sha256, "delta": 1e-3, "sites": {"a": site}})
     cases = [make_case(f"syn-{i:05d}", STYLES[i % 3], seed=i, num_slices=2) for i in range(3 * PER_VENDOR)]
     efs = [case.info.ef for case in cases]
-    facts = study_facts("pilot", run.config, prior.sha256, generator, privacy_spent(run))
+    facts = study_facts("pilot", run.config, prior, generator, privacy_spent(run), [SIMULATED_SCANS], [])
     write_release(path / "synthetic", cases, efs, efs, facts)
     return run
 
