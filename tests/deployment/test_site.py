@@ -150,7 +150,7 @@ def test_the_way_through_a_proxy_is_the_one_that_is_looked_at(site, proxy, monke
     change_site(site, coordinator=f"{UNRESOLVED}:443")  # only the proxy knows the way
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{port}")
+    monkeypatch.setenv("https_proxy", f"http://{'user:p%40ss'}@127.0.0.1:{port}")
     assert troubles(site) == {}
     assert set(asked) == {(f"{UNRESOLVED}:443", "Basic dXNlcjpwQHNz")} and len(asked) == 3
     texts = {found.name: found.text for found in examine(load_site(site))}

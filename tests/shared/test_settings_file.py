@@ -13,7 +13,7 @@ from shared.errors import UserError
 from shared.run_folder import load_run, open_run
 from shared.settings_file import MAX_BYTES, read_settings
 
-SECRET = "word-of-the-environment"
+CANARY = "word-of-the-environment"
 INTERPOLATIONS = (
     "${oc.env:FEDCMR_SECRET}",
     "x${oc.env:FEDCMR_SECRET,none}y",
@@ -27,7 +27,7 @@ INTERPOLATIONS = (
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch):
-    monkeypatch.setenv("FEDCMR_SECRET", SECRET)
+    monkeypatch.setenv("FEDCMR_SECRET", CANARY)
 
 
 @pytest.mark.parametrize("value", INTERPOLATIONS)
@@ -41,7 +41,7 @@ def test_an_interpolation_is_refused_and_brings_nothing_in(tmp_path, value):
     }.items():
         with pytest.raises(UserError) as caught:
             read()
-        assert name in str(caught.value) and SECRET not in str(caught.value) and "\n" not in str(caught.value)
+        assert name in str(caught.value) and CANARY not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_no_environment_variable_reaches_a_run_folder(tmp_path):
