@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 
-from client.app import ERROR_LOG, app
+from client.app import app
 from client.ledger import Ledger
 from client.policy import load_site
 from client.trainable import trainable
@@ -122,7 +122,7 @@ def test_a_server_that_counts_with_other_facts_is_refused_before_anything_is_cha
     request = request_of(task="moments")
     assert ask(site, prior, replace(request, sites=f"{told}\n{others}"))["reply"]["code"] == "facts-differ"
     assert Ledger(site / "ledger").releases() == []
-    assert "fedcmr-server register" in (site / ERROR_LOG).read_text()
+    assert "fedcmr-server register" in (site / "errors.log").read_text()
     assert ask(site, prior, replace(request, sites=f"{right}\n{others}"))["reply"]["code"] == OK
 
 
