@@ -93,12 +93,14 @@ def installed_program() -> Path:
 def _written(site: SiteSettings) -> list[Path]:
     """Folders that a SuperNode of the site writes to."""
     witness = [] if site.witness_path is None else [site.witness_path.parent]
-    return list(dict.fromkeys(_normal(path) for path in [site.ledger_path, *witness]))
+    test_ledger = [] if site.test_path is None else [site.test_ledger_path]
+    return list(dict.fromkeys(_normal(path) for path in [site.ledger_path, *test_ledger, *witness]))
 
 
 def _read(site: SiteSettings) -> list[Path]:
     """What it needs and must not change: code that runs there cannot loosen the site's policy."""
-    paths = [site.folder / SITE_FILE, site.folder / KEY_NAME, site.authority_path, site.data_path, site.prior_path]
+    paths = [site.folder / SITE_FILE, site.folder / KEY_NAME, site.authority_path, site.data_path, site.prior_path,
+             site.test_path]  # fmt: skip
     return list(dict.fromkeys(_normal(path) for path in paths if path is not None))
 
 
