@@ -11,8 +11,8 @@ from shared.views import slice_pairs, with_heart
 
 LEFT_OUT = {
     "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
-                "end-systole, and prepare again; until then they can test a model where their EF is known",
-    "no-heart": "cases whose masks show no left ventricle at end-diastole in any slice: draw it and prepare again",
+                "end-systole, and prepare into a new folder; until then they can test a model if their EF is known",
+    "no-heart": "cases whose masks show no left ventricle at end-diastole in any slice: draw it, prepare anew",
     "vendor-unknown": "cases whose scans name no known vendor, or several: repeat 'prepare' with --vendor V if the "
                       "scans that name none are all of one vendor",
     "vendor-not-declared": "cases of a vendor that site.yaml does not declare: add it to 'vendors', there and at the "
