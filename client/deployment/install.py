@@ -106,7 +106,7 @@ def _read(site: SiteSettings) -> list[Path]:
 
 def _hidden(site: SiteSettings) -> list[Path]:
     """Where `prepare` leaves the key of the pseudonyms: beside the cases, which is the site's folder in most sites."""
-    places = (site.folder, site.data_path.parent)
+    places = [site.folder, site.data_path.parent, *([] if site.test_path is None else [site.test_path.parent])]
     return list(dict.fromkeys(_normal(place / PSEUDONYM_KEY) for place in places))
 
 

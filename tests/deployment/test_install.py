@@ -223,3 +223,11 @@ def test_the_container_has_limits_and_does_not_see_the_pseudonyms_key(seen_folde
     assert service["pids_limit"] == 512 and service["ulimits"]["core"] == {"soft": 0, "hard": 0}
     hidden = [mount for mount in service["volumes"] if mount["source"] == "/dev/null"]
     assert [(mount["target"], mount["read_only"]) for mount in hidden] == [(f"{site.folder}/pseudonym.key", True)]
+
+
+def test_test_patients_are_read_only_and_their_ledger_is_written():
+    site = replace(SITE, test="/data/tests/cases", test_ledger="/data/test_ledger")
+    text = service_files(site, "systemd", "fedcmr", PROGRAM)[UNIT]
+    assert "\nReadWritePaths=/srv/fedcmr/site /data/test_ledger /mnt/other\n" in text
+    assert "-/data/tests/cases" in re.search(r"\nReadOnlyPaths=(.*)\n", text)[1].split()
+    assert "-/data/tests/pseudonym.key" in re.search(r"\nInaccessiblePaths=(.*)\n", text)[1].split()

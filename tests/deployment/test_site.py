@@ -313,4 +313,6 @@ def test_a_ledger_that_was_moved_aside_is_noticed(site, serve, moved):
 def test_the_ledger_of_other_patients_is_no_trouble(site, serve):
     change_site(site, coordinator=f"127.0.0.1:{serve()}")
     Ledger(site / "earlier", dataset="of another key").reserve("run", 1, Release(4.0, 1.0, 1), 1e-3, 8)
+    own = dataset_of(site / "train")  # test patients are prepared with the same key, and have a ledger of their own
+    Ledger(site / "test_ledger", dataset=own).reserve("run", 1, Release(4.0, 1.0, 1), 1e-3, 8)
     assert troubles(site) == {}
