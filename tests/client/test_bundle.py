@@ -204,6 +204,8 @@ def test_the_fingerprint_tells_names_from_contents():
         {"client/a.py": b"", "client/b.py": b"xy"},
         {"client/a.py": b"xclient/b.pyy"},
         {"client/a.pyx.py": b"y"},
+        {"client/a.pyx.py": b""},
+        {"client/a.py": b"x.py"},
         {"client/a.py": b"x" + bytes(7) + b"\x0bclient/b.py" + bytes(7) + b"\x01y"},
         {"shared/a.py": b"xy"},
         {},
