@@ -81,7 +81,7 @@ class SitePolicy:
     max_epsilon: float = 8.0
     max_delta: float = 1e-3
     min_noise_multiplier: float = 0.3
-    max_noise_multiplier: float = 1000.0
+    max_noise_multiplier: float = 100.0
     min_sample_rate: float = 1.0
     max_grad_norm: float = 10.0
     min_patients: int = 5
