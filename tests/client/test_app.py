@@ -142,7 +142,7 @@ def test_a_request_that_is_too_large_for_the_machine_does_not_tell_who_was_sampl
     monkeypatch.setattr(training, "patient_gradient", out_of_memory)
     site = make_study(num_patients=num_patients, min_patients=2, min_sample_rate=0.1).path / "sites" / "a"
     for server_round in range(2, 12):  # that nobody is sampled in any of them has a chance of one in a million
-        request = request_of(server_round=server_round, sample_rate=0.5, noise_multiplier=300.0)
+        request = request_of(server_round=server_round, sample_rate=0.5, noise_multiplier=90.0)
         assert code_of(ask(site, pack_request(arrays, request))) == OK
     assert len(Ledger(site / "ledger").charges()) == 10
     assert "a patient's gradient failed" in (site / ERROR_LOG).read_text()
@@ -170,10 +170,10 @@ def test_what_the_time_estimate_says_does_not_depend_on_the_patients(make_study,
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"noise_multiplier": 500.0, "sample_rate": 0.5}, "sample-rate-below-minimum"),
+        ({"noise_multiplier": 50.0, "sample_rate": 0.5}, "sample-rate-below-minimum"),
         ({"noise_multiplier": 1e6}, "noise-above-cap"),
-        ({"noise_multiplier": 900.0, "local_steps": 10_000}, "steps-above-cap"),
-        ({"noise_multiplier": 900.0, "num_views": 4096}, "views-above-cap"),
+        ({"noise_multiplier": 90.0, "local_steps": 10_000}, "steps-above-cap"),
+        ({"noise_multiplier": 90.0, "num_views": 4096}, "views-above-cap"),
     ],
 )
 def test_requests_that_cost_a_site_much_and_no_epsilon_are_refused_by_default(site, arrays, request_of, changes, code):
