@@ -127,7 +127,7 @@ def test_what_would_stop_a_site_is_found(study, write_cases, damage, code):
     elif damage == "pin":
         change(folder, policy=replace(site.policy, allowed_code_sha256=["0" * 64]))
     elif damage == "noise":
-        change(folder, policy=replace(site.policy, min_noise_multiplier=500.0))
+        change(folder, policy=replace(site.policy, min_noise_multiplier=90.0))
     elif damage == "rounds":
         change(folder, policy=replace(site.policy, max_rounds=2))
     else:
