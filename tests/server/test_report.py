@@ -61,7 +61,7 @@ def test_real_pictures_appear_only_when_they_may(tmp_path):
     build_report(report, ReportInputs(**{**inputs.__dict__, "shown": []}), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert len(re.findall("data:image/png", page)) == 3 + 3
-    assert page.count("Pictures of the test patients of hospitals are left out") == 3
+    assert page.count("Pictures of the test patients of hospitals are left out") == 2
     assert "45 real patients" in page
 
 
