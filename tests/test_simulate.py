@@ -179,10 +179,7 @@ def test_a_site_without_a_usable_patient_is_named(kind, folder, tmp_path, tiny_p
             case.write_bytes(b"not a case")
     code, _, err = run("--config", "smoke", "--out", tmp_path / "out", f"prior={tiny_prior}", *SMALL,
                        "hospitals.source=prepared", *NOMINAL, f"data_root={root}", "privacy.enabled=true")  # fmt: skip
-    if kind == "empty":
-        assert code == 2 and "2-philips" in err
-    else:  # a broken site refuses with a code; the others go on
-        assert any("2-philips" in line.get("refused", {}) for line in load_run(tmp_path / "out").rounds())
+    assert code == 2 and "2-philips" in err, "before any site is asked"
     assert "Traceback" not in err
 
 
