@@ -55,6 +55,10 @@ class Patient:
     codes: Tensor
     vendors: Tensor
 
+    def __post_init__(self) -> None:
+        # Otherwise slices would be trained in the style of others.
+        assert len(self.images) == len(self.masks) == len(self.vendors), "one vendor for each slice"
+
     @property
     def slice_codes(self) -> Tensor:
         """Shape (Z, K): for each slice the code of its vendor."""

@@ -22,7 +22,11 @@ SETTINGS = ("federation.rung=affine", "federation.num_rounds=2", "federation.loc
 
 def pool_of(prior, num: int = NUM, num_sites: int = 1) -> Pool:
     """Rendered hearts, one slice each; every other one trains."""
-    patients = [replace(p, images=p.images[2:3], masks=p.masks[2:3]) for p in simulated_patients(2 * num, prior, 6)]
+    slices = slice(2, 3)
+    patients = [
+        replace(p, images=p.images[slices], masks=p.masks[slices], vendors=p.vendors[slices])
+        for p in simulated_patients(2 * num, prior, 6)
+    ]
     number = np.arange(2 * num)
     return Pool(patients, number % 2 == 0, number // 2 % num_sites, ["GE"] * num_sites)
 
