@@ -49,8 +49,8 @@ class Lines:
     entries: list[dict[str, Any]] = field(default_factory=list)
     sha256: str = FIRST_HASH
 
-    def add(self, line: bytes) -> None:
-        """Take the next line.
+    def follow(self, line: bytes) -> None:
+        """Take the next line, but for its bytes: to join them one by one would take the square of their number.
 
         Raises:
             ValueError: It does not follow from the line before it.
@@ -59,7 +59,6 @@ class Lines:
         if not isinstance(entry, dict) or entry.pop("previous", None) != self.sha256 or not line.endswith(b"\n"):
             raise ValueError("Expected the hash of the line before.")
         self.entries.append(entry)
-        self.content += line
         self.sha256 = hashlib.sha256(line).hexdigest()
 
 
@@ -92,7 +91,8 @@ class Chain:
             _write_at(self.witness, 0, b"")
         _write_at(self.path, offset, line)
         _write_at(self.witness, offset, line)
-        lines.add(line)
+        lines.follow(line)
+        lines.content += line
 
     def repair(self, entry: dict[str, Any]) -> None:
         """Make both copies equal to the longer one, where that one is whole, and append `entry` to tell of it.
@@ -234,9 +234,10 @@ def _parse_or_none(content: bytes) -> Lines | None:
     lines = Lines()
     try:
         for line in content.splitlines(keepends=True):
-            lines.add(line)
+            lines.follow(line)
     except (ValueError, RecursionError):
         return None
+    lines.content = content
     return lines
 
 
