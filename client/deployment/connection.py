@@ -120,6 +120,11 @@ def witness_of(site: SiteSettings) -> Path:
     return site.witness_path or default_witness(site.ledger_path)
 
 
+def _test_witness_of(site: SiteSettings) -> Path:
+    """The same for the ledger of the test patients."""
+    return site.test_witness_path or default_witness(site.test_ledger_path)
+
+
 def _cases(site: SiteSettings) -> str:
     found = trainable(site.data_path, site.vendors)
     least = site.policy.min_patients
@@ -167,19 +172,23 @@ def _ledger(site: SiteSettings) -> str:
         return "both copies may be on one disk (ledger_same_disk): a restored backup of it forgets what was spent"
     mend = ("name a file on another disk as 'ledger_witness' in site.yaml or, where no backup of that disk is ever put "
             "back, set ledger_same_disk: true")  # fmt: skip
-    if witness.resolve().is_relative_to(site.folder.resolve()):
-        raise UserError(f"the ledger's second copy {witness} lies in the site's own folder, and is restored with it: "
-                        f"{mend}")  # fmt: skip
-    if _nearest(ledger).stat().st_dev == witness.parent.stat().st_dev:
-        raise UserError(f"the ledger {ledger} and its second copy {witness} are on one file system, which is restored "
-                        f"as a whole: {mend}")  # fmt: skip
-    return f"its second copy is on another file system, {witness}"
+    copies = [(ledger, witness)] + ([(site.test_ledger_path, _test_witness_of(site))] if site.test else [])
+    for ledger, witness in copies:
+        if witness.resolve().is_relative_to(site.folder.resolve()):
+            raise UserError(f"the ledger's second copy {witness} lies in the site's own folder, and is restored with "
+                            f"it: {mend}")  # fmt: skip
+        # Where the files are, not the links to them.
+        first, second = (_nearest(path.resolve()).stat().st_dev for path in (ledger / LEDGER_NAME, witness))
+        if first == second:
+            raise UserError(f"the ledger {ledger} and its second copy {witness} are on one file system, which is "
+                            f"restored as a whole: {mend}")  # fmt: skip
+    return f"its second copy is on another file system, {witness_of(site)}"
 
 
 def _other_ledgers(site: SiteSettings) -> list[Path]:
     """Files in the site's folder that a ledger over the same data set has written, and that site.yaml does not name."""
-    test_witness = site.test_witness_path or default_witness(site.test_ledger_path)
-    known = {site.ledger_path / LEDGER_NAME, witness_of(site), site.test_ledger_path / LEDGER_NAME, test_witness}
+    known = {site.ledger_path / LEDGER_NAME, witness_of(site)}
+    known |= {site.test_ledger_path / LEDGER_NAME, _test_witness_of(site)}
     found = [*site.folder.glob(f"*/{LEDGER_NAME}"), *site.folder.glob("*.witness")]
     datasets = {dataset_of(site.data_path), test_dataset(dataset_of(site.data_path))}
     return [path for path in sorted(found) if path not in known and _dataset_in(path) in datasets]

@@ -289,11 +289,23 @@ def test_a_ledger_that_could_be_taken_back_as_a_whole_does_not_join(site, serve,
     assert troubles(site) == {}, "a link to another disk is another disk"
     change_site(site, ledger_witness=str(other_disk / "copy.jsonl"))
     assert troubles(site) == {}
+    (other_disk / "link.jsonl").symlink_to(tmp_path / "copy.jsonl")
+    change_site(site, ledger_witness=str(other_disk / "link.jsonl"))
+    assert "one file system" in troubles(site)["ledger"], "a link on another disk is no copy there"
     change_site(site, ledger_witness=str(other_disk / "none" / "copy.jsonl"))
     assert "mount" in troubles(site)["ledger"]
     change_site(site, ledger_witness=None, ledger_same_disk=True)
     texts = {found.name: found.text for found in examine(load_site(site))}
     assert troubles(site) == {} and "forgets" in texts["ledger"], "what was chosen is said every time"
+
+
+def test_the_ledger_of_the_test_patients_may_not_lie_beside_its_own_second_copy(site, serve, other_disk):
+    change_site(site, coordinator=f"127.0.0.1:{serve()}", ledger_same_disk=False, test="test",
+                ledger_witness=str(other_disk / "copy.jsonl"))  # fmt: skip
+    shutil.copytree(site / "train", site / "test")
+    assert troubles(site) == {}
+    change_site(site, test_ledger=str(other_disk / "test_ledger"))
+    assert "one file system" in troubles(site)["ledger"] and "test_ledger" in troubles(site)["ledger"]
 
 
 @pytest.mark.parametrize("moved", ["ledger", "ledger.witness"])
