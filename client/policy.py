@@ -32,35 +32,35 @@ TEMPLATE = """\
 # This site's own settings. They stay at the site: the server can neither read nor change them.
 # Paths are absolute, or start from this file's folder.
 
-name: {name:<28}# as the study lists the site: letters, digits, '_' and '-'
+name: {name:<27} # as the study lists the site: letters, digits, '_' and '-'
 vendors: {vendors:<24} # of the scanners: {known_vendors};
                                   # each with a public round number near the count of patients with its scans
-nominal_patients: {nominal_patients:<16}# the same of all patients, one with scans of two vendors once; divides sums
-data: {data:<28}# prepared cases, written by 'fedcmr-client prepare'
-ledger: {ledger:<26}# what this site has released: keep it as long as the data, and back it up
-ledger_witness: {ledger_witness:<18}# file with the ledger's second copy, best on another disk; null: beside the ledger
-ledger_same_disk: {ledger_same_disk:<16}# true: both copies on one disk; its restored backup forgets what was spent
+nominal_patients: {nominal_patients:<15} # the same of all patients, one with scans of two vendors once; divides sums
+data: {data:<27} # prepared cases, written by 'fedcmr-client prepare'
+ledger: {ledger:<25} # what this site has released: keep it as long as the data, and back it up
+ledger_witness: {ledger_witness:<17} # file with the ledger's second copy, best on another disk; null: beside the ledger
+ledger_same_disk: {ledger_same_disk:<15} # true: both copies on one disk; its restored backup forgets what was spent
 test: {test:<27} # prepared test patients of the same --key, whom nobody trains on; null: no evaluation here
 test_ledger: {test_ledger:<20} # what this site has released about its test patients; second copy as the ledger's
-prior: {prior:<27}# the public prior (.safetensors); null: the one that ships with the project
-coordinator: {coordinator:<21}# HOST:PORT that 'fedcmr-client join' calls; null: the site takes part in no deployment
-authority: {authority:<23}# the coordinator's ca.crt, by which the server is known
+prior: {prior:<26} # the public prior (.safetensors); null: the one that ships with the project
+coordinator: {coordinator:<20} # HOST:PORT that 'fedcmr-client join' calls; null: the site takes part in no deployment
+authority: {authority:<22} # the coordinator's ca.crt, by which the server is known
 
 policy:                           # a request that goes beyond one of these is refused; PRIVACY.md says how to choose
-  max_epsilon: {policy[max_epsilon]:<19}# privacy loss of a patient over the life of the ledger, all runs together
-  max_delta: {policy[max_delta]:<21}# at most 0.1 / nominal_patients
-  min_noise_multiplier: {policy[min_noise_multiplier]:<10}# noise of a single step, in units of the clip norm
-  max_noise_multiplier: {policy[max_noise_multiplier]:<10}# more noise would be work for an answer that says nothing
-  min_sample_rate: {policy[min_sample_rate]:<15}# 1: a step takes all patients; less: it may draw some, and costs more
-  max_grad_norm: {policy[max_grad_norm]:<17}# largest clip norm
-  min_patients: {policy[min_patients]:<18}# with fewer usable patients the site does not take part
-  max_rounds: {policy[max_rounds]:<20}# of one run; null: as many as the budget allows
-  max_local_steps: {policy[max_local_steps]:<15}# steps of one round
-  max_views: {policy[max_views]:<21}# random views of a patient in one step
-  max_seconds: {policy[max_seconds]:<19}# work on one request: refused where it would take longer, and stopped there
-  allowed_code_sha256: {policy[allowed_code_sha256]:<11}# versions that may answer; []: any, deployed: none
-  allow_without_privacy: {policy[allow_without_privacy]:<9}# true: also answer studies without noise
-  evaluation: {policy[evaluation]:<20}# of the test patients: "private", sums with noise, charged to test_ledger;
+  max_epsilon: {policy[max_epsilon]:<18} # privacy loss of a patient over the life of the ledger, all runs together
+  max_delta: {policy[max_delta]:<20} # at most 0.1 / nominal_patients
+  min_noise_multiplier: {policy[min_noise_multiplier]:<9} # noise of a single step, in units of the clip norm
+  max_noise_multiplier: {policy[max_noise_multiplier]:<9} # more noise would be work for an answer that says nothing
+  min_sample_rate: {policy[min_sample_rate]:<14} # 1: a step takes all patients; less: it may draw some, and costs more
+  max_grad_norm: {policy[max_grad_norm]:<16} # largest clip norm
+  min_patients: {policy[min_patients]:<17} # with fewer usable patients the site does not take part
+  max_rounds: {policy[max_rounds]:<19} # of one run; null: as many as the budget allows
+  max_local_steps: {policy[max_local_steps]:<14} # steps of one round
+  max_views: {policy[max_views]:<20} # random views of a patient in one step
+  max_seconds: {policy[max_seconds]:<18} # work on one request: refused where it would take longer, and stopped there
+  allowed_code_sha256: {policy[allowed_code_sha256]:<10} # versions that may answer; []: any, deployed: none
+  allow_without_privacy: {policy[allow_without_privacy]:<8} # true: also answer studies without noise
+  evaluation: {policy[evaluation]:<19} # of the test patients: "private", sums with noise, charged to test_ledger;
                                   # "table", plain sums of groups of 5 or more, NOT private, as often as asked; "off"
 """
 

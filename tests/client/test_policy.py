@@ -22,6 +22,10 @@ MINIMAL = "name: north\nvendors: {Siemens: 40}\nnominal_patients: 40\n"
         SiteSettings("null", {"GE": 9}, 9, data="/a path: with # é " + "and 'quotes' \"too\" " * 9, ledger="~",
                      ledger_witness="../copy", policy=SitePolicy(min_patients=9, max_grad_norm=0.1, max_rounds=3,
                      allowed_code_sha256=["a" * 64, "0" * 64], allow_without_privacy=True)),
+        # Values that are wider than their column.
+        SiteSettings("n" * 64, {"GE": 10**20}, 10**20, policy=SitePolicy(
+            100 / 3, 1e-22 / 3, 1 / 3, 1e15 / 3, 1e-5 / 3, 100 / 3, 10**20, 10**20, 10**20, 10**21, 1e6 / 3,
+        )),
     ],
 )  # fmt: skip
 def test_settings_are_written_and_loaded_back(tmp_path, settings):
