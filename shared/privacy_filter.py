@@ -91,7 +91,7 @@ class PrivacyFilter:
 
 def mu_squared(release: Release) -> float:
     """Square of the Gaussian parameter mu of a release, as if it were one of everybody."""
-    squared = release.noise_multiplier**2
+    squared = release.noise_multiplier * release.noise_multiplier  # a power would raise where this is infinite
     return release.num_steps / squared if squared > 0 else math.inf
 
 

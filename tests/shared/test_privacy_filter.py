@@ -1,6 +1,7 @@
 """What a site counts: a filter that holds for a server which picks each request in the light of earlier answers."""
 
 import math
+import sys
 
 import dp_accounting
 import numpy as np
@@ -146,6 +147,12 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything():
         assert privacy_filter.of([], DELTA)[0] == 0
         assert privacy_filter.of([Release(0.0, 0.5, 1)], DELTA)[0] == math.inf
     assert mu_squared(Release(2.0, 0.5, 3)) == 0.75
+
+
+@pytest.mark.parametrize("noise_multiplier", [1e155, sys.float_info.max])
+@pytest.mark.parametrize("privacy_filter", [PrivacyFilter(), PrivacyFilter(5)])
+def test_noise_beyond_all_measure_is_counted_too(privacy_filter, noise_multiplier):
+    assert privacy_filter.of([Release(noise_multiplier, 0.5, 10)], DELTA)[0] < 1e-9
 
 
 # The accountant of plans that are fixed in advance
