@@ -120,7 +120,7 @@ LONG = ("federation.num_processes=2", "federation.num_views=16", "federation.loc
 
 
 def test_a_late_site_is_missing_and_its_process_is_ended(make_study):
-    grid, messages = gradients_of(make_study(*LONG))
+    grid, messages = gradients_of(make_study(*LONG, max_local_steps=2000))
     with grid:
         assert list(grid.send_and_receive(messages, timeout=0.5)) == []
         assert not multiprocessing.active_children()
@@ -217,7 +217,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_finishes_without_a_second
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_busy_workers_end_with_a_parent_that_was_killed(make_study, start):
-    run = make_study(*LONG)
+    run = make_study(*LONG, max_local_steps=2000)
     process = start(run)
     assert wait_until(lambda: checkpoint.round_path(run.path / "checkpoints", 1).exists())
     time.sleep(1)  # into the second round's work
