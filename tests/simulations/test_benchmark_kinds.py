@@ -139,4 +139,6 @@ def test_training_lowers_the_loss(monkeypatch):
 
     torch.manual_seed(0)
     fresh = loss(KINDS["flow, blocks of 2"]().eval())
-    assert loss(painters.train("flow, blocks of 2", hearts, 8, 0)[0]) < 0.99 * fresh, "however few steps a busy machine takes in eight seconds"
+    assert (
+        loss(painters.train("flow, blocks of 2", hearts, 8, 0)[0]) < 0.99 * fresh
+    )  # few steps fit into eight seconds of a busy machine
