@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from server.answers import predictions_folder
 from server.evaluation.coverage import coverage
 from server.evaluation.disclosure import joined, published
@@ -79,7 +81,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         },
         "saliency": score_looks(looks, config.evaluation.num_bootstrap, config.seed),
         "timing": timing(run),
-        "settings": dump(config),
+        "settings": _settings(run, config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
     report = _published(report, sets)
@@ -101,6 +103,14 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     weights = run.path / REGRESSOR_NAME
     if weights.is_file():
         write_model_card(weights, report["regression"], report["uncertainty"], report["provenance"]["test_sets"])
+
+
+def _settings(run: RunFolder, config: Config) -> str:
+    """The settings as YAML; without `hospitals`, which says who is simulated, where the sites are elsewhere."""
+    settings = OmegaConf.create(dump(config))
+    if not run.site_names():
+        del settings["hospitals"]
+    return OmegaConf.to_yaml(settings)
 
 
 def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:

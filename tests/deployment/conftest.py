@@ -106,7 +106,7 @@ def deployed(tmp_path_factory, tiny_prior):
         public = make_node_key(sites[name])
         assert server("register", folder, public, "--name", name, "--vendor", vendor,
                       "--nominal-patients", NOMINAL_PATIENTS) == 0  # fmt: skip
-    write_cases(root / "patients", "GE", 3, seed=9)
+    write_cases(root / "patients", "GE", 5, seed=9)  # fewer real patients have no figures
     try:
         assert server("start", folder) == 0
         yield Study(folder, sites, root / "patients", tiny_prior)

@@ -50,7 +50,7 @@ def test_a_study_between_institutions_ends_with_its_report(deployed, joined, cap
     assert "round 2 of 2: 3 of 3 sites" in shown.err + (run / "log.txt").read_text()
     report = json.loads((run / "report.json").read_text())
     assert set(report["privacy"]["sites"]) == {"a", "b", "c"}
-    assert report["regression"][deployed.test.name]["all"]["n_patients"] == 3
+    assert report["regression"][deployed.test.name]["all"]["n_patients"] == 5
     assert facts["services"] == {"superlink": True, "superexec": True} and facts["healthy"]
     assert facts["sites"] == dict.fromkeys("abc", "online")
     assert facts["run"]["round"] == 2 and facts["run"]["answered"] == ["a", "b", "c"]

@@ -43,7 +43,8 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     change_site(deployed.sites["c"], policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]))
     shutil.rmtree(deployed.sites["c"] / "flwr" / "apps", ignore_errors=True)
     run = tmp_path / "run"
-    settings = (*deployed.settings, "federation.num_rounds=4", "federation.reply_timeout_s=600")
+    going_on = ("federation.reply_timeout_s=600", "federation.min_sites=1")
+    settings = (*deployed.settings, "federation.num_rounds=4", *going_on)
     with deployed.joined("a", "b", "c") as joined:
         first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
         wait_for(lambda: len(rounds(run)) >= 1, "the first round")
