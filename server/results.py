@@ -5,6 +5,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -107,10 +108,9 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
 
 def _settings(run: RunFolder, config: Config) -> str:
     """The settings as YAML; without `hospitals`, which says who is simulated, where the sites are elsewhere."""
-    settings = OmegaConf.create(dump(config))
-    if not run.site_names():
-        del settings["hospitals"]
-    return OmegaConf.to_yaml(settings)
+    if run.site_names():
+        return dump(config)
+    return OmegaConf.to_yaml({name: value for name, value in asdict(config).items() if name != "hospitals"})
 
 
 def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
