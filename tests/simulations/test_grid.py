@@ -136,12 +136,12 @@ def test_a_site_whose_process_dies_is_missing_and_answers_the_next_round(make_st
     killer = threading.Thread(target=kill_one)
     with grid:
         killer.start()
-        replies = list(grid.send_and_receive(messages, timeout=60))
+        replies = list(grid.send_and_receive(messages, timeout=240))
         killer.join()
         assert len(replies) == 2
         missing = {m.metadata.dst_node_id for m in messages} - {r.metadata.src_node_id for r in replies}
         again = [message for message in messages if message.metadata.dst_node_id in missing]
-        assert len(list(grid.send_and_receive(again, timeout=60))) == 1
+        assert len(list(grid.send_and_receive(again, timeout=240))) == 1
     assert not multiprocessing.active_children()
 
 
