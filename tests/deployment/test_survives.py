@@ -155,7 +155,7 @@ def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_pa
     write_site(folder, SiteSettings(
         "a", {"Siemens": NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior),
         authority=str(deployed.folder / "ca.crt"),
-        coordinator=load_coordinator(deployed.folder).superlink,
+        coordinator=load_coordinator(deployed.folder).superlink, ledger_same_disk=True,
         policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]),
     ))  # fmt: skip
     make_node_key(folder)
