@@ -150,7 +150,7 @@ def test_a_watched_service_that_ends_takes_the_other_with_it(deployed):
 
 def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_path):
     folder = tmp_path / "stranger"
-    write_cases(folder / "train", "GE", NOMINAL_PATIENTS, 7)
+    write_cases(folder / "train", "Siemens", NOMINAL_PATIENTS, 7)
     known = deployed.sites["a"]
     write_site(folder, SiteSettings(
         "a", {"Siemens": NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior),
