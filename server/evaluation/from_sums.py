@@ -21,6 +21,8 @@ SWAMPED_R2 = 0.5
 UNITS = {"mae_points": (POINTS, SWAMPED_POINTS), "bias_points": (POINTS, SWAMPED_POINTS), "mse": (1.0, SWAMPED_MSE),
          "r2": (1.0, SWAMPED_R2)}  # fmt: skip
 """Of each figure: what a fraction is in its unit, and from which half-width of noise on it is unknown."""
+BOUNDS = {"mae_points": (0, math.inf), "bias_points": (-math.inf, math.inf), "mse": (0, math.inf), "r2": (-math.inf, 1)}
+"""What a figure can be: noise may take it, or its interval, beyond."""
 FIGURES = ("mae_points", "bias_points", "mse", "r2")
 
 
@@ -56,9 +58,9 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
         if not Z95 * noise_sd <= limit:
             continue
         half = Z95 * math.hypot(noise_sd, unit * math.sqrt(max(variance, 0.0)))
-        low = unit * value - half
-        result[name] = unit * value
-        result["ci95"][name] = [max(low, 0.0) if name in ("mae_points", "mse") else low, unit * value + half]
+        figure, low, high = np.clip([unit * value, unit * value - half, unit * value + half], *BOUNDS[name]).tolist()
+        result[name] = figure
+        result["ci95"][name] = [low, high]
         result["noise_sd"][name] = noise_sd
     return result
 

@@ -62,3 +62,12 @@ def test_what_noise_swamps_is_unknown():
 def test_too_few_patients_have_no_r2_and_a_group_left_out_has_nothing():
     assert figures(plain_table(patients(9), ["GE"])["GE"], NO_NOISE)["r2"] is None
     assert figures(plain_table(patients(4), ["GE"])["GE"], NO_NOISE)["mae_points"] is None
+
+
+def test_noise_takes_no_figure_beyond_what_it_can_be():
+    rng = np.random.default_rng(3)
+    sums, noise = from_private(private_table(patients(40), ["GE"], 0.3, rng), 0.3)
+    sums["GE"][3] = -0.01  # of squared errors
+    found = figures(sums["GE"], noise)
+    assert found["r2"] == 1 and found["ci95"]["r2"][1] == 1
+    assert found["mse"] == 0 and found["ci95"]["mse"][0] == 0
