@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -65,7 +65,33 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Request:
+class _Wire:
+    """The wire form that all requests share: their fields, with kebab-case keys."""
+
+    def _check_types(self) -> None:
+        """Raise where a field has another type than it is declared with."""
+        for field in fields(self):
+            if type(getattr(self, field.name)) is not field.type:
+                raise ValueError(f"Expected {field.name} to be {field.type}, got {type(getattr(self, field.name))}.")
+
+    def to_config(self) -> ConfigRecord:
+        """The wire form, with kebab-case keys."""
+        return ConfigRecord({field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Read the wire form.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value has another type or is out of range.
+        """
+        if set(config) != {field.name.replace("_", "-") for field in fields(cls)}:
+            raise ValueError("Expected exactly the keys of a request.")
+        return cls(**{key.replace("-", "_"): value for key, value in config.items()})
+
+
+@dataclass(frozen=True)
+class Request(_Wire):
     """What the server asks of a site in one round; `configs/default.yaml` explains the settings.
 
     Attributes:
@@ -99,9 +125,7 @@ class Request:
     sites: str = ""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if type(getattr(self, field.name)) is not field.type:
-                raise ValueError(f"Expected {field.name} to be {field.type}, got {type(getattr(self, field.name))}.")
+        self._check_types()
         numbers = (self.noise_multiplier, self.sample_rate, self.max_grad_norm, self.target_delta, self.learning_rate)
         as_moments = self.sample_rate == 1 and self.local_steps == NUM_LOOKS
         if not (
@@ -127,24 +151,9 @@ class Request:
         """What answering charges: one subsampled Gaussian mechanism per local step."""
         return Release(self.noise_multiplier, self.sample_rate, self.local_steps)
 
-    def to_config(self) -> ConfigRecord:
-        """The wire form, with kebab-case keys."""
-        return ConfigRecord({field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)})
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Request":
-        """Read the wire form.
-
-        Raises:
-            ValueError: A key is missing or unknown, or a value has another type or is out of range.
-        """
-        if set(config) != {field.name.replace("_", "-") for field in fields(cls)}:
-            raise ValueError("Expected exactly the keys of a request.")
-        return cls(**{key.replace("-", "_"): value for key, value in config.items()})
-
 
 @dataclass(frozen=True)
-class EvaluationRequest:
+class EvaluationRequest(_Wire):
     """What the server asks of a site's test patients: a model of a task, told by its arrays.
 
     Which form the answer has is the site's policy to say, not the server's.
@@ -168,9 +177,7 @@ class EvaluationRequest:
     sites: str
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if type(getattr(self, field.name)) is not field.type:
-                raise ValueError(f"Expected {field.name} to be {field.type}, got {type(getattr(self, field.name))}.")
+        self._check_types()
         if not (
             self.task == EJECTION_FRACTION
             and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
@@ -190,21 +197,6 @@ class EvaluationRequest:
     def ledger_run(self) -> str:
         """The name under which the ledger of test patients keeps the answer: another model is another release."""
         return f"{self.run_id}-{self.task}-{self.model_sha256[:16]}"
-
-    def to_config(self) -> ConfigRecord:
-        """The wire form, with kebab-case keys."""
-        return ConfigRecord({field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)})
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "EvaluationRequest":
-        """Read the wire form.
-
-        Raises:
-            ValueError: A key is missing or unknown, or a value has another type or is out of range.
-        """
-        if set(config) != {field.name.replace("_", "-") for field in fields(cls)}:
-            raise ValueError("Expected exactly the keys of a request.")
-        return cls(**{key.replace("-", "_"): value for key, value in config.items()})
 
 
 def pack_request(arrays: Mapping[str, NDArray[np.float32]], request: Request | EvaluationRequest) -> RecordDict:
