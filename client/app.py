@@ -19,6 +19,7 @@ from client import error_log
 from client.code_hash import code_sha256
 from client.held_out import check_test_folder
 from client.ledger import Ledger, dataset_of
+from client.pace import estimated_seconds
 from client.policy import SiteSettings, load_site, refusal
 from client.rehearsal import Rehearsed, invented_patients
 from client.release import Refused, charged
@@ -27,7 +28,6 @@ from client.training import (
     Mechanism,
     cached_patients,
     cached_prior,
-    estimated_seconds,
     fine_tune,
     moments,
 )
@@ -184,7 +184,7 @@ def respond(
     steps = LocalSteps.of(request, site.policy.max_seconds)
     if request.task != MOMENTS:
         rung = cast(Rung, request.rung)
-        seconds = estimated_seconds(prior.generator, rung, site.nominal_patients, steps, device)
+        seconds = estimated_seconds(site.folder, prior, rung, site.nominal_patients, steps, device)
         if seconds > site.policy.max_seconds:
             raise Refused("time-above-cap") from UserError(
                 f"policy.max_seconds is {site.policy.max_seconds:g}, and this request would take about {seconds:.0f} s"

@@ -72,6 +72,7 @@ class Chain:
 
     def __init__(self, path: Path, witness: Path) -> None:
         self.path, self.witness = path, witness
+        self._known = Lines()  # as this object last saw it: what was checked then is compared byte for byte, not parsed
 
     @contextmanager
     def locked(self) -> Iterator[Lines]:
@@ -167,9 +168,10 @@ class Chain:
         # witness after the file had it. Anywhere else it was cut by hand.
         if (len(whole) < len(content) and whole != known) or (len(known) < len(second) and whole == known):
             raise self._refused("its last line is cut")
-        lines = _parse_or_none(whole)
+        lines = _parse_or_none(whole, self._known)
         if lines is None:
             raise self._refused("it was edited")
+        self._known = lines
         if second != whole:
             _write_at(self.witness, len(known), whole[len(known) :])
         return lines
@@ -229,11 +231,13 @@ def _is_open_as(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _parse_or_none(content: bytes) -> Lines | None:
-    """The lines, or None where they are no chain."""
-    lines = Lines()
+def _parse_or_none(content: bytes, known: Lines | None = None) -> Lines | None:
+    """The lines, or None where they are no chain; those that are `known` to be one already are not parsed again."""
+    if known is None or not content.startswith(known.content):
+        known = Lines()
+    lines = Lines(entries=list(known.entries), sha256=known.sha256)
     try:
-        for line in content.splitlines(keepends=True):
+        for line in content[len(known.content) :].splitlines(keepends=True):
             lines.follow(line)
     except (ValueError, RecursionError):
         return None

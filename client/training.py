@@ -23,7 +23,6 @@ from client.trainable import group_of, usable_cases
 from shared.appearance import CODE_NAMES, appearance_code
 from shared.case import INDEX_NAME
 from shared.checkpoint import Arrays
-from shared.config import Rung
 from shared.device import autocast, one_core_each
 from shared.diffusion import flow_matching_loss
 from shared.moments import two_looks
@@ -31,9 +30,6 @@ from shared.networks.generator import Generator, Prior, load_prior
 from shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
 from shared.records import Request
 from shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
-
-TIMED_VIEWS = 4
-"""Of the dummy patient whose gradient is timed; time grows with the views, and less than in proportion."""
 
 
 @dataclass(frozen=True)
@@ -267,41 +263,6 @@ def fine_tune(
 def num_gradients(num_patients: int, mechanism: Mechanism) -> int:
     """Of one private step: the site's public number of patients, or its patients where they are more."""
     return max(mechanism.nominal_patients, num_patients) if mechanism.private else 0
-
-
-def estimated_seconds(
-    generator: Generator, rung: Rung, nominal_patients: int, steps: LocalSteps, device: torch.device
-) -> float:
-    """How long `fine_tune` will take here, from work on dummy patients alone; measured once per process.
-
-    Args:
-        generator: Left as it was.
-        rung: Which part of it is trained.
-        nominal_patients: The site's public number, so that the answer to a request does not tell the real one.
-        steps: How many, and with how many views.
-        device: Where it will run.
-    """
-    num_views = min(steps.num_views, TIMED_VIEWS)
-    at_once = torch.get_num_threads() if device.type == "cpu" else 1
-    waves = math.ceil(nominal_patients / at_once)
-    seconds = _wave_seconds(generator, rung, num_views, at_once, device)
-    return steps.num_steps * waves * seconds * steps.num_views / num_views
-
-
-@functools.lru_cache(maxsize=8)
-def _wave_seconds(generator: Generator, rung: Rung, num_views: int, at_once: int, device: torch.device) -> float:
-    """Seconds for the gradients of so many dummy patients at once; the second time, for the first one warms up."""
-    generator.to(device)
-    values = {name: parameter.detach().clone() for name, parameter in generator.trainable(rung).items()}
-    elapsed_s = 0.0
-    with generator.holding(values) as parameters:
-        chosen = list(parameters.values())
-        for _ in range(2):
-            started = time.perf_counter()
-            list(one_core_each(lambda patient: patient_gradient(generator, patient, num_views, 0, chosen),
-                               [dummy_patient()] * at_once))  # fmt: skip
-            elapsed_s = time.perf_counter() - started
-    return elapsed_s
 
 
 def dummy_patient() -> Patient:

@@ -186,14 +186,15 @@ class FederationState:
 def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) -> FederationState:
     """The state before round 1: the rung, its trainable part, the prior's codes, and the noise of the whole run."""
     privacy, federation = config.privacy, config.federation
-    num_steps = (federation.num_rounds - 1) * federation.local_steps
+    num_rounds = federation.num_rounds - 1  # of gradients
+    num_steps = num_rounds * federation.local_steps
     parts = {rung: prior.generator.trainable(rung) for rung in RUNGS}
     sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in RUNGS[1:]}
-    plan = plan_rung("affine", privacy, num_steps) if privacy.enabled else None
+    plan = plan_rung("affine", privacy, num_steps, num_rounds) if privacy.enabled else None
     nominal_patients = [facts.nominal_patients for facts in sites.values()]
     rung, choice = choose_rung(federation.rung, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
     if plan and rung == "moments":
-        plan = plan_rung(rung, privacy, num_steps)
+        plan = plan_rung(rung, privacy, num_steps, num_rounds)
     arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
     vendors = sorted({vendor for facts in sites.values() for vendor in facts.vendors})
     code_size = len(prior.code_mean)

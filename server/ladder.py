@@ -25,18 +25,18 @@ Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
 
 
-def plan_rung(rung: Rung, privacy: PrivacyConfig, num_gradient_steps: int) -> Plan:
+def plan_rung(rung: Rung, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
     """The least noise with which a whole run on this rung stays within the target.
 
     Two looks with noise s are as one with s / sqrt(2): on the rung of moments that is all the budget, and elsewhere
-    `moments_share` of it.
+    `moments_share` of it. The gradient steps are divided evenly into `num_rounds` of them.
     """
     target, delta = privacy.target_epsilon, privacy.target_delta
     if rung == "moments":
         looks = plan_noise(target, delta, 1.0, 1, 1 / NUM_LOOKS).gradients
         plan = {MOMENTS: replace(looks, num_steps=NUM_LOOKS)}
     else:
-        parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.moments_share)
+        parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.moments_share, num_rounds)
         looks = Release(parts.moments.noise_multiplier * math.sqrt(NUM_LOOKS), 1.0, NUM_LOOKS)
         plan = {MOMENTS: looks, GRADIENTS: parts.gradients}
     return plan

@@ -1,7 +1,7 @@
 """The least noise with which a study's releases stay within a target epsilon at every site."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.optimize import brentq
 
@@ -23,7 +23,7 @@ class NoisePlan:
 
 
 def plan_noise(target_epsilon: float, target_delta: float, sample_rate: float, num_gradient_steps: int,
-               moments_share: float) -> NoisePlan:  # fmt: skip
+               moments_share: float, num_rounds: int = 1) -> NoisePlan:  # fmt: skip
     """The least noise with which the moments and all gradient steps together stay within the target.
 
     A site counts what it is asked by a privacy filter, and so does the plan: by that of a site whose cap and delta are
@@ -38,12 +38,14 @@ def plan_noise(target_epsilon: float, target_delta: float, sample_rate: float, n
         sample_rate: Of the gradient steps; in (0, 1].
         num_gradient_steps: Over all rounds.
         moments_share: Part of mu squared that goes to the moments, in (0, 1).
+        num_rounds: Into which the gradient steps are divided evenly: a site charges each by itself.
     """
     _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
     _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
     _check(0 < sample_rate <= 1, "sample_rate in (0, 1]", sample_rate)
     _check(num_gradient_steps >= 1, "num_gradient_steps >= 1", num_gradient_steps)
     _check(0 < moments_share < 1, "moments_share in (0, 1)", moments_share)
+    _check(num_rounds >= 1 and num_gradient_steps % num_rounds == 0, "num_rounds that divides the steps", num_rounds)
     privacy_filter = filter_of(sample_rate, target_epsilon, target_delta)
 
     def plan(noise_multiplier: float) -> NoisePlan:
@@ -53,7 +55,9 @@ def plan_noise(target_epsilon: float, target_delta: float, sample_rate: float, n
 
     def excess(log_noise: float) -> float:
         planned = plan(math.exp(log_noise))
-        return privacy_filter.of([planned.moments, planned.gradients], target_delta)[0] / target_epsilon - 0.9975
+        of_round = replace(planned.gradients, num_steps=num_gradient_steps // num_rounds)
+        spent = privacy_filter.cost(planned.moments) + num_rounds * privacy_filter.cost(of_round)
+        return privacy_filter.epsilon(spent, target_delta) / target_epsilon - 0.9975
 
     upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - moments_share)))  # mu = 1
     while excess(upper) > 0:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
@@ -272,6 +271,8 @@ def clip_to_norm(vector: FloatArray, clip: float) -> FloatArray:
 
 def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
     """Renyi accountant; infinity where it has no answer."""
+    from opacus.accountants import RDPAccountant  # here, because it takes a second and a half to load
+
     accountant = RDPAccountant()
     accountant.history = list(history)
     try:
@@ -288,6 +289,8 @@ def _prv_epsilon(history: list[tuple[float, float, int]], delta: float, rdp: flo
     spacing = error / math.sqrt(num_steps * math.log(12_000 / delta) / 2)  # Opacus' own mesh
     if 2 * (_rdp_epsilon(history, delta / 4000) + 3) / spacing > MAX_GRID_POINTS:
         return math.nan
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
     accountant.history = list(history)
     try:

@@ -23,13 +23,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from opacus.accountants.analysis.rdp import compute_rdp
 
 from shared.privacy import Release, gaussian_epsilon
 
 MAX_ORDER = 512
 """Of Renyi divergences. The largest orders are those of the smallest budgets; beyond about a thousand the terms of the
 subsampled Gaussian's series overflow."""
+
+LEAST_MU_SQUARED = 1e-4
+"""What a release of a random sample counts at least, as mu^2 of one of everybody: that of a step with noise 100, the
+most that a policy allows by default. Otherwise releases of few patients would cost next to nothing, and whoever asks
+for them could make a ledger as long, and every later answer as slow, as he likes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class PrivacyFilter:
 
         A sample can only hide a patient, so a subsampled release costs at most what one of everybody with the same
         noise does. That is what the Gaussian filter counts, and the Renyi filter where the divergence cannot be found.
+        The latter never counts it as less than `LEAST_MU_SQUARED`, unless one of everybody would cost less still.
         """
         everybody = mu_squared(release)
         if self.order is None:
@@ -64,6 +69,9 @@ class PrivacyFilter:
         everybody *= self.order / 2
         if release.sample_rate == 1 or not math.isfinite(everybody):
             return everybody
+        # Imported here: it takes a second and a half to load, and most studies sample nobody.
+        from opacus.accountants.analysis.rdp import compute_rdp
+
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
@@ -73,7 +81,9 @@ class PrivacyFilter:
                 )[0])  # fmt: skip
             except ArithmeticError:
                 return everybody
-        return sampled if 0 < sampled < everybody else everybody  # NaN and a negative rounding compare false
+        if not sampled > 0:  # NaN, and a negative rounding
+            return everybody
+        return min(everybody, max(sampled, LEAST_MU_SQUARED * self.order / 2))
 
     def epsilon(self, spent: float, delta: float) -> float:
         """The epsilon at `delta` of a sum of costs; 0 where nothing was spent.

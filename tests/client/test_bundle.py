@@ -4,6 +4,7 @@ import hashlib
 import io
 import shutil
 import subprocess
+import sys
 import zipfile
 from functools import cache, partial
 from importlib.metadata import distribution
@@ -224,3 +225,10 @@ def test_only_plain_names_have_a_fingerprint(name):
     assert refused(packed(files() | {name: b""}))
     with pytest.raises(UserError, match="file name"):
         sha256_of_files({name: b""})
+
+
+def test_what_judges_a_bundle_loads_no_library_that_takes_long():
+    """Without a process that keeps them loaded it starts for every message."""
+    code = "import sys, client.deployment.clientapp; print(*{'torch', 'opacus', 'monai', 'pydicom'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

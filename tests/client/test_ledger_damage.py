@@ -81,6 +81,25 @@ def test_an_edited_line_is_refused(used, number, old, new, both):
     assert_refused(used, "edited" if both and number < len(lines) - 1 else "differs")
 
 
+@pytest.mark.parametrize("damage", ["edited", "cut", "removed"])
+def test_what_a_process_has_read_before_is_compared_again(used, damage):
+    """It parses only what is new, and must notice that the rest is no longer what it was."""
+    ledger = Ledger(used)
+    known = len(ledger.releases())
+    charge(used, 3)
+    assert len(ledger.releases()) == known + 1, "the line of another process"
+    lines = (used / LEDGER_NAME).read_text().splitlines(keepends=True)
+    if damage == "edited":
+        lines[1] = lines[1].replace("2.0", "9.0")
+    for path in (used / LEDGER_NAME, witness_of(used)):
+        path.write_text("".join(lines[:-1] if damage == "cut" else lines[2:] if damage == "removed" else lines))
+    if damage == "cut":  # both alike: nobody can tell, but the process must not count what it remembers either
+        assert ledger.releases() == Ledger(used).releases()
+        return
+    with pytest.raises(LedgerError, match="edited"):
+        ledger.releases()
+
+
 def test_a_line_that_was_taken_out_or_moved_is_refused(used):
     path = used / LEDGER_NAME
     opened, first, second, third = path.read_bytes().splitlines(keepends=True)

@@ -1,5 +1,4 @@
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from client.training import (
     Mechanism,
     Patient,
     cached_patients,
-    estimated_seconds,
     fine_tune,
     load_patients,
     moments,
@@ -299,18 +297,3 @@ def test_work_past_its_deadline_is_given_up(prior, patients, arrays):
     with pytest.raises(TimeoutError):
         fine_tune(prior.generator, patients, arrays, NOISY, replace(STEPS, max_seconds=0.0), CPU)
     assert all(torch.equal(value, before[name]) for name, value in prior.generator.state_dict().items())
-
-
-def test_the_estimate_of_a_requests_time_grows_with_its_work_and_is_near_the_truth(prior, arrays, patients):
-    def estimate(num_patients=4, **changes):
-        return estimated_seconds(prior.generator, "affine", num_patients, replace(STEPS, **changes), CPU)
-
-    few, many = estimate(num_steps=2), estimate(num_steps=200)
-    assert many == pytest.approx(100 * few)
-    assert estimate(num_patients=4000) >= 500 * few
-    assert estimate(num_views=64) > 4 * estimate(num_views=4)
-    steps = replace(STEPS, num_steps=20)
-    started = time.perf_counter()
-    fine_tune(prior.generator, patients, arrays, NOISY, steps, CPU)
-    elapsed = time.perf_counter() - started
-    assert elapsed / 20 < estimate(num_steps=20) < 20 * elapsed, "within an order of magnitude, on a busy machine too"

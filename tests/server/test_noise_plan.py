@@ -1,6 +1,7 @@
 import pytest
 
 from server.noise_plan import plan_noise
+from shared.privacy import Release
 from shared.privacy_filter import PrivacyFilter, filter_of, renyi_order
 from tests.shared.test_privacy import independent_epsilon
 
@@ -27,9 +28,20 @@ def test_a_plan_divides_the_budget_by_its_share():
     assert mu_squared["moments"] / sum(mu_squared.values()) == pytest.approx(0.25)
 
 
+def test_a_plan_of_many_small_rounds_holds_what_each_of_them_is_charged_at_least():
+    target, delta, rate, num_rounds = 0.5, 1e-3, 0.001, 300
+    plan = plan_noise(target, delta, rate, num_rounds, 0.5, num_rounds)
+    privacy_filter = filter_of(rate, target, delta)
+    charges = [plan.moments, *[Release(plan.gradients.noise_multiplier, rate, 1)] * num_rounds]
+    assert 0.95 * target <= privacy_filter.of(charges, delta)[0] <= target
+    at_once = plan_noise(target, delta, rate, num_rounds, 0.5)
+    assert at_once.gradients.noise_multiplier < plan.gradients.noise_multiplier, "one charge for all has no such floor"
+
+
 @pytest.mark.parametrize(
     "arguments", [(0, 1e-3, 1.0, 10, 0.5), (8, 0.0, 1.0, 10, 0.5), (8, 1e-3, 0.0, 10, 0.5), (8, 1e-3, 1.0, 0, 0.5),
-                  (8, 1e-3, 1.0, 10, 1.0), (1e-3, 1e-5, 0.5, 10, 0.5)]
+                  (8, 1e-3, 1.0, 10, 1.0), (1e-3, 1e-5, 0.5, 10, 0.5),
+                  (8, 1e-3, 1.0, 10, 0.5, 3)]
 )  # fmt: skip
 def test_a_plan_that_cannot_be_is_refused(arguments):
     with pytest.raises(ValueError, match="Expected"):

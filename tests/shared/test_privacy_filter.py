@@ -129,6 +129,19 @@ def test_a_sample_never_costs_more_than_everybody_nor_less_than_nothing(order, r
     assert 0 < cost <= PrivacyFilter(order).cost(everybody)
 
 
+def test_releases_of_few_patients_cannot_fill_a_ledger_for_nothing():
+    """At most some tens of thousands fit under a large cap, as of releases of everybody with the most noise allowed."""
+    cap, delta = 8.0, 1e-3
+    tiny, everybody = Release(100.0, 1e-6, 1), Release(100.0, 1.0, 1)
+    privacy_filter = filter_of(1e-6, cap, delta)
+    assert privacy_filter.cost(tiny) == pytest.approx(privacy_filter.cost(everybody))
+    assert cap / privacy_filter.cost(Release(1.0, 1e-6, 1)) < 60_000
+    honest = Release(1.0, 0.1, 5)
+    accountant = rdp.RdpAccountant([privacy_filter.order], dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(1.0)), 5)
+    assert privacy_filter.of([honest], delta)[0] == pytest.approx(accountant.get_epsilon(delta), rel=0.02), "no dearer"
+
+
 def test_the_order_follows_from_cap_and_delta_alone_and_is_the_best_for_everybody():
     for cap, delta in ((8.0, 1e-3), (1.0, 1e-5), (0.3, 1e-4)):
         chosen = renyi_order(cap, delta)

