@@ -224,7 +224,9 @@ def _code(site: SiteSettings) -> str:
     if not allowed:
         raise UserError("policy.allowed_code_sha256 is empty, so no code is let in: add what 'fedcmr-client code' "
                         "prints for the version that you have reviewed")  # fmt: skip
-    return "this version is listed" if code_sha256() in allowed else f"{len(allowed)} listed, this version is not"
+    if code_sha256() in allowed:
+        return "this version is listed"
+    return f"{len(allowed)} listed, not the one installed here: bundles of a listed one will run"
 
 
 def _disk(site: SiteSettings) -> str:
