@@ -24,7 +24,7 @@ from client.ingest.reasons import REASONS
 from client.trainable import told, trainable
 from shared.case import VENDORS
 from shared.errors import UserError, run_command
-from shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, of_layout, public
+from shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
 from shared.site_facts import parse_vendors
 from shared.version import add_version
 
@@ -82,13 +82,19 @@ def _parser() -> argparse.ArgumentParser:
         "--private",
         action="store_true",
         help="the scans are private and of real patients, whatever "
-        "--format says; without these three options all but a public set's own layout counts as that",
+        "--format and the files say; without these three options all counts as that but a public set's own layout, "
+        "and DICOM of which every file says that fedcmr-server synthesize made it",
     )
     sub.add_argument("--vendor", choices=VENDORS, help="of the scanners, for scans that name none; overrides nothing "
                      "that scans say. Repeat the call with it to give a vendor to cases that had none")  # fmt: skip
     sub.add_argument("--one-study-one-patient", action="store_true",
-                     help="for --format dicom, take each study without a PatientID for a patient of its own: only if "
-                     "you know that no patient has two such studies; otherwise they are refused")  # fmt: skip
+                     help="for --format dicom, take each study without a PatientID, or with a placeholder such as 0000 "
+                     "or UNKNOWN, for a patient of its own: only if you know that no patient has two such studies; "
+                     "otherwise they are refused")  # fmt: skip
+    sub.add_argument("--issuers-differ", action="store_true",
+                     help="for --format dicom, take a PatientID of another issuer (IssuerOfPatientID) for another "
+                     "patient: only if you know that each issuer numbers its own patients and is spelt in one way; "
+                     "otherwise a number is one patient whoever issued it")  # fmt: skip
     sub.add_argument("--keep-suspected", action="store_true", help="keep cases whose scans seem to show letters, "
                      "perhaps a name: for whoever has looked at them; they are left out otherwise")  # fmt: skip
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
@@ -155,9 +161,8 @@ def _prepare(options: argparse.Namespace) -> None:
     key = None if options.key is None else read_key(options.key)
     labels = None if options.labels is None else parse_labels(options.labels)
     provenance = (public(options.public) if options.public is not None else SIMULATED_SCANS if options.simulated
-                  else PRIVATE_REAL if options.private else of_layout(options.format))  # fmt: skip
+                  else PRIVATE_REAL if options.private else None)  # fmt: skip
     console.print(f"preparing {options.source} ({options.format}) -> {options.destination}", soft_wrap=True)
-    console.print(f"recorded as {provenance.terms or provenance.kind}", soft_wrap=True)
     summary = prepare(
         options.source,
         options.destination,
@@ -170,7 +175,9 @@ def _prepare(options: argparse.Namespace) -> None:
         provenance=provenance,
         vendor=options.vendor,
         one_study_one_patient=options.one_study_one_patient,
+        issuers_differ=options.issuers_differ,
     )
+    console.print(f"recorded as {summary.provenance.terms or summary.provenance.kind}", soft_wrap=True)
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
     counts = [
         ("studies refused", summary.refused), ("left out", summary.left_out), ("to look at", summary.warnings),

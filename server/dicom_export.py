@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from server.nifti_export import write_nifti
 from server.placement import lps_affine
 from shared.case import Case
+from shared.provenance import EXPORTER
 
 MASKS_NAME = "masks.nii.gz"
 MAX_STORED = 4095
@@ -77,7 +78,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.FrameOfReferenceUID = uids["frame of reference"]
     dataset.PositionReferenceIndicator = ""
     # The device is this software; the vendor whose style was asked for stands in the series' description.
-    dataset.Manufacturer = "fedcmr"
+    dataset.Manufacturer = EXPORTER
     dataset.ManufacturerModelName = "synthetic image generator"
     dataset.SoftwareVersions = version("fedcmr")
 

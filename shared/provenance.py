@@ -15,6 +15,8 @@ from shared.errors import UserError
 PREPARED_NAME = "prepared.json"
 """In every prepared folder; its key `provenance` holds `Provenance.as_json`."""
 SIMULATED, PUBLIC, PRIVATE, MIXED = "simulated", "public", "private", "mixed"
+EXPORTER = "fedcmr"
+"""Manufacturer of the synthetic DICOM files that `fedcmr-server synthesize` exports."""
 
 
 @dataclass(frozen=True)

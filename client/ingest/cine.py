@@ -49,6 +49,7 @@ class Study:
         read: Reads the scans; raises `Unusable`. Pickles, so that a worker process can call it.
         spelling: How the files spell the patient's number, where that is not `patient` itself; likewise.
         warnings: Codes of `REASONS` that its case will carry.
+        is_synthetic: Whether every file says that this project's generator made it, so that it shows no patient.
     """
 
     patient: str = field(repr=False)
@@ -56,6 +57,7 @@ class Study:
     read: Callable[[], Cine] = field(repr=False)
     spelling: str = field(default="", repr=False)
     warnings: tuple[str, ...] = ()
+    is_synthetic: bool = False
 
     @property
     def spelt(self) -> str:

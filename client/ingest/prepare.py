@@ -15,7 +15,7 @@ from client.ingest.burned_in import SUSPECTED, suspect
 from client.ingest.cine import Findings, Study
 from client.ingest.dicom.reader import find_dicom
 from client.ingest.layouts.acdc import find_acdc
-from client.ingest.layouts.ef_table import read_ef_table, with_ejection_fractions
+from client.ingest.layouts.ef_table import names_of, read_ef_table, with_ejection_fractions
 from client.ingest.layouts.mnms import find_mnms
 from client.ingest.layouts.mnms2 import find_mnms2
 from client.ingest.layouts.plain import find_plain
@@ -28,7 +28,7 @@ from shared.checkpoint import write_atomically
 from shared.errors import UserError
 from shared.permissions import private_folder
 from shared.progress import track
-from shared.provenance import PRIVATE_REAL, Provenance, of_layout
+from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, of_layout
 
 Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 SETTINGS_NAME = "prepared.json"
@@ -36,6 +36,8 @@ REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
 MAX_TOLD = 5
 """Reasons in the one line of an error."""
+FROM_FILES = "provenance_from_files"
+"""In `prepared.json`: nobody said where the scans come from, so that it depends on what all of them say."""
 SAVE_INTERVAL_S = 2.0
 """What a crash can cost: cases that the index does not name yet are made again."""
 
@@ -50,6 +52,7 @@ class Summary:
         refused: Studies refused, by reason code.
         left_out: Files, or series of a usable study, that belong to no short-axis cine, by reason code.
         warnings: Cases that were made all the same, by reason code.
+        provenance: Where the scans come from, as the destination records it.
     """
 
     num_cases: int
@@ -57,6 +60,7 @@ class Summary:
     refused: dict[str, int]
     left_out: dict[str, int]
     warnings: dict[str, int]
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def prepare(
     provenance: Provenance | None = None,
     vendor: str | None = None,
     one_study_one_patient: bool = False,
+    issuers_differ: bool = False,
     keep_suspected: bool = False,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
@@ -113,9 +118,12 @@ def prepare(
             scans say. Cases of an earlier call that had none get it too.
         one_study_one_patient: For DICOM, take each study without a PatientID for a patient of its own; otherwise such
             studies are refused.
+        issuers_differ: For DICOM, take a PatientID of another issuer for another patient; otherwise a number is one
+            patient whoever issued it.
         keep_suspected: Keep cases whose scans seem to show letters, with a warning: for whoever has looked at them.
             Otherwise such studies are refused, and cases of an earlier call that were warned of are removed.
-        provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own.
+        provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own. For
+            DICOM then simulated where every file of every case says that this project's generator made it.
 
     Raises:
         UserError: There is no usable patient, or the folders, the table or the labels cannot be used.
@@ -136,13 +144,16 @@ def prepare(
             "key_check": pseudonym(key, "key check"),
             "provenance": (of_layout(layout) if provenance is None else provenance).as_json(),
             "one_study_one_patient": one_study_one_patient or None,
+            "issuers_differ": issuers_differ or None,
         }
-        known, details = _open_destination(destination, settings, vendor)
+        if provenance is None and layout == "dicom":
+            settings[FROM_FILES] = True
+        known, details, record = _open_destination(destination, settings, vendor)
         if not keep_suspected:
             _remove_suspected(destination, known, details)
         num_known = len(known)
         with Workers(num_processes) as workers:
-            findings = _find(source, layout, folds, labels, workers, one_study_one_patient)
+            findings = _find(source, layout, folds, labels, workers, one_study_one_patient, issuers_differ)
             studies = findings.studies if table is None else with_ejection_fractions(findings.studies, table)
             # By its own spelling, so that a folder of an earlier version, which knew no other, keeps its cases.
             jobs = [Job(pseudonym(key, s.spelt, s.study), pseudonym(key, s.patient), s) for s in studies]
@@ -169,8 +180,12 @@ def prepare(
                     _save(destination, known, details)
         cautions = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
         if table is not None:
-            cautions["unused-row"] = len(set(table) - {n for study in studies for n in (study.patient, study.spelt)})
-        summary = Summary(len(known), len(known) - num_known, dict(+refused), dict(+findings.left_out), dict(+cautions))
+            cautions["unused-row"] = len(set(table) - {name for study in studies for name in names_of(study)})
+        if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
+            record["provenance"] = SIMULATED_SCANS.as_json()
+            _write_json(destination / SETTINGS_NAME, record)
+        summary = Summary(len(known), len(known) - num_known, dict(+refused), dict(+findings.left_out), dict(+cautions),
+                          from_json(record["provenance"]))  # fmt: skip
         counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
         _write_json(destination / REFUSED_NAME, counts)
     except OSError as error:
@@ -213,7 +228,8 @@ def prepare_one(
     info = CaseInfo(job.pseudonym, cine.vendor, cine.field_strength_t, arrays.ef, job.group, cine.sex, cine.pathology)
     save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
-    return Prepared(info, {**phases, "warnings": cautions})
+    synthetic = {"synthetic": True} if job.study.is_synthetic else {}
+    return Prepared(info, {**phases, **synthetic, "warnings": cautions})
 
 
 def _find(
@@ -223,10 +239,13 @@ def _find(
     labels: Mapping[int, int] | None,
     workers: Workers,
     one_study_one_patient: bool,
+    issuers_differ: bool,
 ) -> Findings:
     """The layout's reader."""
     if one_study_one_patient and layout != "dicom":
         raise UserError(f"--one-study-one-patient: the layout {layout} names every patient, leave it out")
+    if issuers_differ and layout != "dicom":
+        raise UserError(f"--issuers-differ: the layout {layout} knows no issuers, leave it out")
     if folds is not None and layout != "acdc":
         raise ValueError(f"Expected folds with the layout acdc only, got {layout}.")
     if labels is not None and layout != "plain":
@@ -241,7 +260,7 @@ def _find(
         case "plain":
             return find_plain(source, labels)
         case "dicom":
-            return find_dicom(source, workers, one_study_one_patient)
+            return find_dicom(source, workers, one_study_one_patient, issuers_differ)
 
 
 def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:
@@ -251,8 +270,13 @@ def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:
 
 def _open_destination(
     destination: Path, settings: dict[str, Any], vendor: str | None
-) -> tuple[dict[str, CaseInfo], dict[str, dict[str, Any]]]:
-    """Make the folder, or go on in one with the same settings; returns the cases that are there, and their details."""
+) -> tuple[dict[str, CaseInfo], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Make the folder, or go on in one with the same settings.
+
+    Returns:
+        The cases that are there, their details, and what `prepared.json` now says. Where the files decide on the
+        provenance it says private, and so it stays until all cases have been read.
+    """
     path = destination / SETTINGS_NAME
     if destination.exists() and not path.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not empty and was not made by 'prepare': choose another destination")
@@ -261,7 +285,11 @@ def _open_destination(
     given: set[str] = set()
     if (destination / INDEX_NAME).exists():
         earlier = {"provenance": PRIVATE_REAL.as_json(), **_read_json(path)}
-        different = [name for name in settings if earlier.get(name) != settings[name]]
+        if FROM_FILES not in earlier:
+            settings.pop(FROM_FILES, None)  # somebody said it, or nobody asked the files
+        elif settings["provenance"] == PRIVATE_REAL.as_json():
+            earlier["provenance"] = PRIVATE_REAL.as_json()  # what files say is no statement
+        different = [name for name in settings if name != FROM_FILES and earlier.get(name) != settings[name]]
         if different:
             names = ", ".join(different)
             raise UserError(f"{destination} was prepared with another {names}: choose another destination")
@@ -271,8 +299,9 @@ def _open_destination(
         if (destination / DETAILS_NAME).exists():
             details = {name: entry for name, entry in _read_json(destination / DETAILS_NAME).items() if name in known}
     private_folder(destination)
-    _write_json(path, {**settings, "vendors_given": sorted(given | ({vendor} if vendor else set()))})
-    return known, details
+    record = {**settings, "vendors_given": sorted(given | ({vendor} if vendor else set()))}
+    _write_json(path, record)
+    return known, details, record
 
 
 def _remove_suspected(destination: Path, known: dict[str, CaseInfo], details: dict[str, dict[str, Any]]) -> None:

@@ -36,8 +36,13 @@ REASONS = {
     "unexpected-error": "the reader failed: please report the kind of scanner and export",
     "conflicting-copies": "two different files with the number of one image: export the study again",
     "mixed-patients": "one study with two patients' numbers: export each patient's own",
-    "no-patient-id": "studies without a patient's number (PatientID), so that two of them may be one person's: export "
-    "with numbers or pseudonyms; or --one-study-one-patient, if you know that no patient has two studies here",
+    "no-patient-id": "studies without a patient's number (PatientID), or with zeros or a word such as UNKNOWN instead, "
+    "so that two of them may be one person's: export with numbers or pseudonyms; or --one-study-one-patient, if you "
+    "know that no patient has two studies here",
+    "no-issuer": "studies that do not say who issued the patient's number (IssuerOfPatientID), which --issuers-differ "
+    "needs: export with it, or leave the option out",
+    "issuers-of-one-person": "studies whose number, name and birth date agree under two issuers: one person, who must "
+    "not count as two: export with one spelling of the issuer, or leave --issuers-differ out",
     # files, and series of a usable study
     "not-dicom": "files that are not DICOM",
     "damaged-header": "files that begin like DICOM and cannot be parsed",
@@ -66,6 +71,15 @@ REASONS = {
     "vendor-contradicted": "cases whose scans name another vendor than --vendor: the scans' own was kept",
     "conflicting-patient-id": "cases of a patient's number that stands for several names, birth dates or sexes: they "
     "count as one patient, so that persons who share it train less and are protected less: export with true numbers",
+    "several-issuers": "cases of a number that two issuers (IssuerOfPatientID) gave out: they count as one patient, so "
+    "that persons who share it train less and are protected less; prepare into another folder with --issuers-differ, "
+    "if you know that each issuer numbers its own patients",
+    "issuers-apart": "cases of a number that another issuer gave out too: with --issuers-differ they are two patients. "
+    "More of them than you expect: the issuer may be spelt in several ways",
+    "two-numbers-one-person": "cases whose patient's name and birth date stand under another number too: perhaps one "
+    "person, who then counts as two and is protected half as well: export with one number for each",
+    "synthetic-data": "cases whose files say that they are synthetic (SyntheticData), which may be true of a part of a "
+    "patient's picture alone: private, unless you give --simulated because no patient is behind any",
     "no-ejection-fraction": "cases without masks whose patient has several studies, or no row in the table of EFs",
     "unused-row": "rows of the table of EFs whose patient has no study to prepare: are they spelt as in the scans?",
 }

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from client.ingest.placeholders import is_placeholder
 from shared.case import UNKNOWN
 
 PREFIXES = {
@@ -23,10 +24,6 @@ PREFIXES = {
     "wuhan united imaging": "United Imaging",
 }
 """First words of Manufacturer (0008,0070) in lower case, signs between words left out."""
-NOBODY = frozenset(
-    {"", "anonymous", "anonymized", "anonymised", "deidentified", "none", "null", "removed", "unknown", "n/a"}
-)
-"""What tools for de-identification leave in the place of a name, in lower case."""
 FIELD_STRENGTHS_T = (0.2, 10.0)
 NOMINAL_T = (0.2, 0.25, 0.3, 0.35, 0.5, 0.55, 0.6, 0.7, 1.0, 1.2, 1.5, 3.0, 5.0, 7.0, 9.4)
 """What magnets for patients are sold as. A 3 T one may say 2.8936, the field at which it truly stands."""
@@ -56,7 +53,7 @@ def agreed_vendor(manufacturers: Iterable[str]) -> str:
 
 def says_vendor(manufacturers: Iterable[str]) -> bool:
     """Whether any name is given that is meant as one, of a known vendor or not."""
-    return any(name.strip().strip("-_.").lower() not in NOBODY for name in set(manufacturers))
+    return any(not is_placeholder(name) for name in set(manufacturers))
 
 
 def field_strength(value: float) -> float:

@@ -45,13 +45,14 @@ WORDS = {
     "StudyID": "CANARY3", "StudyDescription": "CANARY study", "SeriesDescription": "CANARY sax",
     "ProtocolName": "CANARY", "SequenceName": "*CANARY", "PatientComments": "CANARY text",
     "ImageComments": "CANARY image", "PatientAge": "077Y", "OtherPatientIDs": "CANARY-other",
+    "IssuerOfPatientID": "CANARY issuer",
     "EthnicGroup": "CANARY", "Occupation": "CANARY",
     "DeviceSerialNumber": "CANARY", "RequestedProcedureDescription": "CANARY", "ManufacturerModelName": "CANARY",
     "FrameOfReferenceUID": f"{UID_ROOT}.7",
     "PerformedProcedureStepDescription": "CANARY", "SoftwareVersions": "CANARY", "ReceiveCoilName": "CANARY",
     "AdditionalPatientHistory": "CANARY", "DataSetTrailingPadding": b"CANARY..",
 }  # fmt: skip
-"""Elements that scanners fill in; none of them is on the allow-list."""
+"""Elements that scanners fill in; of none of them are words kept."""
 
 
 def plant(path: Path) -> None:

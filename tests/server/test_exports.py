@@ -9,15 +9,19 @@ import numpy as np
 import pydicom
 import pytest
 
+from client.cli import main
 from client.deidentify import pseudonym
 from client.ingest.layouts.plain import parse_labels
 from client.ingest.normalise import BASE_TO_APEX
 from client.ingest.prepare import prepare
+from client.ingest.reasons import REASONS
 from server.dicom_export import MAX_STORED, export_case
 from server.nifti_export import LABELS, export_nifti
 from server.synthesis import synthesize
 from shared.case import LV, RV, Case, load_cases
 from shared.config import SynthesisConfig
+from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, of_folder, public
+from tests.client.dicom_files import write_study
 
 KEY = bytes(range(32))
 SYNTHETIC_DATA = (0x0008, 0x001C)
@@ -139,6 +143,74 @@ def test_an_export_comes_back_through_prepare_with_its_labels(cases, tmp_path, l
         assert back.spacing_mm[0] == pytest.approx(case.spacing_mm[0], abs=1e-3)
         # `prepare` turns a heart whose right ventricle is not at the upper left by quarters; it mirrors none.
         assert max(overlap(np.rot90(resampled(case), k, axes=(2, 3)), back.masks) for k in range(4)) > 0.95
+
+
+def test_an_export_is_recorded_as_simulated_by_what_its_files_say(cases, tmp_path, capsys):
+    for case in cases[:2]:
+        export_case(tmp_path / "export", case)
+    arguments = [
+        "prepare",
+        str(tmp_path / "export"),
+        str(tmp_path / "out"),
+        "--format",
+        "dicom",
+        "--num-processes",
+        "1",
+    ]
+    assert main(arguments) == 0
+    assert of_folder(tmp_path / "out") == SIMULATED_SCANS and "recorded as simulated" in capsys.readouterr().out
+    assert main(arguments) == 0 and of_folder(tmp_path / "out") == SIMULATED_SCANS
+    assert main([*arguments, "--simulated"]) == 0 and of_folder(tmp_path / "out") == SIMULATED_SCANS
+
+
+def test_one_file_that_does_not_say_so_makes_the_folder_private(cases, tmp_path):
+    paths = [path for case in cases[:2] for path in export_case(tmp_path / "export", case)]
+    dataset = pydicom.dcmread(paths[3])
+    del dataset[SYNTHETIC_DATA]
+    dataset.save_as(paths[3])
+    summary = prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY)
+    assert summary.num_cases == 2 and summary.provenance == of_folder(tmp_path / "out") == PRIVATE_REAL
+
+
+def test_one_scan_beside_an_export_makes_the_folder_private_for_good(cases, tmp_path):
+    export_case(tmp_path / "export", cases[0])
+    assert prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY).provenance == SIMULATED_SCANS
+    write_study(tmp_path / "scans")
+    assert prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY).provenance == PRIVATE_REAL
+    assert prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY).provenance == PRIVATE_REAL
+    assert of_folder(tmp_path / "out") == PRIVATE_REAL
+
+
+def test_until_all_is_read_the_folder_is_private(cases, tmp_path, monkeypatch):
+    """A crash in between leaves real scans in no folder that is recorded as simulated."""
+    export_case(tmp_path / "export", cases[0])
+    prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY)
+    seen = []
+    monkeypatch.setattr("client.ingest.prepare._find", lambda *arguments: seen.append(of_folder(tmp_path / "out")) or 1)
+    with pytest.raises(AttributeError):
+        prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY)
+    assert seen == [PRIVATE_REAL]
+
+
+def test_what_somebody_states_goes_before_what_files_say(cases, tmp_path):
+    export_case(tmp_path / "export", cases[0])
+    for name, first in (("never asked", PRIVATE_REAL), ("asked before", None)):
+        out = tmp_path / name
+        prepare(tmp_path / "export", out, "dicom", key=KEY, provenance=first)
+        assert prepare(tmp_path / "export", out, "dicom", key=KEY, provenance=PRIVATE_REAL).provenance == PRIVATE_REAL
+        assert prepare(tmp_path / "export", out, "dicom", key=KEY).provenance == of_folder(out) == PRIVATE_REAL
+    public_set = prepare(tmp_path / "export", tmp_path / "p", "dicom", key=KEY, provenance=public("Sunnybrook"))
+    assert public_set.provenance == of_folder(tmp_path / "p") == public("Sunnybrook")
+
+
+def test_another_makers_synthetic_data_may_be_a_part_of_a_patients_picture(tmp_path):
+    """YES is true of an image of which "some or all" was made (PS3.3 C.12.1)."""
+    write_study(tmp_path / "scans", SyntheticData="YES", Manufacturer="Philips")
+    write_study(tmp_path / "more", SyntheticData="NO", Manufacturer="fedcmr", study="1.2.9")
+    summary = prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY)
+    assert (summary.provenance, summary.warnings) == (PRIVATE_REAL, {"synthetic-data": 1})
+    assert "--simulated" in REASONS["synthetic-data"]
+    assert prepare(tmp_path / "more", tmp_path / "other", "dicom", key=KEY).provenance == PRIVATE_REAL
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:

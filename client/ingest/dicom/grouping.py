@@ -1,17 +1,21 @@
 """Images -> studies: who belongs together when headers are incomplete or contradict each other."""
 
 import filecmp
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from client.deidentify import same_patient
 from client.ingest.dicom.header import Header
 from client.ingest.patient import sex_code
+from client.ingest.placeholders import is_placeholder
 from client.ingest.reasons import Unusable
 
 StudyKey = tuple[str, str]
 """What the files call the patient and the study."""
+Studies = Mapping[StudyKey, Iterable[Header]]
+MAX_NUMBERS = 3
+"""Of one person. A name and birth date that more numbers share are what an anonymiser wrote for everybody."""
 
 
 @dataclass(frozen=True)
@@ -21,31 +25,40 @@ class Grouped:
     Attributes:
         studies: Images in the order they came.
         spellings: How the files spell each study's PatientID, where that is not the key's own spelling; else empty.
-        conflicting: Patients whose studies do not seem to be of one person.
+        warnings: What is doubtful about each study's patient, as reason codes.
         refused: Number of studies refused, by reason code.
         left_out: Number of files left out, by reason code.
     """
 
     studies: dict[StudyKey, list[Header]] = field(repr=False)
     spellings: dict[StudyKey, str] = field(repr=False)
-    conflicting: frozenset[str] = field(repr=False)
+    warnings: dict[StudyKey, tuple[str, ...]] = field(repr=False)
     refused: Counter[str]
     left_out: Counter[str]
 
 
-def group_studies(images: Iterable[Header], one_study_one_patient: bool = False) -> Grouped:
+def group_studies(
+    images: Iterable[Header], one_study_one_patient: bool = False, issuers_differ: bool = False
+) -> Grouped:
     """Images grouped by StudyInstanceUID, each group with its patient.
 
-    A StudyInstanceUID is globally unique (PS3.5, 9), so it decides what belongs together. Images without a PatientID
-    are of the patient whom the study's other images name. A study that names no patient is refused: whether two of them
-    are one person's cannot be told, and a person who counts as two is protected half as well. Likewise a study that
-    names two patients, and one with two different files of one SOPInstanceUID: no image can be told to be the right
-    one. Exact copies count once. Numbers that `same_patient` takes for one are one patient, also where name, birth date
-    or sex say otherwise; that is noted.
+    A StudyInstanceUID is globally unique (PS3.5, 9), so it decides what belongs together. Images without a PatientID,
+    or with a placeholder such as `0000` or `UNKNOWN`, are of the patient whom the study's other images name. A study
+    that names no patient is refused: whether two of them are one person's cannot be told, and a person who counts as
+    two is protected half as well. Likewise a study that names two patients, and one with two different files of one
+    SOPInstanceUID: no image can be told to be the right one. Exact copies count once. Numbers that `same_patient` takes
+    for one are one patient, also where name, birth date or sex say otherwise; that is noted.
+
+    A PatientID is unique within its issuer only (PS3.3 C.7.1.1), but one hospital's scanners may name the issuer, spell
+    it otherwise or leave it out. So a number is one patient whoever issued it, which is noted where issuers differ. A
+    patient depends on nothing but the study itself: scans that come later cannot make two of one.
 
     Args:
         images: Of any studies.
         one_study_one_patient: Take each study without a PatientID for a patient of its own, because somebody knows.
+        issuers_differ: Take a number of another issuer for another patient, because somebody knows. A study that names
+            no issuer is refused, and so are studies whose number, name and birth date agree under two issuers: they
+            are one person's, and the issuer is spelt in two ways.
     """
     groups: dict[str, dict[tuple[str, int | None], Header]] = {}
     refused_studies: dict[str, str] = {}
@@ -67,26 +80,85 @@ def group_studies(images: Iterable[Header], one_study_one_patient: bool = False)
             continue
         try:
             spelling = _spelling(group.values())
-            if not spelling and not one_study_one_patient:
+            number = same_patient(spelling)
+            if not is_placeholder(number):
+                patient = f"{number}^^^{_issuer(group.values())}" if issuers_differ else number
+            elif one_study_one_patient:
+                patient = study_uid
+            else:
                 raise Unusable("no-patient-id")
         except Unusable as unusable:
             refused_studies[study_uid] = unusable.code
             continue
-        patient = same_patient(spelling) or study_uid
         studies[patient, study_uid] = list(group.values())
         spellings[patient, study_uid] = spelling if spelling != patient else ""
-    return Grouped(studies, spellings, _conflicting(studies), Counter(refused_studies.values()), left_out)
+    if issuers_differ:
+        for key in _of_one_person(studies, spellings):
+            refused_studies[key[1]] = "issuers-of-one-person"
+            del studies[key], spellings[key]
+    warnings = _warnings(studies, spellings, issuers_differ)
+    return Grouped(studies, spellings, warnings, Counter(refused_studies.values()), left_out)
 
 
 def _spelling(images: Iterable[Header]) -> str:
-    """The only PatientID of a study, the first in order of several spellings; empty where it names none."""
+    """The only PatientID of a study, the first in order of several spellings; a placeholder or empty without one."""
     names = {image.PatientID.strip() for image in images} - {""}
-    if len({same_patient(name) for name in names}) > 1:
+    numbers = {name for name in names if not is_placeholder(same_patient(name))}
+    if len({same_patient(name) for name in numbers}) > 1:
         raise Unusable("mixed-patients")
-    return min(names, default="")
+    return min(numbers or names, default="")
 
 
-def _conflicting(studies: Mapping[StudyKey, Iterable[Header]]) -> frozenset[str]:
+def _issuer(images: Iterable[Header]) -> str:
+    """The only issuer that a study names."""
+    issuers = {image.issuer for image in images} - {""}
+    if len(issuers) != 1:
+        raise Unusable("mixed-patients" if issuers else "no-issuer")
+    return issuers.pop()
+
+
+def _of_one_person(studies: Studies, spellings: Mapping[StudyKey, str]) -> set[StudyKey]:
+    """Studies whose number, name and birth date are also those of another issuer's patient."""
+    found: dict[tuple[str, tuple[str, str]], set[StudyKey]] = defaultdict(set)
+    for key, images in studies.items():
+        number = same_patient(spellings[key])
+        for person in _persons(images) if not is_placeholder(number) else ():
+            found[number, person].add(key)
+    several = (keys for keys in found.values() if len({patient for patient, _ in keys}) > 1)
+    return {key for keys in several for key in keys}
+
+
+def _warnings(
+    studies: Studies, spellings: Mapping[StudyKey, str], issuers_differ: bool
+) -> dict[StudyKey, tuple[str, ...]]:
+    """What is doubtful about each study's patient."""
+    conflicting = _conflicting(studies)
+    issuers: dict[str, set[str]] = defaultdict(set)
+    patients: dict[tuple[str, str], set[str]] = defaultdict(set)
+    numbers = {key: same_patient(spellings[key] or key[0]) for key in studies}
+    for key, images in studies.items():
+        issuers[numbers[key]] |= {image.issuer for image in images} - {""}
+        for person in _persons(images):
+            patients[person].add(key[0])
+    doubled = {person for person, found in patients.items() if 1 < len(found) <= MAX_NUMBERS}
+    by_issuer = "issuers-apart" if issuers_differ else "several-issuers"
+    warnings = {}
+    for key, images in studies.items():
+        doubts = {
+            "conflicting-patient-id": key[0] in conflicting,
+            by_issuer: len(issuers[numbers[key]]) > 1 and not is_placeholder(numbers[key]),
+            "two-numbers-one-person": not doubled.isdisjoint(_persons(images)),
+        }
+        warnings[key] = tuple(code for code, applies in doubts.items() if applies)
+    return warnings
+
+
+def _persons(images: Iterable[Header]) -> set[tuple[str, str]]:
+    """Name and birth date, as digests, where a study gives both."""
+    return {image.person for image in images if all(image.person)}
+
+
+def _conflicting(studies: Studies) -> frozenset[str]:
     """Patients of whom two studies give another name, birth date or sex; what a study does not say agrees with all."""
     said: dict[str, tuple[set[str], ...]] = {}
     for (patient, _), images in studies.items():

@@ -35,7 +35,9 @@ class Header:
 
     Attributes:
         person: Digests of PatientName and PatientBirthDate, empty where the file has none; only compared, in memory:
-            whether one number stands for several persons.
+            whether one number stands for several persons, or one person has several numbers.
+        issuer: Digest of who issued the PatientID, empty where the file does not say; only compared, and part of the
+            keyed hash where the site says that issuers differ.
         pixel_format: How to read the pixels; None in a header that is not from a file.
         pixel_offset: Byte of the file at which the value of PixelData starts, all frames together.
     """
@@ -63,6 +65,8 @@ class Header:
     BurnedInAnnotation: str = ""
     PatientSex: str = field(default="", repr=False)
     person: tuple[str, str] = field(default=("", ""), repr=False)
+    issuer: str = field(default="", repr=False)
+    SyntheticData: tuple[str, ...] = ()
     CardiacNumberOfImages: float = math.nan
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0

@@ -33,12 +33,14 @@ from client.ingest.dicom.segmentation import (
 )
 from client.ingest.layouts.nifti import read_nifti, relabel
 from client.ingest.patient import agreed_sex
+from client.ingest.placeholders import is_placeholder
 from client.ingest.reasons import Unusable
 from client.ingest.sandbox import Workers
 from client.ingest.stack.short_axis import Stack, find_stack
 from client.ingest.vendor import agreed_field_strength, agreed_vendor, says_vendor
 from shared.case import BACKGROUND, LV, MYO, RV
 from shared.progress import track
+from shared.provenance import EXPORTER
 
 MASKS_NAME = "masks.nii.gz"
 LABELS = {BACKGROUND: BACKGROUND, RV: RV, MYO: MYO, LV: LV}
@@ -57,27 +59,30 @@ HEADER_ELEMENTS = {
         "SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
         "Manufacturer", "MagneticFieldStrength", "ImageType", "ScanningSequence", "EchoTime", "InversionTime",
         "TriggerTime", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "PatientSex", "CardiacNumberOfImages",
+        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "PatientSex", "CardiacNumberOfImages", "SyntheticData",
     ),
     **FORMAT_ELEMENTS,
     **FRAME_ELEMENTS,
 }  # fmt: skip
 """The allow-list: nothing else of a file is ever kept."""
-PERSON_ELEMENTS = wanted("PatientName", "PatientBirthDate")
+PERSON_ELEMENTS = wanted("PatientName", "PatientBirthDate", "IssuerOfPatientID")
 """Become digests where they are read."""
 
 
-def find_dicom(source: Path, workers: Workers | None = None, one_study_one_patient: bool = False) -> Findings:
+def find_dicom(
+    source: Path, workers: Workers | None = None, one_study_one_patient: bool = False, issuers_differ: bool = False
+) -> Findings:
     """Studies below a folder, grouped by patient and study, each with its short-axis stack picked.
 
     Args:
         source: The folder.
         workers: Children to read the headers in; by default one, for this call.
         one_study_one_patient: As in `group_studies`.
+        issuers_differ: Likewise.
     """
     if workers is None:
         with Workers() as one:
-            return find_dicom(source, one, one_study_one_patient)
+            return find_dicom(source, one, one_study_one_patient, issuers_differ)
     left_out: Counter[str] = Counter()
     files = list(plain_files(source, left_out))
     mask_files = [Path(path) for path in files if Path(path).name == MASKS_NAME]
@@ -93,7 +98,7 @@ def find_dicom(source: Path, workers: Workers | None = None, one_study_one_patie
             segmentations[found.StudyInstanceUID].append(found)
         else:
             images += found
-    grouped = group_studies(images, one_study_one_patient)
+    grouped = group_studies(images, one_study_one_patient, issuers_differ)
     masks = _masks_by_study(mask_files, grouped.studies)
     studies, refused = [], Counter(grouped.refused)
     left_out += grouped.left_out
@@ -111,9 +116,14 @@ def find_dicom(source: Path, workers: Workers | None = None, one_study_one_patie
         left_out += other_series
         left_out["other-segmentation"] += num_others
         mask_file = next(iter(masks[patient, study]), None)
-        warnings = ("conflicting-patient-id",) if patient in grouped.conflicting else ()
+        key, warnings = (patient, study), grouped.warnings[patient, study]
         read = partial(read_stack, stack, mask_file, chosen)
-        studies.append(Study(patient, study, read, grouped.spellings[patient, study], warnings))
+        # YES may be said of a patient's picture of which a part was made (PS3.3 C.12.1); this project makes all of it.
+        says_so = all(image.SyntheticData == ("YES",) for image in members)
+        is_ours = all(image.Manufacturer == EXPORTER for image in members)
+        if says_so and not is_ours:
+            warnings += ("synthetic-data",)
+        studies.append(Study(patient, study, read, grouped.spellings[key], warnings, is_synthetic=says_so and is_ours))
     left_out["other-segmentation"] += sum(map(len, segmentations.values()))
     return Findings(studies, +refused, +left_out)
 
@@ -185,16 +195,30 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         BurnedInAnnotation=shared_value(elements.text("BurnedInAnnotation").upper()),
         PatientSex=shared_value(elements.text("PatientSex")),
         person=shared_value((_digest(elements.text("PatientName")), _digest(elements.text("PatientBirthDate")))),
+        issuer=shared_value(_issuer(elements)),
+        SyntheticData=shared_value(elements.codes("SyntheticData")),
         CardiacNumberOfImages=elements.number("CardiacNumberOfImages"),
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
     )
 
 
+def _issuer(elements: Elements) -> str:
+    """Digest of who issued the PatientID: IssuerOfPatientID (0010,0021), or the fourth part of a number in HL7's form.
+
+    Of `HOSP&1.2.3&ISO` the name counts, as in IssuerOfPatientID (HL7 v2, CX and HD).
+    """
+    parts = elements.text("PatientID").split("^")
+    text = elements.text("IssuerOfPatientID") or (parts[3] if len(parts) > 3 else "")
+    return _digest(text.split("&")[0])
+
+
 def _digest(text: str) -> str:
-    """Equal for equal words, whatever stands between them; empty for none."""
+    """Equal for equal words, whatever stands between them; empty for none, and for a placeholder."""
+    if is_placeholder(text):
+        return ""
     words = " ".join(re.findall(r"[^\W_]+", text.casefold()))
-    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() if words else ""
+    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _image_header(elements: Elements, file: Header) -> Header:

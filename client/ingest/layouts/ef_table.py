@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from client.deidentify import same_patient
 from client.ingest.cine import Cine, Study
 from client.ingest.layouts.tables import ejection_fraction, read_rows
 from shared.errors import UserError
@@ -51,15 +52,20 @@ def with_ejection_fractions(studies: Sequence[Study], table: Mapping[str, float]
     """The same studies, each of which reads its patient's ejection fraction with the scans.
 
     A patient with several studies gets none: their ventricles may have differed, and one number cannot tell of which
-    it is.
+    it is. Nor can it where several patients' numbers are the same.
     """
-    counts = Counter(study.patient for study in studies)
-    efs = {
-        study.patient: table.get(study.spelt, table.get(study.patient, math.nan))
-        for study in studies
-        if counts[study.patient] == 1
-    }
-    return [replace(study, read=partial(_read, study, efs.get(study.patient, math.nan))) for study in studies]
+    counts = Counter(same_patient(study.spelt) for study in studies)
+    told = []
+    for study in studies:
+        alone = counts[same_patient(study.spelt)] == 1
+        ef = next((table[name] for name in names_of(study) if alone and name in table), math.nan)
+        told.append(replace(study, read=partial(_read, study, ef)))
+    return told
+
+
+def names_of(study: Study) -> tuple[str, ...]:
+    """What a table may call a study's patient."""
+    return study.spelt, same_patient(study.spelt), study.patient
 
 
 def _read(study: Study, ef: float) -> Cine:

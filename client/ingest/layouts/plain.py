@@ -25,6 +25,7 @@ from client.ingest.cine import Cine, Findings, Study
 from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
 from client.ingest.normalise import BASE_TO_APEX
+from client.ingest.placeholders import is_placeholder
 from client.ingest.reasons import Unusable
 from client.ingest.stack.short_axis import MAX_TILT_DEG
 from client.ingest.vendor import field_strength, says_vendor, vendor_name
@@ -222,6 +223,10 @@ def _read_table(path: Path) -> dict[str, Described]:
             elif column.startswith("ef_") and cell:
                 values["ef"] = ejection_fraction(cell, place, percent=column == "ef_percent")
         spelling = row.get("patient", "")
+        # Zeros are a patient here, where rows may be counted from 0.
+        if spelling.strip("0") and is_placeholder(spelling):
+            raise UserError(f"{path} line {line}: column patient holds a word for a missing number: enter one for each "
+                            "person, or leave the cell empty where no other name is the same person's")  # fmt: skip
         patient = same_patient(spelling) or name
         table[name] = Described(patient, row.get("vendor", ""), **values, spelling=spelling * (spelling != patient))
     return table
