@@ -38,6 +38,7 @@ from shared.progress import console
 from shared.records import (
     ARRAYS,
     CONFIG,
+    INTERNAL_ERROR,
     MOMENTS,
     OK,
     UNCHARGED_CODES,
@@ -150,8 +151,8 @@ class EqualWeightFedAvg(FedAvg):
         return sorted(drop_duplicates(answers), key=lambda answer: answer.site)
 
     def _raise_if_all_refused(self, server_round: int) -> None:
-        """End the run where going on cannot help."""
-        refusals = [answer for answer in self.answers if answer.code not in (OK, "")]
+        """End the run where going on cannot help: a failure under a charge is of this round alone."""
+        refusals = [answer for answer in self.answers if answer.code not in (OK, "", INTERNAL_ERROR)]
         if refusals and len(refusals) == self._num_asked:
             codes = ", ".join(f"{answer.site}: {answer.code}" for answer in refusals)
             raise UserError(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 import torch
@@ -27,7 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from shared.config import Config
-from shared.progress import track
+from shared.progress import console, track
 from shared.run_folder import RunFolder
 
 RUN_ID = 1
@@ -45,7 +45,8 @@ class Worker:
 class InProcessGrid(Grid):
     """A grid whose nodes are contexts in this process tree.
 
-    Use it as a context manager: no worker outlives it, also after an interruption.
+    Use it as a context manager: no worker outlives it, also after an interruption. Work that sites have begun is
+    finished before that, because it is charged and could not be done again; a second interruption ends it at once.
 
     Args:
         node_configs: One node's settings per site, as `flower-supernode --node-config` would give them.
@@ -59,6 +60,7 @@ class InProcessGrid(Grid):
         }
         self._num_workers = min(num_processes, len(node_configs)) if num_processes > 1 else 0
         self._workers: list[Worker] = []
+        self._busy: list[Worker] = []
         self._num_messages = 0
         self._run = Run.create_empty(RUN_ID)
         # What a Flower runtime sets before it calls a ServerApp: without it no message can be made.
@@ -70,7 +72,11 @@ class InProcessGrid(Grid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if kind is KeyboardInterrupt and self._busy:
+                self._let_finish()
+        finally:
+            self.close()
 
     def set_run(self, run: Run) -> None:
         """Take over a run's description."""
@@ -116,40 +122,48 @@ class InProcessGrid(Grid):
         for worker in self._workers:
             _stop(worker)
         self._workers.clear()
+        self._busy.clear()
+
+    def _let_finish(self) -> None:
+        """Wait for what workers are at: their sites' ledgers keep the replies, for the same command to go on with."""
+        console.print("interrupted: the sites finish what they have charged; again ends them at once", highlight=False)
+        for worker in self._busy:
+            with contextlib.suppress(EOFError, ConnectionError):
+                worker.connection.recv()
 
     def _answer_here(self, queue: deque[Message]) -> Iterator[Message]:
-        """Answer one after the other, in this process."""
+        """Answer one after the other, in this process; an interruption waits until the site has finished."""
         while queue:
             message = queue.popleft()
-            yield _answer(message, self._contexts[message.metadata.dst_node_id])
+            with _interrupts_deferred():
+                reply = _answer(message, self._contexts[message.metadata.dst_node_id])
+            yield reply
 
     def _answer_in_workers(self, queue: deque[Message], timeout: float | None) -> Iterator[Message]:
         """Keep every worker busy until all have answered, died or run out of time."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        busy: list[Worker] = []
-        try:
-            while queue or busy:
-                while queue and len(busy) < self._num_workers:
-                    worker = self._idle_worker(busy)
-                    message = queue.popleft()
-                    worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
-                    busy.append(worker)
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    return
-                ready = wait([worker.connection for worker in busy], remaining)
-                for worker in [worker for worker in busy if worker.connection in ready]:
-                    try:
-                        reply = worker.connection.recv()
-                    except (EOFError, ConnectionError):  # it died
-                        self._drop(worker)
-                        continue
-                    finally:
-                        busy.remove(worker)
-                    yield reply
-        finally:
-            for worker in busy:
-                self._drop(worker)
+        busy = self._busy
+        while queue or busy:
+            while queue and len(busy) < self._num_workers:
+                worker = self._idle_worker(busy)
+                message = queue.popleft()
+                busy.append(worker)
+                worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                for worker in busy:
+                    self._drop(worker)
+                busy.clear()
+                return
+            ready = wait([worker.connection for worker in busy], remaining)
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                busy.remove(worker)
+                try:
+                    reply = worker.connection.recv()
+                except (EOFError, ConnectionError):  # it died
+                    self._drop(worker)
+                    continue
+                yield reply
 
     def _idle_worker(self, busy: list[Worker]) -> Worker:
         """A worker that is not busy, started where there is none."""
@@ -213,6 +227,29 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of what is done in here; a second one does not."""
+    waiting: list[tuple[int, FrameType | None]] = []
+    signs = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {sign: signal.getsignal(sign) for sign in signs}
+
+    def note(sign: int, frame: FrameType | None) -> None:
+        waiting.append((sign, frame))
+        for other, handler in previous.items():
+            signal.signal(other, handler)
+
+    for sign in signs:
+        signal.signal(sign, note)
+    try:
+        yield
+    finally:
+        for sign, handler in previous.items():
+            signal.signal(sign, handler)
+    for sign, _ in waiting:
+        signal.raise_signal(sign)
 
 
 def _die_with_parent() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from client import app as client_app_module
 from client.ledger import Ledger
 from server.federation_state import (
     FederationState,
@@ -90,6 +91,40 @@ def test_without_privacy_equal_seeds_give_equal_weights_in_any_number_of_process
 def test_too_few_patients_everywhere_end_the_run_with_a_line(make_study):
     with pytest.raises(UserError, match="a: too-few-patients"):
         run_federation(make_study(num_patients=4))
+
+
+def test_a_round_in_which_the_work_of_all_sites_failed_is_lost_and_no_other(make_study, monkeypatch):
+    """As after a power cut: the charge stands, its failure is final, and the study goes on with the next round."""
+    real = client_app_module.fine_tune
+
+    def failing(generator, patients, arrays, mechanism, steps, *rest):
+        if steps.server_round == 2:
+            raise MemoryError
+        return real(generator, patients, arrays, mechanism, steps, *rest)
+
+    monkeypatch.setattr(client_app_module, "fine_tune", failing)
+    run = make_study()
+    _, metadata = run_federation(run)
+    assert [line["answered"] for line in run.metrics()] == [SITES, [], SITES]
+    assert run.metrics()[1]["refused"] == dict.fromkeys(SITES, "internal-error")
+    for site in SITES:
+        assert len(Ledger(run.path / "sites" / site / "ledger").charges()) == 3
+        assert metadata["sites"][site]["epsilon"] == pytest.approx(
+            Ledger(run.path / "sites" / site / "ledger").spent(1e-3), rel=1e-9
+        )
+
+
+def test_in_one_process_ctrl_c_waits_until_the_site_has_finished_and_a_second_one_does_not():
+    heard = []
+    with pytest.raises(KeyboardInterrupt), grid_module._interrupts_deferred():
+        signal.raise_signal(signal.SIGINT)
+        heard.append("finished")
+    assert heard == ["finished"]
+    with pytest.raises(KeyboardInterrupt), grid_module._interrupts_deferred():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        heard.append("not reached")
+    assert heard == ["finished"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def gradients_of(run):
@@ -200,7 +235,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_finishes_without_a_second
     children = children_of(process.pid)
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)
-    _, shown = process.communicate(timeout=30)
+    _, shown = process.communicate(timeout=240)
     assert process.returncode == 130
     assert "Traceback" not in shown and "interrupted" in shown
     assert wait_until(lambda: not any(alive(child) for child in children), timeout_s=10)
@@ -213,6 +248,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_finishes_without_a_second
     for site in SITES:
         releases = Ledger(run.path / "sites" / site / "ledger").releases()
         assert releases == list(charged_releases(state.releases[site])), "no round may be charged twice"
+    assert [line["answered"] for line in run.metrics()] == [SITES] * 3, "what was charged was finished, and is not lost"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
