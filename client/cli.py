@@ -242,9 +242,9 @@ def _budget(options: argparse.Namespace) -> None:
         if test_ledger is not None:
             test_ledger.repair()
     if options.compare is not None:
-        found = compare(settings.name, ledger, options.compare)
+        found = compare(settings.name, ledger, test_ledger, options.compare)
         print(json.dumps(asdict(found), indent=2) if options.json else "\n".join(describe(found)))
-        complain_of(found, ledger)
+        complain_of(found, settings)
         return
     budget = read_budget(settings, ledger)
     if test_ledger is not None:

@@ -196,7 +196,12 @@ class EvaluationRequest(_Wire):
     @property
     def ledger_run(self) -> str:
         """The name under which the ledger of test patients keeps the answer: another model is another release."""
-        return f"{self.run_id}-{self.task}-{self.model_sha256[:16]}"
+        return evaluation_run(self.run_id, self.task, self.model_sha256)
+
+
+def evaluation_run(run_id: str, task: str, model_sha256: str) -> str:
+    """`EvaluationRequest.ledger_run`, from what a report tells of the request."""
+    return f"{run_id}-{task}-{model_sha256[:16]}"
 
 
 def pack_request(arrays: Mapping[str, NDArray[np.float32]], request: Request | EvaluationRequest) -> RecordDict:

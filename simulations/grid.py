@@ -232,12 +232,12 @@ def _interrupts_ignored() -> Iterator[None]:
 @contextlib.contextmanager
 def _interrupts_deferred() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait for the end of what is done in here; a second one does not."""
-    waiting: list[tuple[int, FrameType | None]] = []
+    waiting: list[int] = []
     signs = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     previous = {sign: signal.getsignal(sign) for sign in signs}
 
-    def note(sign: int, frame: FrameType | None) -> None:
-        waiting.append((sign, frame))
+    def note(sign: int, _frame: FrameType | None) -> None:
+        waiting.append(sign)
         for other, handler in previous.items():
             signal.signal(other, handler)
 
@@ -248,8 +248,8 @@ def _interrupts_deferred() -> Iterator[None]:
     finally:
         for sign, handler in previous.items():
             signal.signal(sign, handler)
-    for sign, _ in waiting:
-        signal.raise_signal(sign)
+    for number in waiting:
+        signal.raise_signal(number)
 
 
 def _die_with_parent() -> None:

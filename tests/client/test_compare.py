@@ -8,7 +8,7 @@ import pytest
 
 from client.cli import main
 from client.ledger import Ledger
-from client.policy import SiteSettings, write_site
+from client.policy import SiteSettings, load_site, write_site
 from shared.privacy import Release
 
 RELEASE = Release(4.0, 1.0, 1)
@@ -79,7 +79,28 @@ def test_what_nobody_received_is_no_alarm(site, report, capsys):
 def test_what_the_coordinator_does_not_tell_is_shown(site, report, capsys):
     code, out, _ = compared(site, report(entry(1)), capsys, "--json")
     assert code == 0
-    assert json.loads(out) == {"run_id": "run", "agreed": [1], "forgotten": [], "uncertain": [], "unreported": [2]}
+    assert json.loads(out) == {"run_id": "run", "agreed": [1], "forgotten": [], "uncertain": [], "unreported": [2],
+                               "evaluation": None}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["private", "table"])
+def test_a_forgotten_evaluation_is_found_out_too(site, report, capsys, form):
+    """It stands in the ledger of the test patients, where it was private."""
+    path = report(entry(1), entry(2))
+    answers = {"north": {"code": "ok", "form": form}, "south": {"code": "no-answer", "form": None}}
+    evaluation = {"task": "ejection_fraction", "model_sha256": "ab" * 32, "sites": answers}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"federated_evaluation": evaluation}))
+    code, out, error = compared(site, path, capsys)
+    if form == "table":
+        assert code == 0 and "evaluation" not in out
+        return
+    assert code == 2 and "not in their ledger" in out
+    assert "test_ledger" in error and "the evaluation of run run" in error and error.count("\n") == 1
+    ledger = Ledger(load_site(site).test_ledger_path)
+    ledger.reserve(f"run-ejection_fraction-{'ab' * 8}", 1, RELEASE, 1e-3, 100)
+    ledger.commit(f"run-ejection_fraction-{'ab' * 8}", 1, b"sums")
+    code, out, _ = compared(site, path, capsys)
+    assert code == 0 and "is in the report and in their ledger" in out
 
 
 @pytest.mark.parametrize(
@@ -92,6 +113,10 @@ def test_what_the_coordinator_does_not_tell_is_shown(site, report, capsys):
         ('{"privacy": {"run_id": "r", "releases": {"south": []}}}', "names this site, north"),
         ('{"privacy": {"run_id": "r", "releases": {"north": [{"round": "x"}]}}}', "report.json"),
         ('{"privacy": {"run_id": "r", "releases": {"north": 3}}}', "report.json"),
+        (
+            '{"privacy": {"run_id": "r", "releases": {"north": []}}, "federated_evaluation": {"sites": 3}}',
+            "report.json",
+        ),
     ],
 )
 def test_what_is_no_report_is_refused_in_one_line(site, tmp_path, capsys, text, part):
