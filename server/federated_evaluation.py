@@ -16,6 +16,7 @@ from server.evaluation.from_sums import figures
 from server.federation_state import StudySite, read_study
 from server.noise_plan import least_noise
 from server.regression import REGRESSOR_NAME
+from server.senders import Reply, read_nodes
 from server.strategy import Grid, ask_evaluation
 from shared import checkpoint
 from shared.checkpoint import write_atomically
@@ -54,8 +55,9 @@ def evaluate_at_sites(grid: Grid, run: RunFolder, config: Config) -> None:
     sites = read_study(run)
     arrays = to_arrays(load_regressor(run.path / REGRESSOR_NAME))
     request = make_request(run, config, sites, arrays_sha256(arrays))
-    contents = ask_evaluation(grid, arrays, request, len(sites), config.federation.reply_timeout_s)
-    answers = check_answers(contents, sites, request)
+    timeout_s = config.federation.reply_timeout_s
+    replies = ask_evaluation(grid, arrays, request, len(sites), timeout_s, read_nodes(run))
+    answers = check_answers(replies, sites)
     delta = request.target_delta
     target = config.evaluation.federated_epsilon or config.privacy.target_epsilon
     spent, accountant = filter_of(config.privacy.sample_rate, target, delta).of([request.release], delta)
@@ -84,16 +86,18 @@ def make_request(
     )
 
 
-def check_answers(
-    contents: Iterable[Mapping[str, Any]], sites: Mapping[str, StudySite], request: EvaluationRequest
-) -> dict[str, dict[str, Any]]:
+def check_answers(replies: Iterable[Reply], sites: Mapping[str, StudySite]) -> dict[str, dict[str, Any]]:
     """Every site of the study with its answer: its `code`, and where that is ok `form` and `sums` by vendor.
 
-    An answer that is not as it should be counts as `dropped`, and so do all answers of a site that gave several.
+    An answer that is not as it should be counts as `dropped`, and so do all answers of a site that gave several. Where
+    there is nothing to check, the code says why: see `Reply`.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for content in contents:
-        name, answer = _check_answer(content, sites)
+    for reply in replies:
+        if reply.content is None:
+            name, answer = reply.site or "", {"code": reply.code}
+        else:
+            name, answer = _check_answer(reply.content, sites, reply.site)
         found.setdefault(name, []).append(answer)
     return {
         name: {"code": NO_ANSWER} if name not in found
@@ -102,12 +106,14 @@ def check_answers(
     }  # fmt: skip
 
 
-def _check_answer(content: Mapping[str, Any], sites: Mapping[str, StudySite]) -> tuple[str, dict[str, Any]]:
-    """One answer's site, "" where it names none of the study, and what it says."""
+def _check_answer(
+    content: Mapping[str, Any], sites: Mapping[str, StudySite], sender: str | None
+) -> tuple[str, dict[str, Any]]:
+    """One answer's site, "" where that is none of the study, and what it says."""
     reply = content.get(REPLY)
     if not isinstance(reply, Mapping):
-        return "", {}
-    site = reply.get("site")
+        return sender or "", {"code": "dropped"}
+    site = sender or reply.get("site")
     if not isinstance(site, str) or site not in sites:
         return "", {}
     code, form = reply.get("code"), reply.get("form")

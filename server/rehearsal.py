@@ -19,6 +19,7 @@ from rich.table import Table
 from server.answers import test_sets
 from server.federation_state import FederationState, StudySite, initial_state, make_request, quorum, read_study
 from server.reading import train_reader
+from server.senders import Reply, read_nodes
 from server.strategy import Grid, ask_rehearsal, wait_for_nodes
 from server.synthesis import synthesize
 from shared.case import Case
@@ -64,13 +65,14 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
         "rounds": counts, "round_s": {}, "delta": config.privacy.target_delta if state.plan else None,
     }  # fmt: skip
     timeout_s = config.federation.reply_timeout_s
-    node_ids = wait_for_nodes(grid, len(sites), 0, timeout_s)
+    nodes = read_nodes(run)
+    node_ids = wait_for_nodes(grid, len(sites), 0, timeout_s, nodes)
     facts["connected"] = len(node_ids)
     for task, request in requests.items():
         started = time.monotonic()
-        contents = ask_rehearsal(grid, node_ids, state.arrays, request, planned, timeout_s)
+        replies = ask_rehearsal(grid, node_ids, state.arrays, request, planned, timeout_s, nodes)
         facts["round_s"][task] = round(time.monotonic() - started, 1)
-        _note_answers(facts, task, contents, _shapes(request, state, sites))
+        _note_answers(facts, task, replies, _shapes(request, state, sites))
     for name, (epsilon, _) in _epsilons(state, sites, planned, config).items():
         facts["sites"][name]["epsilon"] = epsilon
     facts["coordinator"] = _rehearse_coordinator(run, config, prior, sites)
@@ -152,12 +154,11 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _note_answers(facts: dict[str, Any], task: str, contents: Iterable[Mapping[str, Any]],
-                  shapes: Mapping[str, Shapes]) -> None:  # fmt: skip
+def _note_answers(facts: dict[str, Any], task: str, replies: Iterable[Reply], shapes: Mapping[str, Shapes]) -> None:
     """Take the answers to one kind of round over into the facts."""
     found: dict[str, list[tuple[str, float | None]]] = {}
-    for content in contents:
-        name, code, seconds = check_rehearsal(content, shapes)
+    for reply in replies:
+        name, code, seconds = check_rehearsal(reply, shapes)
         if name == UNKNOWN_SITE:
             facts["unnamed"].append(code)
         else:
@@ -170,17 +171,20 @@ def _note_answers(facts: dict[str, Any], task: str, contents: Iterable[Mapping[s
             site["seconds"][task] = seconds
 
 
-def check_rehearsal(content: Mapping[str, Any], shapes: Mapping[str, Shapes]) -> tuple[str, str, float | None]:
+def check_rehearsal(sent: Reply, shapes: Mapping[str, Shapes]) -> tuple[str, str, float | None]:
     """One answer, checked: the site or "unknown", its code, and with "ok" its time.
 
     Args:
-        content: The records of the reply, as they came.
+        sent: The reply, and whose it is.
         shapes: Of the update that each site of the study would send.
     """
+    if sent.content is None:
+        return sent.site or UNKNOWN_SITE, sent.code, None
+    content = sent.content
     reply = content.get(REHEARSAL)
     if not isinstance(reply, Mapping) or reply.get("code") not in CODES:
-        return UNKNOWN_SITE, DROPPED, None
-    site, code = str(reply.get("site")), str(reply["code"])
+        return sent.site or UNKNOWN_SITE, DROPPED, None
+    site, code = sent.site or str(reply.get("site")), str(reply["code"])
     if site not in shapes:
         return UNKNOWN_SITE, code, None
     if code != OK:

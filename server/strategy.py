@@ -27,7 +27,8 @@ from server.federation_state import (
     read_study,
 )
 from server.participation import participation, prior_styles, sentences
-from server.validation import Answer, check_reply, drop_duplicates, plausible_norm
+from server.senders import Nodes, Reply, read_nodes, reply_of
+from server.validation import Answer, answer_of, drop_duplicates, plausible_norm
 from shared import checkpoint
 from shared.checkpoint import Arrays
 from shared.config import Config, FederationConfig
@@ -70,11 +71,18 @@ class EqualWeightFedAvg(FedAvg):
         missing: How many usable answers the last round was short of its quorum; 0 where it counted.
     """
 
-    def __init__(self, state: FederationState, sites: Mapping[str, StudySite], settings: FederationConfig):
+    def __init__(
+        self,
+        state: FederationState,
+        sites: Mapping[str, StudySite],
+        settings: FederationConfig,
+        nodes: Nodes | None = None,
+    ):
         super().__init__()
         self.state = state
         self.sites = sites
         self.settings = settings
+        self.nodes = nodes
         self.answers: list[Answer] = []
         self.missing = 0
         self._num_asked = 0
@@ -91,7 +99,7 @@ class EqualWeightFedAvg(FedAvg):
         timeout_s = self.settings.reply_timeout_s
         self._request = Request.from_config(config)
         needed = quorum(self.settings, len(self.sites), self._request.task)
-        node_ids = wait_for_nodes(grid, needed, needed, timeout_s)
+        node_ids = wait_for_nodes(grid, needed, needed, timeout_s, self.nodes)
         self._num_asked = len(node_ids)
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
         return [
@@ -141,13 +149,7 @@ class EqualWeightFedAvg(FedAvg):
             num_parameters = sum(int(np.prod(shape)) for shape in shapes[site].values())
             divisor = min(facts.vendors.values()) if request.task == MOMENTS else facts.nominal_patients
             max_norms[site] = plausible_norm(request, num_parameters, divisor)
-        answers = [
-            check_reply(reply.content, max_norms, shapes.__getitem__)
-            if reply.has_content()
-            else Answer(dropped="client-error")
-            for reply in replies
-            if reply.has_content() or reply.error.code not in NO_ANSWER
-        ]
+        answers = [answer_of(reply, max_norms, shapes.__getitem__) for reply in received(replies, self.nodes)]
         return sorted(drop_duplicates(answers), key=lambda answer: answer.site)
 
     def _raise_if_all_refused(self, server_round: int) -> None:
@@ -188,7 +190,7 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
         UserError: The delta is too large for a site, all sites refused, fewer connected than the quorum, the study has
             fewer sites than its quorum, or no round had enough usable answers.
     """
-    sites, settings = read_study(run), config.federation
+    sites, settings, nodes = read_study(run), config.federation, read_nodes(run)
     needed = quorum(settings, len(sites))
     if needed > len(sites):
         raise UserError(
@@ -210,8 +212,8 @@ def federate(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> None:
             run.metric(metrics)
     num_rounds = state.num_rounds(config)
     if state.server_round < num_rounds:
-        wait_for_nodes(grid, len(sites), quorum(settings, len(sites), MOMENTS), settings.reply_timeout_s)
-    strategy = EqualWeightFedAvg(state, sites, settings)
+        wait_for_nodes(grid, len(sites), quorum(settings, len(sites), MOMENTS), settings.reply_timeout_s, nodes)
+    strategy = EqualWeightFedAvg(state, sites, settings, nodes)
     for server_round in range(state.server_round + 1, num_rounds + 1):
         started = time.monotonic()
         request = make_request(config, state, server_round, sites)
@@ -264,8 +266,8 @@ def _end_below_the_quorum(state: FederationState, sites: Mapping[str, StudySite]
 
 
 def ask_evaluation(
-    grid: Grid, arrays: Arrays, request: EvaluationRequest, num_sites: int, timeout_s: float
-) -> list[RecordDict]:
+    grid: Grid, arrays: Arrays, request: EvaluationRequest, num_sites: int, timeout_s: float, nodes: Nodes | None
+) -> list[Reply]:
     """Send a model to every site that is connected, after a short wait for all; returns what came back in time.
 
     Args:
@@ -274,19 +276,26 @@ def ask_evaluation(
         request: What is asked of every site.
         num_sites: Of the study.
         timeout_s: For the answers.
+        nodes: What `read_nodes` returned.
     """
-    node_ids = wait_for_nodes(grid, num_sites, 0, timeout_s)
+    node_ids = wait_for_nodes(grid, num_sites, 0, timeout_s, nodes)
     content = pack_request(arrays, request)
     messages = [
         Message(content, dst_node_id=node_id, message_type=MessageType.EVALUATE, ttl=timeout_s, group_id="evaluation")
         for node_id in node_ids
     ]
-    return [reply.content for reply in grid.send_and_receive(messages, timeout=timeout_s) if reply.has_content()]
+    return received(grid.send_and_receive(messages, timeout=timeout_s), nodes)
 
 
 def ask_rehearsal(
-    grid: Grid, node_ids: Iterable[int], arrays: Arrays, request: Request, planned: Sequence[Release], timeout_s: float
-) -> list[RecordDict]:
+    grid: Grid,
+    node_ids: Iterable[int],
+    arrays: Arrays,
+    request: Request,
+    planned: Sequence[Release],
+    timeout_s: float,
+    nodes: Nodes | None,
+) -> list[Reply]:
     """Let these sites rehearse a request; returns what came back in time.
 
     It travels as a query: what does not know rehearsals has no way to take it for a round.
@@ -296,23 +305,36 @@ def ask_rehearsal(
         Message(content, dst_node_id=node_id, message_type=MessageType.QUERY, ttl=timeout_s, group_id="rehearsal")
         for node_id in node_ids
     ]
-    return [reply.content for reply in grid.send_and_receive(messages, timeout=timeout_s) if reply.has_content()]
+    return received(grid.send_and_receive(messages, timeout=timeout_s), nodes)
 
 
-def wait_for_nodes(grid: Grid, num_wanted: int, num_needed: int, timeout_s: float) -> list[int]:
-    """The connected nodes: at least `num_wanted`, or after `NODE_WAIT_S` those that are there if these are enough.
+def received(messages: Iterable[Message], nodes: Nodes | None) -> list[Reply]:
+    """What Flower brought back, each with whose it is; without the sites that it heard nothing from."""
+    return [
+        reply_of(message.metadata.src_node_id, message.content, "", nodes) if message.has_content()
+        else reply_of(message.metadata.src_node_id, None, message.error.reason or "", nodes)
+        for message in messages
+        if message.has_content() or message.error.code not in NO_ANSWER
+    ]  # fmt: skip
+
+
+def wait_for_nodes(
+    grid: Grid, num_wanted: int, num_needed: int, timeout_s: float, nodes: Nodes | None = None
+) -> list[int]:
+    """The connected nodes of the study: at least `num_wanted`, or after `NODE_WAIT_S` those that are there if enough.
 
     Args:
         grid: Where they connect.
         num_wanted: Worth a short wait.
         num_needed: With fewer the study does not go on; at most `num_wanted`.
         timeout_s: For these.
+        nodes: Those of the study: what another one answered would be charged and dropped. None where there is no list.
 
     Raises:
         UserError: Fewer than `num_needed` connected within `timeout_s`.
     """
     started, told = time.monotonic(), -1
-    while len(node_ids := sorted(grid.get_node_ids())) < num_wanted:
+    while len(node_ids := sorted(n for n in grid.get_node_ids() if nodes is None or n in nodes)) < num_wanted:
         waited = time.monotonic() - started
         if len(node_ids) >= num_needed and waited > NODE_WAIT_S:
             break

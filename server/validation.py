@@ -6,12 +6,13 @@ that is wrong but plausible.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.senders import Reply
 from shared.records import ARRAYS, CODES, MOMENTS, OK, REPLY, UNKNOWN_SITE, Request, Shapes, decode
 
 NORM_SLACK = 10.0
@@ -23,7 +24,7 @@ class Answer:
     """One checked reply.
 
     Attributes:
-        site: A site of the study, or "unknown" where the reply does not say.
+        site: A site of the study, or "unknown" where neither the sender's key nor the reply says.
         code: The site's own code, "ok" or a refusal; "" where the reply is dropped.
         arrays: The update, exactly where the code is "ok".
         dropped: Why a reply cannot be used, whatever it says.
@@ -33,6 +34,15 @@ class Answer:
     code: str = ""
     arrays: dict[str, NDArray[np.float32]] | None = None
     dropped: str | None = None
+
+
+def answer_of(reply: Reply, max_norms: Mapping[str, float], shapes_of: Callable[[str], Shapes]) -> Answer:
+    """Check one reply: the answer of the site whose key sent it, where that is known. Arguments as of `check_reply`."""
+    site = reply.site or UNKNOWN_SITE
+    if reply.content is None:
+        return Answer(site, reply.code) if reply.code in CODES else Answer(site, dropped=reply.code)
+    answer = check_reply(reply.content, max_norms, shapes_of)
+    return answer if reply.site is None else replace(answer, site=site)
 
 
 def check_reply(

@@ -17,6 +17,7 @@ from client.ledger import Ledger
 from client.policy import load_site, write_site
 from server.federation_state import initial_state, make_request, read_study
 from server.rehearsal import FILE_NAME, check_rehearsal, plan, show
+from server.senders import Reply, write_nodes
 from shared.case import INDEX_NAME
 from shared.errors import UserError
 from shared.privacy import Release
@@ -225,7 +226,7 @@ def test_only_zeros_leave_and_only_zeros_are_taken(rehearsal_of):
     _, content, request = rehearsal_of
     shapes = update_shapes(request.task, {name: tuple(array.shape) for name, array in content["arrays"].items()}, 1, 11)
     good = pack_rehearsal_reply("a", OK, shapes, 1.26)
-    assert check_rehearsal(good, {"a": shapes}) == ("a", OK, 1.3)
+    assert check_rehearsal(Reply(None, good), {"a": shapes}) == ("a", OK, 1.3)
     assert not any(array.numpy().any() for array in good["arrays"].values())
     for bad in ({"code": "a text"}, {"code": OK, "seconds": -1.0}, {"code": OK, "seconds": float("nan")}):
         with pytest.raises(ValueError):
@@ -234,7 +235,22 @@ def test_only_zeros_leave_and_only_zeros_are_taken(rehearsal_of):
     array = np.zeros(shapes[first], np.float32)
     array.flat[0] = 1
     good["arrays"][first] = type(good["arrays"][first])(array)
-    assert check_rehearsal(good, {"a": shapes})[1] == "not usable"
+    assert check_rehearsal(Reply(None, good), {"a": shapes})[1] == "not usable"
+    assert check_rehearsal(Reply("a", RecordDict()), {"a": shapes}) == ("a", "not usable", None)
+    unnamed = Reply("a", pack_rehearsal_reply("unknown", "settings-unreadable"))
+    assert check_rehearsal(unnamed, {"a": shapes}) == ("a", "settings-unreadable", None)
+    assert check_rehearsal(Reply("a", None, "code-not-allowed"), {"a": shapes}) == ("a", "code-not-allowed", None)
+
+
+def test_a_rehearsal_tells_a_site_by_its_node(study, monkeypatch):
+    """With the numbers of a and b exchanged each answers in the name of the other one; c is not in the list."""
+    monkeypatch.setattr("server.strategy.NODE_WAIT_S", 0.0)
+    run = study("federation.min_sites=1")
+    write_nodes(run, {"a": "3", "b": "2"})
+    facts = rehearse(run)
+    codes = {name: set(site["codes"].values()) for name, site in facts["sites"].items()}
+    assert codes == {"a": {"names-another-site"}, "b": {"names-another-site"}, "c": {"no answer"}}
+    assert facts["connected"] == 2 and facts["reasons"]
 
 
 def test_the_simulation_rehearses_too(tmp_path, tiny_prior, monkeypatch, capsys):

@@ -28,6 +28,7 @@ from server.deployment.services import (
 )
 from server.federation_state import check_delta, quorum, read_study
 from server.participation import participation
+from server.senders import write_nodes
 from shared.case import read_index
 from shared.checkpoint import write_atomically
 from shared.config import load
@@ -143,12 +144,16 @@ def rehearse_study(
 def _flower_run(coordinator: Coordinator, run: RunFolder, *settings: str) -> None:
     """`flwr run` with a run folder, to its end; its log is shown as it comes.
 
+    Which node is which site's is told anew each time: a site may have been registered again, with another key.
+
     Raises:
         UserError: This is no source checkout, or Flower has another run that is not finished.
     """
     if not (ROOT / "pyproject.toml").is_file():
         raise UserError(f"{ROOT} has no pyproject.toml: Flower packs its app from a source checkout, use one")
     _end_dead_runs(coordinator)
+    numbers = node_ids(coordinator)
+    write_nodes(run, {name: numbers[name] for name in read_study(run) if name in numbers})
     run_config = " ".join([f'run-dir="{run.path.resolve()}"', *settings])
     command = [f"{BIN}/flwr", "run", str(ROOT), CONNECTION, "--stream", "--run-config", run_config]
     subprocess.run(command, env=environment(coordinator), stdout=sys.stderr, cwd=coordinator.folder, check=False)

@@ -12,7 +12,7 @@ from shared.run_folder import load_run
 from tests.deployment.conftest import free_port, server, wait_online
 from tests.deployment.gateway_study import BIN, process
 
-REASONS = ("keys", "non-finite", "non-finite", "shape", "names", "payload", "norm", "payload")
+REASONS = ("keys", "non-finite", "non-finite", "shape", "names", "payload", "norm", "payload", "names-another-site")
 """Why its answer is dropped, round by round, in the order of `HOSTILE`."""
 HOSTILE = f"""#!{sys.executable}
 import numpy as np
@@ -27,7 +27,7 @@ app = ClientApp()
 @app.train()
 def train(message, context):
     server_round = message.content["config"]["server-round"]
-    reply = RecordDict({{"reply": ConfigRecord({{"site": "c", "code": "ok"}})}})
+    reply = RecordDict({{"reply": ConfigRecord({{"site": "b" if server_round == 9 else "c", "code": "ok"}})}})
     if server_round > 1:  # in the first, the record is missing
         filled = {{2: np.nan, 3: np.inf, 7: 1e6}}.get(server_round, 0.0)
         shapes = {{name: array.shape for name, array in message.content["arrays"].items()}}

@@ -1,5 +1,6 @@
 """What dies in a deployed study, and what is refused: nothing is lost, nobody is charged twice, no other code runs."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,8 +14,11 @@ from client.deployment.node_key import make_node_key
 from client.ledger import Ledger
 from client.policy import SitePolicy, SiteSettings, write_site
 from server.deployment.coordinator import load_coordinator
+from server.deployment.runs import status
 from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
+from server.senders import FILE_NAME
 from shared import checkpoint
+from shared.run_folder import load_run
 from tests.conftest import NOMINAL_PATIENTS, write_cases
 from tests.deployment.conftest import (
     PATIENCE_S,
@@ -43,11 +47,15 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     change_site(deployed.sites["c"], policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]))
     shutil.rmtree(deployed.sites["c"] / "flwr" / "apps", ignore_errors=True)
     run = tmp_path / "run"
-    going_on = ("federation.reply_timeout_s=600", "federation.min_sites=1")
+    going_on = ("federation.reply_timeout_s=600", "federation.min_sites=1", "evaluation.federated=true")
     settings = (*deployed.settings, "federation.num_rounds=4", *going_on)
     with deployed.joined("a", "b", "c") as joined:
+        assert server("run", deployed.folder, "--rehearsal", "--test", deployed.test, "--set", *settings) == 0
+        rehearsed = json.loads((deployed.folder / "rehearsal.json").read_text())
+        assert set(rehearsed["sites"]["c"]["codes"].values()) == {"code-not-allowed"} and rehearsed["unnamed"] == []
         first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
         wait_for(lambda: len(rounds(run)) >= 1, "the first round")
+        (run / FILE_NAME).write_text("{}")  # of the time before; a run that goes on is told anew
         coordinator = load_coordinator(deployed.folder)
         os.kill(running_pid(coordinator, SUPERLINK), signal.SIGKILL)
         assert first.wait(timeout=PATIENCE_S) == 2
@@ -67,7 +75,15 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     assert len(set(charged_rounds(deployed.sites["b"]))) == len(charged_rounds(deployed.sites["b"])) >= 2
     assert not (deployed.sites["c"] / "ledger").exists(), "the site was not charged"
     assert not (deployed.sites["c"] / "flwr" / "apps").exists(), "and no file of the bundle was unpacked"
-    assert all(line["dropped"] for line in rounds(run)), "the server hears of an error, and goes on without the site"
+    assert [line["refused"] for line in rounds(run)] == [{"c": "code-not-allowed"}] * 4, "named, though no code ran"
+    assert all("c" not in line["dropped"] for line in rounds(run))
+    assert "c did not take part: refused 4 rounds (code-not-allowed)." in run.with_suffix(".log").read_text()
+    report = json.loads((run / "report.json").read_text())
+    assert report["provenance"]["refused"] == {"c": ["code-not-allowed"]}
+    assert report["privacy"]["sites"]["c"]["epsilon"] == 0 < report["privacy"]["sites"]["a"]["epsilon"]
+    assert report["federated_evaluation"]["sites"]["c"]["code"] == "code-not-allowed"
+    facts = status(coordinator, load_run(run))["run"]
+    assert facts["refused"] == {"c": "code-not-allowed"} and facts["participation"]["attendance"]["c"]["silent"] == 0
     assert (run / "report.html").is_file()
 
 

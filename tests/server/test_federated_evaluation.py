@@ -12,8 +12,9 @@ from server.deployment.runs import make_run
 from server.federated_evaluation import check_answers, federated_results, federated_table, make_request
 from server.federation_state import StudySite
 from server.report.words import headline, tiles
+from server.senders import BUNDLE_REFUSED, Reply, reply_of
 from shared.errors import UserError
-from shared.records import EvaluationRequest, pack_reply, pack_sums
+from shared.records import pack_reply, pack_sums
 from shared.run_folder import RunFolder
 from shared.tasks.ejection_fraction.sums import SUMS
 from simulations.grid import make_grid, run_server_app
@@ -22,8 +23,12 @@ from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
 from tests.tiny_regressor import make_tiny
 
 SHAPES = {"Siemens": (len(SUMS),)}
-REQUEST = EvaluationRequest("ejection_fraction", "0123456789abcdef", "a" * 64, 0.5, 1e-3, 1, "")
 SITES = {name: StudySite({"Siemens": 40}, 40) for name in ("a", "b", "c")}
+
+
+def believed(*contents):
+    """Replies of a grid that does not know its nodes."""
+    return [Reply(None, content) for content in contents]
 
 
 def answer(site: str, form: str = "private", values=(20, 1, 1.2, 0.2, 10, 6)):
@@ -31,7 +36,7 @@ def answer(site: str, form: str = "private", values=(20, 1, 1.2, 0.2, 10, 6)):
 
 
 def test_every_site_of_the_study_is_told_of():
-    answers = check_answers([answer("a"), pack_reply("b", "no-evaluation")], SITES, REQUEST)
+    answers = check_answers(believed(answer("a"), pack_reply("b", "no-evaluation")), SITES)
     assert {name: found["code"] for name, found in answers.items()} == {
         "a": "ok", "b": "no-evaluation", "c": "no-answer",
     }  # fmt: skip
@@ -54,7 +59,21 @@ def test_an_answer_that_is_not_as_it_should_be_is_dropped(trick):
     elif trick == "code":
         contents[0]["reply"]["code"] = "<script>"
     expected = "no-answer" if trick == "stranger" else "dropped"
-    assert check_answers(contents, SITES, REQUEST)["a"] == {"code": expected}
+    assert check_answers(believed(*contents), SITES)["a"] == {"code": expected}
+
+
+def test_an_answer_is_the_sites_whose_key_sent_it():
+    """Site a answers as b and leaves b's own answer as it is; c lets no code run."""
+    nodes = {2: "a", 3: "b", 4: "c"}
+    own = answer("b", values=(10, 1, 1.2, 0.2, 10, 6))
+    sent = [(2, answer("b"), ""), (3, own, ""), (4, None, BUNDLE_REFUSED)]
+    found = check_answers([reply_of(*reply, nodes) for reply in sent], SITES)
+    assert found["a"] == {"code": "names-another-site"} and found["c"] == {"code": "code-not-allowed"}
+    assert found["b"]["code"] == "ok" and found["b"]["sums"]["Siemens"][0] == 10
+
+    sent = [(2, pack_reply("unknown", "settings-unreadable"), ""), (3, {}, ""), (9, answer("c"), "")]
+    found = check_answers([reply_of(*reply, nodes) for reply in sent], SITES)
+    assert found == {"a": {"code": "settings-unreadable"}, "b": {"code": "dropped"}, "c": {"code": "no-answer"}}
 
 
 def test_sites_add_up_and_a_group_left_out_is_behind_no_figure(tmp_path, make_study):

@@ -8,6 +8,8 @@ from scipy.stats import trim_mean
 
 from server import strategy as strategy_module
 from server.federation_state import FederationState, initial_state, make_request, read_study
+from server.participation import participation, sentences
+from server.senders import BUNDLE_REFUSED, write_nodes
 from server.strategy import EqualWeightFedAvg, federate
 from server.vendor_codes import CODE_STD_RANGE
 from shared import checkpoint
@@ -259,6 +261,104 @@ def test_another_sites_claim_cannot_hide_a_release(study, prior):
     assert state.rounds[1]["answered"] == ["b"]
     assert [entry["charged"] for entry in state.releases["a"]] == [True, True, True]
     assert [entry["code"] for entry in state.releases["c"]] == [OK, "no-answer", OK]
+
+
+@pytest.fixture
+def known(study):
+    """A study that knows which node is whose."""
+    write_nodes(study, {site: str(node) for node, site in ScriptedGrid(None).site_of.items()})
+    return study
+
+
+@pytest.mark.parametrize("forged", ["ok", "budget-exhausted"])
+@pytest.mark.parametrize("named", ["answers", "silent"])
+def test_a_site_cannot_answer_in_the_name_of_another_one(known, prior, forged, named):
+    """Site c says that it is b. Neither b's own answer nor its silence, nor what it is charged, is changed by that."""
+
+    def script(site, request, arrays):
+        if site == "c" and forged == "ok":
+            return pack_reply("b", OK, *update_of(request, arrays, 0.5))
+        if site == "c":
+            return pack_reply("b", forged)
+        return None if site == "b" and named == "silent" else agree(0.06)(site, request, arrays)
+
+    known.config.federation.min_sites = 1
+    federate(ScriptedGrid(script), known, known.config, prior)
+    state = newest(known)
+    answered = ["a", "b"] if named == "answers" else ["a"]
+    for line in state.rounds:
+        assert (line["answered"], line["refused"]) == (answered, {})
+        assert line["dropped"] == {"c": "names-another-site"} and line["silent"] == 2 - len(answered)
+    bias = prior.generator.trainable()["out.0.bias"].detach().numpy()
+    np.testing.assert_allclose(state.arrays["out.0.bias"], bias + 0.12, rtol=1e-5, atol=1e-6)
+    own = OK if named == "answers" else "no-answer"
+    for site, code in (("b", own), ("c", "dropped-names-another-site")):
+        assert [(entry["code"], entry["charged"]) for entry in state.releases[site]] == [(code, True)] * 3
+    assert state.epsilons(DELTA)["b"] == state.epsilons(DELTA)["c"] == state.epsilons(DELTA)["a"]
+
+
+def test_a_site_that_lets_no_code_run_is_named_with_its_refusal_and_charged_nothing(known, prior):
+    """Any other error of a client may follow a charge: it is dropped under the site's name, and counts."""
+
+    def script(site, request, arrays):
+        if site == "b":
+            return Error(code=2, reason=BUNDLE_REFUSED)
+        if site == "c" and request.server_round == 2:
+            return Error(code=2, reason="<class 'ValueError'>:<'patient-4711'>")
+        return agree()(site, request, arrays)
+
+    known.config.federation.min_sites = 1
+    federate(ScriptedGrid(script), known, known.config, prior)
+    state = newest(known)
+    assert [line["refused"] for line in state.rounds] == [{"b": "code-not-allowed"}] * 3
+    assert [line["dropped"] for line in state.rounds] == [{}, {"c": "client-error"}, {}]
+    assert not any(line["silent"] for line in state.rounds)
+    assert [entry["charged"] for entry in state.releases["b"]] == [False] * 3
+    assert [entry["charged"] for entry in state.releases["c"]] == [True] * 3
+    told = sentences(participation(state.rounds, SITES))
+    assert "b did not take part: refused 3 rounds (code-not-allowed)." in told
+    assert "4711" not in "".join((known.path / name).read_text() for name in ("log.txt", "metrics.jsonl"))
+
+
+def test_when_no_site_lets_the_code_run_the_run_ends_with_their_names(known, prior):
+    with pytest.raises(UserError, match="a: code-not-allowed, b: code-not-allowed, c: code-not-allowed"):
+        federate(ScriptedGrid(lambda *_: Error(code=2, reason=BUNDLE_REFUSED)), known, known.config, prior)
+
+
+def test_a_refusal_without_a_name_is_its_senders(known, prior):
+    def script(site, request, arrays):
+        return pack_reply("unknown", "settings-unreadable") if site == "c" else agree()(site, request, arrays)
+
+    federate(ScriptedGrid(script), known, known.config, prior)
+    assert [line["refused"] for line in newest(known).rounds] == [{"c": "settings-unreadable"}] * 3
+
+
+def test_a_node_that_is_no_site_of_the_study_is_not_asked_and_its_answer_is_dropped(study, prior, monkeypatch):
+    """A site that was registered again meanwhile would be charged for answers that nobody takes for its own."""
+    monkeypatch.setattr(strategy_module, "NODE_WAIT_S", 0.0)
+    write_nodes(study, {"a": "2", "b": "3"})
+    grid = ScriptedGrid(agree())
+    federate(grid, study, study.config, prior)
+    assert len(grid.requests) == 2 * 3 and newest(study).rounds[0]["answered"] == ["a", "b"]
+
+    (study.path / "generator.safetensors").unlink()
+    for path in (study.path / "checkpoints").iterdir():
+        path.unlink()
+
+    class Intruder(ScriptedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            for reply in replies:
+                if reply.metadata.src_node_id == 3:
+                    reply.metadata.__dict__["_src_node_id"] = 9
+            return replies
+
+    study.config.federation.min_sites = 1
+    federate(Intruder(agree()), study, study.config, prior)
+    state = newest(study)
+    assert [line["answered"] for line in state.rounds] == [["a"]] * 3
+    assert state.rounds[0]["dropped"] == {"unknown": "node-not-in-study"}
+    assert all(entry["charged"] for entry in state.releases["b"]), "it may have been charged"
 
 
 def interrupted_at(server_round):
