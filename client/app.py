@@ -1,7 +1,8 @@
 """ClientApp: unpack, ask the site's policy and ledger, train, pack.
 
-Whatever happens, only `pack_reply` and `pack_sums` of `shared.records` make an answer: a private update, a table of
-sums over test patients, or a code. What went wrong is written to `errors.log` in the site's own folder.
+Whatever happens, only the `pack_` functions of `shared.records` make an answer: a private update, a table of sums over
+test patients, zeros in the shape of either, or a code. What went wrong is written to `errors.log` in the site's own
+folder.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from client import error_log
@@ -47,6 +48,7 @@ from shared.records import (
     PLANNED,
     PRIVATE,
     REHEARSAL,
+    REHEARSED_EVALUATION,
     UNKNOWN_SITE,
     EvaluationRequest,
     Request,
@@ -54,6 +56,7 @@ from shared.records import (
     arrays_sha256,
     decode,
     pack_rehearsal_reply,
+    pack_rehearsed_sums,
     pack_reply,
     pack_sums,
     read_planned,
@@ -104,12 +107,20 @@ def answer(message: Message, node_config: UserConfig, run_config: UserConfig, ev
 
 
 def rehearsal(content: RecordDict, node_config: UserConfig, run_config: UserConfig) -> RecordDict:
-    """The content of the reply to a rehearsal; never raises, and holds no more than `pack_rehearsal_reply` lets out."""
+    """The content of the reply to a rehearsal; never raises.
+
+    It holds no more than `pack_rehearsal_reply` or `pack_rehearsed_sums` lets out.
+    """
     name, folder = UNKNOWN_SITE, None
     try:
         site = _load_site(node_config, run_config)
         name, folder = site.name, site.folder
         device = pick_device(str(node_config.get("device", "auto")))
+        if REHEARSED_EVALUATION in content:
+            rehearsed = Rehearsed([])
+            request = RecordDict({CONFIG: content[REHEARSED_EVALUATION], ARRAYS: content.get(ARRAYS, ArrayRecord())})
+            form, _, sums_shapes = respond_evaluation(site, request, device, rehearsed)
+            return pack_rehearsed_sums(name, form, sums_shapes, rehearsed.seconds)
         try:
             rehearsed = Rehearsed(read_planned(content[PLANNED]))
             request = RecordDict({CONFIG: content[REHEARSAL], ARRAYS: content[ARRAYS]})
@@ -185,10 +196,7 @@ def respond(
     if request.task != MOMENTS:
         rung = cast(Rung, request.rung)
         seconds = estimated_seconds(site.folder, prior, rung, site.nominal_patients, steps, device)
-        if seconds > site.policy.max_seconds:
-            raise Refused("time-above-cap") from UserError(
-                f"policy.max_seconds is {site.policy.max_seconds:g}, and this request would take about {seconds:.0f} s"
-            )
+        _check_time(site, seconds)
 
     def update() -> Arrays:
         if request.task == MOMENTS:
@@ -201,17 +209,16 @@ def respond(
         pack_reply(site.name, OK, arrays, shapes)  # what may not leave is a failure of the work
         return to_bytes(arrays)
 
-    if rehearsed is not None:
-        return rehearsed.work(site, request, dataset, update), shapes
-    if not request.private:
-        return update(), shapes
     ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
     # The policy has let no larger delta pass than its own: the stricter of both is the request's.
-    answered = charged(
-        ledger, (request.run_id, request.server_round), release, reply,
-        delta=request.target_delta, cap=site.policy.max_epsilon, task=request.task,
-    )  # fmt: skip
-    return from_bytes(answered), shapes
+    delta, cap = request.target_delta, site.policy.max_epsilon
+    if rehearsed is not None:
+        charges = ledger if request.private else None
+        return rehearsed.work(charges, update, delta=delta, cap=cap, task=request.task), shapes
+    if not request.private:
+        return update(), shapes
+    key = (request.run_id, request.server_round)
+    return from_bytes(charged(ledger, key, release, reply, delta=delta, cap=cap, task=request.task)), shapes
 
 
 def _teller(folder: Path) -> Callable[[], None]:
@@ -227,9 +234,12 @@ def _teller(folder: Path) -> Callable[[], None]:
 
 
 def respond_evaluation(
-    site: SiteSettings, content: RecordDict, device: torch.device
+    site: SiteSettings, content: RecordDict, device: torch.device, rehearsed: Rehearsed | None = None
 ) -> tuple[str, Arrays, dict[str, tuple[int, ...]]]:
     """Answer an `EvaluationRequest` as far as the site's policy and the ledger of its test patients allow.
+
+    Before the charge nothing is computed from test patients but whether their folder can be read. Where the request is
+    `rehearsed`, nothing is charged, and this one release is the whole plan.
 
     Returns:
         The form, the sums, and the names and shapes that they may have.
@@ -238,8 +248,8 @@ def respond_evaluation(
         Refused: With the code to send instead.
     """
     # Imported here: MONAI's networks take seconds to load, and a round of training needs none of them.
-    from client.evaluation import sums
-    from shared.tasks.ejection_fraction.network import array_shapes
+    from client.evaluation import expected_seconds, sums
+    from shared.tasks.ejection_fraction.network import array_shapes, from_arrays
     from shared.tasks.ejection_fraction.sums import SUMS
 
     try:
@@ -260,30 +270,48 @@ def respond_evaluation(
     if arrays_sha256(model) != request.model_sha256:
         raise Refused("bad-request")
     shapes: dict[str, tuple[int, ...]] = {vendor: (len(SUMS),) for vendor in site.vendor_names}
-    if site.policy.evaluation == PLAIN:
-        return PLAIN, sums(site, request, model, device, plain=True), shapes
-    code = refusal(
+    plain = site.policy.evaluation == PLAIN
+    code = None if plain else refusal(
         site.policy,
         private=True,
         release=request.release,
         delta=request.target_delta,
         clip=site.policy.max_grad_norm,  # the bound of a patient's vector is a constant of the code, not the server's
         num_patients=site.policy.min_patients,  # noise alone is an answer: how many there are decides nothing
-    )
+    )  # fmt: skip
     if code is not None:
         raise Refused(code)
+    network = from_arrays(model)
+    seconds = expected_seconds(site, network, request.num_tta, device)
+    _check_time(site, seconds)
+
+    def table() -> Arrays:
+        return sums(site, request, network, device, plain, seconds, invented=rehearsed is not None)
 
     def reply() -> bytes:
-        table = sums(site, request, model, device, plain=False)
-        pack_sums(site.name, PRIVATE, table, shapes)  # what may not leave is a failure of the work
-        return to_bytes(table)
+        arrays = table()
+        pack_sums(site.name, PRIVATE, arrays, shapes)  # what may not leave is a failure of the work
+        return to_bytes(arrays)
 
     ledger = Ledger(site.test_ledger_path, site.test_witness_path, dataset, asdict(site.policy))
-    answered = charged(
-        ledger, (request.ledger_run, 1), request.release, reply,
-        delta=request.target_delta, cap=site.policy.max_epsilon, task=request.task,
-    )  # fmt: skip
-    return PRIVATE, from_bytes(answered), shapes
+    key, delta, cap = (request.ledger_run, 1), request.target_delta, site.policy.max_epsilon
+    if rehearsed is not None:
+        rehearsed.planned = [request.release]
+        charges = None if plain else ledger
+        arrays = rehearsed.work(charges, table, delta=delta, cap=cap, task=request.task, key=key)
+        return site.policy.evaluation, arrays, shapes
+    if plain:
+        return PLAIN, table(), shapes
+    answer = charged(ledger, key, request.release, reply, delta=delta, cap=cap, task=request.task)
+    return PRIVATE, from_bytes(answer), shapes
+
+
+def _check_time(site: SiteSettings, seconds: float) -> None:
+    """Refuse work that would take longer than the site allows."""
+    if seconds > site.policy.max_seconds:
+        raise Refused("time-above-cap") from UserError(
+            f"policy.max_seconds is {site.policy.max_seconds:g}, and this request would take about {seconds:.0f} s"
+        )
 
 
 def _check_agreed(site: SiteSettings, sites: str) -> None:

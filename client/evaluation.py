@@ -8,6 +8,9 @@ The test patients have a ledger of their own. Whoever is in the training folder 
 left out of the test, so that every patient is behind exactly one of both ledgers, and the epsilon of a patient is that
 of one ledger, not the sum: parallel composition (McSherry 2009, https://doi.org/10.1145/1559845.1559850, theorem 4).
 That holds as long as nobody is moved from one folder to the other between two studies: who was, has spent from both.
+
+How long it may take is known before a patient is looked at: `expected_seconds` times the request on invented patients,
+as many as the site's public number. A private answer leaves no earlier than that.
 """
 
 import contextlib
@@ -21,23 +24,29 @@ import torch
 
 from client.held_out import PREDICTIONS_NAME, TestSet, read_test_set
 from client.policy import SiteSettings
-from shared.case import Case
+from shared.case import CASE_PIXEL_MM, CASE_SIZE, Case, CaseInfo
 from shared.checkpoint import Arrays, write_atomically
 from shared.permissions import private_folder
 from shared.privacy import os_generator
 from shared.records import EvaluationRequest
 from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import from_arrays
+from shared.tasks.ejection_fraction.network import Regressor
 from shared.tasks.ejection_fraction.stack import patient_ef
 from shared.tasks.ejection_fraction.sums import PatientError, plain_table, private_table
 
 STEP_S = 20.0
-"""Private work ends a whole number of these after it began: when an answer comes tells little of how many patients
-there are, and nothing where all are judged within one step."""
+"""Private work ends a whole number of these after it began."""
+INVENTED_SLICES = 16
+"""Of an invented patient: a stack as tall as short-axis stacks come, where most have 8 to 12."""
+SPARE = 2.0
+"""Expected time over that of the invented patients' predictions: for reading cases, and for what else the machine does.
+With the height of the invented stacks it makes an answer whose time tells of the patients a rare one."""
 
 
 def judge_patients(
-    cases: Mapping[str, Sequence[Case]], predict_efs: Callable[[Sequence[Case]], Sequence[float]]
+    cases: Mapping[str, Sequence[Case]],
+    predict_efs: Callable[[Sequence[Case]], Sequence[float]],
+    deadline: float = math.inf,
 ) -> list[PatientError]:
     """Every patient once: one who was scanned several times with the mean over the scans, under the first's vendor.
 
@@ -47,6 +56,10 @@ def judge_patients(
         cases: Group -> its cases.
         predict_efs: Of one patient's cases; whatever it raises counts as a prediction that is not a number, because a
             model or a scan that makes it fail must not change what the site answers.
+        deadline: Of `time.monotonic`, watched after each patient.
+
+    Raises:
+        TimeoutError: It has passed. Not the patient's failure but the work's: the next ones would take no less.
     """
     patients = []
     for group in sorted(cases):
@@ -56,27 +69,88 @@ def judge_patients(
         except Exception:
             predicted = math.nan
         patients.append(PatientError(cases[group][0].info.vendor, true, predicted))
+        if time.monotonic() > deadline:
+            raise TimeoutError("Expected the test patients to be judged within policy.max_seconds.")
     return patients
 
 
-def sums(site: SiteSettings, request: EvaluationRequest, model: Arrays, device: torch.device, plain: bool) -> Arrays:
+def invented_test_set(site: SiteSettings) -> TestSet:
+    """As many test patients as the site's public number, all of them nobody: one empty stack, under its first vendor.
+
+    `site.yaml` says in public how many patients the site has to train on, and not how many to test; most sites have
+    fewer of these.
+    """
+    stack = np.zeros((2, INVENTED_SLICES, CASE_SIZE, CASE_SIZE), np.float32)
+    spacing_mm = np.array([8.0, CASE_PIXEL_MM, CASE_PIXEL_MM], np.float32)
+    info = CaseInfo("nobody", site.vendor_names[0], math.nan, 0.5, "")
+    nobody = Case(info, stack, stack.astype(np.uint8), spacing_mm)
+    return TestSet({f"nobody-{number}": [nobody] for number in range(site.nominal_patients)}, {})
+
+
+def expected_seconds(site: SiteSettings, network: Regressor, num_tta: int, device: torch.device) -> float:
+    """How long `sums` will take here at most, from predictions for invented patients alone.
+
+    Args:
+        site: Its public number, so that neither a refusal nor the time of an answer tells the real one.
+        network: The server's own: weights may decide how fast a machine multiplies.
+        num_tta: Rotations averaged in every prediction.
+        device: Where it runs.
+    """
+    patients = invented_test_set(site).patients
+    first = dict([next(iter(patients.items()))])
+    elapsed_s = 0.0
+    for _ in range(2):  # the first time warms up
+        started = time.perf_counter()
+        judge_patients(first, _predictor(network, num_tta, device))
+        elapsed_s = time.perf_counter() - started
+    return SPARE * len(patients) * elapsed_s
+
+
+def sums(
+    site: SiteSettings,
+    request: EvaluationRequest,
+    network: Regressor,
+    device: torch.device,
+    plain: bool,
+    expected_s: float,
+    invented: bool = False,
+) -> Arrays:
     """The table that leaves the site; also writes the patients' own predictions into the site's folder.
+
+    Private work ends a whole number of `STEP_S` after it began, and not before `expected_s`: when it ends tells nothing
+    of the patients unless they take longer than that, and then only by how many steps.
+
+    Args:
+        site: Whose test patients.
+        request: What is asked about them.
+        network: The model.
+        device: Where it runs.
+        plain: Whether the sums leave as they are.
+        expected_s: From `expected_seconds`.
+        invented: Whether nobody takes the patients' place and nothing is written.
 
     Raises:
         UserError: The test folder cannot be used.
+        TimeoutError: The work took longer than the policy's `max_seconds`.
     """
     started = time.monotonic()
-    test = read_test_set(site)
-    network = from_arrays(model)
-    patients = judge_patients(test.patients, lambda cases: predict(network, cases, request.num_tta, device).ef.tolist())
-    _keep(site, request, test, patients)
+    test = invented_test_set(site) if invented else read_test_set(site)
+    deadline = started + site.policy.max_seconds
+    patients = judge_patients(test.patients, _predictor(network, request.num_tta, device), deadline)
+    if not invented:
+        _keep(site, request, test, patients)
     if plain:
         table = plain_table(patients, site.vendor_names)
     else:
         table = private_table(patients, site.vendor_names, request.noise_multiplier, os_generator())
         elapsed_s = time.monotonic() - started
-        time.sleep(math.ceil(elapsed_s / STEP_S) * STEP_S - elapsed_s)
+        time.sleep(math.ceil(max(elapsed_s, expected_s) / STEP_S) * STEP_S - elapsed_s)
     return {vendor: row.astype(np.float32) for vendor, row in table.items()}
+
+
+def _predictor(network: Regressor, num_tta: int, device: torch.device) -> Callable[[Sequence[Case]], Sequence[float]]:
+    """The network's answers for one patient's cases."""
+    return lambda cases: predict(network, cases, num_tta, device).ef.tolist()
 
 
 def _keep(site: SiteSettings, request: EvaluationRequest, test: TestSet, patients: Sequence[PatientError]) -> None:

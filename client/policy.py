@@ -282,7 +282,7 @@ def refusal(
     budget half-way. Where the request is the stricter one, it is what counts: the budget is computed at its delta.
 
     What the budget has left is the ledger's to say ("budget-exhausted"), how long the work takes
-    `client.pace.estimated_seconds`' ("time-above-cap").
+    `client.pace.estimated_seconds`' and `client.evaluation.expected_seconds`' ("time-above-cap").
 
     Args:
         policy: The site's own.

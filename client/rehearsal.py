@@ -2,15 +2,15 @@
 
 What a rehearsal may tell. The code is the one that the request itself would get before its charge, and a server may ask
 for that one as often as it likes: of the patients it says whether their folder can be read and whether they are at
-least `min_patients`, nothing else. "budget-exhausted" speaks of the whole plan and follows from what servers have asked
-of this site, not from its patients; what is left is a number for the site alone ('fedcmr-client budget'). From there on
-nothing looks at a patient: the work is done on as many invented ones as the site's public number, its result is thrown
-away, and the answer holds zeros and how long that work took.
+least `min_patients`, of test patients the first alone. "budget-exhausted" speaks of the whole plan and follows from
+what servers have asked of this site, not from its patients; what is left is a number for the site alone
+('fedcmr-client budget'). From there on nothing looks at a patient: the work is done on as many invented ones as the
+site's public number, its result is thrown away, and the answer holds zeros and how long that work took.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,7 @@ from shared.checkpoint import Arrays
 from shared.errors import UserError
 from shared.privacy import Release
 from shared.progress import console
-from shared.records import INTERNAL_ERROR, Request
+from shared.records import INTERNAL_ERROR
 
 
 @dataclass
@@ -31,32 +31,49 @@ class Rehearsed:
     """What a rehearsal brings in the place of a charge.
 
     Attributes:
-        planned: All that the study would release.
+        planned: All that the study would release from one ledger.
         seconds: How long the work on invented patients took.
     """
 
     planned: list[Release]
     seconds: float = 0.0
 
-    def work(self, site: SiteSettings, request: Request, dataset: str, update: Callable[[], Arrays]) -> Arrays:
+    def work(
+        self,
+        ledger: Ledger | None,
+        work: Callable[[], Arrays],
+        *,
+        delta: float,
+        cap: float,
+        task: str,
+        key: tuple[str, int] | None = None,
+    ) -> Arrays:
         """Ask the ledger whether it could charge the whole plan, and do the work. The ledger stays as it is.
+
+        Args:
+            ledger: That the request would be charged to; None for one that is not charged.
+            work: On invented patients.
+            delta: As in `client.release.charged`, like the others.
+            cap: Epsilon over the life of the ledger.
+            task: What the release is, for the site's own people.
+            key: Of a request that is the whole plan: where it was answered before, it costs nothing.
 
         Raises:
             Refused: With the ledger's code.
         """
-        if request.private:
-            ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
+        if ledger is not None:
             try:
-                spent = ledger.check(self.planned, request.target_delta, site.policy.max_epsilon)
+                answered = key is not None and ledger.cached_reply(*key, *self.planned) is not None
+                spent = ledger.check([] if answered else self.planned, delta, cap)
             except UserError as error:
                 raise Refused(getattr(error, "code", INTERNAL_ERROR)) from error
             # For the site alone: this line never leaves its machine.
             console.print(
-                f"rehearsal of {request.task}: the whole study would bring this site to epsilon {spent:.4g} of "
-                f"{site.policy.max_epsilon:g}", highlight=False, soft_wrap=True,
+                f"rehearsal of {task}: the whole study would bring {ledger.folder} to epsilon {spent:.4g} of {cap:g}",
+                highlight=False, soft_wrap=True,
             )  # fmt: skip
         started = time.monotonic()
-        arrays = update()
+        arrays = work()
         self.seconds = time.monotonic() - started
         return arrays
 

@@ -54,36 +54,42 @@ def evaluate_at_sites(grid: Grid, run: RunFolder, config: Config) -> None:
     """
     sites = read_study(run)
     arrays = to_arrays(load_regressor(run.path / REGRESSOR_NAME))
-    request = make_request(run, config, sites, arrays_sha256(arrays))
+    _, metadata = checkpoint.load(run.path / "generator.safetensors")
+    request = make_request(metadata["run_id"], config, sites, arrays_sha256(arrays))
     timeout_s = config.federation.reply_timeout_s
     replies = ask_evaluation(grid, arrays, request, len(sites), timeout_s, read_nodes(run))
     answers = check_answers(replies, sites)
-    delta = request.target_delta
-    target = config.evaluation.federated_epsilon or config.privacy.target_epsilon
-    spent, accountant = filter_of(config.privacy.sample_rate, target, delta).of([request.release], delta)
+    epsilon, accountant = spent(config, request)
     kept = {
         "task": request.task, "model_sha256": request.model_sha256, "noise_multiplier": request.noise_multiplier,
-        "delta": delta, "epsilon": spent, "accountant": accountant, "sites": answers,
+        "delta": request.target_delta, "epsilon": epsilon, "accountant": accountant, "sites": answers,
     }  # fmt: skip
     write_atomically(run.path / FILE_NAME, (json.dumps(kept, indent=1, allow_nan=False) + "\n").encode())
     run.log("federated evaluation: " + ", ".join(f"{name}: {_outcome(answer)}" for name, answer in answers.items()))
 
 
-def make_request(
-    run: RunFolder, config: Config, sites: Mapping[str, StudySite], model_sha256: str
-) -> EvaluationRequest:
+def make_request(run_id: str, config: Config, sites: Mapping[str, StudySite], model_sha256: str) -> EvaluationRequest:
     """What is asked of every site, with the least noise that stays within the target epsilon."""
-    _, metadata = checkpoint.load(run.path / "generator.safetensors")
-    target = config.evaluation.federated_epsilon or config.privacy.target_epsilon
+    target = _target_epsilon(config)
     return EvaluationRequest(
         task=EJECTION_FRACTION,
-        run_id=metadata["run_id"],
+        run_id=run_id,
         model_sha256=model_sha256,
         noise_multiplier=least_noise(target, config.privacy.target_delta, config.privacy.sample_rate),
         target_delta=float(config.privacy.target_delta),
         num_tta=min(config.regression.num_tta, MAX_TTA),
         sites="\n".join(facts_line(name, s.vendors, s.nominal_patients) for name, s in sorted(sites.items())),
     )
+
+
+def spent(config: Config, request: EvaluationRequest) -> tuple[float, str]:
+    """Epsilon of a private answer at a site that was asked nothing before, and the name of the accountant."""
+    target, delta = _target_epsilon(config), request.target_delta
+    return filter_of(config.privacy.sample_rate, target, delta).of([request.release], delta)
+
+
+def _target_epsilon(config: Config) -> float:
+    return config.evaluation.federated_epsilon or config.privacy.target_epsilon
 
 
 def check_answers(replies: Iterable[Reply], sites: Mapping[str, StudySite]) -> dict[str, dict[str, Any]]:

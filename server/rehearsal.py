@@ -2,24 +2,28 @@
 
 Each site is asked what each kind of round would ask. It decides as it would, works on invented patients, and answers
 with a code, a time and zeros (`client.rehearsal`). The coordinator rehearses its own part on a few synthetic patients
-of the public prior. What the study would charge follows from public numbers.
+of the public prior, and where the sites shall judge the model, that one goes to them (`server.rehearsal_evaluation`).
+What the study would charge follows from public numbers.
 """
 
 import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from server import rehearsal_evaluation
 from server.answers import test_sets
 from server.federation_state import FederationState, StudySite, initial_state, make_request, quorum, read_study
 from server.reading import train_reader
-from server.senders import Reply, read_nodes
+from server.rehearsal_answers import NO_ANSWER, outcomes
+from server.rehearsal_evaluation import rehearse_evaluation
+from server.senders import read_nodes
 from server.strategy import Grid, ask_rehearsal, wait_for_nodes
 from server.synthesis import synthesize
 from shared.case import Case
@@ -29,14 +33,14 @@ from shared.device import pick_device
 from shared.errors import UserError
 from shared.networks.generator import Prior
 from shared.privacy import Release
-from shared.records import ARRAYS, CODES, OK, REHEARSAL, UNKNOWN_SITE, Request, Shapes, decode, update_shapes
+from shared.records import OK, Request, Shapes, update_shapes
 from shared.run_folder import RunFolder
 from shared.tasks.ejection_fraction.inference import predict
+from shared.tasks.ejection_fraction.network import Regressor, to_arrays
 
 FILE_NAME = "rehearsal.json"
 WIDE = 140
 """Columns of the printed table where there is no terminal to ask."""
-NO_ANSWER, DROPPED = "no answer", "not usable"
 DATA_CODES = ("data-unreadable", "too-few-patients")
 TRAINING_STEPS = 3
 SPARE_BYTES = 200 << 20
@@ -48,8 +52,9 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
 
     Returns:
         `sites` ({name: codes and seconds by kind of round, epsilon}), `unnamed` (codes without a site), `connected`
-        nodes, `quorum`, `rounds` and `round_s` by kind, `coordinator` (test sets, seconds and bytes by stage), and
-        `reasons` why the study cannot start, empty where it can.
+        nodes, `quorum`, `rounds` and `round_s` by kind, `coordinator` (test sets, seconds and bytes by stage),
+        `evaluation` (of `rehearse_evaluation`; None where the sites shall judge nothing), and `reasons` why the study
+        cannot start, empty where it can.
     """
     sites = read_study(run)
     state = initial_state(config, prior, sites)
@@ -72,10 +77,20 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
         started = time.monotonic()
         replies = ask_rehearsal(grid, node_ids, state.arrays, request, planned, timeout_s, nodes)
         facts["round_s"][task] = round(time.monotonic() - started, 1)
-        _note_answers(facts, task, replies, _shapes(request, state, sites))
+        found, unnamed = outcomes(replies, _shapes(request, state, sites))
+        facts["unnamed"] += unnamed
+        for name, outcome in found.items():
+            facts["sites"][name]["codes"][task] = outcome.code
+            if outcome.seconds is not None:
+                facts["sites"][name]["seconds"][task] = outcome.seconds
     for name, (epsilon, _) in _epsilons(state, sites, planned, config).items():
         facts["sites"][name]["epsilon"] = epsilon
-    facts["coordinator"] = _rehearse_coordinator(run, config, prior, sites)
+    facts["coordinator"], model = _rehearse_coordinator(run, config, prior, sites)
+    facts["evaluation"] = None
+    if config.evaluation.federated:
+        evaluation = rehearse_evaluation(grid, node_ids, state.run_id, config, sites, to_arrays(model), nodes)
+        facts["unnamed"] += evaluation.pop("unnamed")
+        facts["evaluation"] = evaluation
     facts["reasons"] = reasons(facts)
     write_atomically(run.path / FILE_NAME, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
     return facts
@@ -96,7 +111,8 @@ def reasons(facts: Mapping[str, Any]) -> list[str]:
             codes = {name: site["codes"].get(task, NO_ANSWER) for name, site in facts["sites"].items()}
             refusals = ", ".join(f"{name}: {code}" for name, code in codes.items() if code != OK)
             found.append(f"{ready} of the {needed} sites that a round of {task} needs would answer ({refusals})")
-    return found
+    evaluation = facts["evaluation"] and rehearsal_evaluation.reason(facts["evaluation"])
+    return [*found, evaluation] if evaluation else found
 
 
 def table(facts: Mapping[str, Any]) -> Table:
@@ -127,6 +143,8 @@ def show(facts: Mapping[str, Any]) -> None:
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     console.print(table(facts))
+    if facts["evaluation"]:
+        console.print(rehearsal_evaluation.table(facts["evaluation"]))
     for sentence in sentences(facts):
         console.print(sentence, markup=False)
     if facts["reasons"]:
@@ -147,56 +165,12 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         )
     tests = ", ".join(f"{name} ({num} patients)" for name, num in coordinator["test_sets"].items())
     lines.append(f"test sets: {tests}" if tests else "test sets: none")
-    if coordinator["federated"]:
-        lines.append("not rehearsed: the sites' answers about their own test patients; 'fedcmr-client check SITE' says "
-                     "there whether it would give them")  # fmt: skip
+    if facts["evaluation"]:
+        answers = [site["code"] == OK for site in facts["evaluation"]["sites"].values()]
+        lines.append(f"{sum(answers)} of {len(answers)} sites would judge the model on their own test patients, in "
+                     f"about {_time(facts['evaluation']['elapsed_s'])}; the others stop no study")  # fmt: skip
     lines.append("nothing was charged and nothing that depends on a patient left a site")
     return lines
-
-
-def _note_answers(facts: dict[str, Any], task: str, replies: Iterable[Reply], shapes: Mapping[str, Shapes]) -> None:
-    """Take the answers to one kind of round over into the facts."""
-    found: dict[str, list[tuple[str, float | None]]] = {}
-    for reply in replies:
-        name, code, seconds = check_rehearsal(reply, shapes)
-        if name == UNKNOWN_SITE:
-            facts["unnamed"].append(code)
-        else:
-            found.setdefault(name, []).append((code, seconds))
-    for name, site in facts["sites"].items():
-        answers = found.get(name, [(NO_ANSWER, None)])
-        code, seconds = answers[0] if len(answers) == 1 else (DROPPED, None)
-        site["codes"][task] = code
-        if seconds is not None:
-            site["seconds"][task] = seconds
-
-
-def check_rehearsal(sent: Reply, shapes: Mapping[str, Shapes]) -> tuple[str, str, float | None]:
-    """One answer, checked: the site or "unknown", its code, and with "ok" its time.
-
-    Args:
-        sent: The reply, and whose it is.
-        shapes: Of the update that each site of the study would send.
-    """
-    if sent.content is None:
-        return sent.site or UNKNOWN_SITE, sent.code, None
-    content = sent.content
-    reply = content.get(REHEARSAL)
-    if not isinstance(reply, Mapping) or reply.get("code") not in CODES:
-        return sent.site or UNKNOWN_SITE, DROPPED, None
-    site, code = sent.site or str(reply.get("site")), str(reply["code"])
-    if site not in shapes:
-        return UNKNOWN_SITE, code, None
-    if code != OK:
-        return site, code if set(reply) == {"site", "code"} and set(content) == {REHEARSAL} else DROPPED, None
-    seconds = reply.get("seconds")
-    try:
-        arrays = decode(content[ARRAYS], shapes[site])
-    except (KeyError, TypeError, ValueError):
-        return site, DROPPED, None
-    if not isinstance(seconds, float) or not 0 <= seconds < 1e9 or any(array.any() for array in arrays.values()):
-        return site, DROPPED, None
-    return site, OK, seconds
 
 
 def _shapes(request: Request, state: FederationState, sites: Mapping[str, StudySite]) -> dict[str, Shapes]:
@@ -218,9 +192,9 @@ def _epsilons(
 
 def _rehearse_coordinator(
     run: RunFolder, config: Config, prior: Prior, sites: Mapping[str, StudySite]
-) -> dict[str, Any]:
-    """Test sets, disk, and a few synthetic patients of the prior alone from synthesis to predictions."""
-    facts: dict[str, Any] = {"test_sets": {}, "reasons": [], "federated": config.evaluation.federated}
+) -> tuple[dict[str, Any], Regressor]:
+    """Test sets, disk, and a few synthetic patients of the prior alone from synthesis to predictions; and the model."""
+    facts: dict[str, Any] = {"test_sets": {}, "reasons": []}
     held_out: list[tuple[str, list[Case]]] = []
     try:
         held_out = test_sets(run)
@@ -246,7 +220,7 @@ def _rehearse_coordinator(
     if free < facts["needed_bytes"]:
         facts["reasons"].append(f"{run.path.parent} has {free / 1e6:.0f} MB free and the study needs about "
                                 f"{facts['needed_bytes'] / 1e6:.0f} MB")  # fmt: skip
-    return facts
+    return facts, model
 
 
 def _time(seconds: float) -> str:

@@ -48,6 +48,7 @@ from shared.records import (
     Request,
     encode,
     pack_rehearsal,
+    pack_rehearsed_evaluation,
     pack_request,
     update_shapes,
 )
@@ -300,7 +301,24 @@ def ask_rehearsal(
 
     It travels as a query: what does not know rehearsals has no way to take it for a round.
     """
-    content = pack_rehearsal(arrays, request, planned)
+    return _query(grid, node_ids, pack_rehearsal(arrays, request, planned), timeout_s, nodes)
+
+
+def ask_rehearsed_evaluation(
+    grid: Grid,
+    node_ids: Iterable[int],
+    arrays: Arrays,
+    request: EvaluationRequest,
+    timeout_s: float,
+    nodes: Nodes | None,
+) -> list[Reply]:
+    """`ask_rehearsal` for a model that the sites shall judge."""
+    return _query(grid, node_ids, pack_rehearsed_evaluation(arrays, request), timeout_s, nodes)
+
+
+def _query(
+    grid: Grid, node_ids: Iterable[int], content: RecordDict, timeout_s: float, nodes: Nodes | None
+) -> list[Reply]:
     messages = [
         Message(content, dst_node_id=node_id, message_type=MessageType.QUERY, ttl=timeout_s, group_id="rehearsal")
         for node_id in node_ids

@@ -9,9 +9,12 @@
     server -> site   {"arrays", "rehearsal": a `Request` that is only rehearsed, "planned": the whole study's releases}
     site -> server   {"rehearsal": {"site", "code", "seconds"}, "arrays": zeros}    seconds and zeros only with "ok"
 
-Nothing else travels. `pack_reply`, `pack_sums` and `pack_rehearsal_reply` are the only ways out of a site: an
-allow-list of keys, codes, names, shapes and dtype, so that a count, a loss, a norm or an exception's text cannot leave
-by accident.
+    server -> site   {"arrays", "rehearsed-evaluation": an `EvaluationRequest` that is only rehearsed}
+    site -> server   {"rehearsal": {"site", "code", "seconds", "form"}, "arrays": zeros}    form too only with "ok"
+
+Nothing else travels. `pack_reply`, `pack_sums`, `pack_rehearsal_reply` and `pack_rehearsed_sums` are the only ways out
+of a site: an allow-list of keys, codes, names, shapes and dtype, so that a count, a loss, a norm or an exception's text
+cannot leave by accident.
 """
 
 import hashlib
@@ -32,6 +35,7 @@ from shared.privacy import Release
 
 ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
 REHEARSAL, PLANNED = "rehearsal", "planned"
+REHEARSED_EVALUATION = "rehearsed-evaluation"
 MAX_PLANNED = 16
 """Different releases that a study plans; equal ones are one release of more steps."""
 
@@ -341,6 +345,35 @@ def pack_rehearsal_reply(
     zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     values = ConfigRecord({"site": site, "code": code, "seconds": round(float(seconds), 1)})
     return RecordDict({REHEARSAL: values, ARRAYS: encode(zeros)})
+
+
+def pack_rehearsed_evaluation(arrays: Mapping[str, NDArray[np.float32]], request: EvaluationRequest) -> RecordDict:
+    """The content of a message that rehearses an evaluation; as in `pack_rehearsal`, it has no record "config".
+
+    Args:
+        arrays: A model of the shapes that the study's will have; it need not be any good.
+        request: What the run would ask.
+    """
+    return RecordDict({ARRAYS: encode(arrays), REHEARSED_EVALUATION: request.to_config()})
+
+
+def pack_rehearsed_sums(site: str, form: str, shapes: Shapes, seconds: float) -> RecordDict:
+    """The answer to the rehearsal of an evaluation: `pack_rehearsal_reply` for a table of sums.
+
+    Args:
+        site: The site's public name.
+        form: `PRIVATE` or `PLAIN`, as the site's policy says.
+        shapes: As in `pack_sums`; the sums are zeros here.
+        seconds: How long it took on invented patients until the answer would leave.
+
+    Raises:
+        ValueError: Anything is not on the allow-list.
+    """
+    if form not in (PRIVATE, PLAIN):
+        raise ValueError("Expected a form of the allow-list.")
+    reply = pack_rehearsal_reply(site, OK, shapes, seconds)
+    reply[REHEARSAL] = ConfigRecord({**reply.config_records[REHEARSAL], "form": form})
+    return reply
 
 
 def encode(arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:

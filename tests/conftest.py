@@ -106,6 +106,15 @@ def make_study(tmp_path, tiny_prior):
     return make
 
 
+def give_test_patients(run: RunFolder, policies: dict[str, str]) -> None:
+    """Twelve test patients to each site, of other names than its training patients', and its policy."""
+    for seed, (name, policy) in enumerate(policies.items(), start=70):
+        folder = run.path / "sites" / name
+        write_cases(folder / "test", VENDORS[name], 12, seed, prefix="t")
+        text = (folder / "site.yaml").read_text().replace("test: null", 'test: "test"')
+        (folder / "site.yaml").write_text(text.replace('evaluation: "private"', f'evaluation: "{policy}"'))
+
+
 PAGE = 4096
 """A small file takes one on tmpfs."""
 

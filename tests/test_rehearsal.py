@@ -16,7 +16,8 @@ from client.app import app
 from client.ledger import Ledger
 from client.policy import load_site, write_site
 from server.federation_state import initial_state, make_request, read_study
-from server.rehearsal import FILE_NAME, check_rehearsal, plan, show
+from server.rehearsal import FILE_NAME, plan, show
+from server.rehearsal_answers import Outcome, check_rehearsal
 from server.senders import Reply, write_nodes
 from shared.case import INDEX_NAME
 from shared.errors import UserError
@@ -226,7 +227,7 @@ def test_only_zeros_leave_and_only_zeros_are_taken(rehearsal_of):
     _, content, request = rehearsal_of
     shapes = update_shapes(request.task, {name: tuple(array.shape) for name, array in content["arrays"].items()}, 1, 11)
     good = pack_rehearsal_reply("a", OK, shapes, 1.26)
-    assert check_rehearsal(Reply(None, good), {"a": shapes}) == ("a", OK, 1.3)
+    assert check_rehearsal(Reply(None, good), {"a": shapes}) == ("a", Outcome(OK, 1.3))
     assert not any(array.numpy().any() for array in good["arrays"].values())
     for bad in ({"code": "a text"}, {"code": OK, "seconds": -1.0}, {"code": OK, "seconds": float("nan")}):
         with pytest.raises(ValueError):
@@ -235,11 +236,12 @@ def test_only_zeros_leave_and_only_zeros_are_taken(rehearsal_of):
     array = np.zeros(shapes[first], np.float32)
     array.flat[0] = 1
     good["arrays"][first] = type(good["arrays"][first])(array)
-    assert check_rehearsal(Reply(None, good), {"a": shapes})[1] == "not usable"
-    assert check_rehearsal(Reply("a", RecordDict()), {"a": shapes}) == ("a", "not usable", None)
+    assert check_rehearsal(Reply(None, good), {"a": shapes})[1] == Outcome("not usable")
+    assert check_rehearsal(Reply("a", RecordDict()), {"a": shapes}) == ("a", Outcome("not usable"))
     unnamed = Reply("a", pack_rehearsal_reply("unknown", "settings-unreadable"))
-    assert check_rehearsal(unnamed, {"a": shapes}) == ("a", "settings-unreadable", None)
-    assert check_rehearsal(Reply("a", None, "code-not-allowed"), {"a": shapes}) == ("a", "code-not-allowed", None)
+    assert check_rehearsal(unnamed, {"a": shapes}) == ("a", Outcome("settings-unreadable"))
+    refused = Reply("a", None, "code-not-allowed")
+    assert check_rehearsal(refused, {"a": shapes}) == ("a", Outcome("code-not-allowed"))
 
 
 def test_a_rehearsal_tells_a_site_by_its_node(study, monkeypatch):

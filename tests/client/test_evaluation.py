@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +19,11 @@ from client.policy import load_site
 from shared.case import load_case, read_index, write_index
 from shared.errors import UserError
 from shared.privacy import Release
-from shared.records import OK, EvaluationRequest, arrays_sha256, pack_request
+from shared.records import INTERNAL_ERROR, OK, EvaluationRequest, arrays_sha256, pack_request
 from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import Regressor, from_arrays, to_arrays
-from tests.tiny_regressor import make_tiny
+from tests.conftest import NOMINAL_PATIENTS
+from tests.tiny_regressor import make_evaluations_quick, make_tiny
 
 NUM_TEST = 6
 
@@ -30,7 +31,7 @@ NUM_TEST = 6
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     make_tiny(monkeypatch)
-    monkeypatch.setattr(evaluation, "STEP_S", 0.01)
+    make_evaluations_quick(monkeypatch)
 
 
 @pytest.fixture
@@ -230,14 +231,83 @@ def test_a_prediction_that_fails_is_one_patient_s_largest_error_and_no_refusal(s
     ]  # fmt: skip
 
 
-def test_a_private_answer_comes_at_a_whole_step_and_a_plain_one_at_once(site, model, monkeypatch):
-    monkeypatch.setattr(evaluation, "STEP_S", 3.0)
-    started = time.monotonic()
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but for the seconds that each patient takes, and where it stood when work ended."""
+    clock = SimpleNamespace(now=0.0, per_patient=0.0, ends=[])
+    real = evaluation.predict
+
+    def predict_slowly(*arguments):
+        clock.now += clock.per_patient
+        return real(*arguments)
+
+    times = SimpleNamespace(
+        monotonic=lambda: clock.now, perf_counter=lambda: clock.now, sleep=lambda s: clock.ends.append(clock.now + s)
+    )
+    monkeypatch.setattr(evaluation, "predict", predict_slowly)
+    monkeypatch.setattr(evaluation, "time", times)
+    monkeypatch.setattr(evaluation, "STEP_S", 20.0)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("kept", "per_patient", "end"),
+    [(NUM_TEST, 3.0, 40), (1, 3.0, 40), (0, 3.0, 40), (NUM_TEST, 6.6, 40), (NUM_TEST, 6.8, 60)],
+)
+def test_when_a_private_answer_comes_tells_of_patients_only_past_what_was_expected(
+    site, model, clock, monkeypatch, kept, per_patient, end
+):
+    monkeypatch.setattr(evaluation, "expected_seconds", lambda *_: 36.0)
+    write_index(site / "test", read_index(site / "test")[:kept])
+    clock.per_patient = per_patient
     assert code_of(ask(site, model)) == OK
-    assert 3 <= time.monotonic() - started < 5
+    assert clock.ends == [pytest.approx(end)]
+
+
+def test_what_is_expected_comes_from_invented_patients_and_a_public_number(site, model, clock):
+    clock.per_patient = 2.0
+    for kept in (NUM_TEST, 1):
+        write_index(site / "test", read_index(site / "test")[:kept])
+        found = evaluation.expected_seconds(load_site(site), from_arrays(model), 1, torch.device("cpu"))
+        assert found == evaluation.SPARE * NOMINAL_PATIENTS * 2.0
+
+
+def test_a_plain_table_waits_for_no_step(site, model, clock):
     change(site, 'evaluation: "private"', 'evaluation: "table"')
+    assert code_of(ask(site, model)) == OK and clock.ends == []
+
+
+@pytest.mark.parametrize("form", ["private", "table"])
+def test_what_would_take_too_long_is_refused_before_a_patient_is_looked_at(site, model, monkeypatch, form):
+    seen = []
+    monkeypatch.setattr(evaluation, "predict", lambda _, cases, *rest: seen.extend(cases) or 1 / 0)
+    change(site, 'evaluation: "private"', f'evaluation: "{form}"')
+    change(site, "max_seconds: 7200.0", "max_seconds: 1.0e-15")
+    assert code_of(ask(site, model)) == "time-above-cap"
+    assert {case.info.pseudonym for case in seen} == {"nobody"}
+    assert not (site / "test_ledger").exists() and not (site / "evaluation").exists()
+
+
+def test_work_past_the_deadline_has_failed_for_good(site, model, clock, monkeypatch):
+    monkeypatch.setattr(evaluation, "expected_seconds", lambda *_: 0.0)  # what a busier machine would not have told
+    change(site, "max_seconds: 7200.0", "max_seconds: 10.0")
+    clock.per_patient = 4.0
+    assert code_of(ask(site, model)) == INTERNAL_ERROR
+    assert clock.now == 12.0, "the patients after the deadline are not judged"
+    change(site, "max_seconds: 10.0", "max_seconds: 7200.0")
+    assert code_of(ask(site, model)) == INTERNAL_ERROR and clock.now == 12.0
+    (charge,) = Ledger(site / "test_ledger").charges()
+    assert charge["failure"] == INTERNAL_ERROR and not (site / "evaluation").exists()
+
+
+def test_a_plain_table_past_the_deadline_does_not_leave(site, model, clock, monkeypatch):
+    monkeypatch.setattr(evaluation, "expected_seconds", lambda *_: 0.0)
+    change(site, 'evaluation: "private"', 'evaluation: "table"')
+    change(site, "max_seconds: 7200.0", "max_seconds: 10.0")
+    clock.per_patient = 4.0
+    assert code_of(ask(site, model)) == INTERNAL_ERROR
+    change(site, "max_seconds: 10.0", "max_seconds: 7200.0")
     assert code_of(ask(site, model)) == OK
-    assert time.monotonic() - started < 5.5
 
 
 def test_a_patient_scanned_twice_is_one_patient(site, model):

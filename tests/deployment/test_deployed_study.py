@@ -96,6 +96,13 @@ def test_sites_judge_the_model_on_test_patients_that_never_leave(deployed, joine
         change_site(folder, test="test", policy=policy)
     run = tmp_path / "evaluated"
     settings = (*deployed.settings, "privacy.enabled=false", "evaluation.federated=true")
+    assert server("run", deployed.folder, "--rehearsal", "--set", *settings) == 0
+    rehearsed = json.loads((deployed.folder / "rehearsal.json").read_text())["evaluation"]["sites"]
+    assert {name: (answer["code"], answer["form"]) for name, answer in rehearsed.items()} == {
+        "a": ("ok", "private"), "b": ("ok", "table"), "c": ("no-evaluation", None),
+    }  # fmt: skip
+    assert rehearsed["a"]["seconds"] >= 20, "a whole step, as in the run"
+    assert Ledger(deployed.sites["a"] / "test_ledger").charges() == []
     assert server("run", deployed.folder, "--out", run, "--set", *settings) == 0
     found = json.loads((run / "report.json").read_text())["federated_evaluation"]
     assert {name: (answer["code"], answer["form"]) for name, answer in found["sites"].items()} == {

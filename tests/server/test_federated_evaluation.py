@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from client import evaluation
 from client.ledger import Ledger
 from server.deployment.coordinator import Coordinator
 from server.deployment.runs import make_run
@@ -15,12 +14,11 @@ from server.report.words import headline, tiles
 from server.senders import BUNDLE_REFUSED, Reply, reply_of
 from shared.errors import UserError
 from shared.records import pack_reply, pack_sums
-from shared.run_folder import RunFolder
 from shared.tasks.ejection_fraction.sums import SUMS
 from simulations.grid import make_grid, run_server_app
 from simulations.summary import print_summary
-from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
-from tests.tiny_regressor import make_tiny
+from tests.conftest import NOMINAL_PATIENTS, give_test_patients
+from tests.tiny_regressor import make_evaluations_quick, make_tiny
 
 SHAPES = {"Siemens": (len(SUMS),)}
 SITES = {name: StudySite({"Siemens": 40}, 40) for name in ("a", "b", "c")}
@@ -106,20 +104,11 @@ def test_a_new_run_needs_test_patients_somewhere(tmp_path):
         make_run(coordinator, tmp_path / "run", "smoke", ["evaluation.federated=true"], [])
 
 
-def give_test_patients(run: RunFolder, policies: dict[str, str]) -> None:
-    """Twelve test patients to each site, of other names than its training patients', and its policy."""
-    for seed, (name, policy) in enumerate(policies.items(), start=70):
-        folder = run.path / "sites" / name
-        write_cases(folder / "test", VENDORS[name], 12, seed, prefix="t")
-        text = (folder / "site.yaml").read_text().replace("test: null", 'test: "test"')
-        (folder / "site.yaml").write_text(text.replace('evaluation: "private"', f'evaluation: "{policy}"'))
-
-
 @pytest.fixture
 def finished(make_study, monkeypatch):
     """A study without any test patient at the coordinator: a is private, b gives its table, c evaluates nothing."""
     make_tiny(monkeypatch)
-    monkeypatch.setattr(evaluation, "STEP_S", 0.01)
+    make_evaluations_quick(monkeypatch)
     run = make_study(
         "evaluation.federated=true", "evaluation.baselines=[predict_the_mean]", "federation.num_rounds=2",
         "federation.rung=affine", "synthesis.num_cases=4", "synthesis.num_steps=1", "regression.num_steps=2",
@@ -177,7 +166,7 @@ def test_the_stage_is_done_once_and_asked_again_it_charges_nothing(finished):
 def test_the_noise_asked_for_is_that_of_the_target(finished):
     config = finished.config
     config.evaluation.federated_epsilon = 2.0
-    request = make_request(finished, config, SITES, "a" * 64)
+    request = make_request("0123456789abcdef", config, SITES, "a" * 64)
     from shared.privacy import epsilon
 
     assert 1.97 <= epsilon([request.release], request.target_delta)[0] <= 2.0
