@@ -37,7 +37,8 @@ from shared.version import add_version
 from simulations.benchmarks.scale import NUM_PATIENTS, SETTINGS, shared_cases, write_study
 from simulations.grid import make_grid, run_server_app
 
-NUM_SITES, NUM_ROUNDS = 3, 6
+NUM_SITES, NUM_ROUNDS = 3, 16
+"""With few rounds a median is chance: Flower's pauses make one round a second longer than the next."""
 ONLINE_S = 300.0
 IN_PROCESS, WARM, COLD = "one process tree", "deployed, libraries kept loaded", "deployed, --cold"
 
