@@ -50,9 +50,11 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     going_on = ("federation.reply_timeout_s=600", "federation.min_sites=1", "evaluation.federated=true")
     settings = (*deployed.settings, "federation.num_rounds=4", *going_on)
     with deployed.joined("a", "b", "c") as joined:
-        assert server("run", deployed.folder, "--rehearsal", "--test", deployed.test, "--set", *settings) == 0
+        # None of them has test patients, so that nothing would come of the evaluation.
+        assert server("run", deployed.folder, "--rehearsal", "--test", deployed.test, "--set", *settings) == 2
         rehearsed = json.loads((deployed.folder / "rehearsal.json").read_text())
         assert set(rehearsed["sites"]["c"]["codes"].values()) == {"code-not-allowed"} and rehearsed["unnamed"] == []
+        assert len(rehearsed["reasons"]) == 1 and "no site would judge" in rehearsed["reasons"][0]
         first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
         wait_for(lambda: len(rounds(run)) >= 1, "the first round")
         (run / FILE_NAME).write_text("{}")  # of the time before; a run that goes on is told anew
