@@ -4,10 +4,10 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import pld
+from opacus.accountants import PRVAccountant
 from scipy.optimize import brentq
 from scipy.stats import binom, chisquare, kstest, norm
 
-from shared import privacy
 from shared.privacy import (
     Release,
     clip_to_norm,
@@ -222,7 +222,7 @@ def test_epsilon_falls_back_to_renyi_where_prv_fails_or_makes_no_sense(monkeypat
             raise failure
         return failure
 
-    monkeypatch.setattr(privacy.PRVAccountant, "get_epsilon", get_epsilon)
+    monkeypatch.setattr(PRVAccountant, "get_epsilon", get_epsilon)
     value, accountant = epsilon([release], delta)
     assert accountant == "rdp"
     assert value == pytest.approx(published_rdp, abs=2e-4)
