@@ -145,7 +145,7 @@ class InProcessGrid(Grid):
         busy = self._busy
         while queue or busy:
             while queue and len(busy) < self._num_workers:
-                worker = self._idle_worker(busy)
+                worker = self._idle_worker()
                 message = queue.popleft()
                 busy.append(worker)
                 worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
@@ -165,10 +165,10 @@ class InProcessGrid(Grid):
                     continue
                 yield reply
 
-    def _idle_worker(self, busy: list[Worker]) -> Worker:
+    def _idle_worker(self) -> Worker:
         """A worker that is not busy, started where there is none."""
         for worker in self._workers:
-            if worker not in busy and worker.process.is_alive():
+            if worker not in self._busy and worker.process.is_alive():
                 return worker
         spawn = multiprocessing.get_context("spawn")
         here, there = spawn.Pipe()

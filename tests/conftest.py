@@ -106,6 +106,15 @@ def make_study(tmp_path, tiny_prior):
     return make
 
 
+@pytest.fixture
+def tiny_evaluations(monkeypatch):
+    """Evaluations at the sites with a network small enough for a test, and without their waits."""
+    from tests.tiny_regressor import make_evaluations_quick, make_tiny  # here: MONAI takes seconds to load
+
+    make_tiny(monkeypatch)
+    make_evaluations_quick(monkeypatch)
+
+
 def give_test_patients(run: RunFolder, policies: dict[str, str]) -> None:
     """Twelve test patients to each site, of other names than its training patients', and its policy."""
     for seed, (name, policy) in enumerate(policies.items(), start=70):

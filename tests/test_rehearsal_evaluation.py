@@ -33,15 +33,11 @@ from shared.tasks.ejection_fraction.network import Regressor, to_arrays
 from simulations.grid import make_grid, run_server_app
 from tests.conftest import NOMINAL_PATIENTS, give_test_patients
 from tests.test_rehearsal import SMALL
-from tests.tiny_regressor import make_evaluations_quick, make_tiny
 
 NOISE = 0.6
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    make_tiny(monkeypatch)
-    make_evaluations_quick(monkeypatch)
+pytestmark = pytest.mark.usefixtures("tiny_evaluations")
 
 
 @pytest.fixture

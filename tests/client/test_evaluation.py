@@ -23,15 +23,11 @@ from shared.records import INTERNAL_ERROR, OK, EvaluationRequest, arrays_sha256,
 from shared.tasks.ejection_fraction.inference import predict
 from shared.tasks.ejection_fraction.network import Regressor, from_arrays, to_arrays
 from tests.conftest import NOMINAL_PATIENTS
-from tests.tiny_regressor import make_evaluations_quick, make_tiny
 
 NUM_TEST = 6
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    make_tiny(monkeypatch)
-    make_evaluations_quick(monkeypatch)
+pytestmark = pytest.mark.usefixtures("tiny_evaluations")
 
 
 @pytest.fixture

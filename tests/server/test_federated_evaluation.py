@@ -18,7 +18,6 @@ from shared.tasks.ejection_fraction.sums import SUMS
 from simulations.grid import make_grid, run_server_app
 from simulations.summary import print_summary
 from tests.conftest import NOMINAL_PATIENTS, give_test_patients
-from tests.tiny_regressor import make_evaluations_quick, make_tiny
 
 SHAPES = {"Siemens": (len(SUMS),)}
 SITES = {name: StudySite({"Siemens": 40}, 40) for name in ("a", "b", "c")}
@@ -105,10 +104,8 @@ def test_a_new_run_needs_test_patients_somewhere(tmp_path):
 
 
 @pytest.fixture
-def finished(make_study, monkeypatch):
+def finished(make_study, tiny_evaluations):
     """A study without any test patient at the coordinator: a is private, b gives its table, c evaluates nothing."""
-    make_tiny(monkeypatch)
-    make_evaluations_quick(monkeypatch)
     run = make_study(
         "evaluation.federated=true", "evaluation.baselines=[predict_the_mean]", "federation.num_rounds=2",
         "federation.rung=affine", "synthesis.num_cases=4", "synthesis.num_steps=1", "regression.num_steps=2",
