@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 
 venv: .venv/.installed
 
-# torch first and by its exact version: a range would fetch a newer build with gigabytes of CUDA libraries. Its hash is
+# The links under fedcmr/ are for mypy, which does not run `fedcmr/__init__.py`. torch first and by its exact version: a range would fetch a newer build with gigabytes of CUDA libraries. Its hash is
 # not locked, because an index for machines without a GPU has another build of the same version than PyPI.
 .venv/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,7 @@ venv: .venv/.installed
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/pip check
+	$(foreach name,client server shared simulations,ln -sfn ../$(name) fedcmr/$(name);)
 	touch $@
 
 # The lock holds what `.[dev]` needs, for every Python version and system that the project runs on, except torch and what
@@ -66,7 +67,7 @@ tools:
 
 # Python code of the delivery's wire contract; `tests/delivery` says where it is not that of the .proto.
 proto: venv
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. shared/delivery/delivery.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. fedcmr/shared/delivery/delivery.proto
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build sbom.cdx.json

@@ -24,8 +24,20 @@ def audit(requirements: str, arguments: list[str]) -> list[dict[str, Any]]:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(requirements)
         file.flush()
-        command = [sys.executable, "-m", "pip_audit", "--requirement", file.name, "--no-deps", "--disable-pip",
-                   "--format", "json", "--progress-spinner", "off", *arguments]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pip_audit",
+            "--requirement",
+            file.name,
+            "--no-deps",
+            "--disable-pip",
+            "--format",
+            "json",
+            "--progress-spinner",
+            "off",
+            *arguments,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
@@ -55,8 +67,10 @@ def main(arguments: list[str]) -> int:
         mended = ", ".join(one["fix_versions"]) or "no release"
         print(f"{package['name']} {package['version']}: {one['id']}, mended in {mended}")
     skipped = [package["name"] for package in packages if "skip_reason" in package]
-    print(f"pip-audit: {len(left)} known vulnerabilities in {len(packages) - len(skipped)} locked packages; "
-          f"{len(found) - len(left)} ignored for a reason, {len(skipped)} packages unknown to the service")  # fmt: skip
+    print(
+        f"pip-audit: {len(left)} known vulnerabilities in {len(packages) - len(skipped)} locked packages; "
+        f"{len(found) - len(left)} ignored for a reason, {len(skipped)} packages unknown to the service"
+    )
     return 1 if left or not packages else 0
 
 

@@ -1,8 +1,8 @@
 """ClientApp: unpack, ask the site's policy and ledger, train, pack.
 
-Whatever happens, only the `pack_` functions of `shared.records` make an answer: a private update, a table of sums over
-test patients, zeros in the shape of either, or a code. What went wrong is written to `errors.log` in the site's own
-folder.
+Whatever happens, only the `pack_` functions of `fedcmr.shared.records` make an answer: a private update, a table of
+sums over test patients, zeros in the shape of either, or a code. What went wrong is written to `errors.log` in the
+site's own folder.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from client import error_log
-from client.code_hash import code_sha256
-from client.held_out import check_test_folder
-from client.ledger import Ledger, dataset_of
-from client.pace import estimated_seconds
-from client.policy import SiteSettings, load_site, refusal
-from client.rehearsal import Rehearsed, invented_patients
-from client.release import Refused, charged
-from client.training import (
+from fedcmr.client import error_log
+from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.evaluation_patients import check_test_folder
+from fedcmr.client.ledger import Ledger, dataset_of
+from fedcmr.client.policy import SiteSettings, load_site, refusal
+from fedcmr.client.rehearsal import Rehearsed, invented_patients
+from fedcmr.client.release import Refused, charged
+from fedcmr.client.request_time import estimated_seconds
+from fedcmr.client.training import (
     LocalSteps,
     Mechanism,
     cached_patients,
@@ -32,11 +32,11 @@ from client.training import (
     fine_tune,
     moments,
 )
-from shared.checkpoint import Arrays, from_bytes, to_bytes
-from shared.config import Rung
-from shared.device import pick_device
-from shared.errors import UserError
-from shared.records import (
+from fedcmr.shared.adapters import Rung
+from fedcmr.shared.checkpoint import Arrays, from_bytes, to_bytes
+from fedcmr.shared.device import pick_device
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.records import (
     ARRAYS,
     CODE_MEAN,
     CODE_SQUARE,
@@ -62,7 +62,7 @@ from shared.records import (
     read_planned,
     update_shapes,
 )
-from shared.site_facts import facts_line
+from fedcmr.shared.site_facts import facts_line
 
 app = ClientApp()
 
@@ -147,7 +147,7 @@ def respond(
     be read ("data-unreadable" tells that it cannot, until the site mends it) and that they are at least `min_patients`.
 
     Where it is `rehearsed`, nothing is charged, and after the last check invented patients take the place of the real
-    ones: see `client.rehearsal`.
+    ones: see `fedcmr.client.rehearsal`.
 
     Returns:
         The update, and the names and shapes that it may have.
@@ -248,9 +248,9 @@ def respond_evaluation(
         Refused: With the code to send instead.
     """
     # Imported here: MONAI's networks take seconds to load, and a round of training needs none of them.
-    from client.evaluation import expected_seconds, sums
-    from shared.tasks.ejection_fraction.network import array_shapes, from_arrays
-    from shared.tasks.ejection_fraction.sums import SUMS
+    from fedcmr.client.evaluation import expected_seconds, sums
+    from fedcmr.shared.tasks.ejection_fraction.network import array_shapes, from_arrays
+    from fedcmr.shared.tasks.ejection_fraction.sums import SUMS
 
     try:
         request = EvaluationRequest.from_config(content[CONFIG])
@@ -271,14 +271,18 @@ def respond_evaluation(
         raise Refused("bad-request")
     shapes: dict[str, tuple[int, ...]] = {vendor: (len(SUMS),) for vendor in site.vendor_names}
     plain = site.policy.evaluation == PLAIN
-    code = None if plain else refusal(
-        site.policy,
-        private=True,
-        release=request.release,
-        delta=request.target_delta,
-        clip=site.policy.max_grad_norm,  # the bound of a patient's vector is a constant of the code, not the server's
-        num_patients=site.policy.min_patients,  # noise alone is an answer: how many there are decides nothing
-    )  # fmt: skip
+    code = (
+        None
+        if plain
+        else refusal(
+            site.policy,
+            private=True,
+            release=request.release,
+            delta=request.target_delta,
+            clip=site.policy.max_grad_norm,  # a constant of the code bounds a patient's vector, not the server
+            num_patients=site.policy.min_patients,  # noise alone is an answer: how many there are decides nothing
+        )
+    )
     if code is not None:
         raise Refused(code)
     network = from_arrays(model)

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from client.ledger import Ledger
-from client.policy import SiteSettings, load_site
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import SiteSettings, load_site
 
 
 def open_ledger(site: Path) -> tuple[SiteSettings, Ledger]:
@@ -40,12 +40,17 @@ def read_budget(settings: SiteSettings, ledger: Ledger) -> dict[str, Any]:
     charges = ledger.charges()
     history = [
         {
-            "time": charge["time"], "run_id": charge["run_id"], "round": charge["round"], "task": charge["task"],
-            **charge["release"], "committed": charge["reply"] is not None, "failed": charge["failure"] is not None,
+            "time": charge["time"],
+            "run_id": charge["run_id"],
+            "round": charge["round"],
+            "task": charge["task"],
+            **charge["release"],
+            "committed": charge["reply"] is not None,
+            "failed": charge["failure"] is not None,
             "epsilon_after": _finite(after),
         }
         for charge, after in zip(charges, ledger.epsilons(delta), strict=True)
-    ]  # fmt: skip
+    ]
     spent, accountant = ledger.account(delta)
     return {
         "site": settings.name,
@@ -79,9 +84,13 @@ def print_budget(budget: dict[str, Any], console: Console) -> None:
             what = f"{charge['task']}: {charge['num_steps']} x noise {charge['noise_multiplier']:.4g}"
             what += "" if charge["sample_rate"] == 1 else f", rate {charge['sample_rate']:.3g}"
             history.add_row(
-                _minute(charge["time"]), charge["run_id"], str(charge["round"]), what,
-                answer, _number(charge["epsilon_after"]),
-            )  # fmt: skip
+                _minute(charge["time"]),
+                charge["run_id"],
+                str(charge["round"]),
+                what,
+                answer,
+                _number(charge["epsilon_after"]),
+            )
         console.print(history)
     for change in budget["changes"]:
         policy = change.get("policy", {})

@@ -12,21 +12,21 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from client.check.folder import PAGE_NAME, check, complain, write_report
-from client.check.page import facts
-from client.check.report import CheckReport, as_json, meaning
-from client.deidentify import KEY_NAME, read_key
-from client.deployment.cli import add_commands
-from client.fetch.cli import add_fetch
-from client.ingest.layouts.plain import parse_labels
-from client.ingest.prepare import REFUSED_NAME, Layout, prepare
-from client.ingest.reasons import REASONS
-from client.trainable import told, trainable
-from shared.case import VENDORS
-from shared.errors import UserError, run_command
-from shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
-from shared.site_facts import parse_vendors
-from shared.version import add_version
+from fedcmr.client.check.folder import PAGE_NAME, check, complain, write_report
+from fedcmr.client.check.page import facts
+from fedcmr.client.check.report import CheckReport, as_json, meaning
+from fedcmr.client.deidentify import KEY_NAME, read_key
+from fedcmr.client.deployment.cli import add_commands
+from fedcmr.client.fetch.cli import add_fetch
+from fedcmr.client.ingest.layouts.plain import parse_labels
+from fedcmr.client.ingest.prepare import REFUSED_NAME, Layout, prepare
+from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.client.trainable import told, trainable
+from fedcmr.shared.case import VENDORS
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
+from fedcmr.shared.site_facts import parse_vendors
+from fedcmr.shared.version import add_version
 
 console = Console(highlight=False)
 PREPARE = """\
@@ -56,16 +56,27 @@ def _parser() -> argparse.ArgumentParser:
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    sub = commands.add_parser("prepare", help="scans -> cases without identifiers", description=PREPARE,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    sub = commands.add_parser(
+        "prepare",
+        help="scans -> cases without identifiers",
+        description=PREPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     sub.add_argument("source", type=Path, metavar="SRC", help="folder of scans; only read")
     sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to go on with")
     sub.add_argument("--format", required=True, choices=get_args(Layout), help="how the scans are stored")
-    sub.add_argument("--labels", metavar="rv=1,myo=2,lv=3",
-                     help="for --format plain: what the masks' numbers mean; background=5 leaves one out")  # fmt: skip
-    sub.add_argument("--ef-table", type=Path, metavar="CSV",
-                     help="ejection fractions for scans without masks: a column patient, spelt as in the scans, and a "
-                     "column ef_fraction (0.55) or ef_percent (55)")  # fmt: skip
+    sub.add_argument(
+        "--labels",
+        metavar="rv=1,myo=2,lv=3",
+        help="for --format plain: what the masks' numbers mean; background=5 leaves one out",
+    )
+    sub.add_argument(
+        "--ef-table",
+        type=Path,
+        metavar="CSV",
+        help="ejection fractions for scans without masks: a column patient, spelt as in the scans, and a "
+        "column ef_fraction (0.55) or ef_percent (55)",
+    )
     source = sub.add_mutually_exclusive_group()
     source.add_argument(
         "--public",
@@ -85,40 +96,73 @@ def _parser() -> argparse.ArgumentParser:
         "--format and the files say; without these three options all counts as that but a public set's own layout, "
         "and DICOM of which every file says that fedcmr-server synthesize made it",
     )
-    sub.add_argument("--vendor", choices=VENDORS, help="of the scanners, for scans that name none; overrides nothing "
-                     "that scans say. Repeat the call with it to give a vendor to cases that had none")  # fmt: skip
-    sub.add_argument("--one-study-one-patient", action="store_true",
-                     help="for --format dicom, take each study without a PatientID, or with a placeholder such as 0000 "
-                     "or UNKNOWN, for a patient of its own: only if you know that no patient has two such studies; "
-                     "otherwise they are refused")  # fmt: skip
-    sub.add_argument("--issuers-differ", action="store_true",
-                     help="for --format dicom, take a PatientID of another issuer (IssuerOfPatientID) for another "
-                     "patient: only if you know that each issuer numbers its own patients and is spelt in one way; "
-                     "otherwise a number is one patient whoever issued it")  # fmt: skip
-    sub.add_argument("--keep-suspected", action="store_true", help="keep cases whose scans seem to show letters, "
-                     "perhaps a name: for whoever has looked at them; they are left out otherwise")  # fmt: skip
+    sub.add_argument(
+        "--vendor",
+        choices=VENDORS,
+        help="of the scanners, for scans that name none; overrides nothing "
+        "that scans say. Repeat the call with it to give a vendor to cases that had none",
+    )
+    sub.add_argument(
+        "--one-study-one-patient",
+        action="store_true",
+        help="for --format dicom, take each study without a PatientID, or with a placeholder such as 0000 "
+        "or UNKNOWN, for a patient of its own: only if you know that no patient has two such studies; "
+        "otherwise they are refused",
+    )
+    sub.add_argument(
+        "--issuers-differ",
+        action="store_true",
+        help="for --format dicom, take a PatientID of another issuer (IssuerOfPatientID) for another "
+        "patient: only if you know that each issuer numbers its own patients and is spelt in one way; "
+        "otherwise a number is one patient whoever issued it",
+    )
+    sub.add_argument(
+        "--keep-suspected",
+        action="store_true",
+        help="keep cases whose scans seem to show letters, "
+        "perhaps a name: for whoever has looked at them; they are left out otherwise",
+    )
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
-    sub.add_argument("--num-processes", type=_positive, default=os.cpu_count() or 1,
-                     help="child processes that read the scans (default: one per core, %(default)s)")  # fmt: skip
+    sub.add_argument(
+        "--num-processes",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="child processes that read the scans (default: one per core, %(default)s)",
+    )
     sub.set_defaults(command=_prepare)
 
-    sub = commands.add_parser("check", help="summarise a folder of cases, or say what is wrong with it",
-                              description="Reads every case of DST, prints what is there and why studies were refused, "
-                              "and writes DST/check.json and DST/check.html, a page with pictures that stays at the "
-                              "site. Exits with 2 where a case is damaged, or nothing can be trained on.")  # fmt: skip
-    sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' made, or a site's folder: "
-                     "then whether the site can join its study")  # fmt: skip
+    sub = commands.add_parser(
+        "check",
+        help="summarise a folder of cases, or say what is wrong with it",
+        description="Reads every case of DST, prints what is there and why studies were refused, "
+        "and writes DST/check.json and DST/check.html, a page with pictures that stays at the "
+        "site. Exits with 2 where a case is damaged, or nothing can be trained on.",
+    )
+    sub.add_argument(
+        "destination",
+        type=Path,
+        metavar="DST",
+        help="folder that 'prepare' made, or a site's folder: then whether the site can join its study",
+    )
     sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
     sub.set_defaults(command=_check)
 
     sub = commands.add_parser("budget", help="how much privacy the site's releases have cost, and what is left")
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
     sub.add_argument("--json", action="store_true", help="print JSON")
-    sub.add_argument("--repair", action="store_true",
-                     help="mend a lost or damaged copy of the ledger from the other, or accept a clock that was set "
-                     "back; is noted in the ledger and lowers nothing that either copy says was spent")  # fmt: skip
-    sub.add_argument("--compare", type=Path, metavar="REPORT.json", help="compare with what the coordinator of a study "
-                     "says this site has released; exits with 2 where the ledger has forgotten some of it")  # fmt: skip
+    sub.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend a lost or damaged copy of the ledger from the other, or accept a clock that was set "
+        "back; is noted in the ledger and lowers nothing that either copy says was spent",
+    )
+    sub.add_argument(
+        "--compare",
+        type=Path,
+        metavar="REPORT.json",
+        help="compare with what the coordinator of a study "
+        "says this site has released; exits with 2 where the ledger has forgotten some of it",
+    )
     sub.set_defaults(command=_budget)
 
     sub = commands.add_parser("code", help="print the SHA-256 of the installed code, for policy.allowed_code_sha256")
@@ -127,20 +171,40 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("init", help="write a commented site.yaml")
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder to write it to; made where needed")
     sub.add_argument("--name", required=True, help="the site's name in the study")
-    sub.add_argument("--vendor", required=True, nargs="+", metavar="V",
-                     help=f"of the site's scanners, of {', '.join(VENDORS)}; of several each with a public round "
-                     "number near its patients: Siemens=40 Philips=20")  # fmt: skip
-    sub.add_argument("--nominal-patients", required=True, type=_positive,
-                     help="public round number near that of all patients, one with scans of two vendors once; divides "
-                     "sums over patients")  # fmt: skip
+    sub.add_argument(
+        "--vendor",
+        required=True,
+        nargs="+",
+        metavar="V",
+        help=f"of the site's scanners, of {', '.join(VENDORS)}; of several each with a public round "
+        "number near its patients: Siemens=40 Philips=20",
+    )
+    sub.add_argument(
+        "--nominal-patients",
+        required=True,
+        type=_positive,
+        help="public round number near that of all patients, one with scans of two vendors once; divides "
+        "sums over patients",
+    )
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
     sub.add_argument("--max-delta", type=float, help="cap on delta; at most, and by default, about 0.1 / patients")
-    sub.add_argument("--ledger-witness", metavar="FILE", help="of the ledger's second copy, on another disk; its "
-                     "folder must be there when the site joins")  # fmt: skip
-    sub.add_argument("--ledger-same-disk", action="store_true", help="keep both copies on one disk all the same: a "
-                     "restored backup of it then forgets what was spent, and nothing at the site notices")  # fmt: skip
-    sub.add_argument("--coordinator", metavar="HOST:PORT", help="of a study between institutions: also makes the "
-                     "site's key, and allows the code that is installed here and no other")  # fmt: skip
+    sub.add_argument(
+        "--ledger-witness",
+        metavar="FILE",
+        help="of the ledger's second copy, on another disk; its folder must be there when the site joins",
+    )
+    sub.add_argument(
+        "--ledger-same-disk",
+        action="store_true",
+        help="keep both copies on one disk all the same: a "
+        "restored backup of it then forgets what was spent, and nothing at the site notices",
+    )
+    sub.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of a study between institutions: also makes the "
+        "site's key, and allows the code that is installed here and no other",
+    )
     sub.add_argument("--authority", type=Path, metavar="ca.crt", help="the coordinator's certificate authority; copied")
     sub.set_defaults(command=_init)
 
@@ -160,8 +224,15 @@ def _prepare(options: argparse.Namespace) -> None:
     """Prepare a folder and account for what was refused."""
     key = None if options.key is None else read_key(options.key)
     labels = None if options.labels is None else parse_labels(options.labels)
-    provenance = (public(options.public) if options.public is not None else SIMULATED_SCANS if options.simulated
-                  else PRIVATE_REAL if options.private else None)  # fmt: skip
+    provenance = (
+        public(options.public)
+        if options.public is not None
+        else SIMULATED_SCANS
+        if options.simulated
+        else PRIVATE_REAL
+        if options.private
+        else None
+    )
     console.print(f"preparing {options.source} ({options.format}) -> {options.destination}", soft_wrap=True)
     summary = prepare(
         options.source,
@@ -180,8 +251,10 @@ def _prepare(options: argparse.Namespace) -> None:
     console.print(f"recorded as {summary.provenance.terms or summary.provenance.kind}", soft_wrap=True)
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
     counts = [
-        ("studies refused", summary.refused), ("left out", summary.left_out), ("to look at", summary.warnings),
-    ]  # fmt: skip
+        ("studies refused", summary.refused),
+        ("left out", summary.left_out),
+        ("to look at", summary.warnings),
+    ]
     if any(number for _, numbers in counts for number in numbers.values()):
         table = Table("", "reason", "number", "meaning")
         for title, numbers in counts:
@@ -195,7 +268,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     """Write what a folder of cases holds as JSON and as a page, and print it."""
     if (options.destination / "site.yaml").is_file():
-        from client.deployment.cli import check_site
+        from fedcmr.client.deployment.cli import check_site
 
         check_site(options.destination, options.json, console)
         return
@@ -217,11 +290,13 @@ def _print_marks(report: CheckReport) -> None:
     """Troubles, flags and refusals by code, where there are any."""
     table = Table("", "code", "number", "meaning")
     for title, numbers in (
-        ("cases that cannot be used", report.troubles), ("not trained on", report.not_trained),
+        ("cases that cannot be used", report.troubles),
+        ("not trained on", report.not_trained),
         ("cases to look at", report.flags),
-        ("studies refused", report.refused), ("left out", report.left_out),
+        ("studies refused", report.refused),
+        ("left out", report.left_out),
         ("used all the same", report.other_warnings),
-    ):  # fmt: skip
+    ):
         for code, number in numbers.items():
             table.add_row(title, code, str(number), meaning(code))
     if table.row_count:
@@ -231,9 +306,9 @@ def _print_marks(report: CheckReport) -> None:
 def _budget(options: argparse.Namespace) -> None:
     """Print what the ledger has charged."""
     # Imported here: the accountant takes seconds to load, and no other command needs it.
-    from client.budget import open_ledger, open_test_ledger, print_budget, read_budget
-    from client.compare import compare, describe
-    from client.compare import complain as complain_of
+    from fedcmr.client.budget import open_ledger, open_test_ledger, print_budget, read_budget
+    from fedcmr.client.compare import compare, describe
+    from fedcmr.client.compare import complain as complain_of
 
     settings, ledger = open_ledger(options.site)
     test_ledger = open_test_ledger(settings)
@@ -257,24 +332,26 @@ def _budget(options: argparse.Namespace) -> None:
         console.print("test patients, who have a budget of their own: none of them is trained on")
         print_budget(budget["test"], console)
     if options.repair:
-        console.print("repaired: compare the last lines with the reports of the studies this site took part in; a run "
-                      "that is missing was spent all the same")  # fmt: skip
+        console.print(
+            "repaired: compare the last lines with the reports of the studies this site took part in; a run "
+            "that is missing was spent all the same"
+        )
 
 
 def _code(options: argparse.Namespace) -> None:
     """Print the fingerprint of the code."""
-    from client.code_hash import code_sha256
+    from fedcmr.client.code_hash import code_sha256
 
     print(code_sha256())
 
 
 def _init(options: argparse.Namespace) -> None:
     """Write a site's settings."""
-    from client.code_hash import code_sha256
-    from client.deployment.connection import copy_authority
-    from client.deployment.node_key import make_node_key
-    from client.policy import SitePolicy, SiteSettings, round_down, write_site
-    from shared.privacy import largest_delta
+    from fedcmr.client.code_hash import code_sha256
+    from fedcmr.client.deployment.connection import copy_authority
+    from fedcmr.client.deployment.node_key import make_node_key
+    from fedcmr.client.policy import SitePolicy, SiteSettings, round_down, write_site
+    from fedcmr.shared.privacy import largest_delta
 
     if (options.coordinator is None) != (options.authority is None):
         raise UserError("--coordinator and --authority belong together: give both or none")
@@ -282,19 +359,31 @@ def _init(options: argparse.Namespace) -> None:
     largest = largest_delta(max(1, options.nominal_patients))
     max_delta = min(SitePolicy.max_delta, round_down(largest)) if options.max_delta is None else options.max_delta
     caps = {"max_epsilon": options.max_epsilon, "max_delta": max_delta}
-    policy = SitePolicy(**{name: value for name, value in caps.items() if value is not None},
-                        allowed_code_sha256=[code_sha256()] if deployed else [])  # fmt: skip
+    policy = SitePolicy(
+        **{name: value for name, value in caps.items() if value is not None},
+        allowed_code_sha256=[code_sha256()] if deployed else [],
+    )
     authority = copy_authority(options.authority, options.site) if deployed else None
     vendors = parse_vendors(options.vendor, options.nominal_patients)
-    settings = SiteSettings(options.name, vendors, options.nominal_patients, coordinator=options.coordinator,
-                            ledger_witness=options.ledger_witness, ledger_same_disk=options.ledger_same_disk,
-                            authority=authority, policy=policy)  # fmt: skip
+    settings = SiteSettings(
+        options.name,
+        vendors,
+        options.nominal_patients,
+        coordinator=options.coordinator,
+        ledger_witness=options.ledger_witness,
+        ledger_same_disk=options.ledger_same_disk,
+        authority=authority,
+        policy=policy,
+    )
     path = write_site(options.site, settings)
     console.print(f"wrote {path}: read its comments before the site takes part", soft_wrap=True)
     if deployed:
         public = make_node_key(options.site)
-        console.print(f"send {public} to the coordinator, with the site's name, vendors and nominal patients; then "
-                      "'fedcmr-client check' and 'join' on this folder", soft_wrap=True)  # fmt: skip
+        console.print(
+            f"send {public} to the coordinator, with the site's name, vendors and nominal patients; then "
+            "'fedcmr-client check' and 'join' on this folder",
+            soft_wrap=True,
+        )
 
 
 if __name__ == "__main__":

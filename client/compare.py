@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.ledger import Ledger
-from client.policy import SiteSettings
-from shared.errors import UserError
-from shared.records import OK, PRIVATE, evaluation_run
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import SiteSettings
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.records import OK, PRIVATE, evaluation_run
 
 MAX_BYTES = 64 * 2**20
 """Of a report; a large one has a hundredth of it."""
@@ -99,8 +99,10 @@ def describe(found: Comparison) -> list[str]:
         where = "in the report and in" if found.evaluation else "in the report and not in"
         lines.append(f"the evaluation of its test patients is {where} their ledger")
     if found.uncertain:
-        lines.append(f"rounds {_words(found.uncertain)}: the coordinator has no answer and counts them all the same; "
-                     "they are not in the ledger, so nothing was sent")  # fmt: skip
+        lines.append(
+            f"rounds {_words(found.uncertain)}: the coordinator has no answer and counts them all the same; "
+            "they are not in the ledger, so nothing was sent"
+        )
     if found.unreported:
         lines.append(f"rounds {_words(found.unreported)}: charged here and not in the report; ask the coordinator why")
     return lines
@@ -119,17 +121,23 @@ def _read(path: Path, site: str) -> tuple[str, list[dict[str, Any]], str | None]
         if site not in releases:
             raise UserError(f"{path}: expected a report that names this site, {site}, got {len(releases)} other sites")
         entries = [
-            {"round": int(entry["round"]), "code": str(entry["code"]), "charged": bool(entry["charged"]),
-             "release": dict(entry["release"])}
+            {
+                "round": int(entry["round"]),
+                "code": str(entry["code"]),
+                "charged": bool(entry["charged"]),
+                "release": dict(entry["release"]),
+            }
             for entry in releases[site]
-        ]  # fmt: skip
+        ]
         evaluation = report.get("federated_evaluation") or {"sites": {}}
         answered = evaluation["sites"].get(site, {})
         private = (answered.get("code"), answered.get("form")) == (OK, PRIVATE)
         name = evaluation_run(run_id, str(evaluation["task"]), str(evaluation["model_sha256"])) if private else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: expected the report.json of a study, with 'privacy' and its 'releases'; ask the "
-                        "coordinator to write it again with this version") from None  # fmt: skip
+        raise UserError(
+            f"{path}: expected the report.json of a study, with 'privacy' and its 'releases'; ask the "
+            "coordinator to write it again with this version"
+        ) from None
     return run_id, entries, name
 
 

@@ -6,9 +6,9 @@ import os
 import secrets
 from pathlib import Path
 
-from shared.errors import UserError
-from shared.permissions import private_folder
-from shared.plain_files import read_plain
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.plain_files import read_plain
 
 KEY_NAME = "pseudonym.key"
 KEY_BYTES = 32

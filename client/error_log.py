@@ -10,7 +10,7 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shared.permissions import private_opener
+from fedcmr.shared.permissions import private_opener
 
 LOG_NAME, EARLIER_NAME = "errors.log", "errors.log.1"
 MAX_BYTES = 512 * 1024

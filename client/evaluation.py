@@ -22,17 +22,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from client.held_out import PREDICTIONS_NAME, TestSet, read_test_set
-from client.policy import SiteSettings
-from shared.case import CASE_PIXEL_MM, CASE_SIZE, Case, CaseInfo
-from shared.checkpoint import Arrays, write_atomically
-from shared.permissions import private_folder
-from shared.privacy import os_generator
-from shared.records import EvaluationRequest
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import Regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
-from shared.tasks.ejection_fraction.sums import PatientError, plain_table, private_table
+from fedcmr.client.evaluation_patients import PREDICTIONS_NAME, TestSet, read_test_set
+from fedcmr.client.policy import SiteSettings
+from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, Case, CaseInfo
+from fedcmr.shared.checkpoint import Arrays, write_atomically
+from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.privacy import os_generator
+from fedcmr.shared.records import EvaluationRequest
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.shared.tasks.ejection_fraction.sums import PatientError, plain_table, private_table
 
 STEP_S = 20.0
 """Private work ends a whole number of these after it began."""
@@ -156,10 +156,14 @@ def _predictor(network: Regressor, num_tta: int, device: torch.device) -> Callab
 def _keep(site: SiteSettings, request: EvaluationRequest, test: TestSet, patients: Sequence[PatientError]) -> None:
     """Write the predictions where only the site's own people read them; a full disk costs them, and not the answer."""
     rows = [
-        {"patient": group, "vendor": patient.vendor, "true": patient.true,
-         "predicted": patient.predicted if math.isfinite(patient.predicted) else None}
+        {
+            "patient": group,
+            "vendor": patient.vendor,
+            "true": patient.true,
+            "predicted": patient.predicted if math.isfinite(patient.predicted) else None,
+        }
         for group, patient in zip(sorted(test.patients), patients, strict=True)
-    ]  # fmt: skip
+    ]
     text = json.dumps({"left_out": test.left_out, "patients": rows}, indent=1)
     folder = site.folder / PREDICTIONS_NAME
     with contextlib.suppress(OSError):

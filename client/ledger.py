@@ -1,14 +1,15 @@
 """What a site has released about its patients: an append-only file at the site, charged before any training.
 
     LEDGER/ledger.jsonl   how it was opened, then one line per charge, commit, failure, change of policy or repair
-    LEDGER.witness        its second copy (`ledger_witness` in site.yaml names another place): see `client.chain`
-    LEDGER/replies/       the private updates that were committed, to be sent again where a message is repeated
-    LEDGER/work           held by the process that works on the patients, from the charge to the commit
+    LEDGER.witness        its second copy (`ledger_witness` in site.yaml names another place): see
+    `fedcmr.client.hash_chained_log` LEDGER/replies/       the private updates that were committed, to be sent again
+    where a message is repeated LEDGER/work           held by the process that works on the patients, from the charge to
+    the commit
 
 What is spent is the sum of the charges' costs, which stand in their lines, counted by a filter that holds for requests
-that are chosen in the light of earlier answers: `shared.privacy_filter`. A line that opens the ledger or changes its
-policy names the filter's `order` (null: the Gaussian filter), chosen from the policy alone, and what the charges before
-it cost there, `carried`. A charge whose work failed says so in a line of its own, and is as final as a commit.
+that are chosen in the light of earlier answers: `fedcmr.shared.privacy_filter`. A line that opens the ledger or changes
+its policy names the filter's `order` (null: the Gaussian filter), chosen from the policy alone, and what the charges
+before it cost there, `carried`. A charge whose work failed says so in a line of its own, and is as final as a commit.
 One ledger belongs to one data set, told by the key of its pseudonyms, and notes the policy under which it charges.
 That guards against accidents, clean-ups and restored backups. It cannot guard against whoever changes or removes both
 copies, or starts a second ledger over the same patients: that is the site itself, and the budget is its own promise to
@@ -26,12 +27,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from client.chain import Chain, LedgerError, Lines
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
-from shared.privacy import Release
-from shared.privacy_filter import PrivacyFilter, mu_squared, renyi_order
-from shared.records import INTERNAL_ERROR
+from fedcmr.client.hash_chained_log import Chain, LedgerError, Lines
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy_filter import PrivacyFilter, mu_squared, renyi_order
+from fedcmr.shared.records import INTERNAL_ERROR
 
 LEDGER_NAME, REPLIES_NAME, WORK_NAME = "ledger.jsonl", "replies", "work"
 FORMAT = 3
@@ -61,10 +62,11 @@ class Ledger:
     Guarantees:
         A release is charged and on the disk, in both copies, before `reserve` returns, and never taken back, not even
         where the training failed or the server dropped the reply. Processes that reserve at once cannot pass the cap
-        together, whatever they were asked in the light of earlier answers (`shared.privacy_filter.PrivacyFilter`). A
-        message that is repeated costs nothing and gets the same answer: the same bytes, or the same failure. Work is
-        done once for a charge: where a process died in between, its charge has failed.
-        Not covered: another ledger over the same patients, and runs without privacy, which are not charged.
+        together, whatever they were asked in the light of earlier answers
+        (`fedcmr.shared.privacy_filter.PrivacyFilter`). A message that is repeated costs nothing and gets the same
+        answer: the same bytes, or the same failure. Work is done once for a charge: where a process died in between,
+        its charge has failed. Not covered: another ledger over the same patients, and runs without privacy, which are
+        not charged.
 
     Args:
         folder: Of the ledger.
@@ -116,10 +118,13 @@ class Ledger:
             self._check_clock(lines)
             self._note_policy(lines, privacy_filter.order, carried)
             terms = {
-                "delta": delta, "epsilon": _json_number(spent), "accountant": privacy_filter.accountant,
-                "cap": _json_number(cap), "mu_squared": _json_number(mu_squared(release)),
+                "delta": delta,
+                "epsilon": _json_number(spent),
+                "accountant": privacy_filter.accountant,
+                "cap": _json_number(cap),
+                "mu_squared": _json_number(mu_squared(release)),
                 "renyi": None if privacy_filter.order is None else _json_number(cost),
-            }  # fmt: skip
+            }
             self._append(lines, CHARGE, {**wanted, "task": task, **terms})
             self._reserved[run_id, server_round] = len(charges)
 
@@ -228,8 +233,11 @@ class Ledger:
         """Epsilon after every charge, by the filter that was in force then."""
         with self._chain.locked() as lines:
             states = zip(lines.entries, _filter_states(lines.entries), strict=True)
-            return [privacy_filter.epsilon(spent, delta) for entry, (privacy_filter, spent) in states
-                    if entry["kind"] == CHARGE]  # fmt: skip
+            return [
+                privacy_filter.epsilon(spent, delta)
+                for entry, (privacy_filter, spent) in states
+                if entry["kind"] == CHARGE
+            ]
 
     def changes(self) -> list[dict[str, Any]]:
         """The lines that are no release: how the ledger was opened, changes of policy and repairs, oldest first."""
@@ -239,7 +247,7 @@ class Ledger:
     def repair(self) -> None:
         """Mend one damaged or missing copy from the other, and accept a clock that went back; noted in the ledger.
 
-        Never lowers what is spent: see `client.chain.Chain.repair`.
+        Never lowers what is spent: see `fedcmr.client.hash_chained_log.Chain.repair`.
 
         Raises:
             LedgerError: No copy can be trusted.

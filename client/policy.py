@@ -14,13 +14,13 @@ from typing import cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from shared.case import VENDORS
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
-from shared.permissions import private_folder
-from shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
-from shared.settings_file import read_settings
-from shared.site_facts import check_vendors
+from fedcmr.shared.case import VENDORS
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
+from fedcmr.shared.settings_file import read_settings
+from fedcmr.shared.site_facts import check_vendors
 
 SITE_FILE = "site.yaml"
 EVALUATIONS = ("private", "table", "off")
@@ -96,10 +96,18 @@ class SitePolicy:
     def __post_init__(self) -> None:
         _check(0 < self.max_epsilon < math.inf, "policy.max_epsilon", "> 0 and finite", self.max_epsilon)
         _check(0 < self.max_delta < 1, "policy.max_delta", "in (0, 1)", self.max_delta)
-        _check(0 < self.min_noise_multiplier < math.inf, "policy.min_noise_multiplier", "> 0 and finite",
-               self.min_noise_multiplier)  # fmt: skip
-        _check(self.min_noise_multiplier <= self.max_noise_multiplier < math.inf, "policy.max_noise_multiplier",
-               ">= policy.min_noise_multiplier and finite", self.max_noise_multiplier)  # fmt: skip
+        _check(
+            0 < self.min_noise_multiplier < math.inf,
+            "policy.min_noise_multiplier",
+            "> 0 and finite",
+            self.min_noise_multiplier,
+        )
+        _check(
+            self.min_noise_multiplier <= self.max_noise_multiplier < math.inf,
+            "policy.max_noise_multiplier",
+            ">= policy.min_noise_multiplier and finite",
+            self.max_noise_multiplier,
+        )
         _check(0 < self.min_sample_rate <= 1, "policy.min_sample_rate", "in (0, 1]", self.min_sample_rate)
         _check(0 < self.max_grad_norm < math.inf, "policy.max_grad_norm", "> 0 and finite", self.max_grad_norm)
         _check(self.min_patients >= 1, "policy.min_patients", ">= 1", self.min_patients)
@@ -109,8 +117,12 @@ class SitePolicy:
         _check(0 < self.max_seconds < math.inf, "policy.max_seconds", "> 0 and finite", self.max_seconds)
         _check(self.evaluation in EVALUATIONS, "policy.evaluation", f"in {EVALUATIONS}", self.evaluation)
         for sha256 in self.allowed_code_sha256:
-            _check(SHA256.fullmatch(sha256) is not None, "policy.allowed_code_sha256",
-                   "to hold what 'fedcmr-client code' prints, 64 hexadecimal digits", sha256)  # fmt: skip
+            _check(
+                SHA256.fullmatch(sha256) is not None,
+                "policy.allowed_code_sha256",
+                "to hold what 'fedcmr-client code' prints, 64 hexadecimal digits",
+                sha256,
+            )
 
 
 @dataclass(frozen=True)
@@ -139,16 +151,27 @@ class SiteSettings:
     def __post_init__(self) -> None:
         _check(NAME.fullmatch(self.name) is not None, "name", f"to match {NAME.pattern}", self.name)
         check_vendors(self.vendors, self.nominal_patients)
-        _check(self.nominal_patients >= self.policy.min_patients, "nominal_patients",
-               f">= policy.min_patients ({self.policy.min_patients})", self.nominal_patients)  # fmt: skip
+        _check(
+            self.nominal_patients >= self.policy.min_patients,
+            "nominal_patients",
+            f">= policy.min_patients ({self.policy.min_patients})",
+            self.nominal_patients,
+        )
         largest = largest_delta(self.nominal_patients)
-        _check(self.policy.max_delta <= largest, "policy.max_delta",
-               f"<= {MAX_DELTA_TIMES_PATIENTS:g} / nominal_patients ({largest:.3g})",
-               self.policy.max_delta)  # fmt: skip
+        _check(
+            self.policy.max_delta <= largest,
+            "policy.max_delta",
+            f"<= {MAX_DELTA_TIMES_PATIENTS:g} / nominal_patients ({largest:.3g})",
+            self.policy.max_delta,
+        )
         ledger = PurePath(os.path.normpath(self.ledger))
         witness = None if self.ledger_witness is None else PurePath(os.path.normpath(self.ledger_witness))
-        _check(witness is None or ledger not in (witness, *witness.parents), "ledger_witness",
-               "outside the ledger's folder, which may be lost as a whole", self.ledger_witness)  # fmt: skip
+        _check(
+            witness is None or ledger not in (witness, *witness.parents),
+            "ledger_witness",
+            "outside the ledger's folder, which may be lost as a whole",
+            self.ledger_witness,
+        )
         test = None if self.test is None else PurePath(os.path.normpath(self.test))
         _check(test != PurePath(os.path.normpath(self.data)), "test", "to be another folder than data", self.test)
         test_ledger = PurePath(os.path.normpath(self.test_ledger))
@@ -282,7 +305,7 @@ def refusal(
     budget half-way. Where the request is the stricter one, it is what counts: the budget is computed at its delta.
 
     What the budget has left is the ledger's to say ("budget-exhausted"), how long the work takes
-    `client.pace.estimated_seconds`' and `client.evaluation.expected_seconds`' ("time-above-cap").
+    `fedcmr.client.request_time.estimated_seconds`' and `fedcmr.client.evaluation.expected_seconds`' ("time-above-cap").
 
     Args:
         policy: The site's own.

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from client.ledger import Ledger
-from client.policy import SiteSettings
-from client.release import Refused
-from client.training import Patient, dummy_patient
-from shared.appearance import CODE_NAMES
-from shared.checkpoint import Arrays
-from shared.errors import UserError
-from shared.privacy import Release
-from shared.progress import console
-from shared.records import INTERNAL_ERROR
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import SiteSettings
+from fedcmr.client.release import Refused
+from fedcmr.client.training import Patient, dummy_patient
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.progress import console
+from fedcmr.shared.records import INTERNAL_ERROR
+from fedcmr.shared.style import CODE_NAMES
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Rehearsed:
         Args:
             ledger: That the request would be charged to; None for one that is not charged.
             work: On invented patients.
-            delta: As in `client.release.charged`, like the others.
+            delta: As in `fedcmr.client.release.charged`, like the others.
             cap: Epsilon over the life of the ledger.
             task: What the release is, for the site's own people.
             key: Of a request that is the whole plan: where it was answered before, it costs nothing.
@@ -70,8 +70,9 @@ class Rehearsed:
             # For the site alone: this line never leaves its machine.
             console.print(
                 f"rehearsal of {task}: the whole study would bring {ledger.folder} to epsilon {spent:.4g} of {cap:g}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                highlight=False,
+                soft_wrap=True,
+            )
         started = time.monotonic()
         arrays = work()
         self.seconds = time.monotonic() - started

@@ -5,14 +5,14 @@ Whatever a site computes from its patients for somebody else goes through `charg
 
 from collections.abc import Callable
 
-from client.ledger import Ledger
-from shared.errors import UserError
-from shared.privacy import Release
-from shared.records import INTERNAL_ERROR
+from fedcmr.client.ledger import Ledger
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.records import INTERNAL_ERROR
 
 
 class Refused(Exception):  # noqa: N818
-    """The site does not answer this request; the message is one of `shared.records.CODES`."""
+    """The site does not answer this request; the message is one of `fedcmr.shared.records.CODES`."""
 
 
 def charged(
@@ -30,8 +30,9 @@ def charged(
     Guarantees:
         `work` runs at most once for a charge, by one process at a time, and its outcome is final: the same request gets
         the same bytes, or `INTERNAL_ERROR`, for ever. So neither an answer nor a failure can be drawn again, and both
-        are covered by the charge as far as `work` is: it must not raise for one patient's sake (`client.training`
-        counts a patient whose work fails as the zero vector), and its time and memory must not depend on who is there.
+        are covered by the charge as far as `work` is: it must not raise for one patient's sake
+        (`fedcmr.client.training` counts a patient whose work fails as the zero vector), and its time and memory must
+        not depend on who is there.
 
     Args:
         ledger: Of the data that `work` looks at.

@@ -5,22 +5,22 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.case import INDEX_NAME, VENDORS, Case, CaseInfo, load_case, read_index
-from shared.errors import UserError
-from shared.views import slice_pairs, with_heart
+from fedcmr.shared.case import INDEX_NAME, VENDORS, Case, CaseInfo, load_case, read_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.views import slice_pairs, with_heart
 
 LEFT_OUT = {
     "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
-                "end-systole, and prepare into a new folder; until then they can test a model if their EF is known",
+    "end-systole, and prepare into a new folder; until then they can test a model if their EF is known",
     "no-heart": "cases whose masks show no left ventricle at end-diastole in any slice: draw it, prepare anew",
     "vendor-unknown": "cases whose scans name no known vendor, or several: repeat 'prepare' with --vendor V if the "
-                      "scans that name none are all of one vendor",
+    "scans that name none are all of one vendor",
     "vendor-not-declared": "cases of a vendor that site.yaml does not declare: add it to 'vendors', there and at the "
-                           "coordinator, or prepare these scans elsewhere",
+    "coordinator, or prepare these scans elsewhere",
     "case-missing": f"cases that {INDEX_NAME} names and whose file is missing: prepare the folder again",
     "case-unreadable": "cases whose file is damaged: remove it and prepare the folder again",
     "named-twice": f"cases that {INDEX_NAME} names twice: remove their rows and files and prepare the folder again",
-}  # fmt: skip
+}
 """Why a case is not trained on, by code, each with its remedy."""
 
 

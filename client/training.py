@@ -19,17 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.trainable import group_of, usable_cases
-from shared.appearance import CODE_NAMES, appearance_code
-from shared.case import INDEX_NAME
-from shared.checkpoint import Arrays
-from shared.device import autocast, one_core_each
-from shared.diffusion import flow_matching_loss
-from shared.moments import two_looks
-from shared.networks.generator import Generator, Prior, load_prior
-from shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
-from shared.records import Request
-from shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
+from fedcmr.client.trainable import group_of, usable_cases
+from fedcmr.shared.case import INDEX_NAME
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.device import autocast, one_core_each
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.networks.generator import Generator, Prior, load_prior
+from fedcmr.shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
+from fedcmr.shared.records import Request
+from fedcmr.shared.style import CODE_NAMES, appearance_code
+from fedcmr.shared.style_statistics import two_looks
+from fedcmr.shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,13 @@ class LocalSteps:
     def of(cls, request: Request, max_seconds: float = math.inf) -> "LocalSteps":
         """As a request asks for them."""
         return cls(
-            request.local_steps, request.learning_rate, request.num_views, request.seed, request.server_round,
+            request.local_steps,
+            request.learning_rate,
+            request.num_views,
+            request.seed,
+            request.server_round,
             max_seconds,
-        )  # fmt: skip
+        )
 
 
 def patient_of(
@@ -147,7 +151,7 @@ def patient_of(
 
 
 def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = None) -> list[Patient]:
-    """A site's usable patients, those that `client.trainable` names; the others are left out.
+    """A site's usable patients, those that `fedcmr.client.trainable` names; the others are left out.
 
     Cases of one group are one patient, with the slices of all: who was scanned twice is clipped once.
 
@@ -186,7 +190,8 @@ def moments(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and mean square of the patients' standardised appearance codes by vendor, each of shape (V, K).
 
-    Guarantees: those of `shared.moments.two_looks`, once for all vendors together; without privacy none.
+    Guarantees: those of `fedcmr.shared.style_statistics.two_looks`, once for all vendors together; without privacy
+        none.
 
     Args:
         patients: All of the site's usable patients.

@@ -7,14 +7,14 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from server.grid import PromptGrid
-from server.rehearsal import rehearse
-from server.strategy import federate
-from server.study import finish_study
-from shared.config import load
-from shared.errors import UserError
-from shared.networks.generator import load_prior
-from shared.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
+from fedcmr.server.federation.grid import PromptGrid
+from fedcmr.server.federation.strategy import federate
+from fedcmr.server.rehearsal.rehearsal import rehearse
+from fedcmr.server.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
+from fedcmr.server.settings import load
+from fedcmr.server.study import finish_study
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import load_prior
 
 # Opacus, once imported, has the root logger print every debug line a second time; Flower's own handler stays.
 logging.getLogger("flwr").propagate = False

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from server.delivery import cli as delivery
-from server.deployment import cli as deployment
-from shared.case import VENDORS, load_cases
-from shared.checkpoint import write_atomically
-from shared.config import Config, load
-from shared.device import pick_device
-from shared.errors import UserError, run_command
-from shared.version import add_version
+from fedcmr.server.delivery import cli as delivery
+from fedcmr.server.deployment import cli as deployment
+from fedcmr.server.settings import Config, load
+from fedcmr.shared.case import VENDORS, load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.device import pick_device
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
 
 Command = Callable[[argparse.Namespace], None]
 Parser = argparse.ArgumentParser
@@ -48,45 +48,78 @@ def _parser() -> Parser:
         return sub
 
     again = "The same command again goes on where it stopped."
-    sub = add("pretrain", _pretrain, "train the public prior on simulated hearts",
-              f"No patient is involved and no privacy is spent. {again}", settings)  # fmt: skip
+    sub = add(
+        "pretrain",
+        _pretrain,
+        "train the public prior on simulated hearts",
+        f"No patient is involved and no privacy is spent. {again}",
+        settings,
+    )
     sub.add_argument("--out", type=Path, required=True, help="the prior's file, ending in .safetensors")
     sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train pretrain.num_steps)")
 
-    sub = add("segmenter", _segmenter, "train the segmenter that measures generated pictures",
-              f"On simulated hearts only, so that it is an independent judge. {again}", settings)  # fmt: skip
+    sub = add(
+        "segmenter",
+        _segmenter,
+        "train the segmenter that measures generated pictures",
+        f"On simulated hearts only, so that it is an independent judge. {again}",
+        settings,
+    )
     sub.add_argument("--out", type=Path, required=True, help="the segmenter's file, ending in .safetensors")
     sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train all its steps)")
 
-    sub = add("synthesize", _synthesize, "sample labelled synthetic patients from a finished run",
-              "Costs no further privacy: whatever is made from the generator is covered.")  # fmt: skip
+    sub = add(
+        "synthesize",
+        _synthesize,
+        "sample labelled synthetic patients from a finished run",
+        "Costs no further privacy: whatever is made from the generator is covered.",
+    )
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder with generator.safetensors")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the data set")
     sub.add_argument("--cases", type=_positive, metavar="N", help="number of patients (default: the run's)")
-    sub.add_argument("--vendor", action="append", choices=VENDORS, metavar="V",
-                     help=f"in this style only, may be given again; one of {', '.join(VENDORS)}")  # fmt: skip
+    sub.add_argument(
+        "--vendor",
+        action="append",
+        choices=VENDORS,
+        metavar="V",
+        help=f"in this style only, may be given again; one of {', '.join(VENDORS)}",
+    )
     sub.add_argument("--seed", type=_whole, help="of shapes and noise (default: the run's, which repeats its hearts)")
     sub.add_argument("--dicom", action="store_true", help="also write DICOM that is marked as synthetic")
     sub.add_argument("--nifti", action="store_true", help="also write NIfTI, as 'prepare --format plain' reads it")
 
-    sub = add("train", _train, "train a ResNet50 that reads the ejection fraction",
-              f"Patients without an ejection fraction are left out. {again}", settings)  # fmt: skip
+    sub = add(
+        "train",
+        _train,
+        "train a ResNet50 that reads the ejection fraction",
+        f"Patients without an ejection fraction are left out. {again}",
+        settings,
+    )
     sub.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
     sub.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new file, ending in .safetensors")
 
-    sub = add("evaluate", _evaluate, "test a ResNet50 on folders of cases, vendor by vendor",
-              "Prints errors and agreement of ejection fraction classes with 95 % intervals over patients, also by "
-              "field strength, pathology and sex where known, beside those of guessing the mean. Nothing is sent, and "
-              "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
-              "than the table it chooses. Groups of fewer than 5 patients are joined, and the figures of patients that "
-              "are not simulated are rounded.", settings)  # fmt: skip
+    sub = add(
+        "evaluate",
+        _evaluate,
+        "test a ResNet50 on folders of cases, vendor by vendor",
+        "Prints errors and agreement of ejection fraction classes with 95 % intervals over patients, also by "
+        "field strength, pathology and sex where known, beside those of guessing the mean. Nothing is sent, and "
+        "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
+        "than the table it chooses. Groups of fewer than 5 patients are joined, and the figures of patients that "
+        "are not simulated are rounded.",
+        settings,
+    )
     sub.add_argument("--model", type=Path, required=True, metavar="MODEL", help="file that 'train' or a run wrote")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
     sub.add_argument("--json", action="store_true", help="print JSON, in the shape of report.json")
     sub.add_argument("--csv", type=Path, metavar="PATH", help="also write every figure as a line of this CSV file")
 
-    sub = add("report", _report, "write report.json, report.csv and report.html of a run again",
-              "From what the run folder holds; nothing is trained.")  # fmt: skip
+    sub = add(
+        "report",
+        _report,
+        "write report.json, report.csv and report.html of a run again",
+        "From what the run folder holds; nothing is trained.",
+    )
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
     for group in (deployment, delivery):
@@ -96,7 +129,7 @@ def _parser() -> Parser:
 
 def _pretrain(options: argparse.Namespace) -> None:
     """Train the prior."""
-    from server.pretraining import pretrain
+    from fedcmr.server.generation.pretraining import pretrain
 
     config = _config(options)
     _check_suffix(options.out)
@@ -108,7 +141,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _segmenter(options: argparse.Namespace) -> None:
     """Train the segmenter."""
-    from server.segmentation import NUM_STEPS, train_segmenter
+    from fedcmr.server.tasks.segmentation.training import NUM_STEPS, train_segmenter
 
     config = _config(options)
     _check_suffix(options.out)
@@ -120,14 +153,14 @@ def _segmenter(options: argparse.Namespace) -> None:
 
 def _synthesize(options: argparse.Namespace) -> None:
     """Sample from a run's generator into a folder of its own."""
-    from server.datasheet import study_facts
-    from server.release import write_release
-    from server.results import origin, privacy_spent
-    from server.segmentation import measured_ef
-    from server.synthesis import load_shared_generator, synthesize
-    from shared.networks.generator import load_prior
-    from shared.run_folder import load_run
-    from shared.segmenter import load_segmenter
+    from fedcmr.server.dataset.datasheet import study_facts
+    from fedcmr.server.dataset.writer import write_release
+    from fedcmr.server.federation.outcome import origin, privacy_spent
+    from fedcmr.server.generation.synthesis import load_shared_generator, synthesize
+    from fedcmr.server.run_folder import load_run
+    from fedcmr.server.tasks.segmentation.training import measured_ef
+    from fedcmr.shared.networks.generator import load_prior
+    from fedcmr.shared.tasks.segmentation.network import load_segmenter
 
     run = load_run(options.run)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -151,9 +184,9 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     """Train a regressor on folders of cases."""
-    from server.model_card import of_folders, training_facts, write_model_card
-    from server.reading import train_reader
-    from shared.tasks.ejection_fraction.network import save_regressor
+    from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+    from fedcmr.server.tasks.ejection_fraction.model_card import of_folders, training_facts, write_model_card
+    from fedcmr.shared.tasks.ejection_fraction.network import save_regressor
 
     config = _config(options)
     _check_suffix(options.out)
@@ -169,10 +202,10 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     """Print a model's scores on every test folder."""
-    from server.evaluation.export import as_csv
-    from server.evaluation.folders import evaluate_folders
-    from server.evaluation.tables import as_text_table
-    from shared.tasks.ejection_fraction.network import load_regressor
+    from fedcmr.server.evaluation.export import as_csv
+    from fedcmr.server.evaluation.folders import evaluate_folders
+    from fedcmr.server.evaluation.tables import as_text_table
+    from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
 
     config = _config(options)
     if options.csv and (options.csv.suffix != ".csv" or not options.csv.parent.is_dir()):
@@ -194,9 +227,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     """Write a run's report again."""
-    from server.answers import test_sets
-    from server.results import write_report
-    from shared.run_folder import load_run
+    from fedcmr.server.experiments.models import test_sets
+    from fedcmr.server.report.collect import write_report
+    from fedcmr.server.run_folder import load_run
 
     run = load_run(options.run)
     write_report(run, run.config, test_sets(run))

@@ -3,23 +3,24 @@
 Every stage is done once: what is finished is read back, so that an interrupted study goes on where it stopped.
 """
 
-from server.answers import save_predictions, test_sets, train_and_predict
-from server.datasheet import study_facts
-from server.evaluation.tables import predict_the_mean
-from server.federated_evaluation import STAGE, evaluate_at_sites
-from server.matrix import train_matrix
-from server.release import write_release
-from server.report.models import MAIN_MODEL
-from server.results import origin, privacy_spent, write_report
-from server.segmentation import measured_ef
-from server.strategy import Grid
-from server.synthesis import SharedGenerator, load_shared_generator, synthesize
-from shared.case import load_cases
-from shared.config import Config
-from shared.device import pick_device
-from shared.networks.generator import Prior
-from shared.run_folder import RunFolder
-from shared.segmenter import load_segmenter
+from fedcmr.server.dataset.datasheet import study_facts
+from fedcmr.server.dataset.writer import write_release
+from fedcmr.server.evaluation.tables import predict_the_mean
+from fedcmr.server.experiments.cross_vendor import train_matrix
+from fedcmr.server.experiments.models import save_predictions, test_sets, train_and_predict
+from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.federation.evaluation import STAGE, evaluate_at_sites
+from fedcmr.server.federation.outcome import origin, privacy_spent
+from fedcmr.server.federation.strategy import Grid
+from fedcmr.server.generation.synthesis import SharedGenerator, load_shared_generator, synthesize
+from fedcmr.server.report.collect import write_report
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.server.settings import Config
+from fedcmr.server.tasks.segmentation.training import measured_ef
+from fedcmr.shared.case import load_cases
+from fedcmr.shared.device import pick_device
+from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.tasks.segmentation.network import load_segmenter
 
 
 def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> None:
@@ -51,8 +52,9 @@ def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> No
         with run.stage("prior_only") as to_do:
             if to_do:
                 vendors = sorted(shared.codes)
-                synthetic = synthesize(prior, None, config.synthesis, vendors, config.seed, config.device,
-                                       "painting with the prior alone")  # fmt: skip
+                synthetic = synthesize(
+                    prior, None, config.synthesis, vendors, config.seed, config.device, "painting with the prior alone"
+                )
                 train_and_predict(run, config, "prior_only", synthetic.cases)
     if "synthetic" in config.evaluation.matrix:
         train_matrix(run, config, "synthetic", load_cases(run.path / "synthetic"))
@@ -67,5 +69,12 @@ def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerat
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     generator = run.path / "generator.safetensors"
     facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))
-    write_release(run.path / "synthetic", synthetic.cases, synthetic.requested_efs, measured, facts,
-                  config.synthesis.dicom, config.synthesis.nifti)  # fmt: skip
+    write_release(
+        run.path / "synthetic",
+        synthetic.cases,
+        synthetic.requested_efs,
+        measured,
+        facts,
+        config.synthesis.dicom,
+        config.synthesis.nifti,
+    )

@@ -15,9 +15,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import UserError
-from shared.permissions import private_folder, private_opener
-from shared.plain_files import MIB, read_plain
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_folder, private_opener
+from fedcmr.shared.plain_files import MIB, read_plain
 
 BACKGROUND, RV, MYO, LV = 0, 1, 2, 3
 ED, ES = 0, 1
@@ -131,8 +131,17 @@ def write_index(folder: Path, infos: Sequence[CaseInfo], private: bool = True) -
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(CaseInfo)])
         for info in sorted(infos, key=lambda info: info.pseudonym):
-            writer.writerow([info.pseudonym, info.vendor, _number(info.field_strength_t), _number(info.ef), info.group,
-                             info.sex, info.pathology])  # fmt: skip
+            writer.writerow(
+                [
+                    info.pseudonym,
+                    info.vendor,
+                    _number(info.field_strength_t),
+                    _number(info.ef),
+                    info.group,
+                    info.sex,
+                    info.pathology,
+                ]
+            )
     partial.replace(folder / INDEX_NAME)
 
 
@@ -153,9 +162,15 @@ def read_index(folder: Path) -> list[CaseInfo]:
     infos = []
     for line, row in enumerate(rows, start=2):
         try:
-            info = CaseInfo(row["pseudonym"], row["vendor"], float(row["field_strength_t"] or "nan"),
-                            float(row["ef"] or "nan"), row["group"], row.get("sex") or "",
-                            row.get("pathology") or "")  # fmt: skip
+            info = CaseInfo(
+                row["pseudonym"],
+                row["vendor"],
+                float(row["field_strength_t"] or "nan"),
+                float(row["ef"] or "nan"),
+                row["group"],
+                row.get("sex") or "",
+                row.get("pathology") or "",
+            )
             if not PSEUDONYM.fullmatch(info.pseudonym) or not (math.isnan(info.ef) or 0 <= info.ef <= 1):
                 raise ValueError
         except (KeyError, TypeError, ValueError):

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as from_bytes  # noqa: F401
 from safetensors.numpy import save as to_bytes
 
-from shared.errors import UserError
-from shared.permissions import private_folder, private_opener
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_folder, private_opener
 
 Arrays = dict[str, NDArray[np.float32]]
 

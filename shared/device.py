@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from shared.errors import UserError
+from fedcmr.shared.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ def autocast(device: torch.device) -> torch.autocast:
     """bf16 where the processor multiplies it natively; elsewhere it would be slower than float32.
 
     With channels_last, training the generator was measured twice as fast as in float32 on two AVX512-BF16 cores; what
-    the ResNet50 gains, `simulations.benchmarks.training` tells.
+    the ResNet50 gains, `fedcmr.simulations.benchmarks.training` tells.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

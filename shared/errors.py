@@ -35,8 +35,10 @@ def run_command(command: Callable[[], None]) -> int:
         if error.errno not in UNWRITABLE:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror}: free space or choose another folder; what is finished is kept",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"error: {place}{error.strerror}: free space or choose another folder; what is finished is kept",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted: finished stages and rounds are kept, the same command goes on from there", file=sys.stderr)

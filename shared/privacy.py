@@ -7,10 +7,10 @@ Abadi et al. (2016), https://arxiv.org/abs/1607.00133.
 Guarantees:
     Unit: one patient at one site. Neighbouring relation: add or remove one patient with all slices, phases and views.
     Sampling: Poisson over patients; divisors are public constants, never a count of the data.
-    Not covered: attacks on floating-point arithmetic (`shared.noise`); timing, but for what `client.training.fine_tune`
-    and `client.evaluation` do against it; a patient who was scanned at two sites (the sites' epsilons add up); plain
-    figures of held-out patients; and what is public by design: the sites' names, vendors and nominal sizes, the number
-    of rounds, who answered or refused.
+    Not covered: attacks on floating-point arithmetic (`fedcmr.shared.noise`); timing, but for what
+    `fedcmr.client.training.fine_tune` and `fedcmr.client.evaluation` do against it; a patient who was scanned at two
+    sites (the sites' epsilons add up); plain figures of held-out patients; and what is public by design: the sites'
+    names, vendors and nominal sizes, the number of rounds, who answered or refused.
 """
 
 import math
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from shared.noise import OsGenerator
+from fedcmr.shared.noise import OsGenerator
 
 FloatArray = NDArray[np.float64]
 Rng = OsGenerator | np.random.Generator
@@ -53,8 +53,7 @@ class Release:
     num_steps: int
 
     def __post_init__(self) -> None:
-        _check(0 <= self.noise_multiplier < math.inf, "finite noise_multiplier >= 0",
-               self.noise_multiplier)  # fmt: skip
+        _check(0 <= self.noise_multiplier < math.inf, "finite noise_multiplier >= 0", self.noise_multiplier)
         _check(0 < self.sample_rate <= 1, "sample_rate in (0, 1]", self.sample_rate)
         _check(self.num_steps >= 1 and self.num_steps == int(self.num_steps), "integer num_steps >= 1", self.num_steps)
 
@@ -73,7 +72,7 @@ def epsilon(releases: Sequence[Release], delta: float) -> tuple[float, str]:
     Guarantees:
         An upper bound for add/remove-one-patient neighbours. With a sample rate below 1 it holds for releases whose
         noise, rate and number were fixed in advance, not for parameters that were chosen in the light of what was
-        published before: what a site spends is `shared.privacy_filter`'s to say.
+        published before: what a site spends is `fedcmr.shared.privacy_filter`'s to say.
 
     Returns:
         (epsilon, "gaussian", "prv" or "rdp"); 0 without releases, infinity where one of them had no noise.
@@ -85,12 +84,16 @@ def epsilon(releases: Sequence[Release], delta: float) -> tuple[float, str]:
     for release in releases:
         mechanism = (release.noise_multiplier, release.sample_rate)
         steps[mechanism] = steps.get(mechanism, 0) + release.num_steps
-    subsampled = [(*mechanism, num_steps) for mechanism, num_steps in sorted(steps.items())
-                  if mechanism[1] < 1 and mechanism[0] <= MAX_SUBSAMPLED_NOISE]  # fmt: skip
+    subsampled = [
+        (*mechanism, num_steps)
+        for mechanism, num_steps in sorted(steps.items())
+        if mechanism[1] < 1 and mechanism[0] <= MAX_SUBSAMPLED_NOISE
+    ]
     subsampled = sorted(subsampled, key=lambda item: item[2] / item[0] / item[0], reverse=True)[:MAX_MECHANISMS]
     taken = {item[:2] for item in subsampled}
-    full_batch = [math.sqrt(num_steps) / noise for (noise, rate), num_steps in sorted(steps.items())
-                  if (noise, rate) not in taken]  # fmt: skip
+    full_batch = [
+        math.sqrt(num_steps) / noise for (noise, rate), num_steps in sorted(steps.items()) if (noise, rate) not in taken
+    ]
     mu = math.hypot(*full_batch)
     if not subsampled:
         return gaussian_epsilon(mu**2 if mu < 1e150 else math.inf, delta), "gaussian"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.privacy import Release, gaussian_epsilon
+from fedcmr.shared.privacy import Release, gaussian_epsilon
 
 MAX_ORDER = 512
 """Of Renyi divergences. The largest orders are those of the smallest budgets; beyond about a thousand the terms of the
@@ -75,10 +75,14 @@ class PrivacyFilter:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
-                sampled = float(compute_rdp(
-                    q=release.sample_rate, noise_multiplier=release.noise_multiplier, steps=release.num_steps,
-                    orders=[self.order],
-                )[0])  # fmt: skip
+                sampled = float(
+                    compute_rdp(
+                        q=release.sample_rate,
+                        noise_multiplier=release.noise_multiplier,
+                        steps=release.num_steps,
+                        orders=[self.order],
+                    )[0]
+                )
             except ArithmeticError:
                 return everybody
         if not sampled > 0:  # NaN, and a negative rounding

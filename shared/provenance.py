@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import UserError
+from fedcmr.shared.errors import UserError
 
 PREPARED_NAME = "prepared.json"
 """In every prepared folder; its key `provenance` holds `Provenance.as_json`."""
@@ -37,12 +37,16 @@ PUBLIC_SETS = {
         "Bernard et al. (2018), IEEE Transactions on Medical Imaging 37:2514",
         "CC BY-NC-SA 4.0, for research: cite it, no commercial use, share what is made from it alike",
     ),
-    "M&Ms": PublicSet("Campello et al. (2021), IEEE Transactions on Medical Imaging 40:3543",
-                      "research only: cite it, no commercial use"),
-    "M&Ms-2": PublicSet("Martin-Isla et al. (2023), IEEE Journal of Biomedical and Health Informatics 27:3302",
-                        "research only: cite it, no commercial use"),
+    "M&Ms": PublicSet(
+        "Campello et al. (2021), IEEE Transactions on Medical Imaging 40:3543",
+        "research only: cite it, no commercial use",
+    ),
+    "M&Ms-2": PublicSet(
+        "Martin-Isla et al. (2023), IEEE Journal of Biomedical and Health Informatics 27:3302",
+        "research only: cite it, no commercial use",
+    ),
     "Sunnybrook": PublicSet("Radau et al. (2009), The MIDAS Journal", "CC0 1.0: no condition; citing it is asked for"),
-}  # fmt: skip
+}
 LAYOUT_SETS = {"acdc": "ACDC", "mnms": "M&Ms", "mnms2": "M&Ms-2"}
 """The layouts of `prepare` that are a public set's own."""
 
@@ -85,8 +89,10 @@ def public(name: str) -> Provenance:
     known = {_letters(key): key for key in PUBLIC_SETS}
     key = known.get(_letters(name))
     if key is None:
-        raise UserError(f"Expected a public data set of {', '.join(PUBLIC_SETS)}, got {name!r}; another set's scans "
-                        "count as private")  # fmt: skip
+        raise UserError(
+            f"Expected a public data set of {', '.join(PUBLIC_SETS)}, got {name!r}; another set's scans "
+            "count as private"
+        )
     entry = PUBLIC_SETS[key]
     return Provenance(PUBLIC, key, f"{key} ({entry.citation}) is {entry.terms}")
 

@@ -29,9 +29,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from shared.moments import NUM_LOOKS
-from shared.networks.generator import RUNGS
-from shared.privacy import Release
+from fedcmr.shared.networks.generator import RUNGS
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.style_statistics import NUM_LOOKS
 
 ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
 REHEARSAL, PLANNED = "rehearsal", "planned"
@@ -47,12 +47,30 @@ PRIVATE, PLAIN = "private", "table"
 """Forms of a table of sums: with noise and charged, or as it is; the site's policy decides."""
 
 OK, INTERNAL_ERROR = "ok", "internal-error"
-UNCHARGED_CODES = frozenset({
-    "bad-request", "prior-mismatch", "settings-unreadable", "ledger-corrupt", "data-unreadable", "too-few-patients",
-    "noise-below-minimum", "delta-above-cap", "clip-above-cap", "budget-exhausted", "privacy-off-not-allowed",
-    "code-not-allowed", "rounds-exhausted", "facts-differ", "sample-rate-below-minimum", "noise-above-cap",
-    "steps-above-cap", "views-above-cap", "time-above-cap", "no-evaluation",
-})  # fmt: skip
+UNCHARGED_CODES = frozenset(
+    {
+        "bad-request",
+        "prior-mismatch",
+        "settings-unreadable",
+        "ledger-corrupt",
+        "data-unreadable",
+        "too-few-patients",
+        "noise-below-minimum",
+        "delta-above-cap",
+        "clip-above-cap",
+        "budget-exhausted",
+        "privacy-off-not-allowed",
+        "code-not-allowed",
+        "rounds-exhausted",
+        "facts-differ",
+        "sample-rate-below-minimum",
+        "noise-above-cap",
+        "steps-above-cap",
+        "views-above-cap",
+        "time-above-cap",
+        "no-evaluation",
+    }
+)
 """Answers that a site gives before its ledger is charged. `INTERNAL_ERROR` may follow a charge, and is its answer then,
 for ever."""
 CODES = UNCHARGED_CODES | {OK, INTERNAL_ERROR}
@@ -108,8 +126,8 @@ class Request(_Wire):
         sample_rate: Poisson sampling over patients; 1 in the moments task.
         local_steps: Private gradient steps; the number of looks in the moments task.
         seed: Of the views. Never of sampling or noise when private.
-        sites: The study's sites, a `shared.site_facts.facts_line` each: a site whose own facts are not among them
-            refuses before it is charged for an answer that could not be used. Empty where the server does not say.
+        sites: The study's sites, a `fedcmr.shared.site_facts.facts_line` each: a site whose own facts are not among
+            them refuses before it is charged for an answer that could not be used. Empty where the server does not say.
     """
 
     task: str
@@ -296,11 +314,13 @@ def pack_rehearsal(
         request: What a round would ask.
         planned: All that the study would release, so that the site can say whether its budget lasts to the end.
     """
-    columns = ConfigRecord({
-        "noise-multiplier": [float(release.noise_multiplier) for release in planned],
-        "sample-rate": [float(release.sample_rate) for release in planned],
-        "num-steps": [release.num_steps for release in planned],
-    })  # fmt: skip
+    columns = ConfigRecord(
+        {
+            "noise-multiplier": [float(release.noise_multiplier) for release in planned],
+            "sample-rate": [float(release.sample_rate) for release in planned],
+            "num-steps": [release.num_steps for release in planned],
+        }
+    )
     return RecordDict({ARRAYS: encode(arrays), REHEARSAL: request.to_config(), PLANNED: columns})
 
 
@@ -314,10 +334,14 @@ def read_planned(record: Mapping[str, Any]) -> list[Release]:
         raise ValueError("Expected exactly the columns of a plan.")
     rows = list(zip(record["noise-multiplier"], record["sample-rate"], record["num-steps"], strict=True))
     if len(rows) > MAX_PLANNED or not all(
-        type(noise) is float and type(rate) is float and type(steps) is int
-        and 0 < noise < math.inf and 0 < rate <= 1 and 1 <= steps <= 10_000_000
+        type(noise) is float
+        and type(rate) is float
+        and type(steps) is int
+        and 0 < noise < math.inf
+        and 0 < rate <= 1
+        and 1 <= steps <= 10_000_000
         for noise, rate, steps in rows
-    ):  # fmt: skip
+    ):
         raise ValueError("Expected a plan within its ranges.")
     return [Release(*row) for row in rows]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from shared.errors import UserError
+from fedcmr.shared.errors import UserError
 
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=-]*")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -18,8 +18,14 @@ HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - non
 def render(folder: Path, name: str, values: Mapping[str, Any]) -> str:
     """Fill a Jinja template of `folder`; a name without a value is an error."""
     # Units and shell, not HTML: `check_paths` and `check_account` bound what the values may hold.
-    environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701
+    )
     return environment.get_template(name).render(values)
 
 

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from shared.errors import UserError
-from shared.plain_files import read_plain
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.plain_files import read_plain
 
 MAX_BYTES = 64 * 1024
 """Ten times the longest that ships."""
@@ -72,8 +72,10 @@ def _check_node(node: yaml.Node | None, where: str) -> None:
     """The same for a node and what is in it."""
     if isinstance(node, yaml.ScalarNode) and INTERPOLATION in node.value:
         # The value is not repeated: it may be of the kind that does not belong into a log.
-        raise UserError(f"{where}{_line(node)}: expected a value, got an interpolation ({INTERPOLATION}...}}); write "
-                        "the value itself")  # fmt: skip
+        raise UserError(
+            f"{where}{_line(node)}: expected a value, got an interpolation ({INTERPOLATION}...}}); write "
+            "the value itself"
+        )
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _check_node(item, where)

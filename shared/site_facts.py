@@ -7,8 +7,8 @@ the same: they divide sums, and they say which vendor's style an answer describe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared.case import VENDORS
-from shared.errors import UserError
+from fedcmr.shared.case import VENDORS
+from fedcmr.shared.errors import UserError
 
 
 def check_vendors(vendors: Mapping[str, int], nominal_patients: int) -> None:
@@ -27,9 +27,11 @@ def check_vendors(vendors: Mapping[str, int], nominal_patients: int) -> None:
         raise UserError(f"Expected vendors to give each a number of patients >= 1, got {dict(vendors)!r}.")
     least, most = max(vendors.values()), sum(vendors.values())
     if not least <= nominal_patients <= most:
-        expected = f"{least}, the number of its vendor" if len(vendors) == 1 else (
-            f"from {least} (the largest of its vendors' numbers) to {most} (their sum)"
-        )  # fmt: skip
+        expected = (
+            f"{least}, the number of its vendor"
+            if len(vendors) == 1
+            else (f"from {least} (the largest of its vendors' numbers) to {most} (their sum)")
+        )
         raise UserError(f"Expected nominal_patients {expected}, got {nominal_patients!r}.")
 
 

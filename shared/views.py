@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.case import ED, LV, Case
+from fedcmr.shared.case import ED, LV, Case
 
 IMAGE_SIZE = 64
 """Height and width of the networks' pictures in pixels."""

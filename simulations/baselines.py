@@ -10,18 +10,18 @@ import os
 from copy import deepcopy
 from dataclasses import replace
 
-from client.policy import load_site, write_site
-from server.answers import predictions_folder, train_and_predict
-from server.matrix import train_matrix
-from server.report.models import MAIN_MODEL
-from shared.case import Case, load_cases
-from shared.checkpoint import write_atomically
-from shared.config import Config, PrivacyConfig
-from shared.errors import UserError
-from shared.permissions import private_folder
-from shared.privacy import largest_delta
-from shared.run_folder import RunFolder, open_run
-from simulations.grid import make_grid, run_server_app
+from fedcmr.client.policy import load_site, write_site
+from fedcmr.server.experiments.cross_vendor import train_matrix
+from fedcmr.server.experiments.models import predictions_folder, train_and_predict
+from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.run_folder import RunFolder, open_run
+from fedcmr.server.settings import Config, PrivacyConfig
+from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.privacy import largest_delta
+from fedcmr.simulations.grid import make_grid, run_server_app
 
 
 def run_baselines(run: RunFolder, config: Config) -> None:

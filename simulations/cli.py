@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from shared.errors import run_command
-from shared.version import add_version
+from fedcmr.shared.errors import run_command
+from fedcmr.shared.version import add_version
 
 UNTIL = ("hospitals", "prepare")
 """Stages after which a run may be told to stop."""
@@ -39,11 +39,11 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     # Imported here: every spawned worker imports this module again, and most need neither torch nor Flower.
-    from shared.config import load
+    from fedcmr.server.settings import load
 
     config = load(arguments.config, arguments.overrides)
-    from simulations.run import rehearse, simulate  # seconds, for which nobody waits who has mistyped a setting
-    from simulations.summary import print_summary
+    from fedcmr.simulations.run import rehearse, simulate  # seconds, for which nobody waits who has mistyped a setting
+    from fedcmr.simulations.summary import print_summary
 
     # A run folder is opened from other working directories too: by worker processes and by Flower.
     config.prior = config.prior and str(Path(config.prior).resolve())

@@ -1,4 +1,4 @@
-"""Flower's own simulation (Ray), in processes of its own: the same apps as in `simulations.grid`, with many sites."""
+"""Flower's own simulation (Ray), in processes of its own: the apps of `fedcmr.simulations.grid`, with many sites."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import UserError
+from fedcmr.shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -42,10 +42,26 @@ class Engine:
             timeout_s: None waits for ever.
         """
         federation = f"num-supernodes={num_sites} client-resources-num-cpus=1 init-args-num-cpus={num_cores}"
-        command = ["flwr", "run", str(ROOT), CONNECTION, "--stream", "--federation-config", federation,
-                   "--run-config", f'run-dir="{run_folder.resolve()}"']  # fmt: skip
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout_s,
-                              cwd=run_folder, check=False)  # fmt: skip
+        command = [
+            "flwr",
+            "run",
+            str(ROOT),
+            CONNECTION,
+            "--stream",
+            "--federation-config",
+            federation,
+            "--run-config",
+            f'run-dir="{run_folder.resolve()}"',
+        ]
+        done = subprocess.run(
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=run_folder,
+            check=False,
+        )
         return done.stdout + done.stderr
 
 
@@ -68,10 +84,14 @@ def simulating_superlink(folder: Path) -> Iterator[Engine]:
         "insecure = true\n"
     )
     environment = os.environ | {
-        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     with log_path.open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -25,10 +25,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app as client_app
-from shared.config import Config
-from shared.progress import console, track
-from shared.run_folder import RunFolder
+from fedcmr.client.app import app as client_app
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.server.settings import Config
+from fedcmr.shared.progress import console, track
 
 RUN_ID = 1
 FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -196,7 +196,7 @@ def make_grid(run: RunFolder, config: Config) -> InProcessGrid:
 
 def run_server_app(grid: Grid, run_config: UserConfig) -> None:
     """Run the real ServerApp on a grid, with the settings that `flwr run --run-config` would give it."""
-    from server.app import app as server_app  # here: workers import this module and need no server
+    from fedcmr.server.app import app as server_app  # here: workers import this module and need no server
 
     server_app(grid, Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), run_config))
 

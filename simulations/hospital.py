@@ -17,27 +17,33 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from shared.errors import UserError
-from shared.progress import track
-from simulations.dicom import write_dicom
-from simulations.phantom import Population, draw_patient
-from simulations.scanner import SCANNERS, Acquisition, acquire
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import track
+from fedcmr.simulations.patients.population import Population, draw_patient
+from fedcmr.simulations.scanners.acquisition import SCANNERS, Acquisition, acquire
+from fedcmr.simulations.scanners.dicom import write_dicom
 
 POPULATIONS = {
     # A general cardiology department, a cardiomyopathy and heart-failure clinic, and a community hospital.
     "Siemens": Population(
         {"normal": 0.35, "dilated": 0.15, "hypertrophic": 0.15, "infarcted": 0.25, "rv_dilated": 0.10},
-        age_years=(58, 14), bmi=(26, 4), female_share=0.42,
+        age_years=(58, 14),
+        bmi=(26, 4),
+        female_share=0.42,
     ),
     "Philips": Population(
         {"normal": 0.20, "dilated": 0.30, "hypertrophic": 0.30, "infarcted": 0.10, "rv_dilated": 0.10},
-        age_years=(49, 16), bmi=(24.5, 3.5), female_share=0.50,
+        age_years=(49, 16),
+        bmi=(24.5, 3.5),
+        female_share=0.50,
     ),
     "GE": Population(
         {"normal": 0.30, "dilated": 0.15, "hypertrophic": 0.10, "infarcted": 0.35, "rv_dilated": 0.10},
-        age_years=(66, 10), bmi=(29, 4.5), female_share=0.38,
+        age_years=(66, 10),
+        bmi=(29, 4.5),
+        female_share=0.38,
     ),
-}  # fmt: skip
+}
 MASKS_NAME = "masks.nii.gz"
 
 

@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.ingest.prepare import prepare
-from client.policy import SitePolicy, SiteSettings, write_site
-from client.trainable import trainable
-from server.federation_state import check_delta
-from server.rehearsal import FILE_NAME, show
-from shared.config import Config, HospitalsConfig
-from shared.errors import UserError
-from shared.networks.generator import load_prior
-from shared.permissions import make_private, private_folder
-from shared.privacy import largest_delta
-from shared.provenance import SIMULATED_SCANS, Provenance, of_folder
-from shared.run_folder import RunFolder, open_run
-from simulations.baselines import run_baselines
-from simulations.grid import make_grid, run_server_app
-from simulations.hospital import write_hospital
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
+from fedcmr.client.trainable import trainable
+from fedcmr.server.federation.state import check_delta
+from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
+from fedcmr.server.run_folder import RunFolder, open_run
+from fedcmr.server.settings import Config, HospitalsConfig
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.permissions import make_private, private_folder
+from fedcmr.shared.privacy import largest_delta
+from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder
+from fedcmr.simulations.baselines import run_baselines
+from fedcmr.simulations.grid import make_grid, run_server_app
+from fedcmr.simulations.hospital import write_hospital
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,15 @@ def _write_hospitals(run: RunFolder, config: Config) -> None:
         name = _site_name(vendor, index)
         for part, num in (("train", hospitals.num_train), ("test", hospitals.num_test)):
             write_hospital(
-                run.path / "hospitals" / name / part, vendor, num, hospitals.num_slices, hospitals.num_phases,
-                seed=config.seed * 1000 + 2 * index + (part == "test"), prefix=f"{name}-{part}",
+                run.path / "hospitals" / name / part,
+                vendor,
+                num,
+                hospitals.num_slices,
+                hospitals.num_phases,
+                seed=config.seed * 1000 + 2 * index + (part == "test"),
+                prefix=f"{name}-{part}",
                 num_processes=_cores(),
-            )  # fmt: skip
+            )
 
 
 def _prepare(run: RunFolder, config: Config) -> None:
@@ -153,8 +158,14 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
         name = _site_name(vendor, index)
         train = run.path / "sites" / name / "train"
         for part, target in (("train", train), ("test", run.path / "test" / "hospitals" / name)):
-            prepare(run.path / "hospitals" / name / part, target, "dicom", key=_key(config), num_processes=_cores(),
-                    provenance=SIMULATED_SCANS)  # fmt: skip
+            prepare(
+                run.path / "hospitals" / name / part,
+                target,
+                "dicom",
+                key=_key(config),
+                num_processes=_cores(),
+                provenance=SIMULATED_SCANS,
+            )
         numbers = nominal_patients(config.hospitals, name, [vendor])
         sites.append(Hospital(name, numbers, train, sum(numbers.values()), SIMULATED_SCANS, target))
     return sites
@@ -218,12 +229,16 @@ def nominal_patients(hospitals: HospitalsConfig, site: str, vendors: Sequence[st
         given = given[site]
     if isinstance(given, Mapping):
         if set(given) != set(vendors):
-            raise UserError(f"hospitals.nominal_patients of site {site}: expected a number for each of "
-                            f"{', '.join(vendors)}, got {', '.join(given)}")  # fmt: skip
+            raise UserError(
+                f"hospitals.nominal_patients of site {site}: expected a number for each of "
+                f"{', '.join(vendors)}, got {', '.join(given)}"
+            )
         return {vendor: int(given[vendor]) for vendor in vendors}
     if len(vendors) > 1:
-        raise UserError(f"site {site} has scans of several vendors: hospitals.nominal_patients has to be "
-                        f"{{{site}: {{{', '.join(f'{vendor}: number' for vendor in vendors)}}}}}")  # fmt: skip
+        raise UserError(
+            f"site {site} has scans of several vendors: hospitals.nominal_patients has to be "
+            f"{{{site}: {{{', '.join(f'{vendor}: number' for vendor in vendors)}}}}}"
+        )
     return {vendor: int(given) for vendor in vendors}
 
 

@@ -7,9 +7,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from server.federated_evaluation import federated_table
-from server.results import results_table, who_took_part
-from shared.run_folder import RunFolder
+from fedcmr.server.federation.evaluation import federated_table
+from fedcmr.server.report.collect import results_table, who_took_part
+from fedcmr.server.run_folder import RunFolder
 
 FILES = {
     "report.html": "the report, one file for a browser",
@@ -40,8 +40,11 @@ def print_summary(run: RunFolder) -> None:
         if privacy["epsilon"] is None:
             console.print("privacy: none, it was switched off")
         else:
-            console.print(f"privacy: epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g} "
-                          f"per patient ({privacy['accountant']} accountant)", highlight=False)  # fmt: skip
+            console.print(
+                f"privacy: epsilon {privacy['epsilon']:.2f} at delta {privacy['delta']:g} "
+                f"per patient ({privacy['accountant']} accountant)",
+                highlight=False,
+            )
     stages = Table(title="stages", title_justify="left")
     stages.add_column("stage")
     stages.add_column("seconds", justify="right")

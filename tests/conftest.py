@@ -9,17 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from client.policy import SitePolicy, SiteSettings, write_site
-from shared.appearance import CODE_NAMES
-from shared.case import Case, CaseInfo, save_case, write_index
-from shared.config import dump, load
-from shared.networks.generator import Architecture, Generator, Prior, load_prior, save_prior
-from shared.run_folder import RunFolder, load_run
+from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
+from fedcmr.server.run_folder import RunFolder, load_run
+from fedcmr.server.settings import dump, load
+from fedcmr.shared.case import Case, CaseInfo, save_case, write_index
+from fedcmr.shared.networks.generator import Architecture, Generator, Prior, load_prior, save_prior
+from fedcmr.shared.style import CODE_NAMES
 
 NOMINAL_PATIENTS = 5
 VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}
-LONGEST = ("test_survives", "test_simulate", "test_deployed_study", "test_full_disks", "test_membership", "test_kill",
-           "test_flwr_run", "test_benchmark_scale", "test_canaries", "test_grid", "test_utility")  # fmt: skip
+LONGEST = (
+    "test_survives",
+    "test_simulate",
+    "test_deployed_study",
+    "test_full_disks",
+    "test_membership",
+    "test_kill",
+    "test_flwr_run",
+    "test_benchmark_scale",
+    "test_canaries",
+    "test_grid",
+    "test_utility",
+)
 """Files of tests that take minutes."""
 
 

@@ -12,25 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from client.check.folder import check
-from client.ingest.prepare import prepare
-from client.ledger import Ledger
-from client.trainable import trainable
-from client.training import load_patients
-from server.reading import train_reader
-from server.strategy import federate
-from server.study import finish_study
-from server.synthesis import load_shared_generator, synthesize
-from server.vendor_codes import CODE_STD_RANGE
-from shared import checkpoint
-from shared.appearance import CODE_NAMES
-from shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index
-from shared.config import RegressionConfig
-from shared.errors import UserError
-from shared.networks.generator import load_prior
-from shared.run_folder import RunFolder
-from shared.tasks.ejection_fraction.inference import predict
-from simulations.grid import make_grid
+from fedcmr.client.check.folder import check
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.trainable import trainable
+from fedcmr.client.training import load_patients
+from fedcmr.server.federation.strategy import federate
+from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE
+from fedcmr.server.generation.synthesis import load_shared_generator, synthesize
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.server.settings import RegressionConfig
+from fedcmr.server.study import finish_study
+from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.simulations.grid import make_grid
 
 OTHERS = ["b", "c"]
 SHORT = ("federation.num_rounds=2", "federation.local_steps=1")
@@ -138,8 +138,9 @@ def test_too_few_patients_are_named_and_cost_nothing(make_study):
 @pytest.mark.parametrize(("label", "lost"), [(RV, {"rv_mean"}), (MYO, {"myo_mean", "myo_std", "edge"})])
 def test_a_region_that_no_patient_has_gets_the_public_mean_and_the_least_spread(make_study, label, lost):
     """Without noise, so that the released figures are exact."""
-    run = make_study(*SHORT, "privacy.enabled=false", "synthesis.num_cases=3", "synthesis.num_steps=1",
-                     allow_without_privacy=True)  # fmt: skip
+    run = make_study(
+        *SHORT, "privacy.enabled=false", "synthesis.num_cases=3", "synthesis.num_steps=1", allow_without_privacy=True
+    )
     change_cases(run.path / "sites" / "a" / "train", without(label))
     arrays = run_federation(run)
     assert_finite(arrays)
@@ -251,9 +252,16 @@ def test_an_ejection_fraction_that_is_no_fraction_is_refused(make_study, ef):
 
 
 def test_a_study_in_which_all_patients_eject_the_same_ends_with_a_report(make_study):
-    run = make_study(*SHORT, "synthesis.num_cases=3", "synthesis.num_steps=1", "regression.num_steps=2",
-                     "regression.batch_size=4", "regression.num_tta=1", "evaluation.num_bootstrap=100",
-                     "evaluation.baselines=[predict_the_mean]")  # fmt: skip
+    run = make_study(
+        *SHORT,
+        "synthesis.num_cases=3",
+        "synthesis.num_steps=1",
+        "regression.num_steps=2",
+        "regression.batch_size=4",
+        "regression.num_tta=1",
+        "evaluation.num_bootstrap=100",
+        "evaluation.baselines=[predict_the_mean]",
+    )
     for site in ("a", *OTHERS):
         change_cases(run.path / "sites" / site / "train", of_one_ef)
     shutil.copytree(run.path / "sites" / "a" / "train", run.path / "test" / "hospitals" / "a")
@@ -273,8 +281,9 @@ def test_a_regressor_of_cases_that_all_eject_the_same_is_finite(make_study):
     train = make_study().path / "sites" / "a" / "train"
     change_cases(train, of_one_ef)
     cases = load_cases(train)
-    settings = RegressionConfig(num_steps=3, batch_size=4, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.9,
-                                num_tta=1)  # fmt: skip
+    settings = RegressionConfig(
+        num_steps=3, batch_size=4, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.9, num_tta=1
+    )
     model = train_reader(cases, settings, 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert model.mean_ef.item() == pytest.approx(0.55)

@@ -5,15 +5,20 @@ import shutil
 
 import pytest
 
-from shared import checkpoint
-from shared.run_folder import load_run
-from simulations.flower_engine import simulating_superlink
-from simulations.grid import make_grid, run_server_app
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared import checkpoint
+from fedcmr.simulations.flower_engine import simulating_superlink
+from fedcmr.simulations.grid import make_grid, run_server_app
 
 SMALL = (
-    "synthesis.num_cases=6", "synthesis.num_steps=1", "regression.num_steps=2", "regression.batch_size=4",
-    "regression.num_tta=1", "evaluation.baselines=[]", "evaluation.num_bootstrap=100",
-)  # fmt: skip
+    "synthesis.num_cases=6",
+    "synthesis.num_steps=1",
+    "regression.num_steps=2",
+    "regression.batch_size=4",
+    "regression.num_tta=1",
+    "evaluation.baselines=[]",
+    "evaluation.num_bootstrap=100",
+)
 
 
 @pytest.fixture

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
-from client.app import answer
-from client.cli import main
-from client.policy import SiteSettings, write_site
-from server.answers import save_predictions
-from server.release import write_release
-from server.report.build import build_report
-from shared import checkpoint
-from shared.case import save_case, write_index
-from shared.config import load
-from shared.permissions import make_private, open_to_others, private_folder
-from shared.run_folder import open_run
+from fedcmr.client.app import answer
+from fedcmr.client.cli import main
+from fedcmr.client.policy import SiteSettings, write_site
+from fedcmr.server.dataset.writer import write_release
+from fedcmr.server.experiments.models import save_predictions
+from fedcmr.server.report.build import build_report
+from fedcmr.server.run_folder import open_run
+from fedcmr.server.settings import load
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import save_case, write_index
+from fedcmr.shared.permissions import make_private, open_to_others, private_folder
 from tests.client.test_ingest_prepare import write_acdc
 from tests.conftest import make_case
-from tests.server.report_study import study
-from tests.server.test_release import FACTS, synthetic_case
+from tests.server.dataset.test_writer import FACTS, synthetic_case
+from tests.server.report.report_study import study
 
 
 @pytest.fixture(params=[0o022, 0o000, 0o077], ids=lambda umask: f"umask {umask:03o}")
@@ -81,8 +81,15 @@ def test_a_run_folders_files_about_patients_are_its_accounts_alone(tmp_path, uma
     checkpoint.save(run.path / "checkpoints" / "round_0000.safetensors", {"a": np.zeros(1)}, {})
     build_report(*study(), run.path)
     files = {path: stat.S_IMODE(path.stat().st_mode) for path in run.path.rglob("*") if path.is_file()}
-    assert {path.name for path in files} >= {"report.json", "report.html", "report.csv", "synthetic.json", "log.txt",
-                                             "metrics.jsonl", "config.yaml"}  # fmt: skip
+    assert {path.name for path in files} >= {
+        "report.json",
+        "report.html",
+        "report.csv",
+        "synthetic.json",
+        "log.txt",
+        "metrics.jsonl",
+        "config.yaml",
+    }
     files.pop(run.path / ".lock")  # is empty
     assert set(files.values()) == {0o600}
     assert {stat.S_IMODE((run.path / name).stat().st_mode) for name in ("checkpoints", "private/predictions")} == {

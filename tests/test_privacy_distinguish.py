@@ -12,12 +12,12 @@ import torch
 from scipy.special import ndtri
 from scipy.stats import beta, chi2, kstest, norm
 
-from client import training
-from client.training import LocalSteps, Mechanism, Patient, fine_tune
-from shared import privacy
-from shared.moments import SECOND_CLIP, two_looks
-from shared.privacy import Release, clip_to_norm, epsilon, moment_vectors, os_generator, private_mean_gradient
-from simulations.audit.one_run import gaussian_mu
+from fedcmr.client import training
+from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune
+from fedcmr.shared import privacy
+from fedcmr.shared.privacy import Release, clip_to_norm, epsilon, moment_vectors, os_generator, private_mean_gradient
+from fedcmr.shared.style_statistics import SECOND_CLIP, two_looks
+from fedcmr.simulations.audit.one_run import gaussian_mu
 
 ALARM = 1e-6
 DRAWS, CLIP, SIGMA, NOMINAL = 10_000, 0.03, 0.8, 40
@@ -117,8 +117,11 @@ def check_site(prior) -> None:
 @pytest.fixture
 def no_network(monkeypatch):
     """The gradient of every patient is zero, so that what a site releases is its noise."""
-    monkeypatch.setattr(training, "patient_gradient", lambda _, __, ___, ____, parameters: np.zeros(
-        sum(parameter.numel() for parameter in parameters)))  # fmt: skip
+    monkeypatch.setattr(
+        training,
+        "patient_gradient",
+        lambda _, __, ___, ____, parameters: np.zeros(sum(parameter.numel() for parameter in parameters)),
+    )
 
 
 def test_a_gradient_step_is_told_apart_as_well_as_its_epsilon_says_and_no_better():
@@ -135,14 +138,20 @@ def test_the_noise_of_a_sites_steps_is_independent_from_step_to_step(prior, no_n
 
 def half_the_noise(monkeypatch) -> None:
     original = privacy.private_sum
-    monkeypatch.setattr(privacy, "private_sum", lambda per_patient, clip, noise, dimension, rng: original(
-        per_patient, clip, noise / 2, dimension, rng))  # fmt: skip
+    monkeypatch.setattr(
+        privacy,
+        "private_sum",
+        lambda per_patient, clip, noise, dimension, rng: original(per_patient, clip, noise / 2, dimension, rng),
+    )
 
 
 def twice_the_clip(monkeypatch) -> None:
     original = privacy.private_sum
-    monkeypatch.setattr(privacy, "private_sum", lambda per_patient, clip, noise, dimension, rng: original(
-        per_patient, 2 * clip, noise / 2, dimension, rng))  # fmt: skip
+    monkeypatch.setattr(
+        privacy,
+        "private_sum",
+        lambda per_patient, clip, noise, dimension, rng: original(per_patient, 2 * clip, noise / 2, dimension, rng),
+    )
 
 
 def no_clip(monkeypatch) -> None:
@@ -212,8 +221,15 @@ def test_the_bound_on_mu_is_wrong_as_seldom_as_it_says_and_close():
 
 def test_no_vector_however_odd_is_longer_than_the_clip():
     rng = np.random.default_rng(0)
-    odd = [[1e308] * 11, [1e-320] * 11, [np.nan, *[0.0] * 10], [np.inf, *[0.0] * 10], [-1e308, *[1e308] * 10],
-           [5e-324, *[0.0] * 10], [-0.0] * 11]  # fmt: skip
+    odd = [
+        [1e308] * 11,
+        [1e-320] * 11,
+        [np.nan, *[0.0] * 10],
+        [np.inf, *[0.0] * 10],
+        [-1e308, *[1e308] * 10],
+        [5e-324, *[0.0] * 10],
+        [-0.0] * 11,
+    ]
     sizes = 10.0 ** rng.uniform(-300, 300, 5000)
     vectors = np.vstack([odd, rng.normal(size=(5000, 11)) * sizes[:, None]])
     for clip in (CLIP, 4.0):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.stats import binom, chisquare, kstest
 
-from client import training
-from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
-from shared import moments as shared_moments
-from shared import privacy
-from shared.appearance import appearance_code
+from fedcmr.client import training
+from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
+from fedcmr.shared import privacy
+from fedcmr.shared import style_statistics as shared_moments
+from fedcmr.shared.style import appearance_code
 
 CPU = torch.device("cpu")
 CLIP = 0.05

@@ -13,22 +13,32 @@ import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.common.serde import message_to_proto
 
-from client import app as client_app
-from client.training import Patient
-from server.federation_state import RUNGS
-from shared.config import load
-from shared.records import GRADIENTS, MOMENTS, OK, Request, pack_request
-from simulations.grid import InProcessGrid, make_grid, run_server_app
-from simulations.run import simulate
+from fedcmr.client import app as client_app
+from fedcmr.client.training import Patient
+from fedcmr.server.federation.state import RUNGS
+from fedcmr.server.settings import load
+from fedcmr.shared.records import GRADIENTS, MOMENTS, OK, Request, pack_request
+from fedcmr.simulations.grid import InProcessGrid, make_grid, run_server_app
+from fedcmr.simulations.run import simulate
 
 CANARY = "Zebra-4711-Mustermann"
 SMALL = (
-    "hospitals.num_train=2", "hospitals.num_test=2", "hospitals.vendors=[Siemens, GE]", "federation.num_views=1",
-    "federation.rung=affine", "federation.num_rounds=2", "federation.num_processes=1", "device=cpu",
-    "synthesis.num_cases=2", "synthesis.num_steps=1",
-    "regression.num_steps=1", "regression.batch_size=2", "regression.num_tta=1", "evaluation.baselines=[]",
+    "hospitals.num_train=2",
+    "hospitals.num_test=2",
+    "hospitals.vendors=[Siemens, GE]",
+    "federation.num_views=1",
+    "federation.rung=affine",
+    "federation.num_rounds=2",
+    "federation.num_processes=1",
+    "device=cpu",
+    "synthesis.num_cases=2",
+    "synthesis.num_steps=1",
+    "regression.num_steps=1",
+    "regression.batch_size=2",
+    "regression.num_tta=1",
+    "evaluation.baselines=[]",
     "evaluation.num_bootstrap=100",
-)  # fmt: skip
+)
 
 
 def on_the_wire(message: Message) -> bytes:
@@ -65,10 +75,21 @@ def test_an_update_has_the_same_bytes_whatever_the_data(make_study, prior, monke
     for number, kind in enumerate(("few", "many", "long", "nan", "zero"), start=1):
         monkeypatch.setattr(client_app, "cached_patients", lambda *_, kind=kind: patients_like(kind))
         request = Request(
-            task=task, run_id=f"{number:016x}", server_round=1 if is_moments else 2, prior_sha256=prior.sha256,
-            rung="affine", private=True, noise_multiplier=9.0, sample_rate=1.0, max_grad_norm=4.0, target_delta=1e-3,
-            local_steps=2 if is_moments else 1, learning_rate=0.1, num_views=1, seed=0,
-        )  # fmt: skip
+            task=task,
+            run_id=f"{number:016x}",
+            server_round=1 if is_moments else 2,
+            prior_sha256=prior.sha256,
+            rung="affine",
+            private=True,
+            noise_multiplier=9.0,
+            sample_rate=1.0,
+            max_grad_norm=4.0,
+            target_delta=1e-3,
+            local_steps=2 if is_moments else 1,
+            learning_rate=0.1,
+            num_views=1,
+            seed=0,
+        )
         metadata = Metadata(1, "m1", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")
         context = Context(1, 2, {"site": str(site), "device": "cpu"}, RecordDict(), {})
         reply = client_app.app(Message(pack_request(arrays, request), metadata=metadata), context)
@@ -142,8 +163,9 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
     site = run.path / "sites" / "2-ge"
     (site / "train").rename(site / CANARY)
     settings = (site / "site.yaml").read_text()
-    (site / "site.yaml").write_text(settings.replace('"../../sites/2-ge/train"', f'"{CANARY}"').replace(
-        'data: "train"', f'data: "{CANARY}"'))  # fmt: skip
+    (site / "site.yaml").write_text(
+        settings.replace('"../../sites/2-ge/train"', f'"{CANARY}"').replace('data: "train"', f'data: "{CANARY}"')
+    )
     assert CANARY in (site / "site.yaml").read_text()
     real = client_app.fine_tune
 

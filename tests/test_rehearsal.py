@@ -10,27 +10,36 @@ import pytest
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.common.serde import message_to_proto
 
-from client import app as client_app
-from client import rehearsal as client_rehearsal
-from client.app import app
-from client.ledger import Ledger
-from client.policy import load_site, write_site
-from server.federation_state import initial_state, make_request, read_study
-from server.rehearsal import FILE_NAME, plan, show
-from server.rehearsal_answers import Outcome, check_rehearsal
-from server.senders import Reply, write_nodes
-from shared.case import INDEX_NAME
-from shared.errors import UserError
-from shared.privacy import Release
-from shared.records import OK, pack_rehearsal, pack_rehearsal_reply, read_planned, update_shapes
-from simulations import cli as simulations_cli
-from simulations.grid import make_grid, run_server_app
+from fedcmr.client import app as client_app
+from fedcmr.client import rehearsal as client_rehearsal
+from fedcmr.client.app import app
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import load_site, write_site
+from fedcmr.server.federation.senders import Reply, write_nodes
+from fedcmr.server.federation.state import initial_state, make_request, read_study
+from fedcmr.server.rehearsal.outcomes import Outcome, check_rehearsal
+from fedcmr.server.rehearsal.rehearsal import FILE_NAME, plan, show
+from fedcmr.shared.case import INDEX_NAME
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.records import OK, pack_rehearsal, pack_rehearsal_reply, read_planned, update_shapes
+from fedcmr.simulations import cli as simulations_cli
+from fedcmr.simulations.grid import make_grid, run_server_app
 
 SMALL = (
-    "federation.rung=affine", "federation.num_rounds=3", "federation.local_steps=1", "federation.num_views=1",
-    "synthesis.num_cases=3", "synthesis.num_slices=2", "synthesis.num_steps=1", "regression.num_steps=2",
-    "regression.batch_size=2", "regression.num_tta=1", "evaluation.baselines=[]", "evaluation.num_bootstrap=100",
-)  # fmt: skip
+    "federation.rung=affine",
+    "federation.num_rounds=3",
+    "federation.local_steps=1",
+    "federation.num_views=1",
+    "synthesis.num_cases=3",
+    "synthesis.num_slices=2",
+    "synthesis.num_steps=1",
+    "regression.num_steps=2",
+    "regression.batch_size=2",
+    "regression.num_tta=1",
+    "evaluation.baselines=[]",
+    "evaluation.num_bootstrap=100",
+)
 
 
 @pytest.fixture
@@ -212,8 +221,17 @@ def test_a_rehearsal_sent_as_a_round_is_refused_and_charges_nothing(rehearsal_of
     assert not (site / "ledger" / "ledger.jsonl").exists()
 
 
-@pytest.mark.parametrize("change_to", [{}, {"sample-rate": [2.0]}, {"num-steps": [0]}, {"noise-multiplier": [0.0]},
-                                       {"num-steps": [1] * 2}, {"more": [1]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change_to",
+    [
+        {},
+        {"sample-rate": [2.0]},
+        {"num-steps": [0]},
+        {"noise-multiplier": [0.0]},
+        {"num-steps": [1] * 2},
+        {"more": [1]},
+    ],
+)
 def test_a_plan_out_of_range_is_refused(rehearsal_of, change_to):
     site, content, _ = rehearsal_of
     record = dict(content["planned"]) | change_to if change_to else {}
@@ -246,7 +264,7 @@ def test_only_zeros_leave_and_only_zeros_are_taken(rehearsal_of):
 
 def test_a_rehearsal_tells_a_site_by_its_node(study, monkeypatch):
     """With the numbers of a and b exchanged each answers in the name of the other one; c is not in the list."""
-    monkeypatch.setattr("server.strategy.NODE_WAIT_S", 0.0)
+    monkeypatch.setattr("fedcmr.server.federation.strategy.NODE_WAIT_S", 0.0)
     run = study("federation.min_sites=1")
     write_nodes(run, {"a": "3", "b": "2"})
     facts = rehearse(run)
@@ -256,10 +274,18 @@ def test_a_rehearsal_tells_a_site_by_its_node(study, monkeypatch):
 
 
 def test_the_simulation_rehearses_too(tmp_path, tiny_prior, monkeypatch, capsys):
-    settings = [*SMALL, "hospitals.num_train=2", "hospitals.num_test=2", "hospitals.vendors=[GE]", "device=cpu",
-                "federation.min_sites=1", f"prior={tiny_prior}"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["fedcmr-simulate", "--config", "smoke", "--out", str(tmp_path / "run"),
-                                      "--rehearsal", *settings])  # fmt: skip
+    settings = [
+        *SMALL,
+        "hospitals.num_train=2",
+        "hospitals.num_test=2",
+        "hospitals.vendors=[GE]",
+        "device=cpu",
+        "federation.min_sites=1",
+        f"prior={tiny_prior}",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["fedcmr-simulate", "--config", "smoke", "--out", str(tmp_path / "run"), "--rehearsal", *settings]
+    )
     assert simulations_cli.main() == 0
     assert "the study can start" in capsys.readouterr().out
     assert not (tmp_path / "run" / "generator.safetensors").exists()

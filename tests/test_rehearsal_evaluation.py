@@ -8,19 +8,19 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
 
-from client import evaluation
-from client import rehearsal as client_rehearsal
-from client.app import app
-from client.held_out import check_test_folder
-from client.ledger import Ledger
-from client.policy import load_site
-from server.rehearsal import FILE_NAME, show
-from server.rehearsal_answers import NO_ANSWER, Outcome, outcomes
-from server.senders import Reply
-from shared.case import INDEX_NAME, read_index, write_index
-from shared.errors import UserError
-from shared.privacy import Release
-from shared.records import (
+from fedcmr.client import evaluation
+from fedcmr.client import rehearsal as client_rehearsal
+from fedcmr.client.app import app
+from fedcmr.client.evaluation_patients import check_test_folder
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import load_site
+from fedcmr.server.federation.senders import Reply
+from fedcmr.server.rehearsal.outcomes import NO_ANSWER, Outcome, outcomes
+from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
+from fedcmr.shared.case import INDEX_NAME, read_index, write_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.records import (
     OK,
     EvaluationRequest,
     arrays_sha256,
@@ -29,8 +29,8 @@ from shared.records import (
     pack_rehearsed_sums,
     pack_request,
 )
-from shared.tasks.ejection_fraction.network import Regressor, to_arrays
-from simulations.grid import make_grid, run_server_app
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor, to_arrays
+from fedcmr.simulations.grid import make_grid, run_server_app
 from tests.conftest import NOMINAL_PATIENTS, give_test_patients
 from tests.test_rehearsal import SMALL
 
@@ -180,8 +180,9 @@ def test_only_zeros_in_a_known_form_leave_and_only_these_are_taken():
 
     good = pack_rehearsed_sums("a", "table", shapes["a"], 1.26)
     assert outcomes([Reply(None, good)], {**shapes, "b": {}}, forms) == (
-        {"a": Outcome(OK, 1.3, "table"), "b": Outcome(NO_ANSWER)}, [],
-    )  # fmt: skip
+        {"a": Outcome(OK, 1.3, "table"), "b": Outcome(NO_ANSWER)},
+        [],
+    )
     assert outcomes([Reply(None, good)] * 2, shapes, forms)[0]["a"].code == "not usable"
     assert code_of(pack_rehearsal_reply("a", OK, shapes["a"], 1.0)) == "not usable", "an answer to something else"
     good["rehearsal"]["form"] = "exact"
@@ -209,8 +210,10 @@ def test_the_coordinator_sees_who_would_judge_the_model_and_at_what_cost(study, 
     run, facts = study({"a": "private", "b": "table", "c": "off"})
     found = facts["evaluation"]
     assert {name: (site["code"], site["form"]) for name, site in found["sites"].items()} == {
-        "a": (OK, "private"), "b": (OK, "table"), "c": ("no-evaluation", None),
-    }  # fmt: skip
+        "a": (OK, "private"),
+        "b": (OK, "table"),
+        "c": ("no-evaluation", None),
+    }
     assert facts["reasons"] == [] and facts["unnamed"] == [] and 7 < found["epsilon"] <= 8
     for name in "abc":
         for kind in ("ledger", "test_ledger"):

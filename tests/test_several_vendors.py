@@ -10,21 +10,21 @@ import pytest
 import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 
-from client.app import app
-from client.ledger import Ledger
-from client.policy import load_site
-from client.trainable import trainable
-from client.training import Mechanism, Patient, load_patients, moments, patient_gradient
-from server.strategy import federate
-from shared import checkpoint, privacy
-from shared.case import Case, save_case, write_index
-from shared.diffusion import flow_matching_loss
-from shared.moments import SECOND_CLIP, two_looks
-from shared.networks.generator import load_prior
-from shared.privacy import clip_to_norm, epsilon, moment_vectors
-from shared.records import OK, Request, decode, pack_request
-from shared.site_facts import facts_line
-from simulations.grid import make_grid
+from fedcmr.client.app import app
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import load_site
+from fedcmr.client.trainable import trainable
+from fedcmr.client.training import Mechanism, Patient, load_patients, moments, patient_gradient
+from fedcmr.server.federation.strategy import federate
+from fedcmr.shared import checkpoint, privacy
+from fedcmr.shared.case import Case, save_case, write_index
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.privacy import clip_to_norm, epsilon, moment_vectors
+from fedcmr.shared.records import OK, Request, decode, pack_request
+from fedcmr.shared.site_facts import facts_line
+from fedcmr.shared.style_statistics import SECOND_CLIP, two_looks
+from fedcmr.simulations.grid import make_grid
 from tests.conftest import make_case
 
 DELTA = 1e-3
@@ -69,10 +69,21 @@ def study(make_study):
 def request_of(prior):
     def make(**changes) -> Request:
         request = Request(
-            task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, rung="affine",
-            private=True, noise_multiplier=0.62, sample_rate=1.0, max_grad_norm=1.0, target_delta=DELTA, local_steps=1,
-            learning_rate=0.1, num_views=2, seed=0,
-        )  # fmt: skip
+            task="gradients",
+            run_id="0123456789abcdef",
+            server_round=2,
+            prior_sha256=prior.sha256,
+            rung="affine",
+            private=True,
+            noise_multiplier=0.62,
+            sample_rate=1.0,
+            max_grad_norm=1.0,
+            target_delta=DELTA,
+            local_steps=1,
+            learning_rate=0.1,
+            num_views=2,
+            seed=0,
+        )
         if changes.get("task") == "moments":
             changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2, "noise_multiplier": 9.0} | changes
         return replace(request, **changes)
@@ -148,8 +159,8 @@ def test_gradients_see_every_slice_with_its_own_vendors_style(tmp_path, prior, m
         seen.append((images, codes))
         return flow_matching_loss(generator, images, masks, codes, t, noise)
 
-    monkeypatch.setattr("client.training.augment", lambda images, masks, rng: (images, masks))
-    monkeypatch.setattr("client.training.flow_matching_loss", recorded)
+    monkeypatch.setattr("fedcmr.client.training.augment", lambda images, masks, rng: (images, masks))
+    monkeypatch.setattr("fedcmr.client.training.flow_matching_loss", recorded)
     patient_gradient(prior.generator, patient, 32, seed=1)
     ((images, codes),) = seen
     of_slice = [next(k for k in range(6) if torch.equal(picture, patient.images[k])) for picture in images]
@@ -207,9 +218,7 @@ def old_two_looks(codes, clip, noise_multiplier, nominal_patients, rng):
 
 def test_with_one_vendor_the_released_numbers_are_those_of_before():
     codes = np.random.default_rng(0).normal(0.4, 2.0, (7, SIZE))
-    released = two_looks(
-        codes, 4.0, 1.3, np.full(SIZE, 9), np.random.default_rng(1), np.ones(codes.shape, bool)
-    )  # fmt: skip
+    released = two_looks(codes, 4.0, 1.3, np.full(SIZE, 9), np.random.default_rng(1), np.ones(codes.shape, bool))
     for ours, before in zip(released, old_two_looks(codes, 4.0, 1.3, 9, np.random.default_rng(1)), strict=True):
         np.testing.assert_array_equal(ours, before)
 

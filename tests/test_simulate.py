@@ -11,23 +11,36 @@ from pathlib import Path
 
 import pytest
 
-from shared import checkpoint
-from shared.run_folder import load_run
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).parent / "fedcmr-simulate"
 REAL_ACDC = ROOT.parent / "shared" / "real" / "acdc"
 NOMINAL = ("hospitals.nominal_patients=6",)
 SMALL = (
-    "hospitals.num_train=4", "hospitals.num_test=2", "federation.num_views=2", "synthesis.num_cases=6",
-    "synthesis.num_steps=1", "regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1",
-)  # fmt: skip
+    "hospitals.num_train=4",
+    "hospitals.num_test=2",
+    "federation.num_views=2",
+    "synthesis.num_cases=6",
+    "synthesis.num_steps=1",
+    "regression.num_steps=2",
+    "regression.batch_size=4",
+    "regression.num_tta=1",
+)
 
 
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([str(COMMAND), *map(str, arguments)], env=environment, cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [str(COMMAND), *map(str, arguments)],
+        env=environment,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def run(*arguments: object, cwd: Path | None = None) -> tuple[int, str, str]:
@@ -76,8 +89,12 @@ def test_a_study_survives_an_interruption_and_ends_with_its_report(folder, tiny_
     assert report["privacy"]["epsilon"] == pytest.approx(independent_epsilon(metadata, 1e-3), rel=0.01)
     assert report["privacy"]["epsilon"] <= 8
     for site in ("1-siemens", "2-philips", "3-ge"):
-        budget = subprocess.run([COMMAND.with_name("fedcmr-client"), "budget", folder / "sites" / site, "--json"],
-                                capture_output=True, text=True, check=True)  # fmt: skip
+        budget = subprocess.run(
+            [COMMAND.with_name("fedcmr-client"), "budget", folder / "sites" / site, "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert json.loads(budget.stdout)["epsilon"] == pytest.approx(report["privacy"]["epsilon"], rel=1e-6)
 
     scores = report["regression"]["hospitals"]
@@ -119,9 +136,20 @@ def test_without_privacy_equal_runs_give_equal_weights(folder, tiny_prior, tmp_p
     results = []
     for name in ("one", "two"):
         out = tmp_path / name
-        code, _, err = run("--config", "smoke", "--out", out, f"prior={tiny_prior}", *SMALL, "privacy.enabled=false",
-                           "evaluation.baselines=[]", "hospitals.source=prepared", *NOMINAL,
-                           f"data_root={as_data_root(folder, tmp_path)}", "hospitals.vendors=[Siemens]")  # fmt: skip
+        code, _, err = run(
+            "--config",
+            "smoke",
+            "--out",
+            out,
+            f"prior={tiny_prior}",
+            *SMALL,
+            "privacy.enabled=false",
+            "evaluation.baselines=[]",
+            "hospitals.source=prepared",
+            *NOMINAL,
+            f"data_root={as_data_root(folder, tmp_path)}",
+            "hospitals.vendors=[Siemens]",
+        )
         assert code == 0, err
         results.append([checkpoint.load(out / f"{file}.safetensors")[0] for file in ("generator", "regressor")])
         assert json.loads((out / "report.json").read_text())["privacy"]["epsilon"] is None
@@ -177,17 +205,36 @@ def test_a_site_without_a_usable_patient_is_named(kind, folder, tmp_path, tiny_p
     else:
         for case in (root / "2-philips" / "train" / "cases").iterdir():
             case.write_bytes(b"not a case")
-    code, _, err = run("--config", "smoke", "--out", tmp_path / "out", f"prior={tiny_prior}", *SMALL,
-                       "hospitals.source=prepared", *NOMINAL, f"data_root={root}", "privacy.enabled=true")  # fmt: skip
+    code, _, err = run(
+        "--config",
+        "smoke",
+        "--out",
+        tmp_path / "out",
+        f"prior={tiny_prior}",
+        *SMALL,
+        "hospitals.source=prepared",
+        *NOMINAL,
+        f"data_root={root}",
+        "privacy.enabled=true",
+    )
     assert code == 2 and "2-philips" in err, "before any site is asked"
     assert "Traceback" not in err
 
 
 def test_baselines_that_look_at_the_sites_cases_are_studies_of_their_own(folder, tmp_path, tiny_prior):
-    code, _, err = run("--config", "smoke", "--out", tmp_path / "out", f"prior={tiny_prior}", *SMALL,
-                       "federation.num_rounds=2", "hospitals.source=prepared", *NOMINAL,
-                       f"data_root={as_data_root(folder, tmp_path)}",
-                       "evaluation.baselines=[federated_without_privacy,local_only]")  # fmt: skip
+    code, _, err = run(
+        "--config",
+        "smoke",
+        "--out",
+        tmp_path / "out",
+        f"prior={tiny_prior}",
+        *SMALL,
+        "federation.num_rounds=2",
+        "hospitals.source=prepared",
+        *NOMINAL,
+        f"data_root={as_data_root(folder, tmp_path)}",
+        "evaluation.baselines=[federated_without_privacy,local_only]",
+    )
     assert code == 0, err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     sites = ("1-siemens", "2-philips", "3-ge")
@@ -203,9 +250,18 @@ def test_baselines_that_look_at_the_sites_cases_are_studies_of_their_own(folder,
 @pytest.mark.real
 @pytest.mark.skipif(not REAL_ACDC.is_dir(), reason="the real ACDC scans are not here")
 def test_real_hospitals_take_the_same_path(tmp_path, tiny_prior):
-    code, _, err = run("--config", "acdc", "--out", tmp_path / "run", f"data_root={REAL_ACDC}", f"prior={tiny_prior}",
-                       *SMALL[2:], "federation.num_rounds=2", "federation.local_steps=1",
-                       "evaluation.num_bootstrap=200")  # fmt: skip
+    code, _, err = run(
+        "--config",
+        "acdc",
+        "--out",
+        tmp_path / "run",
+        f"data_root={REAL_ACDC}",
+        f"prior={tiny_prior}",
+        *SMALL[2:],
+        "federation.num_rounds=2",
+        "federation.local_steps=1",
+        "evaluation.num_bootstrap=200",
+    )
     assert code == 0, err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["regression"]["acdc"]["all"]["n_patients"] == 20

@@ -30,6 +30,6 @@ def test_a_command_tells_its_version(command, monkeypatch, capsys):
 def test_a_benchmark_tells_its_version(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--version"])
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(f"simulations.benchmarks.{name}").main()
+        importlib.import_module(f"fedcmr.simulations.benchmarks.{name}").main()
     assert end.value.code == 0
     assert capsys.readouterr().out.split()[-1] == PROJECT["version"]

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 import torch
 
-from client import evaluation
-from shared.tasks.ejection_fraction import network as module
+from fedcmr.client import evaluation
+from fedcmr.shared.tasks.ejection_fraction import network as module
 
 
 def make_tiny(monkeypatch) -> None:

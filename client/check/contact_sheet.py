@@ -9,7 +9,7 @@ from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.case import ED, ES, LV, MYO, RV, Case
+from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case
 
 GAP_PIXELS = 2
 """Between the two frames."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from shared.case import CASE_PIXEL_MM, Case
+from fedcmr.shared.case import CASE_PIXEL_MM, Case
 
 NEAR_MM = 40.0
 """From the picture's middle: a normal left ventricle with its wall, and some of the right one."""

@@ -7,17 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from client.check.contact_sheet import picture_of
-from client.check.flags import flags_of
-from client.check.page import render_page
-from client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
-from client.ingest.normalise import MAX_EF_DIFFERENCE
-from client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
-from client.trainable import LEFT_OUT, reason_of, repeated_names
-from shared.case import CASE_SIZE, ED, ES, INDEX_NAME, LV, UNKNOWN, VENDORS, Case, CaseInfo, load_case, read_index
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
-from shared.progress import track
+from fedcmr.client.check.contact_sheet import picture_of
+from fedcmr.client.check.flags import flags_of
+from fedcmr.client.check.page import render_page
+from fedcmr.client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
+from fedcmr.client.ingest.normalise import MAX_EF_DIFFERENCE
+from fedcmr.client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
+from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names
+from fedcmr.shared.case import (
+    CASE_SIZE,
+    ED,
+    ES,
+    INDEX_NAME,
+    LV,
+    UNKNOWN,
+    VENDORS,
+    Case,
+    CaseInfo,
+    load_case,
+    read_index,
+)
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import track
 
 JSON_NAME, PAGE_NAME = "check.json", "check.html"
 MEND = "remove the files of these cases and prepare the folder again"

@@ -5,10 +5,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from client.check.flags import MAX_EF, MIN_EF
-from client.check.report import CheckedCase, CheckReport, meaning
-from shared.case import UNKNOWN
-from shared.resources import resource
+from fedcmr.client.check.flags import MAX_EF, MIN_EF
+from fedcmr.client.check.report import CheckedCase, CheckReport, meaning
+from fedcmr.shared.case import UNKNOWN
+from fedcmr.shared.resources import resource
 
 TEMPLATE = "client/check/page.html"
 SHEET_SIZE = 60
@@ -21,9 +21,12 @@ CONTOURS = {"lv": "left cavity", "myo": "myocardium, outer border", "rv": "right
 def render_page(report: CheckReport) -> str:
     """The page as HTML."""
     environment = Environment(
-        loader=FileSystemLoader(resource(TEMPLATE).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(resource(TEMPLATE).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"percent": _percent}
     flagged = [case for case in report.cases if case.flags or case.trouble]
     flagged.sort(key=lambda case: (case.trouble is None, -len(case.flags), case.pseudonym))
@@ -122,19 +125,28 @@ def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
         (str(report.num_labelled), "", "with masks of ventricles and myocardium"),
         (str(report.num_flagged), "", "to look at before they are used"),
         (str(sum(report.refused.values())), "", "studies refused; reasons and numbers are below"),
-        ("unknown" if low is None else f"{100 * low:.0f} to {100 * (high or 0):.0f}", "" if low is None else "%",
-         "ejection fraction, smallest and largest"),
-    ]  # fmt: skip
+        (
+            "unknown" if low is None else f"{100 * low:.0f} to {100 * (high or 0):.0f}",
+            "" if low is None else "%",
+            "ejection fraction, smallest and largest",
+        ),
+    ]
 
 
 def _bars(histogram: Sequence[int]) -> list[dict[str, Any]]:
     """The histogram's bars in a drawing 100 wide and 40 high: place, height, and how many cases they stand for."""
     width, most = 100 / len(histogram), max(histogram) or 1
     return [
-        {"x": round(i * width + 0.4, 2), "width": round(width - 0.8, 2), "height": round(40 * number / most, 2),
-         "number": number, "low": round(i * width), "high": round((i + 1) * width)}
+        {
+            "x": round(i * width + 0.4, 2),
+            "width": round(width - 0.8, 2),
+            "height": round(40 * number / most, 2),
+            "number": number,
+            "low": round(i * width),
+            "high": round((i + 1) * width),
+        }
         for i, number in enumerate(histogram)
-    ]  # fmt: skip
+    ]
 
 
 def _number(number: int, one: str, several: str) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from client.check.contact_sheet import Picture
-from client.check.flags import FLAGS
-from client.ingest.reasons import REASONS
-from client.trainable import LEFT_OUT
-from shared.case import CASE_SIZE, INDEX_NAME, UNKNOWN, VENDORS
+from fedcmr.client.check.contact_sheet import Picture
+from fedcmr.client.check.flags import FLAGS
+from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.client.trainable import LEFT_OUT
+from fedcmr.shared.case import CASE_SIZE, INDEX_NAME, UNKNOWN, VENDORS
 
 TROUBLES = {
     "named-twice": f"{INDEX_NAME} names it twice",
@@ -52,7 +52,8 @@ class CheckedCase:
         picture: Of its middle slice.
         sex: As in the index.
         pathology: As in the index.
-        left_out: Why training leaves the case out, a code of `client.trainable.LEFT_OUT`; None where it does not.
+        left_out: Why training leaves the case out, a code of `fedcmr.client.trainable.LEFT_OUT`; None where it does
+            not.
     """
 
     pseudonym: str

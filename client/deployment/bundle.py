@@ -1,10 +1,10 @@
 """Which code a site lets in: Flower's bundle is judged before it is unpacked, let alone run.
 
 Guarantees:
-    No file of a bundle is unpacked or imported unless its packages `client` and `shared` are, byte for byte, a version
-    that `policy.allowed_code_sha256` lists, its ClientApp is the one in `client.app`, and it holds nothing else that
-    Python could import in place of a library: only .py files of our packages, settings and texts. An empty list lets
-    nothing in.
+    No file of a bundle is unpacked or imported unless its packages `client` and `shared` and its `fedcmr/__init__.py`
+    are, byte for byte, a version that `policy.allowed_code_sha256` lists, its ClientApp is the one in
+    `fedcmr.client.app`, and it holds nothing else that Python could import in place of a library: only .py files of our
+    packages, settings and texts. An empty list lets nothing in.
     Not covered: the libraries installed at the site, and whoever may write to the site's own folders.
 """
 
@@ -14,11 +14,11 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from client.code_hash import SAFE_NAME, sha256_of_files
+from fedcmr.client.code_hash import IMPORT_NAME, SAFE_NAME, sha256_of_files
 
 CODE_FOLDERS = ("client", "server", "shared")
 TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "PRIVACY.md", "DEPLOYMENT.md", "CONTRIBUTING.md")
-CLIENTAPP = "client.app:app"
+CLIENTAPP = "fedcmr.client.app:app"
 CONTENT_LIST = ".info/CONTENT"
 """Flower's own list of the files' hashes; it is not unpacked."""
 MAX_BYTES = 50_000_000
@@ -80,7 +80,7 @@ def is_unpacked(content: bytes, folder: Path) -> bool:
 def _is_expected(name: str) -> bool:
     """Whether a file may be in a bundle: a source of our packages, a setting, a text, or Flower's list of hashes."""
     path = PurePosixPath(name)
-    if name == CONTENT_LIST:
+    if name in (CONTENT_LIST, IMPORT_NAME):
         return True
     if not SAFE_NAME.fullmatch(name):
         return False

@@ -10,36 +10,58 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared.errors import UserError
+from fedcmr.shared.errors import UserError
 
 
 def add_commands(commands: Any) -> None:
     """Add them to the parser's sub-commands."""
-    sub = commands.add_parser("join", help="take part in a deployed study until it is stopped",
-                              description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
-                              "where 'check SITE_FOLDER' finds something to mend.")  # fmt: skip
+    sub = commands.add_parser(
+        "join",
+        help="take part in a deployed study until it is stopped",
+        description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
+        "where 'check SITE_FOLDER' finds something to mend.",
+    )
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
-    sub.add_argument("--cold", action="store_true", help="load the libraries anew for every message: slower, and no "
-                     "gigabyte of memory between them")  # fmt: skip
+    sub.add_argument(
+        "--cold",
+        action="store_true",
+        help="load the libraries anew for every message: slower, and no gigabyte of memory between them",
+    )
     sub.set_defaults(command=_join)
 
-    sub = commands.add_parser("service", help="write the files that run 'join' as a service of this machine",
-                              description="Writes a hardened systemd unit, or a Dockerfile and a compose file, for one "
-                              "site, and prints what an administrator does with them. Installs nothing.")  # fmt: skip
+    sub = commands.add_parser(
+        "service",
+        help="write the files that run 'join' as a service of this machine",
+        description="Writes a hardened systemd unit, or a Dockerfile and a compose file, for one "
+        "site, and prints what an administrator does with them. Installs nothing.",
+    )
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml, where the service finds it")
     sub.add_argument("--kind", required=True, choices=("systemd", "compose"), help="a unit, or a container")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to; made where needed")
     sub.add_argument("--user", default="fedcmr", help="account that the unit runs as (default: %(default)s)")
-    sub.add_argument("--program", type=Path, metavar="PATH", help="fedcmr-client, where the unit finds it (default: "
-                     "the one installed here)")  # fmt: skip
-    sub.add_argument("--allow", action="append", default=[], metavar="ADDRESS", help="address or network of the "
-                     "coordinator, and no other may be called; for a unit, may be given again (default: the one in "
-                     "site.yaml, or any where that is a name)")  # fmt: skip
+    sub.add_argument(
+        "--program",
+        type=Path,
+        metavar="PATH",
+        help="fedcmr-client, where the unit finds it (default: the one installed here)",
+    )
+    sub.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address or network of the "
+        "coordinator, and no other may be called; for a unit, may be given again (default: the one in "
+        "site.yaml, or any where that is a name)",
+    )
     sub.set_defaults(command=_service)
 
-    sub = commands.add_parser("key", help="make the site's key for a deployed study, once",
-                              description="Writes SITE_FOLDER/node_key, which never leaves the site, and node_key.pub, "
-                              "which the coordinator registers.")  # fmt: skip
+    sub = commands.add_parser(
+        "key",
+        help="make the site's key for a deployed study, once",
+        description="Writes SITE_FOLDER/node_key, which never leaves the site, and node_key.pub, "
+        "which the coordinator registers.",
+    )
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
     sub.set_defaults(command=_key)
 
@@ -50,8 +72,8 @@ def check_site(folder: Path, as_json: bool, console: Console) -> None:
     Raises:
         UserError: Something is to be mended.
     """
-    from client.deployment.connection import examine
-    from client.policy import load_site
+    from fedcmr.client.deployment.connection import examine
+    from fedcmr.client.policy import load_site
 
     findings = examine(load_site(folder))
     if as_json:
@@ -68,17 +90,17 @@ def check_site(folder: Path, as_json: bool, console: Console) -> None:
 
 def _join(options: argparse.Namespace) -> None:
     """Run the SuperNode."""
-    from client.deployment.supernode import join
-    from client.policy import load_site
+    from fedcmr.client.deployment.supernode import join
+    from fedcmr.client.policy import load_site
 
     join(load_site(options.site), warm=not options.cold)
 
 
 def _service(options: argparse.Namespace) -> None:
     """Write a service's files."""
-    from client.deployment.install import installed_program, next_steps, service_files
-    from client.policy import load_site
-    from shared.service_files import write_all
+    from fedcmr.client.deployment.install import installed_program, next_steps, service_files
+    from fedcmr.client.policy import load_site
+    from fedcmr.shared.service_files import write_all
 
     site = load_site(options.site)
     program = options.program or installed_program()
@@ -89,8 +111,10 @@ def _service(options: argparse.Namespace) -> None:
 
 def _key(options: argparse.Namespace) -> None:
     """Make the site's key."""
-    from client.deployment.node_key import make_node_key
-    from client.policy import load_site
+    from fedcmr.client.deployment.node_key import make_node_key
+    from fedcmr.client.policy import load_site
 
-    print(f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, vendors and "
-          "nominal patients")  # fmt: skip
+    print(
+        f"send {make_node_key(load_site(options.site).folder)} to the coordinator, with the site's name, vendors and "
+        "nominal patients"
+    )

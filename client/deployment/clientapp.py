@@ -1,7 +1,7 @@
 """`flwr-clientapp` as a site starts it: Flower's own command, with the bundle judged before it is unpacked.
 
-The SuperNode starts `flwr-clientapp` for every message, by its name on the PATH. `client.deployment.supernode` puts a
-command of that name in front which ends up here, see `client.deployment.warm`.
+The SuperNode starts `flwr-clientapp` for every message, by its name on the PATH. `fedcmr.client.deployment.supernode`
+puts a command of that name in front which ends up here, see `fedcmr.client.deployment.preforked`.
 
 Flower unpacks the bundle that it was sent, and then runs what lies in the folder that the server's own words for the
 run name, id and version. So both are held: the bundle by its bytes, and the folder by being the one just unpacked.
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from client.deployment.bundle import CODE_FOLDERS, BundleRefused, check_bundle, is_unpacked
-from client.policy import load_site
+from fedcmr.client.deployment.bundle import BundleRefused, check_bundle, is_unpacked
+from fedcmr.client.policy import load_site
 
 SITE_VARIABLE = "FEDCMR_SITE"
 """Tells the started process the site's folder."""
@@ -25,7 +25,7 @@ SITE_VARIABLE = "FEDCMR_SITE"
 def main() -> None:
     """Answer one message as the policy in the site's folder allows."""
     allowed = load_site(Path(os.environ[SITE_VARIABLE])).policy.allowed_code_sha256
-    for name in [name for name in sys.modules if name.split(".")[0] in CODE_FOLDERS]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "fedcmr"]:
         del sys.modules[name]  # the bundle's own copy is what was judged, and what shall run
 
     from flwr.common.config import get_project_dir

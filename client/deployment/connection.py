@@ -16,14 +16,14 @@ from urllib.request import getproxies, proxy_bypass
 
 from cryptography import x509
 
-from client.code_hash import code_sha256
-from client.deployment.node_key import checked_node_key
-from client.held_out import PREDICTIONS_NAME, check_test_folder, test_dataset
-from client.ledger import LEDGER_NAME, dataset_of, default_witness
-from client.policy import SITE_FILE, SiteSettings
-from client.trainable import LEFT_OUT, trainable
-from shared.errors import UserError
-from shared.permissions import OTHERS, open_to_others, private_folder
+from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.deployment.node_key import checked_node_key
+from fedcmr.client.evaluation_patients import PREDICTIONS_NAME, check_test_folder, test_dataset
+from fedcmr.client.ledger import LEDGER_NAME, dataset_of, default_witness
+from fedcmr.client.policy import SITE_FILE, SiteSettings
+from fedcmr.client.trainable import LEFT_OUT, trainable
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import OTHERS, open_to_others, private_folder
 
 TIMEOUT_S = 10.0
 AHEAD_S, BEHIND_S = 6.0, 240.0
@@ -56,10 +56,17 @@ class Finding:
 def examine(site: SiteSettings) -> list[Finding]:
     """Look at everything; nothing is changed, and nothing but a TLS handshake leaves the site."""
     steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
-        ("cases", _cases), ("test patients", _test), ("permissions", _permissions), ("ledger", _ledger),
-        ("key", lambda site: str(checked_node_key(site.folder))), ("code", _code), ("disk", _disk),
-        ("coordinator", _coordinator), ("certificate", _certificate), ("clock", _clock),
-    ]  # fmt: skip
+        ("cases", _cases),
+        ("test patients", _test),
+        ("permissions", _permissions),
+        ("ledger", _ledger),
+        ("key", lambda site: str(checked_node_key(site.folder))),
+        ("code", _code),
+        ("disk", _disk),
+        ("coordinator", _coordinator),
+        ("certificate", _certificate),
+        ("clock", _clock),
+    ]
     findings = []
     for name, step in steps:
         try:
@@ -130,18 +137,23 @@ def _cases(site: SiteSettings) -> str:
     least = site.policy.min_patients
     reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in found.left_out.items())
     if found.num_patients < least:
-        raise UserError(f"{site.data_path} has fewer patients that can be trained on than policy.min_patients, {least}"
-                        + (f" ({reasons})" if reasons else ""))  # fmt: skip
+        raise UserError(
+            f"{site.data_path} has fewer patients that can be trained on than policy.min_patients, {least}"
+            + (f" ({reasons})" if reasons else "")
+        )
     if "vendor-not-declared" in found.left_out:
-        raise UserError(f"{site.data_path} contradicts the vendors of site.yaml, {', '.join(site.vendor_names)} "
-                        f"({reasons})")  # fmt: skip
+        raise UserError(
+            f"{site.data_path} contradicts the vendors of site.yaml, {', '.join(site.vendor_names)} ({reasons})"
+        )
     absent = [vendor for vendor in site.vendor_names if vendor not in found.vendors]
     if absent:
-        raise UserError(f"site.yaml declares {', '.join(absent)}, of which {site.data_path} has no case that can be "
-                        "trained on: take it out of 'vendors', there and at the coordinator")  # fmt: skip
+        raise UserError(
+            f"site.yaml declares {', '.join(absent)}, of which {site.data_path} has no case that can be "
+            "trained on: take it out of 'vendors', there and at the coordinator"
+        )
     return f"patients that can be trained on: at least policy.min_patients, {least}" + (
         f"; left out: {reasons}" if reasons else ""
-    )  # fmt: skip
+    )
 
 
 def _permissions(site: SiteSettings) -> str:
@@ -154,8 +166,10 @@ def _permissions(site: SiteSettings) -> str:
         wide[site.folder] = [site.folder]
     if wide:
         number = sum(map(len, wide.values()))
-        raise UserError(f"other accounts may use {number} files or folders about patients: mend with 'chmod -R go= "
-                        f"{shlex.join(map(str, wide))}'")  # fmt: skip
+        raise UserError(
+            f"other accounts may use {number} files or folders about patients: mend with 'chmod -R go= "
+            f"{shlex.join(map(str, wide))}'"
+        )
     return "the site's folder, cases and ledger are this account's alone"
 
 
@@ -164,24 +178,31 @@ def _ledger(site: SiteSettings) -> str:
     ledger, witness = site.ledger_path, witness_of(site)
     stray = _other_ledgers(site)
     if stray:
-        raise UserError(f"{stray[0]} has charged releases of these patients, and is not the ledger that site.yaml "
-                        "names: put it back, or name it as 'ledger'; what it has charged is spent")  # fmt: skip
+        raise UserError(
+            f"{stray[0]} has charged releases of these patients, and is not the ledger that site.yaml "
+            "names: put it back, or name it as 'ledger'; what it has charged is spent"
+        )
     if not witness.parent.is_dir():
         raise UserError(f"{witness.parent}: expected the folder of 'ledger_witness', got none; mount or make it")
     if site.ledger_same_disk:
         return "both copies may be on one disk (ledger_same_disk): a restored backup of it forgets what was spent"
-    mend = ("name a file on another disk as 'ledger_witness' in site.yaml or, where no backup of that disk is ever put "
-            "back, set ledger_same_disk: true")  # fmt: skip
+    mend = (
+        "name a file on another disk as 'ledger_witness' in site.yaml or, where no backup of that disk is ever put "
+        "back, set ledger_same_disk: true"
+    )
     copies = [(ledger, witness)] + ([(site.test_ledger_path, _test_witness_of(site))] if site.test else [])
     for ledger, witness in copies:
         if witness.resolve().is_relative_to(site.folder.resolve()):
-            raise UserError(f"the ledger's second copy {witness} lies in the site's own folder, and is restored with "
-                            f"it: {mend}")  # fmt: skip
+            raise UserError(
+                f"the ledger's second copy {witness} lies in the site's own folder, and is restored with it: {mend}"
+            )
         # Where the files are, not the links to them.
         first, second = (_nearest(path.resolve()).stat().st_dev for path in (ledger / LEDGER_NAME, witness))
         if first == second:
-            raise UserError(f"the ledger {ledger} and its second copy {witness} are on one file system, which is "
-                            f"restored as a whole: {mend}")  # fmt: skip
+            raise UserError(
+                f"the ledger {ledger} and its second copy {witness} are on one file system, which is "
+                f"restored as a whole: {mend}"
+            )
     return f"its second copy is on another file system, {witness_of(site)}"
 
 
@@ -222,8 +243,10 @@ def _test(site: SiteSettings) -> str:
 def _code(site: SiteSettings) -> str:
     allowed = site.policy.allowed_code_sha256
     if not allowed:
-        raise UserError("policy.allowed_code_sha256 is empty, so no code is let in: add what 'fedcmr-client code' "
-                        "prints for the version that you have reviewed")  # fmt: skip
+        raise UserError(
+            "policy.allowed_code_sha256 is empty, so no code is let in: add what 'fedcmr-client code' "
+            "prints for the version that you have reviewed"
+        )
     if code_sha256() in allowed:
         return "this version is listed"
     return f"{len(allowed)} listed, not the one installed here: bundles of a listed one will run"
@@ -245,8 +268,10 @@ def _coordinator(site: SiteSettings) -> str:
         _tunnel(connection, host, port, proxy)
         connection.connect()
     except OSError as error:
-        raise UserError(f"{host}:{port} is not reached{way} ({error.strerror or error}): is the name right, may this "
-                        "machine call out to it, does the coordinator's gateway run?") from None  # fmt: skip
+        raise UserError(
+            f"{host}:{port} is not reached{way} ({error.strerror or error}): is the name right, may this "
+            "machine call out to it, does the coordinator's gateway run?"
+        ) from None
     finally:
         connection.close()
     return f"{host}:{port} is reached{way}"
@@ -260,10 +285,14 @@ def _certificate(site: SiteSettings) -> str:
         der = connection.sock.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == EXPIRED:
-            raise UserError(f"the certificate of {host}:{port} has expired: ask the coordinator to renew it with "
-                            "'fedcmr-server init'; or is this machine's clock wrong?") from None  # fmt: skip
-        raise UserError(f"{host}:{port} is not the study's server ({error.verify_message}): do not go on; compare "
-                        f"{site.authority_path} with the coordinator's by telephone") from None  # fmt: skip
+            raise UserError(
+                f"the certificate of {host}:{port} has expired: ask the coordinator to renew it with "
+                "'fedcmr-server init'; or is this machine's clock wrong?"
+            ) from None
+        raise UserError(
+            f"{host}:{port} is not the study's server ({error.verify_message}): do not go on; compare "
+            f"{site.authority_path} with the coordinator's by telephone"
+        ) from None
     except (OSError, ssl.SSLError) as error:
         raise UserError(f"{host}:{port} speaks no TLS ({error.strerror or error})") from None
     finally:

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from client.deidentify import KEY_NAME as PSEUDONYM_KEY
-from client.deployment.connection import address_of
-from client.deployment.node_key import KEY_NAME
-from client.policy import SITE_FILE, SiteSettings
-from shared.errors import UserError
-from shared.service_files import check_account, check_paths, render
+from fedcmr.client.deidentify import KEY_NAME as PSEUDONYM_KEY
+from fedcmr.client.deployment.connection import address_of
+from fedcmr.client.deployment.node_key import KEY_NAME
+from fedcmr.client.policy import SITE_FILE, SiteSettings
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.service_files import check_account, check_paths, render
 
 Kind = Literal["systemd", "compose"]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,11 +46,16 @@ def service_files(
     read_only = [path for path in _read(site) if path != folder]
     check_paths([folder, *outside, *read_only, *([program] if kind == "systemd" else [])], kind == "systemd")
     values: dict[str, Any] = {
-        "name": site.name, "coordinator": site.coordinator, "folder": str(folder), "user": user,
-        "program": str(program), "read_write": [str(path) for path in outside],
-        "read_only": [str(path) for path in read_only], "hidden": [str(path) for path in _hidden(site)],
+        "name": site.name,
+        "coordinator": site.coordinator,
+        "folder": str(folder),
+        "user": user,
+        "program": str(program),
+        "read_write": [str(path) for path in outside],
+        "read_only": [str(path) for path in read_only],
+        "hidden": [str(path) for path in _hidden(site)],
         "allowed": _addresses(allow) or _own_address(site),
-    }  # fmt: skip
+    }
     if kind == "systemd":
         return {UNIT: render(TEMPLATES, f"{UNIT}.j2", values)}
     # A mount needs a place: where the key is not in the folder, there is nothing to hide.
@@ -77,11 +82,16 @@ def next_steps(site: SiteSettings, kind: Kind, user: str, out: Path) -> str:
     if read:
         lines.append(f"# let {account} read {' '.join(read)}")
     if kind == "systemd":
-        lines += [f"cp {out / UNIT} /etc/systemd/system/", "systemctl daemon-reload",
-                  f"systemctl enable --now {UNIT.removesuffix('.service')}"]  # fmt: skip
+        lines += [
+            f"cp {out / UNIT} /etc/systemd/system/",
+            "systemctl daemon-reload",
+            f"systemctl enable --now {UNIT.removesuffix('.service')}",
+        ]
     else:
-        lines += [f"cp {image['wheel']} {out}/    # of the release, or made in a checkout by 'pip wheel --no-deps .'",
-                  f"cd {out} && docker compose build && docker compose up --detach"]  # fmt: skip
+        lines += [
+            f"cp {image['wheel']} {out}/    # of the release, or made in a checkout by 'pip wheel --no-deps .'",
+            f"cd {out} && docker compose build && docker compose up --detach",
+        ]
     return "\n  ".join(lines)
 
 
@@ -99,8 +109,14 @@ def _written(site: SiteSettings) -> list[Path]:
 
 def _read(site: SiteSettings) -> list[Path]:
     """What it needs and must not change: code that runs there cannot loosen the site's policy."""
-    paths = [site.folder / SITE_FILE, site.folder / KEY_NAME, site.authority_path, site.data_path, site.prior_path,
-             site.test_path]  # fmt: skip
+    paths = [
+        site.folder / SITE_FILE,
+        site.folder / KEY_NAME,
+        site.authority_path,
+        site.data_path,
+        site.prior_path,
+        site.test_path,
+    ]
     return list(dict.fromkeys(_normal(path) for path in paths if path is not None))
 
 
@@ -141,7 +157,11 @@ def _image(folder: Path) -> dict[str, Any]:
     ids = (owner.st_uid, owner.st_gid) if owner is not None and owner.st_uid else (CONTAINER_ID, CONTAINER_ID)
     fedcmr = version("fedcmr")
     return {
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}", "torch": version("torch").partition("+")[0],
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "torch": version("torch").partition("+")[0],
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5 // 2**20,
-        "version": fedcmr, "wheel": f"fedcmr-{fedcmr}-py3-none-any.whl", "uid": ids[0], "gid": ids[1],
-    }  # fmt: skip
+        "version": fedcmr,
+        "wheel": f"fedcmr-{fedcmr}-py3-none-any.whl",
+        "uid": ids[0],
+        "gid": ids[1],
+    }

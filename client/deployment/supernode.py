@@ -17,13 +17,13 @@ import threading
 import time
 from pathlib import Path
 
-from client.deployment.clientapp import SITE_VARIABLE
-from client.deployment.connection import LOOPBACK, address_of, authority_of, examine
-from client.deployment.node_key import checked_node_key
-from client.deployment.warm import write_refusals, write_shim
-from client.policy import SiteSettings
-from shared.errors import UserError
-from shared.progress import console
+from fedcmr.client.deployment.clientapp import SITE_VARIABLE
+from fedcmr.client.deployment.connection import LOOPBACK, address_of, authority_of, examine
+from fedcmr.client.deployment.node_key import checked_node_key
+from fedcmr.client.deployment.preforked import write_refusals, write_shim
+from fedcmr.client.policy import SiteSettings
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import console
 
 BIN = Path(sys.executable).parent
 CLIENTAPP = "flwr-clientapp"
@@ -43,7 +43,7 @@ def join(site: SiteSettings, warm: bool = True) -> None:
 
     Args:
         site: Its settings.
-        warm: Keep the libraries loaded between messages: see `client.deployment.warm`.
+        warm: Keep the libraries loaded between messages: see `fedcmr.client.deployment.preforked`.
 
     Raises:
         UserError: The site is not ready: everything that is not is named.
@@ -79,13 +79,21 @@ def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         port = _free_port()
-        commands = [[sys.executable, "-P", "-m", "client.deployment.warm", str(address)]] if warm else []
+        commands = [[sys.executable, "-P", "-m", "fedcmr.client.deployment.preforked", str(address)]] if warm else []
         commands += [_supernode(site, port, secret), _executor(port, secret)]
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for command in commands:
-                processes.append(subprocess.Popen(command, env=environment, cwd=site.folder, stdin=subprocess.DEVNULL,
-                                                  start_new_session=True, preexec_fn=_end_with_parent))  # fmt: skip
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        cwd=site.folder,
+                        stdin=subprocess.DEVNULL,
+                        start_new_session=True,
+                        preexec_fn=_end_with_parent,
+                    )
+                )
             needed = processes[-2:]
             while all(process.poll() is None for process in needed) and not over.wait(0.2):
                 pass
@@ -100,21 +108,39 @@ def _supernode(site: SiteSettings, port: int, secret: Path) -> list[str]:
     """The SuperNode, which starts nothing itself: on its own port, an executor that knows the secret takes its work."""
     host, server_port = address_of(site)
     return [
-        sys.executable, "-P", "-m", "client.deployment.node",
-        "--superlink", f"[{host}]:{server_port}" if ":" in host else f"{host}:{server_port}",
-        "--root-certificates", str(authority_of(site)),
-        "--auth-supernode-private-key", str(checked_node_key(site.folder)),
-        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
-        "--host", "127.0.0.1", "--port", str(port), "--node-config", f'site="{site.folder}"',
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "fedcmr.client.deployment.node",
+        "--superlink",
+        f"[{host}]:{server_port}" if ":" in host else f"{host}:{server_port}",
+        "--root-certificates",
+        str(authority_of(site)),
+        "--auth-supernode-private-key",
+        str(checked_node_key(site.folder)),
+        "--isolation",
+        "process",
+        "--superexec-auth-secret-file",
+        str(secret),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--node-config",
+        f'site="{site.folder}"',
+    ]
 
 
 def _executor(port: int, secret: Path) -> list[str]:
     """What takes the SuperNode's work and starts a ClientApp for it."""
     return [
-        "flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{port}",
-        "--superexec-auth-secret-file", str(secret),
-    ]  # fmt: skip
+        "flower-superexec",
+        "--insecure",
+        "--runtime-api-address",
+        f"127.0.0.1:{port}",
+        "--superexec-auth-secret-file",
+        str(secret),
+    ]
 
 
 def _free_port() -> int:
@@ -129,11 +155,16 @@ def _environment(site: SiteSettings) -> dict[str, str]:
     path = os.pathsep.join([str(_commands(site)), str(BIN), os.environ.get("PATH", "")])
     direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), *LOOPBACK]))
     return os.environ | {
-        "no_proxy": direct, "NO_PROXY": direct,
-        "FLWR_HOME": str(site.folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": EXECUTOR_POLL_S,
-        SITE_VARIABLE: str(site.folder), "PATH": path,
-    }  # fmt: skip
+        "no_proxy": direct,
+        "NO_PROXY": direct,
+        "FLWR_HOME": str(site.folder / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": EXECUTOR_POLL_S,
+        SITE_VARIABLE: str(site.folder),
+        "PATH": path,
+    }
 
 
 def _commands(site: SiteSettings) -> Path:

@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import grpc
 
-from client.fetch.arrival import Untrustworthy, announced, check_file, expect
-from client.fetch.folder import Arrivals
-from client.fetch.source import Broken, Source, clean, connected, judged
-from shared.case import CaseInfo
-from shared.delivery.contract import MAX_CASES, PROTOCOL
-from shared.delivery.delivery_pb2 import (
+from fedcmr.client.fetch.folder import Arrivals
+from fedcmr.client.fetch.inbound import Untrustworthy, announced, check_file, expect
+from fedcmr.client.fetch.source import Broken, Source, clean, connected, judged
+from fedcmr.shared.case import CaseInfo
+from fedcmr.shared.delivery.contract import MAX_CASES, PROTOCOL
+from fedcmr.shared.delivery.delivery_pb2 import (
     CaseHeader,
     Chunk,
     DescribeRequest,
@@ -26,9 +26,9 @@ from shared.delivery.delivery_pb2 import (
     Selection,
     StreamRequest,
 )
-from shared.delivery.delivery_pb2_grpc import DeliveryStub
-from shared.errors import UserError
-from shared.progress import track
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import track
 
 Answer = TypeVar("Answer")
 CALL_S, STREAM_S = 30.0, 600.0
@@ -128,10 +128,14 @@ def fetch(source: Source, folder: Path, wish: Wish, patience_s: float) -> Fetche
         study = clean(described.study)
         total = _total(described, wish, source)
         request = {
-            "study": study, "release_sha256": "" if wish.fresh else clean(described.release_sha256),
-            "generator_sha256": clean(described.generator_sha256) if wish.fresh else "", "vendors": list(wish.vendors),
-            "ef": list(wish.ef) if wish.ef else None, "fresh": wish.fresh, "seed": wish.seed,
-        }  # fmt: skip
+            "study": study,
+            "release_sha256": "" if wish.fresh else clean(described.release_sha256),
+            "generator_sha256": clean(described.generator_sha256) if wish.fresh else "",
+            "vendors": list(wish.vendors),
+            "ef": list(wish.ef) if wish.ef else None,
+            "fresh": wish.fresh,
+            "seed": wish.seed,
+        }
         with Arrivals(folder, request) as arrivals:
             if not arrivals.done:
                 _check_disk(folder, described, wish)
@@ -163,14 +167,18 @@ def _total(described: Description, wish: Wish, source: Source) -> int:
         UserError: None, or the service cannot give them.
     """
     if described.protocol != PROTOCOL:
-        raise UserError(f"{source.address} speaks version {described.protocol} of the delivery protocol, this is "
-                        f"{PROTOCOL}: install the study's version of fedcmr")  # fmt: skip
+        raise UserError(
+            f"{source.address} speaks version {described.protocol} of the delivery protocol, this is "
+            f"{PROTOCOL}: install the study's version of fedcmr"
+        )
     if wish.fresh:
         if not described.max_fresh:
             raise UserError(f"{source.address} samples no fresh cases: leave --fresh out")
         if wish.fresh > described.max_fresh:
-            raise UserError(f"{source.address} samples at most {described.max_fresh} cases at once: give --fresh less, "
-                            "and another --seed and folder for more")  # fmt: skip
+            raise UserError(
+                f"{source.address} samples at most {described.max_fresh} cases at once: give --fresh less, "
+                "and another --seed and folder for more"
+            )
         return wish.fresh
     if not described.matching_cases:
         there = ", ".join(f"{entry.cases} {clean(entry.vendor)}" for entry in described.vendors)
@@ -185,8 +193,10 @@ def _check_disk(folder: Path, described: Description, wish: Wish) -> None:
     needed = SLACK_BYTES + (0 if wish.fresh else described.matching_bytes)
     there = sum(path.stat().st_size for path in (folder / "cases").iterdir())
     if shutil.disk_usage(folder).free < needed - there:
-        raise UserError(f"{folder}: expected {(needed - there) / 2**20:.0f} MiB free for the cases, got "
-                        f"{shutil.disk_usage(folder).free / 2**20:.0f}")  # fmt: skip
+        raise UserError(
+            f"{folder}: expected {(needed - there) / 2**20:.0f} MiB free for the cases, got "
+            f"{shutil.disk_usage(folder).free / 2**20:.0f}"
+        )
 
 
 def _all_cases(
@@ -210,8 +220,9 @@ def _all_cases(
                 yield
             expect(arrivals.count == total, "fewer cases than it described")
         except Untrustworthy as error:
-            raise UserError(f"{source.address} sent {error}: it was not kept, nor anything after it; tell the "
-                            "coordinator") from None  # fmt: skip
+            raise UserError(
+                f"{source.address} sent {error}: it was not kept, nor anything after it; tell the coordinator"
+            ) from None
         except grpc.RpcError as error:
             trouble = judged(error, source)
             if isinstance(trouble, UserError):
@@ -226,8 +237,13 @@ def _stream(
 ) -> "grpc.CallIterator[Chunk]":
     """The cases after the last one that is there."""
     if wish.fresh:
-        request = SampleRequest(generator_sha256=described.generator_sha256, selection=wish.selection, seed=wish.seed,
-                                count=total - arrivals.count, after=arrivals.last)  # fmt: skip
+        request = SampleRequest(
+            generator_sha256=described.generator_sha256,
+            selection=wish.selection,
+            seed=wish.seed,
+            count=total - arrivals.count,
+            after=arrivals.last,
+        )
         return stub.Sample(request, timeout=STREAM_S)
     return stub.Stream(
         StreamRequest(release_sha256=described.release_sha256, selection=wish.selection, after=arrivals.last),
@@ -266,14 +282,18 @@ def _datasheet(described: Description, wish: Wish, total: int) -> str:
     text = "".join(c for c in described.datasheet if c.isprintable() or c in "\n\t")
     if wish.fresh:
         selection = f" ({wish.words()})" if wish.words() else ""
-        note = (f"> This folder holds {total} fresh cases{selection}, sampled with seed {wish.seed} from the generator "
-                f"(SHA-256 {clean(described.generator_sha256)}) of the set that is described below. None of them is in "
-                "that set, and its numbers are not theirs; the paragraphs on how they were made, privacy, uses and "
-                "terms hold for both.")  # fmt: skip
+        note = (
+            f"> This folder holds {total} fresh cases{selection}, sampled with seed {wish.seed} from the generator "
+            f"(SHA-256 {clean(described.generator_sha256)}) of the set that is described below. None of them is in "
+            "that set, and its numbers are not theirs; the paragraphs on how they were made, privacy, uses and "
+            "terms hold for both."
+        )
     elif wish.words():
         number = sum(entry.cases for entry in described.vendors)
-        note = (f"> This folder holds {total} of the {number} cases of the set described below: {wish.words()}. "
-                "The numbers below are those of the whole set.")  # fmt: skip
+        note = (
+            f"> This folder holds {total} of the {number} cases of the set described below: {wish.words()}. "
+            "The numbers below are those of the whole set."
+        )
     else:
         return text
     return f"{note}\n\n{text}"

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from shared.case import INDEX_NAME, CaseInfo, write_index
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
+from fedcmr.shared.case import INDEX_NAME, CaseInfo, write_index
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
 
 REQUEST_NAME, JOURNAL_NAME = "fetch.json", "arrived.jsonl"
 DATASHEET_NAME, CHECKSUMS_NAME = "DATASHEET.md", "SHA256SUMS"
@@ -111,8 +111,10 @@ class Arrivals:
             raise UserError(f"{path} cannot be read: give a new or empty folder") from None
         for key, value in self._request.items():
             if known.get(key) != value:
-                raise UserError(f"{self._folder} is of another request ({key} is {known.get(key)!r} there, {value!r} "
-                                "now): give a new or empty folder")  # fmt: skip
+                raise UserError(
+                    f"{self._folder} is of another request ({key} is {known.get(key)!r} there, {value!r} "
+                    "now): give a new or empty folder"
+                )
         return known
 
     def _note(self, done: bool) -> None:

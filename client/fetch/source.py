@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 
-from shared.delivery.contract import MAX_MESSAGE_BYTES
-from shared.delivery.delivery_pb2_grpc import DeliveryStub
-from shared.errors import UserError
+from fedcmr.shared.delivery.contract import MAX_MESSAGE_BYTES
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub
+from fedcmr.shared.errors import UserError
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{20,200}")
 HANDSHAKE_S = 10.0
@@ -87,19 +87,25 @@ def judged(error: grpc.RpcError, source: Source) -> Broken | UserError:
     code, words = error.code(), clean(error.details() or "")
     match code:
         case grpc.StatusCode.UNAUTHENTICATED:
-            return UserError(f"{source.token_file}: {source.address} does not accept this token; the coordinator "
-                             "makes a new one with 'fedcmr-server token'")  # fmt: skip
+            return UserError(
+                f"{source.token_file}: {source.address} does not accept this token; the coordinator "
+                "makes a new one with 'fedcmr-server token'"
+            )
         case grpc.StatusCode.UNIMPLEMENTED:
             return UserError(f"{source.address} is no delivery service of this version: is the port right?")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in words:
-            return UserError(f"{source.address} sends messages of more than {MAX_MESSAGE_BYTES} bytes, which no "
-                             "delivery service does: tell the coordinator")  # fmt: skip
+            return UserError(
+                f"{source.address} sends messages of more than {MAX_MESSAGE_BYTES} bytes, which no "
+                "delivery service does: tell the coordinator"
+            )
         case grpc.StatusCode.INTERNAL if "deserializing" in words:
             return UserError(f"{source.address} sends what cannot be read: is it of another version?")
         case (
-            grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.FAILED_PRECONDITION | grpc.StatusCode.DATA_LOSS
+            grpc.StatusCode.INVALID_ARGUMENT
+            | grpc.StatusCode.FAILED_PRECONDITION
+            | grpc.StatusCode.DATA_LOSS
             | grpc.StatusCode.OUT_OF_RANGE
-        ):  # fmt: skip
+        ):
             return UserError(f"{source.address} refuses: {words}")
         case grpc.StatusCode.UNAVAILABLE:
             return _unreachable(source, words)
@@ -124,8 +130,10 @@ def _unreachable(source: Source, words: str) -> Broken | UserError:
         ):
             return Broken(words or "the connection broke")
     except ssl.SSLCertVerificationError as error:
-        return UserError(f"{source.address} is not the study's server ({error.verify_message}): compare {source.ca} "
-                         "with the coordinator's by telephone; nothing was sent")  # fmt: skip
+        return UserError(
+            f"{source.address} is not the study's server ({error.verify_message}): compare {source.ca} "
+            "with the coordinator's by telephone; nothing was sent"
+        )
     except ssl.SSLError:
         return Broken("it speaks no TLS: is the port right?")
     except OSError as error:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.ingest.cine import Cine
-from client.ingest.dicom.header import Header
+from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.dicom.header import Header
 
 ANNOTATED = "YES"
 SUSPECTED = "burned-in-suspected"

@@ -15,15 +15,15 @@ class Cine:
 
     Attributes:
         images: Shape (T, Z, H, W), float32, any scale; phases in temporal order.
-        masks: Shape (T, Z, H, W), uint8 labels of `shared.case`, or None. A phase without labels is all zero.
+        masks: Shape (T, Z, H, W), uint8 labels of `fedcmr.shared.case`, or None. A phase without labels is all zero.
         spacing_mm: Slices, rows, columns.
         axes: Shape (3, 3), unit vectors along slices, rows and columns in the patient's LPS coordinates (DICOM PS3.3
             C.7.6.2.1.1: left, posterior, superior). None where the files do not know; the reader then promises a
             view from the apex, up to quarter turns.
-        vendor: One of `shared.case.VENDORS` or "unknown".
+        vendor: One of `fedcmr.shared.case.VENDORS` or "unknown".
         field_strength_t: Tesla; NaN where unknown.
         ef: An ejection fraction in (0, 1) that is known without masks; NaN where there is none. Masks go before it.
-        sex: As `shared.case.CaseInfo`, likewise `pathology`; empty where unknown.
+        sex: As `fedcmr.shared.case.CaseInfo`, likewise `pathology`; empty where unknown.
         says_vendor: Whether the files name any manufacturer, a known one or not.
     """
 

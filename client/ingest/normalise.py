@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from client.ingest.cine import Cine
-from client.ingest.locate import find_centre, find_frames, in_order, lv_voxels
-from client.ingest.reasons import Unusable
-from shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
+from fedcmr.client.ingest.centring import find_centre, find_frames, in_order, lv_voxels
+from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
 
 BASE_TO_APEX = np.array([0.53, -0.62, -0.57]) / np.linalg.norm([0.53, -0.62, -0.57])
 """The heart's usual long axis in LPS coordinates: to the left, forward and down."""
@@ -24,7 +24,7 @@ MAX_EF_DIFFERENCE = 0.01
 
 @dataclass(frozen=True)
 class Normalised:
-    """The arrays of a `shared.case.Case`, and its ejection fraction.
+    """The arrays of a `fedcmr.shared.case.Case`, and its ejection fraction.
 
     Attributes:
         frames: Shape (2, Z, 96, 96), float32 in [0, 1].

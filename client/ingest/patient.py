@@ -9,11 +9,24 @@ from collections.abc import Iterable
 PATHOLOGIES = {
     code.upper(): code
     for code in (
-        "NOR", "MINF", "DCM", "HCM", "RV",                  # ACDC: RV is an abnormal right ventricle
-        "HHD", "ARV", "AHS", "IHD", "LVNC", "Other",        # M&Ms, beside NOR, DCM and HCM
-        "LV", "ARR", "FALL", "CIA", "TRI",                  # M&Ms-2, beside NOR, HCM and RV (there: dilated)
+        "NOR",
+        "MINF",
+        "DCM",
+        "HCM",
+        "RV",  # ACDC: RV is an abnormal right ventricle
+        "HHD",
+        "ARV",
+        "AHS",
+        "IHD",
+        "LVNC",
+        "Other",  # M&Ms, beside NOR, DCM and HCM
+        "LV",
+        "ARR",
+        "FALL",
+        "CIA",
+        "TRI",  # M&Ms-2, beside NOR, HCM and RV (there: dilated)
     )
-}  # fmt: skip
+}
 """Codes of the data sets, by their capitals. They are kept as each data set has them: its definitions are its own."""
 SEX_WORDS = {"F": "F", "M": "M", "FEMALE": "F", "MALE": "M"}
 
@@ -24,7 +37,7 @@ def pathology_code(text: str) -> str:
 
 
 def sex_code(text: str) -> str:
-    """One of `shared.case.SEXES`; empty for any other text, as "O" (other) of PatientSex (0010,0040)."""
+    """One of `fedcmr.shared.case.SEXES`; empty for any other text, as "O" (other) of PatientSex (0010,0040)."""
     return SEX_WORDS.get(text.strip().upper(), "")
 
 

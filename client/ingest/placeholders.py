@@ -2,11 +2,35 @@
 
 import re
 
-WORDS = frozenset({
-    "anon", "anonym", "anonyme", "anonymous", "anonymised", "anonymized", "deidentified", "desconocido", "empty",
-    "inconnu", "missing", "na", "nil", "noid", "none", "notapplicable", "notavailable", "notknown", "null", "redacted",
-    "removed", "unbekannt", "undefined", "unknown", "unspecified",
-})  # fmt: skip
+WORDS = frozenset(
+    {
+        "anon",
+        "anonym",
+        "anonyme",
+        "anonymous",
+        "anonymised",
+        "anonymized",
+        "deidentified",
+        "desconocido",
+        "empty",
+        "inconnu",
+        "missing",
+        "na",
+        "nil",
+        "noid",
+        "none",
+        "notapplicable",
+        "notavailable",
+        "notknown",
+        "null",
+        "redacted",
+        "removed",
+        "unbekannt",
+        "undefined",
+        "unknown",
+        "unspecified",
+    }
+)
 """In lower case, without spaces and signs."""
 
 

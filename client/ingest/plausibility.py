@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.cine import Cine
-from client.ingest.locate import find_frames, lv_voxels
-from client.ingest.reasons import Unusable
-from shared.case import LV, MYO, RV
+from fedcmr.client.ingest.centring import find_frames, lv_voxels
+from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.shared.case import LV, MYO, RV
 
 MIN_MYOCARDIUM_AT_BORDER = 0.5
 """Share of the cavity's border that must touch myocardium. 0.996 and more in 20 ACDC and 3 M&Ms patients; a basal slice

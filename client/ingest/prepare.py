@@ -10,25 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from client.deidentify import pseudonym, read_or_make_key
-from client.ingest.burned_in import SUSPECTED, suspect
-from client.ingest.cine import Findings, Study
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.layouts.acdc import find_acdc
-from client.ingest.layouts.ef_table import names_of, read_ef_table, with_ejection_fractions
-from client.ingest.layouts.mnms import find_mnms
-from client.ingest.layouts.mnms2 import find_mnms2
-from client.ingest.layouts.plain import find_plain
-from client.ingest.normalise import normalise
-from client.ingest.plausibility import check_masks
-from client.ingest.reasons import REASONS, Unusable
-from client.ingest.sandbox import Workers
-from shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
-from shared.permissions import private_folder
-from shared.progress import track
-from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, of_layout
+from fedcmr.client.deidentify import pseudonym, read_or_make_key
+from fedcmr.client.ingest.burned_in import SUSPECTED, suspect
+from fedcmr.client.ingest.cine import Findings, Study
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.layouts.acdc import find_acdc
+from fedcmr.client.ingest.layouts.ef_table import names_of, read_ef_table, with_ejection_fractions
+from fedcmr.client.ingest.layouts.mnms import find_mnms
+from fedcmr.client.ingest.layouts.mnms2 import find_mnms2
+from fedcmr.client.ingest.layouts.plain import find_plain
+from fedcmr.client.ingest.normalise import normalise
+from fedcmr.client.ingest.plausibility import check_masks
+from fedcmr.client.ingest.reasons import REASONS, Unusable
+from fedcmr.client.ingest.sandbox import Workers
+from fedcmr.shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.progress import track
+from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, of_layout
 
 Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 SETTINGS_NAME = "prepared.json"
@@ -114,8 +114,8 @@ def prepare(
         ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
         key: Secret for the pseudonyms; by default `pseudonym.key` beside `destination`, made on first use.
         num_processes: Child processes that read the scans.
-        vendor: Of the scanners, one of `shared.case.VENDORS`, for scans that name none; it overrides nothing that the
-            scans say. Cases of an earlier call that had none get it too.
+        vendor: Of the scanners, one of `fedcmr.shared.case.VENDORS`, for scans that name none; it overrides nothing
+            that the scans say. Cases of an earlier call that had none get it too.
         one_study_one_patient: For DICOM, take each study without a PatientID for a patient of its own; otherwise such
             studies are refused.
         issuers_differ: For DICOM, take a PatientID of another issuer for another patient; otherwise a number is one
@@ -162,8 +162,13 @@ def prepare(
                     known[job.pseudonym] = replace(known[job.pseudonym], group=job.group)
             jobs = [job for job in jobs if job.pseudonym not in known or _lacks_vendor(known[job.pseudonym], vendor)]
             refused = Counter(findings.refused)
-            one = partial(prepare_one, destination=destination, expects_ef=table is not None, vendor=vendor,
-                          keep_suspected=keep_suspected)  # fmt: skip
+            one = partial(
+                prepare_one,
+                destination=destination,
+                expects_ef=table is not None,
+                vendor=vendor,
+                keep_suspected=keep_suspected,
+            )
             saved_at = time.monotonic()
             try:
                 for result in track(workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
@@ -184,8 +189,14 @@ def prepare(
         if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
             record["provenance"] = SIMULATED_SCANS.as_json()
             _write_json(destination / SETTINGS_NAME, record)
-        summary = Summary(len(known), len(known) - num_known, dict(+refused), dict(+findings.left_out), dict(+cautions),
-                          from_json(record["provenance"]))  # fmt: skip
+        summary = Summary(
+            len(known),
+            len(known) - num_known,
+            dict(+refused),
+            dict(+findings.left_out),
+            dict(+cautions),
+            from_json(record["provenance"]),
+        )
         counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
         _write_json(destination / REFUSED_NAME, counts)
     except OSError as error:

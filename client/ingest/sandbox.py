@@ -34,8 +34,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.ingest.nursery import send_message
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.fork_server import send_message
+from fedcmr.client.ingest.reasons import Unusable
 
 MEMORY_BYTES = 4 * 2**30
 """Above what a child has at start: the largest stack that is taken, and what finding the heart in it needs."""
@@ -262,11 +262,19 @@ class _Nursery:
         # A session of its own, for the terminal's Ctrl-C is the parent's to answer; one thread, for there is one
         # child per core, and the address space of idle threads counts against the limit.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n"
-             f"from client.ingest.nursery import serve; serve({its.fileno()})"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[its.fileno()],
-            start_new_session=True, env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path[:] = {sys.path!r}\n"
+                f"from fedcmr.client.ingest.fork_server import serve; serve({its.fileno()})",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[its.fileno()],
+            start_new_session=True,
+            env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        )
         its.close()
         self.owner = os.getpid()
 

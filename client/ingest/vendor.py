@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Iterable
 
-from client.ingest.placeholders import is_placeholder
-from shared.case import UNKNOWN
+from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.shared.case import UNKNOWN
 
 PREFIXES = {
     "siemens": "Siemens",
@@ -33,7 +33,7 @@ PER_TESLA = (10_000.0, 1_000.0)
 
 
 def vendor_name(manufacturer: str) -> str:
-    """One of `shared.case.VENDORS`, or "unknown", for a free text like "GE MEDICAL SYSTEMS" or "TOSHIBA_MEC"."""
+    """One of `fedcmr.shared.case.VENDORS`, or "unknown", for a free text like "GE MEDICAL SYSTEMS" or "TOSHIBA_MEC"."""
     words = re.findall(r"[^\W_]+", manufacturer.lower())
     for prefix, vendor in PREFIXES.items():
         if words[: len(prefix.split())] == prefix.split():

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from server.deployment.ports import DELIVERY_PORT
-from shared.errors import UserError
+from fedcmr.server.deployment.ports import DELIVERY_PORT
+from fedcmr.shared.errors import UserError
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 MAX_FRESH = 10_000
@@ -20,49 +20,85 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         add: Takes name, function, help and description.
         positive: Parses a whole number from 1.
     """
-    sub = add("deliver", _deliver, "serve a run's synthetic cases to partners who have a token",
-              "Over TLS (gRPC), until it is stopped; partners use 'fedcmr-client fetch'. The released set is served, "
-              "and fresh cases of the run's generator, which cost no further privacy. What was asked by whom stands "
-              "in DIR/logs/delivery.log.")  # fmt: skip
+    sub = add(
+        "deliver",
+        _deliver,
+        "serve a run's synthetic cases to partners who have a token",
+        "Over TLS (gRPC), until it is stopped; partners use 'fedcmr-client fetch'. The released set is served, "
+        "and fresh cases of the run's generator, which cost no further privacy. What was asked by whom stands "
+        "in DIR/logs/delivery.log.",
+    )
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    sub.add_argument("--folder", type=Path, required=True, metavar="DIR",
-                     help="the coordinator's: server.crt, server.key, delivery/tokens.json")  # fmt: skip
-    sub.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s, the default, is for a "
-                     "gateway on this machine, 0.0.0.0 for all networks")  # fmt: skip
-    sub.add_argument("--port", type=_port, help="0 takes a free one (default: delivery_port of DIR's "
-                     f"coordinator.yaml, or {DELIVERY_PORT})")  # fmt: skip
-    sub.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=True,
-                     help="also sample fresh cases on request (default: --fresh)")  # fmt: skip
-    sub.add_argument("--max-fresh", type=positive, default=MAX_FRESH, metavar="N",
-                     help="most fresh cases of one call (default: %(default)s)")  # fmt: skip
-    sub.add_argument("--without-privacy", action="store_true",
-                     help="serve a run that was trained without differential privacy")  # fmt: skip
+    sub.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the coordinator's: server.crt, server.key, delivery/tokens.json",
+    )
+    sub.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; %(default)s, the default, is for a "
+        "gateway on this machine, 0.0.0.0 for all networks",
+    )
+    sub.add_argument(
+        "--port",
+        type=_port,
+        help=f"0 takes a free one (default: delivery_port of DIR's coordinator.yaml, or {DELIVERY_PORT})",
+    )
+    sub.add_argument(
+        "--fresh",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also sample fresh cases on request (default: --fresh)",
+    )
+    sub.add_argument(
+        "--max-fresh",
+        type=positive,
+        default=MAX_FRESH,
+        metavar="N",
+        help="most fresh cases of one call (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--without-privacy", action="store_true", help="serve a run that was trained without differential privacy"
+    )
 
-    sub = add("token", _token, "give a site a token for 'fedcmr-client fetch', or take it away",
-              "The folder keeps the token's SHA-256 and not the token: it is shown or written once. A new token "
-              "replaces the site's earlier one at once, also in a running service.")  # fmt: skip
+    sub = add(
+        "token",
+        _token,
+        "give a site a token for 'fedcmr-client fetch', or take it away",
+        "The folder keeps the token's SHA-256 and not the token: it is shown or written once. A new token "
+        "replaces the site's earlier one at once, also in a running service.",
+    )
     sub.add_argument("folder", type=Path, metavar="DIR", help="the coordinator's folder")
     sub.add_argument("--site", required=True, metavar="NAME", help="whose token it is")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="new file for the token, for this user's eyes only "
-                     "(default: print it)")  # fmt: skip
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="new file for the token, for this user's eyes only (default: print it)"
+    )
     sub.add_argument("--revoke", action="store_true", help="take the site's token away")
 
 
 def _deliver(options: argparse.Namespace) -> None:
-    from server.delivery.fresh import load_sampler
-    from server.delivery.released_set import open_released_set
-    from server.delivery.serve import Service
-    from server.delivery.service import Offer
-    from server.results import privacy_spent
-    from shared.run_folder import load_run
+    from fedcmr.server.delivery.on_demand import load_sampler
+    from fedcmr.server.delivery.released_set import open_released_set
+    from fedcmr.server.delivery.serve import Service
+    from fedcmr.server.delivery.service import Offer
+    from fedcmr.server.federation.outcome import privacy_spent
+    from fedcmr.server.run_folder import load_run
 
     run = load_run(options.run)
     spent = privacy_spent(run)
     if spent["epsilon"] is None and not options.without_privacy:
-        raise UserError(f"{run.path} was trained without differential privacy: its cases may show patients; "
-                        "--without-privacy serves them all the same")  # fmt: skip
-    guarantee = ("none: trained without differential privacy" if spent["epsilon"] is None else
-                 f"epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for {spent['unit']}")  # fmt: skip
+        raise UserError(
+            f"{run.path} was trained without differential privacy: its cases may show patients; "
+            "--without-privacy serves them all the same"
+        )
+    guarantee = (
+        "none: trained without differential privacy"
+        if spent["epsilon"] is None
+        else f"epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for {spent['unit']}"
+    )
     released = open_released_set(run.path / "synthetic")
     sampler = load_sampler(run) if options.fresh else None
     port = _delivery_port(options.folder) if options.port is None else options.port
@@ -70,15 +106,18 @@ def _deliver(options: argparse.Namespace) -> None:
     with Service(options.folder, offer, options.host, port) as service:
         if service.days_left < WARN_DAYS:
             print(f"the server's certificate is valid for {service.days_left} more days: renew it", file=sys.stderr)
-        print(f"serving {len(released.entries)} cases of {offer.study}{' and fresh ones' if sampler else ''} at "
-              f"{options.host}:{service.port}; privacy: {guarantee}", flush=True)  # fmt: skip
+        print(
+            f"serving {len(released.entries)} cases of {offer.study}{' and fresh ones' if sampler else ''} at "
+            f"{options.host}:{service.port}; privacy: {guarantee}",
+            flush=True,
+        )
         service.wait()
         print("ending: running streams may finish what they send", file=sys.stderr)
 
 
 def _token(options: argparse.Namespace) -> None:
-    from server.delivery.tokens import issue_token, revoke_token
-    from server.deployment.authority import write_secret
+    from fedcmr.server.delivery.tokens import issue_token, revoke_token
+    from fedcmr.server.deployment.authority import write_secret
 
     if not options.folder.is_dir():
         raise UserError(f"{options.folder} is no folder: 'fedcmr-server init' makes it")
@@ -100,7 +139,7 @@ def _token(options: argparse.Namespace) -> None:
 
 def _delivery_port(folder: Path) -> int:
     """What the gateway, too, takes from the coordinator's settings."""
-    from server.deployment.coordinator import COORDINATOR_FILE, load_coordinator
+    from fedcmr.server.deployment.coordinator import COORDINATOR_FILE, load_coordinator
 
     return load_coordinator(folder).delivery_port if (folder / COORDINATOR_FILE).is_file() else DELIVERY_PORT
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import grpc
 
-from server.delivery.selection import Refusal
-from server.release import CHECKSUMS_NAME, DATASHEET_NAME
-from shared.case import INDEX_NAME, CaseInfo, read_index
-from shared.delivery.contract import MAX_CASE_BYTES, MAX_CASES, MAX_MESSAGE_BYTES, matches
-from shared.delivery.delivery_pb2 import Selection
-from shared.errors import UserError
+from fedcmr.server.dataset.writer import CHECKSUMS_NAME, DATASHEET_NAME
+from fedcmr.server.delivery.query import Refusal
+from fedcmr.shared.case import INDEX_NAME, CaseInfo, read_index
+from fedcmr.shared.delivery.contract import MAX_CASE_BYTES, MAX_CASES, MAX_MESSAGE_BYTES, matches
+from fedcmr.shared.delivery.delivery_pb2 import Selection
+from fedcmr.shared.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ class ReleasedSet:
         except OSError:
             content = b""
         if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise Refusal(grpc.StatusCode.DATA_LOSS, "a case's file is not the one that was released: tell the "
-                          "coordinator to check the set and to start the service again")  # fmt: skip
+            raise Refusal(
+                grpc.StatusCode.DATA_LOSS,
+                "a case's file is not the one that was released: tell the "
+                "coordinator to check the set and to start the service again",
+            )
         return content
 
     def per_vendor(self) -> dict[str, int]:
@@ -102,6 +105,7 @@ def open_released_set(folder: Path) -> ReleasedSet:
             raise UserError(f"{path}: expected a case of at most {MAX_CASE_BYTES} bytes, got {size}")
         entries.append(Entry(info, size, digest))
     if not 0 < len(entries) <= MAX_CASES or len(datasheet.encode()) > MAX_MESSAGE_BYTES // 2:
-        raise UserError(f"{folder}: expected 1 to {MAX_CASES} cases and a datasheet of at most "
-                        f"{MAX_MESSAGE_BYTES // 2} bytes")  # fmt: skip
+        raise UserError(
+            f"{folder}: expected 1 to {MAX_CASES} cases and a datasheet of at most {MAX_MESSAGE_BYTES // 2} bytes"
+        )
     return ReleasedSet(folder, hashlib.sha256(text).hexdigest(), datasheet, tuple(entries))

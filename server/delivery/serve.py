@@ -10,13 +10,13 @@ import grpc
 from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.delivery.audit import AuditLog
-from server.delivery.guard import CALLS_IN_ALL, CALLS_PER_SITE, CHECKS_IN_ALL, WAITING_IN_ALL, Guard
-from server.delivery.service import Delivery, Offer
-from server.delivery.tokens import TokenBook, read_tokens, tokens_path
-from shared.delivery.contract import MAX_MESSAGE_BYTES, SERVICE
-from shared.delivery.delivery_pb2_grpc import add_DeliveryServicer_to_server
-from shared.errors import UserError
+from fedcmr.server.delivery.access_log import AuditLog
+from fedcmr.server.delivery.interceptor import CALLS_IN_ALL, CALLS_PER_SITE, CHECKS_IN_ALL, WAITING_IN_ALL, Guard
+from fedcmr.server.delivery.service import Delivery, Offer
+from fedcmr.server.delivery.tokens import TokenBook, read_tokens, tokens_path
+from fedcmr.shared.delivery.contract import MAX_MESSAGE_BYTES, SERVICE
+from fedcmr.shared.delivery.delivery_pb2_grpc import add_DeliveryServicer_to_server
+from fedcmr.shared.errors import UserError
 
 THREADS = CALLS_IN_ALL + WAITING_IN_ALL + CHECKS_IN_ALL + 8
 """Every call that is answered, every one and every health check that may be silent, and some to refuse the others."""
@@ -60,8 +60,9 @@ class Service:
         credentials, self.days_left = _credentials(folder)
         read_tokens(tokens_path(folder))
         guard = Guard(TokenBook(folder), AuditLog(folder))
-        self._server = grpc.server(ThreadPoolExecutor(THREADS), interceptors=[guard], options=OPTIONS,
-                                   maximum_concurrent_rpcs=THREADS * 4)  # fmt: skip
+        self._server = grpc.server(
+            ThreadPoolExecutor(THREADS), interceptors=[guard], options=OPTIONS, maximum_concurrent_rpcs=THREADS * 4
+        )
         add_DeliveryServicer_to_server(Delivery(offer), self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -8,12 +8,12 @@ from itertools import islice
 
 import grpc
 
-from server.delivery.fresh import FreshSampler
-from server.delivery.released_set import ReleasedSet
-from server.delivery.selection import Refusal, bad_request
-from shared.case import CaseInfo, write_arrays
-from shared.delivery.contract import CHUNK_BYTES, PROTOCOL, to_row
-from shared.delivery.delivery_pb2 import (
+from fedcmr.server.delivery.on_demand import FreshSampler
+from fedcmr.server.delivery.query import Refusal, bad_request
+from fedcmr.server.delivery.released_set import ReleasedSet
+from fedcmr.shared.case import CaseInfo, write_arrays
+from fedcmr.shared.delivery.contract import CHUNK_BYTES, PROTOCOL, to_row
+from fedcmr.shared.delivery.delivery_pb2 import (
     CaseHeader,
     Chunk,
     DescribeRequest,
@@ -22,7 +22,7 @@ from shared.delivery.delivery_pb2 import (
     StreamRequest,
     VendorCount,
 )
-from shared.delivery.delivery_pb2_grpc import DeliveryServicer
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryServicer
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,17 @@ class Delivery(DeliveryServicer):  # type: ignore[misc]
         offer, sampler = self._offer, self._offer.sampler
         matching = list(offer.released.select(request.selection))
         return Description(
-            protocol=PROTOCOL, study=offer.study, release_sha256=offer.released.sha256,
+            protocol=PROTOCOL,
+            study=offer.study,
+            release_sha256=offer.released.sha256,
             vendors=[VendorCount(vendor=name, cases=number) for name, number in offer.released.per_vendor().items()],
-            datasheet=offer.released.datasheet, privacy=offer.privacy, matching_cases=len(matching),
-            matching_bytes=sum(entry.size for entry in matching), max_fresh=offer.max_fresh if sampler else 0,
+            datasheet=offer.released.datasheet,
+            privacy=offer.privacy,
+            matching_cases=len(matching),
+            matching_bytes=sum(entry.size for entry in matching),
+            max_fresh=offer.max_fresh if sampler else 0,
             generator_sha256=sampler.generator_sha256 if sampler else "",
-        )  # fmt: skip
+        )
 
     def Stream(self, request: StreamRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:  # noqa: N802
         """The matching cases of the released set after `after`."""

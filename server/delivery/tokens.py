@@ -9,9 +9,9 @@ import json
 import secrets
 from pathlib import Path
 
-from server.deployment.authority import write_secret
-from shared.errors import UserError
-from shared.records import SITE_NAME
+from fedcmr.server.deployment.authority import write_secret
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.records import SITE_NAME
 
 TOKENS_NAME = "tokens.json"
 PREFIX = "fedcmr_"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
-from shared.case import VENDORS
-from shared.errors import UserError
-from shared.provenance import PRIVATE, PUBLIC_SETS, parse
-from shared.site_facts import parse_vendors
+from fedcmr.server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
+from fedcmr.shared.case import VENDORS
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.provenance import PRIVATE, PUBLIC_SETS, parse
+from fedcmr.shared.site_facts import parse_vendors
 
 if TYPE_CHECKING:
-    from server.deployment.coordinator import Coordinator
+    from fedcmr.server.deployment.coordinator import Coordinator
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 WIDE = 110
@@ -33,13 +33,22 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         positive: Parses a whole number from 1.
     """
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "the coordinator's folder"}
-    sub = add("init", _init, "make the coordinator's folder of a study between institutions",
-              "Writes a certificate authority, the server's certificate and coordinator.yaml. In a folder that is "
-              "there, of the same name, it renews the server's certificate and keeps all else.")  # fmt: skip
+    sub = add(
+        "init",
+        _init,
+        "make the coordinator's folder of a study between institutions",
+        "Writes a certificate authority, the server's certificate and coordinator.yaml. In a folder that is "
+        "there, of the same name, it renews the server's certificate and keeps all else.",
+    )
     sub.add_argument("folder", **folder)
     sub.add_argument("--name", required=True, help="the study's name: small letters, digits and '-'")
-    sub.add_argument("--address", required=True, nargs="+", metavar="HOST",
-                     help="names and IP addresses by which sites reach the server")  # fmt: skip
+    sub.add_argument(
+        "--address",
+        required=True,
+        nargs="+",
+        metavar="HOST",
+        help="names and IP addresses by which sites reach the server",
+    )
     for option, port, what in (
         ("--port", SUPERLINK_PORT, "of the SuperLink"),
         ("--health-port", HEALTH_PORT, "of its health service, on this machine only"),
@@ -48,32 +57,59 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     ):
         sub.add_argument(option, type=positive, default=port, help=f"{what} (default: %(default)s)")
 
-    sub = add("gateway", _gateway, "write the gateway's nginx.conf again",
-              "After a change of addresses or ports in coordinator.yaml; 'init' has written it first.")  # fmt: skip
+    sub = add(
+        "gateway",
+        _gateway,
+        "write the gateway's nginx.conf again",
+        "After a change of addresses or ports in coordinator.yaml; 'init' has written it first.",
+    )
     sub.add_argument("folder", **folder)
 
-    sub = add("service", _service, "write the files that run the coordinator as services of this machine",
-              "Hardened systemd units for SuperLink and gateway and the rotation of their logs; prints what an "
-              "administrator does with them. Installs nothing.")  # fmt: skip
+    sub = add(
+        "service",
+        _service,
+        "write the files that run the coordinator as services of this machine",
+        "Hardened systemd units for SuperLink and gateway and the rotation of their logs; prints what an "
+        "administrator does with them. Installs nothing.",
+    )
     sub.add_argument("folder", **folder)
     sub.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write to; made where needed")
     sub.add_argument("--user", default="fedcmr", help="account that owns DIR and runs the units (default: %(default)s)")
-    sub.add_argument("--program", type=Path, metavar="PATH", help="fedcmr-server, where the units find it (default: "
-                     "the one installed here)")  # fmt: skip
+    sub.add_argument(
+        "--program",
+        type=Path,
+        metavar="PATH",
+        help="fedcmr-server, where the units find it (default: the one installed here)",
+    )
     sub.add_argument("--deliver", type=Path, metavar="RUN", help="also a unit that delivers this run's synthetic cases")
-    sub.add_argument("--nginx", type=Path, metavar="PATH", help="nginx, where the units find it (default: the one "
-                     "installed here, or /usr/sbin/nginx)")  # fmt: skip
+    sub.add_argument(
+        "--nginx",
+        type=Path,
+        metavar="PATH",
+        help="nginx, where the units find it (default: the one installed here, or /usr/sbin/nginx)",
+    )
 
     sub = add("register", _register, "let a site take part", "Before the site's first 'fedcmr-client join'.")
     sub.add_argument("folder", **folder)
     sub.add_argument("key", type=Path, metavar="SITE.pub", help="the site's node_key.pub")
     sub.add_argument("--name", required=True, help="the site's, as in its site.yaml")
-    sub.add_argument("--vendor", required=True, nargs="+", metavar="V", help=f"one of {', '.join(VENDORS)}; of a site "
-                     "with several each with its own number, as in its site.yaml: Siemens=40 Philips=20")  # fmt: skip
+    sub.add_argument(
+        "--vendor",
+        required=True,
+        nargs="+",
+        metavar="V",
+        help=f"one of {', '.join(VENDORS)}; of a site "
+        "with several each with its own number, as in its site.yaml: Siemens=40 Philips=20",
+    )
     sub.add_argument("--nominal-patients", required=True, type=positive, metavar="N", help="as in its site.yaml")
-    sub.add_argument("--provenance", default=PRIVATE, metavar="P", help="where its scans come from: private (real "
-                     f"patients), simulated, or public:NAME with NAME of {', '.join(PUBLIC_SETS)}; report and "
-                     "datasheet say it (default: %(default)s)")  # fmt: skip
+    sub.add_argument(
+        "--provenance",
+        default=PRIVATE,
+        metavar="P",
+        help="where its scans come from: private (real "
+        f"patients), simulated, or public:NAME with NAME of {', '.join(PUBLIC_SETS)}; report and "
+        "datasheet say it (default: %(default)s)",
+    )
 
     sub = add(
         "remove",
@@ -84,25 +120,47 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("folder", **folder)
     sub.add_argument("--name", required=True, help="the site's")
 
-    sub = add("start", _start, "start the SuperLink and the ServerApp's executor",
-              "In the background, over TLS; what runs already is left alone.")  # fmt: skip
+    sub = add(
+        "start",
+        _start,
+        "start the SuperLink and the ServerApp's executor",
+        "In the background, over TLS; what runs already is left alone.",
+    )
     sub.add_argument("folder", **folder)
-    sub.add_argument("--watch", action="store_true", help="stay until SIGTERM, then stop them; end with code 2 as soon "
-                     "as one of them ends, so that a supervisor such as systemd starts both again")  # fmt: skip
+    sub.add_argument(
+        "--watch",
+        action="store_true",
+        help="stay until SIGTERM, then stop them; end with code 2 as soon "
+        "as one of them ends, so that a supervisor such as systemd starts both again",
+    )
 
-    sub = add("run", _run, "run a study over the registered sites, to its report",
-              "With --resume it goes on after the last finished round, and no site is charged twice.")  # fmt: skip
+    sub = add(
+        "run",
+        _run,
+        "run a study over the registered sites, to its report",
+        "With --resume it goes on after the last finished round, and no site is charged twice.",
+    )
     sub.add_argument("folder", **folder)
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: DIR/runs/CONFIG)")
     sub.add_argument("--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)")
-    sub.add_argument("--test", type=Path, nargs="+", default=[], metavar="CASES",
-                     help="folders of prepared public cases to judge the trained model on; for a new run folder. Sites "
-                     "judge it on their own test patients with --set evaluation.federated=true")  # fmt: skip
+    sub.add_argument(
+        "--test",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CASES",
+        help="folders of prepared public cases to judge the trained model on; for a new run folder. Sites "
+        "judge it on their own test patients with --set evaluation.federated=true",
+    )
     sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
     sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
-    sub.add_argument("--rehearsal", action="store_true", help="go the whole way with every site, from its connection "
-                     "to its budget, on invented patients: charges nothing, writes DIR/rehearsal.json, and ends with 0 "
-                     "where the study can start and with 2 and the reason where it cannot")  # fmt: skip
+    sub.add_argument(
+        "--rehearsal",
+        action="store_true",
+        help="go the whole way with every site, from its connection "
+        "to its budget, on invented patients: charges nothing, writes DIR/rehearsal.json, and ends with 0 "
+        "where the study can start and with 2 and the reason where it cannot",
+    )
 
     sub = add("status", _status, "tell which services run, which sites are online, and how far a run is", "")
     sub.add_argument("folder", **folder)
@@ -114,11 +172,18 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
-    from server.deployment.authority import issue_server_certificate, make_authority
-    from server.deployment.coordinator import COORDINATOR_FILE, Coordinator, load_coordinator, write_coordinator
+    from fedcmr.server.deployment.authority import issue_server_certificate, make_authority
+    from fedcmr.server.deployment.coordinator import COORDINATOR_FILE, Coordinator, load_coordinator, write_coordinator
 
-    wanted = Coordinator(options.name, options.address, options.port, options.health_port, options.gateway_port,
-                         options.delivery_port, folder=options.folder)  # fmt: skip
+    wanted = Coordinator(
+        options.name,
+        options.address,
+        options.port,
+        options.health_port,
+        options.gateway_port,
+        options.delivery_port,
+        folder=options.folder,
+    )
     if (options.folder / COORDINATOR_FILE).is_file():
         there = load_coordinator(options.folder)
         if there.name != options.name:
@@ -140,23 +205,28 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _write_gateway(coordinator: "Coordinator") -> Path:
-    from server.deployment.gateway import write_gateway
+    from fedcmr.server.deployment.gateway import write_gateway
 
-    return write_gateway(coordinator.folder, coordinator.addresses, coordinator.gateway_port,
-                         coordinator.superlink_port, coordinator.delivery_port)  # fmt: skip
+    return write_gateway(
+        coordinator.folder,
+        coordinator.addresses,
+        coordinator.gateway_port,
+        coordinator.superlink_port,
+        coordinator.delivery_port,
+    )
 
 
 def _gateway(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.coordinator import load_coordinator
 
     path = _write_gateway(load_coordinator(options.folder))
     print(f"wrote {path}; 'systemctl reload fedcmr-gateway', or nginx -e stderr -c {path} where it is no service yet")
 
 
 def _service(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
-    from server.deployment.install import installed_programs, next_steps, service_files
-    from shared.service_files import write_all
+    from fedcmr.server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.install import installed_programs, next_steps, service_files
+    from fedcmr.shared.service_files import write_all
 
     coordinator = load_coordinator(options.folder)
     program, nginx = installed_programs()
@@ -168,9 +238,9 @@ def _service(options: argparse.Namespace) -> None:
 
 
 def _register(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator, register_site
-    from server.deployment.services import healthy, tell_flower
-    from server.federation_state import StudySite
+    from fedcmr.server.deployment.coordinator import load_coordinator, register_site
+    from fedcmr.server.deployment.services import healthy, tell_flower
+    from fedcmr.server.federation.state import StudySite
 
     coordinator = load_coordinator(options.folder)
     try:
@@ -182,21 +252,23 @@ def _register(options: argparse.Namespace) -> None:
     register_site(coordinator, options.name, key, facts)
     if healthy(coordinator):
         tell_flower(coordinator)
-    print(f"registered {options.name}, {', '.join(vendors)}, {options.nominal_patients} nominal patients, "
-          f"{facts.provenance.terms or facts.provenance.kind}")  # fmt: skip
+    print(
+        f"registered {options.name}, {', '.join(vendors)}, {options.nominal_patients} nominal patients, "
+        f"{facts.provenance.terms or facts.provenance.kind}"
+    )
 
 
 def _remove(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
-    from server.deployment.services import forget_site
+    from fedcmr.server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.services import forget_site
 
     forget_site(load_coordinator(options.folder), options.name)
     print(f"removed {options.name}; with another key it may be registered again")
 
 
 def _start(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
-    from server.deployment.services import start, watch
+    from fedcmr.server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.services import start, watch
 
     over = threading.Event()
     if options.watch:
@@ -205,18 +277,20 @@ def _start(options: argparse.Namespace) -> None:
     coordinator = load_coordinator(options.folder)
     start(coordinator)
     sites = len(coordinator.sites())
-    print(f"the SuperLink serves {coordinator.host}:{coordinator.superlink_port} for {sites} registered site(s)",
-          flush=True)  # fmt: skip
+    print(
+        f"the SuperLink serves {coordinator.host}:{coordinator.superlink_port} for {sites} registered site(s)",
+        flush=True,
+    )
     if options.watch:
         watch(coordinator, over)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
-    from server.deployment.runs import make_run, run_study
-    from server.federated_evaluation import federated_results, federated_table
-    from server.results import who_took_part
-    from shared.run_folder import load_run
+    from fedcmr.server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.runs import make_run, run_study
+    from fedcmr.server.federation.evaluation import federated_results, federated_table
+    from fedcmr.server.report.collect import who_took_part
+    from fedcmr.server.run_folder import load_run
 
     coordinator = load_coordinator(options.folder)
     if options.rehearsal:
@@ -240,8 +314,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _rehearse(coordinator: "Coordinator", options: argparse.Namespace) -> None:
-    from server.deployment.runs import rehearse_study
-    from server.rehearsal import show
+    from fedcmr.server.deployment.runs import rehearse_study
+    from fedcmr.server.rehearsal.rehearsal import show
 
     if options.resume or options.out is not None:
         raise UserError("--rehearsal has a run folder of its own: leave --resume and --out out")
@@ -249,9 +323,9 @@ def _rehearse(coordinator: "Coordinator", options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
-    from server.deployment.runs import status
-    from shared.run_folder import load_run
+    from fedcmr.server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.runs import status
+    from fedcmr.server.run_folder import load_run
 
     coordinator = load_coordinator(options.folder)
     newest = max((coordinator.folder / "runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, default=None)
@@ -269,7 +343,7 @@ def _status(options: argparse.Namespace) -> None:
 
 def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
     """What `status` found, for people."""
-    from server.participation import sentences
+    from fedcmr.server.federation.participation import sentences
 
     lines = [(name, "runs" if runs else "does not run") for name, runs in facts["services"].items()]
     lines.append(("health", "serving" if facts["healthy"] else "no answer"))
@@ -277,8 +351,13 @@ def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
     if "run" in facts:
         run = facts["run"]
         epsilon = "" if run["epsilon"] is None else f", epsilon {run['epsilon']:.2f}"
-        lines.append((f"run {out}", f"round {run['round']} of {run['num_rounds']}, {len(run['answered'])} of "
-                                    f"{run['sites']} sites answered (quorum {run['quorum']}){epsilon}"))  # fmt: skip
+        lines.append(
+            (
+                f"run {out}",
+                f"round {run['round']} of {run['num_rounds']}, {len(run['answered'])} of "
+                f"{run['sites']} sites answered (quorum {run['quorum']}){epsilon}",
+            )
+        )
         if run["silent"]:
             lines.append(("  silent", f"{run['silent']} in the last round"))
         if run["missing"]:
@@ -292,8 +371,8 @@ def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from server.deployment.coordinator import load_coordinator
-    from server.deployment.services import stop
+    from fedcmr.server.deployment.coordinator import load_coordinator
+    from fedcmr.server.deployment.services import stop
 
     ended = stop(load_coordinator(options.folder))
     print(f"stopped {', '.join(ended)}" if ended else "nothing was running")

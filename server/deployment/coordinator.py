@@ -19,13 +19,13 @@ from typing import cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
-from server.federation_state import StudySite, study_site
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
-from shared.records import SITE_NAME
-from shared.settings_file import read_settings
-from shared.site_facts import check_vendors
+from fedcmr.server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
+from fedcmr.server.federation.state import StudySite, study_site
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.records import SITE_NAME
+from fedcmr.shared.settings_file import read_settings
+from fedcmr.shared.site_facts import check_vendors
 
 COORDINATOR_FILE = "coordinator.yaml"
 STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")

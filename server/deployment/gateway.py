@@ -14,37 +14,37 @@ from pathlib import Path
 
 from cryptography import x509
 
-from server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, SUPERLINK_PORT
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
-from shared.service_files import render
+from fedcmr.server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, SUPERLINK_PORT
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.service_files import render
 
 TEMPLATES = Path(__file__).parent / "templates"
 FLEET_PATHS = (
     # Called by flwr/supernode/fleet_http_connection.py, spelt in flwr/supernode/fleet_http_client.py; the same in
     # 1.41.0 and 1.42.0. `tests/deployment/test_gateway_paths.py` fails when the installed flwr calls another one.
-    "/v1/fleet/activate-node",             # http_request_response, once at the start
-    "/v1/fleet/deactivate-node",           # http_request_response, once at the end
-    "/v1/fleet/send-node-heartbeat",       # send_node_heartbeat, about every 25 s
-    "/v1/fleet/pull-messages",             # receive, every second
-    "/v1/fleet/get-run",                   # get_run
-    "/v1/fleet/get-fab",                   # get_fab: the bundle of code
-    "/v1/fleet/pull-object",               # pull_object: the arrays of a message, in chunks of up to 5 MiB
+    "/v1/fleet/activate-node",  # http_request_response, once at the start
+    "/v1/fleet/deactivate-node",  # http_request_response, once at the end
+    "/v1/fleet/send-node-heartbeat",  # send_node_heartbeat, about every 25 s
+    "/v1/fleet/pull-messages",  # receive, every second
+    "/v1/fleet/get-run",  # get_run
+    "/v1/fleet/get-fab",  # get_fab: the bundle of code
+    "/v1/fleet/pull-object",  # pull_object: the arrays of a message, in chunks of up to 5 MiB
     "/v1/fleet/confirm-message-received",  # confirm_message_received
-    "/v1/fleet/push-messages",             # send
-    "/v1/fleet/push-object",               # push_object
-)  # fmt: skip
+    "/v1/fleet/push-messages",  # send
+    "/v1/fleet/push-object",  # push_object
+)
 """Requests of a SuperNode that proves who it is by a registered key."""
 
 KEYLESS_PATHS = ("/v1/fleet/register-node", "/v1/fleet/unregister-node")
 """Called by SuperNodes without a key only (`self_registered`); a study has none, so these stay closed."""
 
 DELIVERY_PATHS = (
-    "/grpc.health.v1.Health/Check",        # `Watch` would hold a connection for nothing
-    "/fedcmr.delivery.v1.Delivery/Describe",   # shared/delivery/delivery.proto has the service's methods
+    "/grpc.health.v1.Health/Check",  # `Watch` would hold a connection for nothing
+    "/fedcmr.delivery.v1.Delivery/Describe",  # shared/delivery/delivery.proto has the service's methods
     "/fedcmr.delivery.v1.Delivery/Stream",
     "/fedcmr.delivery.v1.Delivery/Sample",
-)  # fmt: skip
+)
 """gRPC methods of the delivery service, POST over HTTP/2."""
 
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
@@ -109,13 +109,20 @@ def write_gateway(
     folder = study / "gateway"
     (folder / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
     values = {
-        "folder": folder, "authority": study / "ca.crt",
-        "certificate": study / "server.crt", "key": study / "server.key",
-        "upstream_name": _dns_name(study / "server.crt"), "names": [_server_name(address) for address in addresses],
-        "gateway_port": gateway_port, "superlink": f"127.0.0.1:{superlink_port}",
-        "delivery": f"127.0.0.1:{delivery_port}", "listen": _all_interfaces() if listen is None else listen,
-        "fleet_paths": FLEET_PATHS, "delivery_paths": DELIVERY_PATHS, **vars(limits or Limits()),
-    }  # fmt: skip
+        "folder": folder,
+        "authority": study / "ca.crt",
+        "certificate": study / "server.crt",
+        "key": study / "server.key",
+        "upstream_name": _dns_name(study / "server.crt"),
+        "names": [_server_name(address) for address in addresses],
+        "gateway_port": gateway_port,
+        "superlink": f"127.0.0.1:{superlink_port}",
+        "delivery": f"127.0.0.1:{delivery_port}",
+        "listen": _all_interfaces() if listen is None else listen,
+        "fleet_paths": FLEET_PATHS,
+        "delivery_paths": DELIVERY_PATHS,
+        **vars(limits or Limits()),
+    }
     path = folder / "nginx.conf"
     write_atomically(path, render(TEMPLATES, "nginx.conf.j2", values).encode())
     return path
@@ -151,8 +158,10 @@ def _dns_name(certificate: Path) -> str:
         ) from None
     dns_names = [name for name in names.get_values_for_type(x509.DNSName) if HOST_NAME.match(name)]
     if not dns_names:
-        raise UserError(f"{certificate}: expected at least one host's name beside the IP addresses, such as localhost; "
-                        "make it again with 'fedcmr-server init'")  # fmt: skip
+        raise UserError(
+            f"{certificate}: expected at least one host's name beside the IP addresses, such as localhost; "
+            "make it again with 'fedcmr-server init'"
+        )
     return "localhost" if "localhost" in dns_names else dns_names[0]
 
 

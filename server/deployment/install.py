@@ -8,8 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from server.deployment.coordinator import Coordinator
-from shared.service_files import check_account, check_paths, render
+from fedcmr.server.deployment.coordinator import Coordinator
+from fedcmr.shared.service_files import check_account, check_paths, render
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOGROTATE = "fedcmr.logrotate"
@@ -37,25 +37,32 @@ def service_files(
     check_account(user)
     check_paths([coordinator.folder, program, nginx, *([delivered] if delivered else [])], seen_by_service=True)
     values = {
-        "folder": str(coordinator.folder), "name": coordinator.name, "user": user, "program": str(program),
-        "nginx": str(nginx), "run": str(delivered),
-        "loopback": coordinator.host in ("127.0.0.1", "::1", "localhost"), "delivery_port": coordinator.delivery_port,
-    }  # fmt: skip
+        "folder": str(coordinator.folder),
+        "name": coordinator.name,
+        "user": user,
+        "program": str(program),
+        "nginx": str(nginx),
+        "run": str(delivered),
+        "loopback": coordinator.host in ("127.0.0.1", "::1", "localhost"),
+        "delivery_port": coordinator.delivery_port,
+    }
     return {file: render(TEMPLATES, f"{file}.j2", values) for file in (*FILES, *([DELIVERY] if delivered else []))}
 
 
 def next_steps(coordinator: Coordinator, user: str, out: Path, delivers: bool = False) -> str:
     """What is left for the administrator, as commands."""
-    return "\n  ".join([
-        "as root:",
-        f"useradd --system --shell /usr/sbin/nologin {user}",
-        f"chown -R {user}:{user} {coordinator.folder}",
-        f"cp {out}/*.service /etc/systemd/system/",
-        f"install -m 644 {out / LOGROTATE} /etc/logrotate.d/fedcmr",
-        "systemctl disable --now nginx    # Debian's own, which would hold the port",
-        "systemctl daemon-reload",
-        f"systemctl enable --now fedcmr-coordinator fedcmr-gateway{' fedcmr-delivery' if delivers else ''}",
-    ])  # fmt: skip
+    return "\n  ".join(
+        [
+            "as root:",
+            f"useradd --system --shell /usr/sbin/nologin {user}",
+            f"chown -R {user}:{user} {coordinator.folder}",
+            f"cp {out}/*.service /etc/systemd/system/",
+            f"install -m 644 {out / LOGROTATE} /etc/logrotate.d/fedcmr",
+            "systemctl disable --now nginx    # Debian's own, which would hold the port",
+            "systemctl daemon-reload",
+            f"systemctl enable --now fedcmr-coordinator fedcmr-gateway{' fedcmr-delivery' if delivers else ''}",
+        ]
+    )
 
 
 def installed_programs() -> tuple[Path, Path]:

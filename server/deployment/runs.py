@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from server.deployment.coordinator import Coordinator
-from server.deployment.services import (
+from fedcmr.server.deployment.coordinator import Coordinator
+from fedcmr.server.deployment.services import (
     BIN,
     CONNECTION,
     EXECUTOR,
@@ -26,15 +26,15 @@ from server.deployment.services import (
     running_pid,
     serverapp_runs,
 )
-from server.federation_state import check_delta, quorum, read_study
-from server.participation import participation
-from server.senders import write_nodes
-from shared.case import read_index
-from shared.checkpoint import write_atomically
-from shared.config import load
-from shared.errors import UserError
-from shared.permissions import make_private, private_folder
-from shared.run_folder import RunFolder, load_run, open_run
+from fedcmr.server.federation.participation import participation
+from fedcmr.server.federation.senders import write_nodes
+from fedcmr.server.federation.state import check_delta, quorum, read_study
+from fedcmr.server.run_folder import RunFolder, load_run, open_run
+from fedcmr.server.settings import load
+from fedcmr.shared.case import read_index
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import make_private, private_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_ROUNDS = 3
@@ -118,12 +118,12 @@ def rehearse_study(
         tests: Folders of prepared cases.
 
     Returns:
-        What `server.rehearsal.rehearse` found.
+        What `fedcmr.server.rehearsal.rehearsal.rehearse` found.
 
     Raises:
         UserError: As of `make_run`, or the rehearsal came to no end.
     """
-    from server.rehearsal import FILE_NAME  # seconds, for which `status` would wait too
+    from fedcmr.server.rehearsal.rehearsal import FILE_NAME  # seconds, for which `status` would wait too
 
     out = coordinator.folder / "rehearsal"
     shutil.rmtree(out, ignore_errors=True)
@@ -169,8 +169,10 @@ def _end_dead_runs(coordinator: Coordinator) -> None:
         if entry["status"].startswith("finished"):
             continue
         if entry["status"] == "pending" or serverapp_runs(coordinator):
-            raise UserError(f"Flower's run {entry['run-id']} is at work: wait for it, or end it with 'fedcmr-server "
-                            f"stop {coordinator.folder}' and start again")  # fmt: skip
+            raise UserError(
+                f"Flower's run {entry['run-id']} is at work: wait for it, or end it with 'fedcmr-server "
+                f"stop {coordinator.folder}' and start again"
+            )
         done = flwr(coordinator, "stop", str(entry["run-id"]), CONNECTION)
         left = {other["run-id"]: other["status"] for other in flower_runs(coordinator)}
         if not left.get(entry["run-id"], "finished").startswith("finished"):

@@ -18,10 +18,10 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.deployment.authority import write_secret
-from server.deployment.coordinator import Coordinator
-from shared.checkpoint import write_atomically
-from shared.errors import UserError
+from fedcmr.server.deployment.authority import write_secret
+from fedcmr.server.deployment.coordinator import Coordinator
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
 
 SUPERLINK, EXECUTOR = "superlink", "superexec"
 SERVERAPP = b"flwr-serverapp"
@@ -35,9 +35,12 @@ REGISTERED = re.compile(r"SuperNode (\d+) registered")
 def environment(coordinator: Coordinator) -> dict[str, str]:
     """In which all of Flower's commands run here."""
     return os.environ | {
-        "FLWR_HOME": str(coordinator.flwr_home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-    }  # fmt: skip
+        "FLWR_HOME": str(coordinator.flwr_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
 
 
 def start(coordinator: Coordinator) -> None:
@@ -53,19 +56,47 @@ def start(coordinator: Coordinator) -> None:
         write_secret(secret, secrets.token_hex(32).encode())
     _write_connection(coordinator)
     folder, address = coordinator.folder, coordinator.superlink
-    _launch(coordinator, SUPERLINK, [
-        "flower-superlink", "--host", coordinator.host, "--port", str(coordinator.superlink_port),
-        "--ssl-ca-certfile", str(coordinator.ca), "--ssl-certfile", str(folder / "server.crt"),
-        "--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth", "--database", str(folder / "state.db"),
-        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
-        "--disable-runtime-dependency-installation",
-        "--health-server-address", f"127.0.0.1:{coordinator.health_port}",
-    ])  # fmt: skip
+    _launch(
+        coordinator,
+        SUPERLINK,
+        [
+            "flower-superlink",
+            "--host",
+            coordinator.host,
+            "--port",
+            str(coordinator.superlink_port),
+            "--ssl-ca-certfile",
+            str(coordinator.ca),
+            "--ssl-certfile",
+            str(folder / "server.crt"),
+            "--ssl-keyfile",
+            str(folder / "server.key"),
+            "--enable-supernode-auth",
+            "--database",
+            str(folder / "state.db"),
+            "--isolation",
+            "process",
+            "--superexec-auth-secret-file",
+            str(secret),
+            "--disable-runtime-dependency-installation",
+            "--health-server-address",
+            f"127.0.0.1:{coordinator.health_port}",
+        ],
+    )
     _wait_until_healthy(coordinator)
-    _launch(coordinator, EXECUTOR, [
-        "flower-superexec", "--root-certificates", str(coordinator.ca), "--runtime-api-address", address,
-        "--superexec-auth-secret-file", str(secret),
-    ])  # fmt: skip
+    _launch(
+        coordinator,
+        EXECUTOR,
+        [
+            "flower-superexec",
+            "--root-certificates",
+            str(coordinator.ca),
+            "--runtime-api-address",
+            address,
+            "--superexec-auth-secret-file",
+            str(secret),
+        ],
+    )
     tell_flower(coordinator)
 
 
@@ -136,8 +167,14 @@ def healthy(coordinator: Coordinator, timeout_s: float = 2.0) -> bool:
 
 def flwr(coordinator: Coordinator, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """One of Flower's own commands, finished, with what it printed."""
-    return subprocess.run([f"{BIN}/flwr", *arguments], env=environment(coordinator), capture_output=True, text=True,
-                          cwd=coordinator.folder, check=False)  # fmt: skip
+    return subprocess.run(
+        [f"{BIN}/flwr", *arguments],
+        env=environment(coordinator),
+        capture_output=True,
+        text=True,
+        cwd=coordinator.folder,
+        check=False,
+    )
 
 
 def tell_flower(coordinator: Coordinator) -> None:
@@ -188,8 +225,10 @@ def node_ids(coordinator: Coordinator) -> dict[str, str]:
 
 def _write_connection(coordinator: Coordinator) -> None:
     """What `flwr` reads to find the SuperLink."""
-    text = (f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{coordinator.superlink}"\n'
-            f"root-certificates = {json.dumps(str(coordinator.ca))}\n")  # fmt: skip
+    text = (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{coordinator.superlink}"\n'
+        f"root-certificates = {json.dumps(str(coordinator.ca))}\n"
+    )
     write_atomically(coordinator.flwr_home / "config.toml", text.encode())
 
 
@@ -198,8 +237,15 @@ def _launch(coordinator: Coordinator, name: str, command: list[str]) -> None:
     if running_pid(coordinator, name) is not None:
         return
     with _log_file(coordinator, name).open("ab") as log:
-        process = subprocess.Popen(command, env=environment(coordinator), stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=log, start_new_session=True, cwd=coordinator.folder)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=environment(coordinator),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=coordinator.folder,
+        )
     noted = {"pid": process.pid, "started": start_time(process.pid)}
     write_atomically(_pid_file(coordinator, name), json.dumps(noted).encode())
 

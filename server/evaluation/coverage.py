@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, spearmanr
 
-from server.evaluation.score import POINTS
+from fedcmr.server.evaluation.score import POINTS
 
 NOMINAL = (0.5, 0.68, 0.8, 0.9, 0.95)
 MIN_FOR_RANKS = 3

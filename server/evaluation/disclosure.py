@@ -9,16 +9,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.evaluation.score import FEW_PATIENTS
-from shared.tasks.ejection_fraction.sums import MIN_GROUP
+from fedcmr.server.evaluation.score import FEW_PATIENTS
+from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 OTHERS = "others"
 """The group of those whose own groups are too small."""
 DIGITS = {
-    "mse": 4, "r2": 2, "mae_points": 1, "r": 2, "bias_points": 1, "loa_low_points": 1, "loa_high_points": 1,
-    "category_agreement": 2, "category_kappa": 2, "difference_points": 1, "mean_sd_points": 1, "rank_correlation": 2,
-    "observed": 2, "share_in_heart": 2, "area_share": 2,
-}  # fmt: skip
+    "mse": 4,
+    "r2": 2,
+    "mae_points": 1,
+    "r": 2,
+    "bias_points": 1,
+    "loa_low_points": 1,
+    "loa_high_points": 1,
+    "category_agreement": 2,
+    "category_kappa": 2,
+    "difference_points": 1,
+    "mean_sd_points": 1,
+    "rank_correlation": 2,
+    "observed": 2,
+    "share_in_heart": 2,
+    "area_share": 2,
+}
 """Decimals of the figures of real patients: what a reader can use, and too few to solve for one patient's value."""
 
 

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.evaluation.score import METRICS, Score
+from fedcmr.server.evaluation.score import METRICS, Score
 
 COLUMNS = ("model", "test_set", "group_kind", "group", "metric", "value", "low", "high")
 """`low` and `high` are the 95 % interval; what is undefined is an empty cell."""

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.evaluation.coverage import coverage
-from server.evaluation.disclosure import joined, published
-from server.evaluation.score import FEW_PATIENTS
-from server.evaluation.subgroups import subgroup_tables
-from server.evaluation.tables import predict_the_mean, table
-from shared.case import UNKNOWN, VENDORS, Case, load_cases
-from shared.config import Config
-from shared.errors import UserError
-from shared.provenance import of_folder
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import Regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
-from shared.tasks.ejection_fraction.sums import MIN_GROUP
+from fedcmr.server.evaluation.coverage import coverage
+from fedcmr.server.evaluation.disclosure import joined, published
+from fedcmr.server.evaluation.score import FEW_PATIENTS
+from fedcmr.server.evaluation.subgroups import subgroup_tables
+from fedcmr.server.evaluation.tables import predict_the_mean, table
+from fedcmr.server.settings import Config
+from fedcmr.shared.case import UNKNOWN, VENDORS, Case, load_cases
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.provenance import of_folder
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 
 def evaluate_folders(
@@ -42,15 +42,21 @@ def evaluate_folders(
         UserError: A folder cannot be read, has no patient with an ejection fraction, or fewer than `MIN_GROUP` who are
             not recorded as simulated.
     """
-    report: dict[str, dict[str, Any]] = {"regression": {}, "baselines": {"predict_the_mean": {}}, "subgroups": {},
-                                           "uncertainty": {}}  # fmt: skip
+    report: dict[str, dict[str, Any]] = {
+        "regression": {},
+        "baselines": {"predict_the_mean": {}},
+        "subgroups": {},
+        "uncertainty": {},
+    }
     num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
     for folder in folders:
         name, cases = str(folder), _labelled(folder)
         simulated = of_folder(folder).is_simulated
         if len(cases) < MIN_GROUP and not simulated:
-            raise UserError(f"{folder} holds fewer than {MIN_GROUP} patients with an ejection fraction: figures of "
-                            "so few would tell about single ones, add patients or leave the folder out")  # fmt: skip
+            raise UserError(
+                f"{folder} holds fewer than {MIN_GROUP} patients with an ejection fraction: figures of "
+                "so few would tell about single ones, add patients or leave the folder out"
+            )
         true, vendors = [patient_ef(case) for case in cases], joined(_vendors(folder, cases))
         predicted, sd = predict(model, cases, config.regression.num_tta, device)
         mean = predict_the_mean([model.mean_ef.item()], len(cases))
@@ -82,8 +88,11 @@ def _vendors(folder: Path, cases: Sequence[Case]) -> list[str]:
     """Each case's vendor; a name that is none of `VENDORS` counts as unknown: no free text gets into a table."""
     others = sum(case.info.vendor not in (*VENDORS, UNKNOWN) for case in cases)
     if others:
-        _say(folder, f"{others} of {len(cases)} cases name a vendor that is none of {', '.join(VENDORS)}: they count "
-                     f"as {UNKNOWN}")  # fmt: skip
+        _say(
+            folder,
+            f"{others} of {len(cases)} cases name a vendor that is none of {', '.join(VENDORS)}: they count "
+            f"as {UNKNOWN}",
+        )
     return [case.info.vendor if case.info.vendor in VENDORS else UNKNOWN for case in cases]
 
 
@@ -92,8 +101,11 @@ def _say_what_to_know(folder: Path, report: dict[str, dict[str, Any]]) -> None:
     by_vendor = report["regression"][str(folder)]
     undefined, num = by_vendor["all"]["n_undefined"], by_vendor["all"]["n_patients"]
     if undefined:
-        _say(folder, f"the model has no answer for {undefined} of {num} patients: the figures of their groups are left "
-                     "undefined; do its weights hold NaN?")  # fmt: skip
+        _say(
+            folder,
+            f"the model has no answer for {undefined} of {num} patients: the figures of their groups are left "
+            "undefined; do its weights hold NaN?",
+        )
     if num < FEW_PATIENTS:
         _say(folder, f"{num} patients are too few to judge a model by: take the figures as an illustration")
 

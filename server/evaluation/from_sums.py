@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.evaluation.score import FEW_PATIENTS, POINTS
-from shared.tasks.ejection_fraction.sums import MIN_GROUP
+from fedcmr.server.evaluation.score import FEW_PATIENTS, POINTS
+from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 Z95 = 1.959964
 SWAMPED_POINTS = 5.0
@@ -18,8 +18,12 @@ SWAMPED_POINTS = 5.0
 SWAMPED_MSE = 0.01
 """Of the mean squared error: (10 EF points) squared."""
 SWAMPED_R2 = 0.5
-UNITS = {"mae_points": (POINTS, SWAMPED_POINTS), "bias_points": (POINTS, SWAMPED_POINTS), "mse": (1.0, SWAMPED_MSE),
-         "r2": (1.0, SWAMPED_R2)}  # fmt: skip
+UNITS = {
+    "mae_points": (POINTS, SWAMPED_POINTS),
+    "bias_points": (POINTS, SWAMPED_POINTS),
+    "mse": (1.0, SWAMPED_MSE),
+    "r2": (1.0, SWAMPED_R2),
+}
 """Of each figure: what a fraction is in its unit, and from which half-width of noise on it is unknown."""
 BOUNDS = {"mae_points": (0, math.inf), "bias_points": (-math.inf, math.inf), "mse": (0, math.inf), "r2": (-math.inf, 1)}
 """What a figure can be: noise may take it, or its interval, beyond."""
@@ -34,7 +38,7 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
     error and the mean absolute error, and which is a normal approximation for the two others.
 
     Args:
-        sums: Shape (6,), those of `shared.tasks.ejection_fraction.sums.SUMS`, noise included.
+        sums: Shape (6,), those of `fedcmr.shared.tasks.ejection_fraction.sums.SUMS`, noise included.
         noise: Shape (6, 6), covariance of the noise in them; zeros where there is none.
 
     Returns:

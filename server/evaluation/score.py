@@ -16,12 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.evaluation.categories import category_figures
+from fedcmr.server.evaluation.categories import category_figures
 
 METRICS = (
-    "mse", "r2", "mae_points", "r", "bias_points", "loa_low_points", "loa_high_points",
-    "category_agreement", "category_kappa",
-)  # fmt: skip
+    "mse",
+    "r2",
+    "mae_points",
+    "r",
+    "bias_points",
+    "loa_low_points",
+    "loa_high_points",
+    "category_agreement",
+    "category_kappa",
+)
 """Mean squared error, coefficient of determination, mean absolute error, Pearson's r, mean of predicted - true, Bland &
 Altman's (1986) limits of agreement, bias +- 1.96 standard deviations, and of the classes of `categories` the share of
 patients in the right one and Cohen's linearly weighted kappa."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.evaluation.disclosure import OTHERS, joined
-from server.evaluation.score import Score, score
-from shared.case import UNKNOWN, Case, CaseInfo
+from fedcmr.server.evaluation.disclosure import OTHERS, joined
+from fedcmr.server.evaluation.score import Score, score
+from fedcmr.shared.case import UNKNOWN, Case, CaseInfo
 
 SubgroupTables = dict[str, dict[str, Score]]
 """{fact: {group: score}}."""

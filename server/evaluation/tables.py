@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from server.evaluation.score import FEW_PATIENTS, Score, paired_difference, score
+from fedcmr.server.evaluation.score import FEW_PATIENTS, Score, paired_difference, score
 
 
 def table(

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
-from server.report.numbers import HUMAN_POINTS, figure
-from server.report.theme import BAND, INK, MAIN, MUTED, SETTINGS, marks, percent_axes, square, svg
+from fedcmr.server.formatting import HUMAN_POINTS, figure
+from fedcmr.server.report.theme import BAND, INK, MAIN, MUTED, SETTINGS, marks, percent_axes, square, svg
 
 MARK_SIZE = 6.5
 LIMITS = (("bias_points", "-"), ("loa_high_points", "--"), ("loa_low_points", "--"))
@@ -61,8 +61,12 @@ def bland_altman(true: Sequence[float], predicted: Sequence[float], score: Mappi
         drawn = _lines(axes, score or {})
         marks(axes, mean, difference, MARK_SIZE)
         shown = np.abs([*difference[np.isfinite(difference)], *drawn]).max(initial=SHOWN_POINTS - 2) + 2
-        axes.set(xlim=_range(mean), ylim=(-shown, shown), xlabel="mean of true and predicted EF (%)",
-                 ylabel="predicted \u2212 true (points)")  # fmt: skip
+        axes.set(
+            xlim=_range(mean),
+            ylim=(-shown, shown),
+            xlabel="mean of true and predicted EF (%)",
+            ylabel="predicted \u2212 true (points)",
+        )
         axes.xaxis.set_major_locator(MultipleLocator(30))
         axes.yaxis.set_major_locator(MultipleLocator(10 if shown < 45 else 30))
         return svg(plot)
@@ -76,12 +80,26 @@ def _lines(axes: Axes, score: Mapping[str, Any]) -> list[float]:
         if value is None:
             continue
         axes.axhline(value, color=MUTED, linewidth=1.2, linestyle=style)
-        axes.annotate(figure(value, 1), (1.01, value), va="center", xycoords=("axes fraction", "data"), fontsize=9.5,
-                      color=INK, annotation_clip=False)  # fmt: skip
+        axes.annotate(
+            figure(value, 1),
+            (1.01, value),
+            va="center",
+            xycoords=("axes fraction", "data"),
+            fontsize=9.5,
+            color=INK,
+            annotation_clip=False,
+        )
         heights.append(value)
         if bounds := score["ci95"].get(metric):
-            axes.plot([0.965, 0.965], bounds, color=MUTED, linewidth=3, alpha=0.7, solid_capstyle="butt",
-                      transform=axes.get_yaxis_transform())  # fmt: skip
+            axes.plot(
+                [0.965, 0.965],
+                bounds,
+                color=MUTED,
+                linewidth=3,
+                alpha=0.7,
+                solid_capstyle="butt",
+                transform=axes.get_yaxis_transform(),
+            )
             heights.extend(bounds)
     return heights
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import UserError
+from fedcmr.shared.errors import UserError
 
 AUDIT_NAME = "audit.json"
 BUILD_NAMES = {
@@ -74,8 +74,9 @@ def canary_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the audit with canaries can refute and what it cannot, in sentences."""
     lines = []
     if any(row["verdict"] == "finds what is not there" for row in rows):
-        lines.append("The control finds what is not there: the audit itself is broken, and its other lines prove "
-                     "nothing.")  # fmt: skip
+        lines.append(
+            "The control finds what is not there: the audit itself is broken, and its other lines prove nothing."
+        )
     row = rows[0]
     lines.append(
         f"{row['num_guesses']} guesses refute a claim below {row['highest_provable']:.2f} at best, whatever is broken."
@@ -87,8 +88,9 @@ def canary_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["build"] != "sound" and row["verdict"] == "not refuted"
     ]
     if row["family"] == "gaussian":
-        lines.append("A claim is taken for that of the Gaussian mechanism, which is what full batches of patients "
-                     "make.")  # fmt: skip
+        lines.append(
+            "A claim is taken for that of the Gaussian mechanism, which is what full batches of patients make."
+        )
     return lines
 
 
@@ -105,42 +107,61 @@ def membership_lines(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _canaries(rows: list[Mapping[str, Any]]) -> AuditTable:
     return AuditTable(
         "Who took part?",
-        " ".join([
-            "Invented patients at invented sites took part in the study's training, each by the toss of a coin. From "
-            "what the sites released the tosses were guessed; so many right guesses need at least the epsilon given, "
-            "with 95 % confidence (Mahloujifar et al. 2024). A bound above the claim refutes it; one below is "
-            "evidence, no proof. In the control all took part, whatever the toss: there is nothing to find. What is "
-            "tested is the training code with the study's noise, not a site's installation.",
-            *canary_lines(rows),
-        ]),
+        " ".join(
+            [
+                "Invented patients at invented sites took part in the study's training, each by the toss "
+                "of a coin. From "
+                "what the sites released the tosses were guessed; so many right guesses need at least the "
+                "epsilon given, "
+                "with 95 % confidence (Mahloujifar et al. 2024). A bound above the claim refutes it; one below is "
+                "evidence, no proof. In the control all took part, whatever the toss: there is nothing to "
+                "find. What is "
+                "tested is the training code with the study's noise, not a site's installation.",
+                *canary_lines(rows),
+            ]
+        ),
         ["site", "ε claimed", "ε at least", "right guesses", "verdict"],
         [
-            ["control: all took part" if row["control"] else BUILD_NAMES.get(row["build"], str(row["build"])),
-             "-" if row["control"] else f"{row['claimed_epsilon']:.2f}", f"{row['lower_bound']:.2f}",
-             f"{row['num_correct']} of {row['num_guesses']}", row["verdict"]]
+            [
+                "control: all took part" if row["control"] else BUILD_NAMES.get(row["build"], str(row["build"])),
+                "-" if row["control"] else f"{row['claimed_epsilon']:.2f}",
+                f"{row['lower_bound']:.2f}",
+                f"{row['num_correct']} of {row['num_guesses']}",
+                row["verdict"],
+            ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _membership(attacks: Mapping[str, Mapping[str, Any]]) -> AuditTable:
     return AuditTable(
         "Who trained the generator?",
-        " ".join([
-            "Three attacks try to tell patients who trained from others of the same hospitals. AUC is the chance that "
-            "one who trained is ranked higher: 0.5 is guessing. Then the share of them found where 1 in 100 others is "
-            "accused, and how far the most exposed one stands out, beside the most conspicuous of those who did not "
-            "train. The control ranks members against members, where there is nothing to find.",
-            *membership_lines(attacks),
-        ]),
+        " ".join(
+            [
+                "Three attacks try to tell patients who trained from others of the same hospitals. AUC is "
+                "the chance that "
+                "one who trained is ranked higher: 0.5 is guessing. Then the share of them found where 1 "
+                "in 100 others is "
+                "accused, and how far the most exposed one stands out, beside the most conspicuous of "
+                "those who did not "
+                "train. The control ranks members against members, where there is nothing to find.",
+                *membership_lines(attacks),
+            ]
+        ),
         ["attack", "patients", "AUC", "found at 1 %", "most exposed, sd", "control: AUC (p)"],
         [
-            [name, f"{row['num_members']} and {row['num_others']}", _interval(row["auc"], row["auc_ci95"]),
-             _interval(row["tpr"], row["tpr_ci95"]), f"{row['largest_member']:.1f} / {row['largest_other']:.1f}",
-             f"{row['control_auc']:.2f} ({row['p_control']:.2g})"]
+            [
+                name,
+                f"{row['num_members']} and {row['num_others']}",
+                _interval(row["auc"], row["auc_ci95"]),
+                _interval(row["tpr"], row["tpr_ci95"]),
+                f"{row['largest_member']:.1f} / {row['largest_other']:.1f}",
+                f"{row['control_auc']:.2f} ({row['p_control']:.2g})",
+            ]
             for name, row in attacks.items()
         ],
-    )  # fmt: skip
+    )
 
 
 def _copies(row: Mapping[str, Any]) -> AuditTable:

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from server.evaluation.from_sums import SWAMPED_POINTS
-from server.evaluation.score import FEW_PATIENTS
-from server.report import figures, numbers, provenance
-from server.report.agreement import bland_altman, scatter
-from server.report.audit import audit_tables, read_audit
-from server.report.flat import as_csv
-from server.report.matrix import matrix_parts, matrix_sentences
-from server.report.models import MAIN_MODEL, family_of, model_name, model_rank
-from server.report.numbers import HUMAN_POINTS, figure
-from server.report.omissions import not_run_note, omissions
-from server.report.overlays import OverlayRow, colour_bar, overlay_sheet
-from server.report.pictures import Extreme, Row, SampleSheet
-from server.report.uncertainty import calibration, uncertainties
-from server.report.words import findings, headline, tiles
-from server.saliency import MAX_CASES, SYNTHETIC, Look
-from shared.checkpoint import write_atomically
-from shared.resources import resource
-from shared.tasks.ejection_fraction.sums import MIN_GROUP
+from fedcmr.server import formatting as numbers
+from fedcmr.server.evaluation.from_sums import SWAMPED_POINTS
+from fedcmr.server.evaluation.score import FEW_PATIENTS
+from fedcmr.server.experiments.names import MAIN_MODEL, family_of, model_name, model_rank
+from fedcmr.server.formatting import HUMAN_POINTS, figure
+from fedcmr.server.report import figures, provenance
+from fedcmr.server.report.agreement import bland_altman, scatter
+from fedcmr.server.report.audit import audit_tables, read_audit
+from fedcmr.server.report.cross_vendor import matrix_parts, matrix_sentences
+from fedcmr.server.report.limitations import not_run_note, omissions
+from fedcmr.server.report.overlays import OverlayRow, colour_bar, overlay_sheet
+from fedcmr.server.report.pictures import Extreme, Row, SampleSheet
+from fedcmr.server.report.summary import findings, headline, tiles
+from fedcmr.server.report.tidy_csv import as_csv
+from fedcmr.server.report.uncertainty import calibration, uncertainties
+from fedcmr.server.tasks.ejection_fraction.saliency import MAX_CASES, SYNTHETIC, Look
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.resources import resource
+from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,22 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
     """The page as HTML: `template.html` with a file for each section."""
     folder = resource("server/report/template.html").parent
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"figure": numbers.figure, "signed": numbers.signed, "interval": numbers.interval,
-                            "percent": numbers.percent, "seconds": numbers.seconds, "size": numbers.size,
-                            "patients": numbers.patients, "scans": provenance.scans_in_words}  # fmt: skip
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": numbers.figure,
+        "signed": numbers.signed,
+        "interval": numbers.interval,
+        "percent": numbers.percent,
+        "seconds": numbers.seconds,
+        "size": numbers.size,
+        "patients": numbers.patients,
+        "scans": provenance.scans_in_words,
+    }
     groups = groups_of(report)
     # The figure is read at a glance: models that a study has several of are in the table alone.
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
@@ -223,10 +234,13 @@ def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots
             name = "all vendors" if vendor == "all" else vendor
             plots.append(
                 PatientPlots(
-                    name if len(answers_of) == 1 else f"{test_set}, {name}", len(chosen),
-                    scatter(true, predicted, sd), bland_altman(true, predicted, score), sd is not None,
+                    name if len(answers_of) == 1 else f"{test_set}, {name}",
+                    len(chosen),
+                    scatter(true, predicted, sd),
+                    bland_altman(true, predicted, score),
+                    sd is not None,
                 )
-            )  # fmt: skip
+            )
     return plots
 
 

@@ -10,8 +10,8 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from server.report.numbers import HUMAN_POINTS
-from server.report.theme import (
+from fedcmr.server.formatting import HUMAN_POINTS
+from fedcmr.server.report.theme import (
     BAND,
     INK,
     MODEL_COLOURS,
@@ -49,8 +49,9 @@ def error_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                 if interval:
                     axes.plot(interval, [y, y], color=colour, linewidth=1.6, solid_capstyle="round")
                 filled = colour if k == 0 else PAPER
-                axes.plot(values["mae_points"], y, marker, color=colour, markerfacecolor=filled, markersize=6.5,
-                          label=label)  # fmt: skip
+                axes.plot(
+                    values["mae_points"], y, marker, color=colour, markerfacecolor=filled, markersize=6.5, label=label
+                )
                 label = None
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -59,8 +60,13 @@ def error_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="mean absolute error (EF points)")
         axes.set_xlim(left=0)
         handles, _ = axes.get_legend_handles_labels()
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(2, max(1, len(models))), handletextpad=0.2,
-                      columnspacing=1.4)  # fmt: skip
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=min(2, max(1, len(models))),
+            handletextpad=0.2,
+            columnspacing=1.4,
+        )
         return svg(figure)
 
 
@@ -72,7 +78,7 @@ def requested_against_measured(
     Args:
         requested: Shape (N,).
         measured: Shape (N,).
-        agreement: Their `server.evaluation.score.score`.
+        agreement: Their `fedcmr.server.evaluation.score.score`.
     """
     with rc_context(SETTINGS):
         figure, axes = canvas(3.3, 3.3)

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from server.report.numbers import figure
-from server.report.theme import INK, MUTED, RULE, SETTINGS, canvas, svg
+from fedcmr.server.formatting import figure
+from fedcmr.server.report.theme import INK, MUTED, RULE, SETTINGS, canvas, svg
 
 MAP = "YlOrBr"
 """Sequential and safe for every colour vision (Harrower & Brewer 2003, ColorBrewer): what counts is how dark it is."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from server.report.figures import png
-from server.saliency import SYNTHETIC, Look
+from fedcmr.server.report.figures import png
+from fedcmr.server.tasks.ejection_fraction.saliency import SYNTHETIC, Look
 
 NUM_SHOWN = 5
 """Patients per vendor and row."""
@@ -42,7 +42,7 @@ def overlay_rows(looks: Mapping[str, Sequence[Look]], shown: Collection[str]) ->
     """Per vendor its row of test patients, where they may be shown, then its synthetic one.
 
     Args:
-        looks: What `server.saliency.study_looks` returned.
+        looks: What `fedcmr.server.tasks.ejection_fraction.saliency.study_looks` returned.
         shown: The test sets whose patients' pictures may appear.
     """
     tested = [look for name, patients in looks.items() if name != SYNTHETIC for look in patients if name in shown]
@@ -61,8 +61,9 @@ def overlay_sheet(looks: Sequence[Look]) -> str:
     Returns:
         A PNG as a data URI.
     """
-    columns = [[overlay(look.picture[phase], look.saliency, look.masks[phase] > 0) for phase in (0, 1)]
-               for look in looks]  # fmt: skip
+    columns = [
+        [overlay(look.picture[phase], look.saliency, look.masks[phase] > 0) for phase in (0, 1)] for look in looks
+    ]
     height, width = columns[0][0].shape[:2]
     gap = 2 * ZOOM
     sheet = np.zeros((2 * height + gap, len(columns) * (width + gap) - gap, 4))

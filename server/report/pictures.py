@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.case import Case
-from shared.tasks.ejection_fraction.stack import middle_slices
-from shared.views import slice_pairs
+from fedcmr.shared.case import Case
+from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices
+from fedcmr.shared.views import slice_pairs
 
 NUM_SAMPLES = 5
 """Patients per vendor and row."""

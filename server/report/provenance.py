@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.participation import sentences
-from shared.provenance import MIXED, PUBLIC, SIMULATED
+from fedcmr.server.federation.participation import sentences
+from fedcmr.server.formatting import scans_in_words
+from fedcmr.shared.provenance import MIXED, PUBLIC, SIMULATED
 
 Report = Mapping[str, Any]
 
@@ -27,18 +28,6 @@ class SiteRow:
     answered: int
     refused: str
     others: str
-
-
-def scans_in_words(entry: Mapping[str, Any]) -> str:
-    """A provenance for a table's cell."""
-    match entry["kind"]:
-        case kind if kind == SIMULATED:
-            return "simulated"
-        case kind if kind == PUBLIC:
-            return f"real, public: {entry['source']}"
-        case kind if kind == MIXED:
-            return "some simulated, some real"
-    return f"real, private{' or public: ' + entry['source'] if entry['source'] else ''}"
 
 
 def adjective(entry: Mapping[str, Any]) -> str:

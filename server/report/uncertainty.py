@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.ticker import MultipleLocator
 
-from server.report.numbers import percent
-from server.report.theme import MODEL_COLOURS, MODEL_MARKERS, MUTED, PAPER, SETTINGS, canvas, svg
+from fedcmr.server.formatting import percent
+from fedcmr.server.report.theme import MODEL_COLOURS, MODEL_MARKERS, MUTED, PAPER, SETTINGS, canvas, svg
 
 TOLD_NOMINAL = 0.9
 """The interval that the page speaks of, or the nearest that was measured."""
@@ -80,8 +80,16 @@ def calibration(report: Mapping[str, Any]) -> str | None:
                     axes.plot(
                         [100 * row["nominal"]] * 2, [100 * bound for bound in bounds], color=colour, linewidth=1.6
                     )
-            axes.plot(x, y, marker=MODEL_MARKERS[k % len(MODEL_MARKERS)], color=colour, markersize=6.5, linewidth=1,
-                      markeredgecolor=PAPER, label=name)  # fmt: skip
+            axes.plot(
+                x,
+                y,
+                marker=MODEL_MARKERS[k % len(MODEL_MARKERS)],
+                color=colour,
+                markersize=6.5,
+                linewidth=1,
+                markeredgecolor=PAPER,
+                label=name,
+            )
         axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="promised (%)", ylabel="held (%)")
         axes.set_box_aspect(1)
         axes.grid()

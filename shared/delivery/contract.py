@@ -2,8 +2,8 @@
 
 from math import inf, isnan
 
-from shared.case import CaseInfo
-from shared.delivery.delivery_pb2 import CaseRow, Selection
+from fedcmr.shared.case import CaseInfo
+from fedcmr.shared.delivery.delivery_pb2 import CaseRow, Selection
 
 PROTOCOL = 1
 SERVICE = "fedcmr.delivery.v1.Delivery"
@@ -21,8 +21,15 @@ MAX_SEED = 2**32 - 1
 
 def to_row(info: CaseInfo) -> CaseRow:
     """A row of `cases.csv` as a message."""
-    return CaseRow(pseudonym=info.pseudonym, vendor=info.vendor, field_strength_t=info.field_strength_t, ef=info.ef,
-                   group=info.group, sex=info.sex, pathology=info.pathology)  # fmt: skip
+    return CaseRow(
+        pseudonym=info.pseudonym,
+        vendor=info.vendor,
+        field_strength_t=info.field_strength_t,
+        ef=info.ef,
+        group=info.group,
+        sex=info.sex,
+        pathology=info.pathology,
+    )
 
 
 def matches(info: CaseInfo, selection: Selection) -> bool:

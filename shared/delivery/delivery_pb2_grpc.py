@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from shared.delivery import delivery_pb2 as shared_dot_delivery_dot_delivery__pb2
+from fedcmr.shared.delivery import delivery_pb2 as shared_dot_delivery_dot_delivery__pb2
 
 GRPC_GENERATED_VERSION = '1.73.1'
 GRPC_VERSION = grpc.__version__

@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.appearance import CODE_NAMES, MAX_CODE, CodeDistribution
-from shared.case import LV
-from shared.checkpoint import check_header
-from shared.config import RUNGS, Rung
-from shared.errors import UserError
-from shared.networks.low_rank import LowRankLinear
-from shared.resources import resource
+from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.case import LV
+from fedcmr.shared.checkpoint import check_header
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.low_rank import LowRankLinear
+from fedcmr.shared.resources import resource
+from fedcmr.shared.style import CODE_NAMES, MAX_CODE, CodeDistribution
 
 SHIPPED_PRIOR = resource("shared/weights/prior.safetensors")
 PATCH = 2
@@ -94,7 +94,8 @@ class Generator(nn.Module):
 
         affine: The last decoder level's output norms and the final bias, 392 numbers.
         low_rank: B of the low-rank updates of both layers that read the appearance code, 2048 numbers. The
-            affine part is not among them: with it the held-out loss fell less (`simulations.benchmarks.ladder`).
+            affine part is not among them: with it the held-out loss fell less
+            (`fedcmr.simulations.benchmarks.adapters`).
         moments: No step is taken, so nothing of the affine part that is sent along changes.
 
         All else is frozen: the privacy noise grows with the square root of the count of numbers.

@@ -24,19 +24,20 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from client.training import Patient, patient_gradient, view_seed
-from shared.appearance import CODE_NAMES, MAX_CODE
-from shared.config import Config, Rung
-from shared.device import one_core_each
-from shared.moments import noise_std, two_looks
-from shared.networks.generator import Prior
-from shared.privacy import clip_to_norm
-from shared.progress import track
-from shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS
-from shared.views import IMAGE_SIZE
-from simulations.audit.one_run import CONFIDENCE, Family, chance, guess, highest_provable, lower_bound, p_value
-from simulations.audit.roc import FALSE_ALARM
-from simulations.audit.sites import Build, Round, Run, run_study
+from fedcmr.client.training import Patient, patient_gradient, view_seed
+from fedcmr.server.settings import Config
+from fedcmr.shared.adapters import Rung
+from fedcmr.shared.device import one_core_each
+from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.privacy import clip_to_norm
+from fedcmr.shared.progress import track
+from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS
+from fedcmr.shared.style import CODE_NAMES, MAX_CODE
+from fedcmr.shared.style_statistics import noise_std, two_looks
+from fedcmr.shared.views import IMAGE_SIZE
+from fedcmr.simulations.audit.one_run import CONFIDENCE, Family, chance, guess, highest_provable, lower_bound, p_value
+from fedcmr.simulations.audit.roc import FALSE_ALARM
+from fedcmr.simulations.audit.sites import Build, Round, Run, run_study
 
 Float = NDArray[np.float64]
 
@@ -275,10 +276,15 @@ def _gradient_equations(
         contribution = functools.partial(_clipped_gradients, prior, request, list(parameters.values()))
         known = np.stack(list(one_core_each(contribution, canaries)))
     noise = request.noise_multiplier * request.max_grad_norm * math.sqrt(request.local_steps)
-    updates = np.array([
-        [np.concatenate([array.ravel() for array in reply.values()]).astype(np.float64) for reply in e.replies.values()]
-        for e in entries
-    ])  # fmt: skip
+    updates = np.array(
+        [
+            [
+                np.concatenate([array.ravel() for array in reply.values()]).astype(np.float64)
+                for reply in e.replies.values()
+            ]
+            for e in entries
+        ]
+    )
     divisor = request.sample_rate * nominal_patients
     return _pooled(request.sample_rate * known / noise, -updates * divisor / (request.learning_rate * noise))
 
@@ -301,10 +307,12 @@ def _moment_equations(
     clip = request.max_grad_norm
     codes = [canary.codes.double().numpy() for canary in canaries]
     known = np.stack([_mean_and_variance(*two_looks(code, clip, 0.0, nominal_patients, None)) for code in codes])
-    released = np.array([
-        [_mean_and_variance(reply[CODE_MEAN][0], reply[CODE_SQUARE][0]) for reply in entry.replies.values()]
-        for entry in entries
-    ])  # fmt: skip
+    released = np.array(
+        [
+            [_mean_and_variance(reply[CODE_MEAN][0], reply[CODE_SQUARE][0]) for reply in entry.replies.values()]
+            for entry in entries
+        ]
+    )
     noise = noise_std(clip, request.noise_multiplier, nominal_patients)
     return [_pooled(known[:, n] / noise[n], released[:, :, n] / noise[n]) for n in range(2)]
 

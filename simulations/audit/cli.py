@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shared.errors import UserError, run_command
-from shared.version import add_version
-
-SIMULATED_PAIRS = "audit_pairs.png"
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
+from fedcmr.simulations.audit.file_names import SIMULATED_PAIRS
 
 
 def main() -> int:
@@ -42,18 +41,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_study(canaries, "take settings and prior from this run folder")
     canaries.add_argument(
-        "--canaries", type=int, default=500, metavar="M",
+        "--canaries",
+        type=int,
+        default=500,
+        metavar="M",
         help="patients with a coin; 500 right guesses refute claims up to 8.5 at delta 1e-3 (default: %(default)s)",
-    )  # fmt: skip
+    )
     canaries.add_argument(
-        "--guesses", type=int, metavar="R",
+        "--guesses",
+        type=int,
+        metavar="R",
         help="how many are guessed, chosen beforehand: all can refute the highest claims; fewer leave the doubtful "
         "ones out and often prove more about a sound build (default: M)",
-    )  # fmt: skip
+    )
     canaries.add_argument(
-        "--broken", action="store_true",
+        "--broken",
+        action="store_true",
         help="also audit builds that are broken on purpose, and a sound one, with the whole budget in one step",
-    )  # fmt: skip
+    )
     canaries.add_argument(
         "--claim", type=float, metavar="EPSILON", help="target of these builds (default: that of the study)"
     )
@@ -69,14 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_study(membership, "attack this run's generator with its training and test patients")
     membership.add_argument(
-        "--patients", type=int, default=100, metavar="N",
+        "--patients",
+        type=int,
+        default=100,
+        metavar="N",
         help="without RUN: patients per hospital who train, and as many who do not (default: 100)",
-    )  # fmt: skip
+    )
     membership.add_argument("--shadows", type=int, default=8, help="shadow generators; 0: none (default: 8)")
     membership.add_argument(
-        "--overfitted", action="store_true",
+        "--overfitted",
+        action="store_true",
         help="attack a generator without privacy instead, all weights trained for long: must be caught",
-    )  # fmt: skip
+    )
 
     copies = commands.add_parser(
         "copies",
@@ -88,10 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     copies.add_argument("--synthetic", type=Path, metavar="DIR", help="synthetic cases (default: RUN/synthetic)")
     copies.add_argument("--cases", type=int, metavar="N", help="only the first N of each vendor (default: all)")
     copies.add_argument(
-        "--pairs", type=Path, metavar="PNG",
+        "--pairs",
+        type=Path,
+        metavar="PNG",
         help="picture of the nearest pairs, for the site's own eyes: it shows training patients (default: "
         f"RUN/{SIMULATED_PAIRS} where all of these and of the test patients are recorded as simulated, none elsewhere)",
-    )  # fmt: skip
+    )
     copies.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
     return parser
 
@@ -112,13 +123,13 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.run and getattr(arguments, "prior", None):
         raise UserError("--prior is for audits without a run folder: RUN names its own")
     # Imported here: --help needs neither torch nor Flower.
-    from simulations.audit import commands
+    from fedcmr.simulations.audit import commands
 
     figures = getattr(commands, arguments.command)(arguments)
     if arguments.json:
         _write(arguments.json, figures)
     if arguments.run:
-        from server.report.audit import AUDIT_NAME, read_audit
+        from fedcmr.server.report.audit import AUDIT_NAME, read_audit
 
         path = arguments.run / AUDIT_NAME
         _write(path, {**(read_audit(arguments.run) or {}), arguments.command: figures})
@@ -126,8 +137,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _write(path: Path, figures: Any) -> None:
-    from server.report.build import as_json
-    from shared.checkpoint import write_atomically
+    from fedcmr.server.report.build import as_json
+    from fedcmr.shared.checkpoint import write_atomically
 
     write_atomically(path, (json.dumps(as_json(figures), indent=2) + "\n").encode())
 

@@ -11,26 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from client.policy import load_site
-from client.training import load_patients
-from server.answers import test_sets
-from server.federation_state import StudySite, initial_state, read_study
-from server.report.audit import canary_lines, membership_lines
-from server.results import test_provenances
-from shared import checkpoint
-from shared.case import INDEX_NAME, Case, load_cases, read_index
-from shared.config import Config, Rung, load
-from shared.errors import UserError
-from shared.networks.generator import Prior, load_prior
-from shared.provenance import together
-from shared.run_folder import RunFolder, load_run
-from simulations.audit import canaries as canary_audit
-from simulations.audit import membership as attacks
-from simulations.audit import tables
-from simulations.audit.cli import SIMULATED_PAIRS
-from simulations.audit.copies import Nearest, audit, compare, pictures_of
-from simulations.audit.sites import BROKEN
-from simulations.audit.study import Pool, draw_pool, middle, overfitted
+from fedcmr.client.policy import load_site
+from fedcmr.client.training import load_patients
+from fedcmr.server.experiments.models import test_sets
+from fedcmr.server.federation.state import StudySite, initial_state, read_study
+from fedcmr.server.report.audit import canary_lines, membership_lines
+from fedcmr.server.report.collect import test_provenances
+from fedcmr.server.run_folder import RunFolder, load_run
+from fedcmr.server.settings import Config, load
+from fedcmr.shared import checkpoint
+from fedcmr.shared.adapters import Rung
+from fedcmr.shared.case import INDEX_NAME, Case, load_cases, read_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.provenance import together
+from fedcmr.simulations.audit import canaries as canary_audit
+from fedcmr.simulations.audit import membership as attacks
+from fedcmr.simulations.audit import tables
+from fedcmr.simulations.audit.copies import Nearest, audit, compare, pictures_of
+from fedcmr.simulations.audit.file_names import SIMULATED_PAIRS
+from fedcmr.simulations.audit.sites import BROKEN
+from fedcmr.simulations.audit.study import Pool, draw_pool, middle, overfitted
 
 OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS, OVERFIT_SLICES = 400, 8, 5e-4, 4, 2
 """Of the generator that must be caught; patients per hospital, and slices from the middle of each."""
@@ -85,9 +86,7 @@ def membership(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     else:
         pool = draw_pool(config.hospitals.vendors, arguments.patients, prior, arguments.seed)
         config = _with_rung(config, prior, None, arguments.patients)
-        found = attacks.attack_arrays(
-            prior, attacks.federate(prior, pool, config), pool, config, arguments.shadows
-        )  # fmt: skip
+        found = attacks.attack_arrays(prior, attacks.federate(prior, pool, config), pool, config, arguments.shadows)
     figures = {name: result.as_dict() for name, result in found.items()}
     _print(tables.membership(figures))
     for line in membership_lines(figures):

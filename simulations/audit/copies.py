@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 from torch import Tensor
 
-from shared.case import Case
-from shared.progress import track
-from shared.views import IMAGE_SIZE, slice_pairs, with_heart
+from fedcmr.shared.case import Case
+from fedcmr.shared.progress import track
+from fedcmr.shared.views import IMAGE_SIZE, slice_pairs, with_heart
 
 Float = NDArray[np.float64]
 
@@ -110,9 +110,11 @@ def pictures_of(cases: Sequence[Case]) -> Pictures:
         owner += [names.index(case.info.group or case.info.pseudonym)] * int(keep.sum())
     size = (0, 2, IMAGE_SIZE, IMAGE_SIZE)
     return Pictures(
-        torch.cat([torch.empty(size), *images]), torch.cat([torch.empty(size, dtype=torch.uint8), *masks]),
-        np.array(owner, np.int64), names,
-    )  # fmt: skip
+        torch.cat([torch.empty(size), *images]),
+        torch.cat([torch.empty(size, dtype=torch.uint8), *masks]),
+        np.array(owner, np.int64),
+        names,
+    )
 
 
 def compare(synthetic: Pictures, real: Pictures) -> Nearest:
@@ -234,10 +236,12 @@ def _spectrum(polar: Tensor) -> Tensor:
 
 def _correlation(own: Tensor, other: Tensor) -> Tensor:
     """Largest circular correlation over angles, (M, R, A') and (N, R, A') -> (M, N)."""
-    return torch.cat([
-        torch.fft.irfft(torch.einsum("mra,nra->mna", part, other.conj()), n=NUM_ANGLES, dim=-1).amax(-1)
-        for part in own.split(256)
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            torch.fft.irfft(torch.einsum("mra,nra->mna", part, other.conj()), n=NUM_ANGLES, dim=-1).amax(-1)
+            for part in own.split(256)
+        ]
+    )
 
 
 def _all_beyond(num: NDArray[np.int64], num_beyond: NDArray[np.int64], num_drawn: NDArray[np.int64]) -> Float:

@@ -19,20 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.training import Patient, patient_gradient, view_seed
-from server.federation_state import StudySite, initial_state
-from shared.checkpoint import Arrays
-from shared.config import Config, Rung
-from shared.device import autocast, one_core_each
-from shared.diffusion import flow_matching_loss
-from shared.networks.generator import Generator, Prior
-from shared.privacy import clip_to_norm
-from shared.progress import console, track
-from shared.records import GRADIENTS
-from simulations.audit.roc import Membership, membership
-from simulations.audit.study import Pool
-from simulations.benchmarks.ladder import HELD_OUT_VIEWS, Site, fixed_views
-from simulations.benchmarks.ladder import federate as federate_sites
+from fedcmr.client.training import Patient, patient_gradient, view_seed
+from fedcmr.server.federation.state import StudySite, initial_state
+from fedcmr.server.settings import Config
+from fedcmr.shared.adapters import Rung
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.device import autocast, one_core_each
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.networks.generator import Generator, Prior
+from fedcmr.shared.privacy import clip_to_norm
+from fedcmr.shared.progress import console, track
+from fedcmr.shared.records import GRADIENTS
+from fedcmr.simulations.audit.roc import Membership, membership
+from fedcmr.simulations.audit.study import Pool
+from fedcmr.simulations.benchmarks.adapters import HELD_OUT_VIEWS, Site, fixed_views
+from fedcmr.simulations.benchmarks.adapters import federate as federate_sites
 
 Float = NDArray[np.float64]
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
-from server.federation_state import FederationState, StudySite, initial_state, make_request
-from shared.checkpoint import Arrays
-from shared.config import Config
-from shared.networks.generator import Prior
-from shared.privacy import epsilon
-from shared.progress import track
-from shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request
+from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
+from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
+from fedcmr.server.settings import Config
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.privacy import epsilon
+from fedcmr.shared.progress import track
+from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request
 
 Build = Literal["sound", "noise_off", "clip_off", "slices_as_unit", "ledger_reset"]
 BUILDS: tuple[Build, ...] = get_args(Build)
@@ -92,10 +92,14 @@ def run_study(
 def slices_of(patient: Patient) -> list[Patient]:
     """Every slice as if it were a patient of its own, with the patient's name: what "one item is one picture" does."""
     return [
-        replace(patient, images=patient.images[n : n + 1], masks=patient.masks[n : n + 1],
-                vendors=patient.vendors[n : n + 1])
+        replace(
+            patient,
+            images=patient.images[n : n + 1],
+            masks=patient.masks[n : n + 1],
+            vendors=patient.vendors[n : n + 1],
+        )
         for n in range(len(patient.images))
-    ]  # fmt: skip
+    ]
 
 
 def mechanism(request: Request, nominal_patients: int, build: Build = "sound") -> Mechanism:

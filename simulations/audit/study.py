@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.ingest.cine import Cine
-from client.ingest.normalise import normalise
-from client.ingest.reasons import Unusable
-from client.training import Patient, patient_of
-from shared.case import Case, CaseInfo
-from shared.diffusion import flow_matching_loss
-from shared.networks.generator import Generator, Prior
-from shared.progress import track
-from shared.views import augment, slice_pairs
-from simulations.hospital import POPULATIONS
-from simulations.phantom import draw_patient
-from simulations.scanner import SCANNERS, acquire
+from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.normalise import normalise
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.training import Patient, patient_of
+from fedcmr.shared.case import Case, CaseInfo
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.networks.generator import Generator, Prior
+from fedcmr.shared.progress import track
+from fedcmr.shared.views import augment, slice_pairs
+from fedcmr.simulations.hospital import POPULATIONS
+from fedcmr.simulations.patients.population import draw_patient
+from fedcmr.simulations.scanners.acquisition import SCANNERS, acquire
 
 NUM_SLICES, NUM_PHASES = 6, 3
 """Of a stack. Three phases hold end-diastole and, within a twentieth of the cycle, end-systole, and nothing else."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from simulations.audit.copies import Nearest, Pictures
+from fedcmr.simulations.audit.copies import Nearest, Pictures
 
 NUM_PAIRS = 6
 
@@ -17,8 +17,16 @@ NUM_PAIRS = 6
 def canaries(figures: Sequence[Mapping[str, Any]]) -> Table:
     """One row per build."""
     table = Table(title="one-run audit with canary patients", title_justify="left")
-    headings = ("build", "claimed epsilon", "lower bound (95 %)", "provable at most", "right guesses", "canaries",
-                "p of the claim", "verdict")  # fmt: skip
+    headings = (
+        "build",
+        "claimed epsilon",
+        "lower bound (95 %)",
+        "provable at most",
+        "right guesses",
+        "canaries",
+        "p of the claim",
+        "verdict",
+    )
     for name in headings:
         table.add_column(name, justify="left" if name in ("build", "verdict") else "right")
     for row in figures:
@@ -27,18 +35,28 @@ def canaries(figures: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             f"{name} ({row['rung']}, {row['num_steps']} steps{runs})",
             "-" if row["control"] else f"{row['claimed_epsilon']:.2f}",
-            f"{row['lower_bound']:.2f}", f"{row['highest_provable']:.2f}",
-            f"{row['num_correct']} of {row['num_guesses']}", f"{row['num_canaries']} at {row['num_sites']} sites",
-            "-" if row["control"] else f"{row['p_value']:.2g}", row["verdict"],
-        )  # fmt: skip
+            f"{row['lower_bound']:.2f}",
+            f"{row['highest_provable']:.2f}",
+            f"{row['num_correct']} of {row['num_guesses']}",
+            f"{row['num_canaries']} at {row['num_sites']} sites",
+            "-" if row["control"] else f"{row['p_value']:.2g}",
+            row["verdict"],
+        )
     return table
 
 
 def membership(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per attack."""
     table = Table(title="membership inference", title_justify="left")
-    for name in ("attack", "members / others", "AUC (95 %)", "TPR at 1 % FPR (95 %)", "largest member / other, sd",
-                 "members above all others (p)", "control: members / members, AUC (p)"):  # fmt: skip
+    for name in (
+        "attack",
+        "members / others",
+        "AUC (95 %)",
+        "TPR at 1 % FPR (95 %)",
+        "largest member / other, sd",
+        "members above all others (p)",
+        "control: members / members, AUC (p)",
+    ):
         table.add_column(name, justify="left" if name == "attack" else "right")
     for attack, row in figures.items():
         table.add_row(

@@ -1,4 +1,4 @@
-"""What privacy, traffic and generation cost: `python -m simulations.benchmarks.cost [--prior PATH] [--json PATH]`.
+"""Cost of privacy, traffic and generation: `python -m fedcmr.simulations.benchmarks.cost [--prior PATH] [--json PATH]`.
 
 A private step is timed against two peers on the same parameters, patients and number of views, in turns, so that a
 machine that slows down slows all three: the same loop over patients without noise, and one plain batch of all
@@ -23,17 +23,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from client.training import LocalSteps, Mechanism, Patient, fine_tune, moments, patient_gradient, patient_of
-from server.federation_state import StudySite, initial_state, make_request
-from server.rendering import render
-from server.synthesis import synthesize
-from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
-from shared.checkpoint import Arrays, write_atomically
-from shared.config import RUNGS, Config, Rung, load
-from shared.errors import run_command
-from shared.networks.generator import Prior, load_prior
-from shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
-from shared.version import add_version
+from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments, patient_gradient, patient_of
+from fedcmr.server.federation.state import StudySite, initial_state, make_request
+from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
+from fedcmr.server.generation.rendering import render
+from fedcmr.server.generation.synthesis import synthesize
+from fedcmr.server.settings import Config, load
+from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.checkpoint import Arrays, write_atomically
+from fedcmr.shared.errors import run_command
+from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
+from fedcmr.shared.version import add_version
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
@@ -49,7 +50,7 @@ CPU = torch.device("cpu")
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.cost", description=__doc__)
     add_version(parser)
     parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -67,13 +68,17 @@ def _measure(options: argparse.Namespace) -> None:
     made = pair_seconds(prior, config)
     memory["and generation"] = peak_memory_mb()
     figures = {
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-                    "python": platform.python_version()},
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "private_step": {rung: step_seconds(prior, patients, config, rung) for rung in GRADIENT_RUNGS},
         "bytes_per_site_and_round": sizes,
         "generation": made,
         "peak_memory_mb": memory,
-    }  # fmt: skip
+    }
     _print(figures)
     if options.json:
         write_atomically(options.json, (json.dumps(figures, indent=2) + "\n").encode())

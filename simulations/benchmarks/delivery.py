@@ -1,4 +1,4 @@
-"""Delivery of many cases: speed and memory. `python -m simulations.benchmarks.delivery [--cases 10000]`.
+"""Delivery of many cases: speed and memory. `python -m fedcmr.simulations.benchmarks.delivery [--cases 10000]`.
 
 The real service and the real `fedcmr-client fetch`, each in its process, over TLS on this machine. Memory is what the
 processes hold (resident, without the files that the kernel caches), asked for at every thousandth case: flat means
@@ -19,15 +19,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from server.delivery.tokens import issue_token
-from server.deployment.authority import issue_server_certificate, make_authority, write_secret
-from server.release import CHECKSUMS_NAME, DATASHEET_NAME
-from shared import checkpoint
-from shared.case import ED, LV, MYO, Case, CaseInfo, save_case, write_index
-from shared.checkpoint import write_atomically
-from shared.config import dump, load
-from shared.errors import UserError, run_command
-from shared.version import add_version
+from fedcmr.server.dataset.writer import CHECKSUMS_NAME, DATASHEET_NAME
+from fedcmr.server.delivery.tokens import issue_token
+from fedcmr.server.deployment.authority import issue_server_certificate, make_authority, write_secret
+from fedcmr.server.settings import dump, load
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import ED, LV, MYO, Case, CaseInfo, save_case, write_index
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
 
 VENDORS = ("GE", "Philips", "Siemens")
 NUM_CASES, NUM_LOOKS = 10_000, 10
@@ -56,7 +56,7 @@ class Look:
 
 def main() -> int:
     """Measure, print the table, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.delivery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.delivery", description=__doc__)
     add_version(parser)
     parser.add_argument("--cases", type=int, default=NUM_CASES, metavar="N", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
@@ -71,22 +71,31 @@ def _measure(options: argparse.Namespace) -> None:
         looks = measure(Path(temporary), options.cases)
     table = Table("cases", "s", "cases/s", "service, MiB", "client, MiB")
     for look in looks:
-        table.add_row(str(look.cases), f"{look.elapsed_s:.1f}", f"{look.cases / look.elapsed_s:.0f}",
-                      f"{look.server_mib:.0f}", f"{look.client_mib:.0f}")  # fmt: skip
+        table.add_row(
+            str(look.cases),
+            f"{look.elapsed_s:.1f}",
+            f"{look.cases / look.elapsed_s:.0f}",
+            f"{look.server_mib:.0f}",
+            f"{look.client_mib:.0f}",
+        )
     console = Console(highlight=False)
     console.print(table)
     growths = growth_mib(looks)
     met = "met" if max(growths) <= MAX_GROWTH_MIB else "missed"
-    console.print(f"required: at most {MAX_GROWTH_MIB:g} MiB more than after the first tenth of the cases; {met}: "
-                  f"service {growths[0]:+.1f}, client {growths[1]:+.1f}")  # fmt: skip
+    console.print(
+        f"required: at most {MAX_GROWTH_MIB:g} MiB more than after the first tenth of the cases; {met}: "
+        f"service {growths[0]:+.1f}, client {growths[1]:+.1f}"
+    )
     if options.json:
         write_atomically(options.json, json.dumps([asdict(look) for look in looks], indent=2).encode())
 
 
 def growth_mib(looks: list[Look]) -> tuple[float, float]:
     """By how much service and client grew from the first look to their largest."""
-    return (max(look.server_mib for look in looks) - looks[0].server_mib,
-            max(look.client_mib for look in looks) - looks[0].client_mib)  # fmt: skip
+    return (
+        max(look.server_mib for look in looks) - looks[0].server_mib,
+        max(look.client_mib for look in looks) - looks[0].client_mib,
+    )
 
 
 def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Look]:
@@ -106,9 +115,21 @@ def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Lo
     issue_server_certificate(coordinator, ["127.0.0.1"])
     write_secret(folder / "token", issue_token(coordinator, "benchmark").encode())
     server = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "deliver", str(run), "--folder", str(coordinator), "--port", "0",
-         "--no-fresh"], stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "fedcmr.server.cli",
+            "deliver",
+            str(run),
+            "--folder",
+            str(coordinator),
+            "--port",
+            "0",
+            "--no-fresh",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -117,16 +138,34 @@ def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Lo
         port = line.partition("127.0.0.1:")[2].partition(";")[0]
         out, started = folder / "out", time.monotonic()
         client = subprocess.Popen(
-            [sys.executable, "-m", "client.cli", "fetch", str(out), "--from", f"127.0.0.1:{port}", "--ca",
-             str(coordinator / "ca.crt"), "--token-file", str(folder / "token")], stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "fedcmr.client.cli",
+                "fetch",
+                str(out),
+                "--from",
+                f"127.0.0.1:{port}",
+                "--ca",
+                str(coordinator / "ca.crt"),
+                "--token-file",
+                str(folder / "token"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
         looks = []
         for number in range(1, num_looks + 1):
             last = f"p{number * num_cases // num_looks - 1:06d}"
             while client.poll() is None and not (out / "cases" / f"{last}.npz").exists():
                 time.sleep(POLL_S)
-            looks.append(Look(number * num_cases // num_looks, _resident_mib(server.pid), _resident_mib(client.pid),
-                              time.monotonic() - started))  # fmt: skip
+            looks.append(
+                Look(
+                    number * num_cases // num_looks,
+                    _resident_mib(server.pid),
+                    _resident_mib(client.pid),
+                    time.monotonic() - started,
+                )
+            )
         largest = looks[-1].client_mib  # while it writes index and checksums
         while client.poll() is None:
             largest = max(largest, _resident_mib(client.pid))
@@ -154,8 +193,10 @@ def write_run(path: Path, num_cases: int) -> Path:
     rng = np.random.default_rng(0)
     frames = (masks / LV * 0.8 + rng.uniform(0, 0.2, masks.shape)).astype(np.float32)
     frames[ED] = frames[ED].clip(0, 1)
-    infos = [CaseInfo(f"p{i:06d}", VENDORS[i % 3], float("nan"), 0.1 + 0.7 * i / num_cases, f"p{i:06d}")
-             for i in range(num_cases)]  # fmt: skip
+    infos = [
+        CaseInfo(f"p{i:06d}", VENDORS[i % 3], float("nan"), 0.1 + 0.7 * i / num_cases, f"p{i:06d}")
+        for i in range(num_cases)
+    ]
     first = save_case(released, Case(infos[0], frames.clip(0, 1), masks, np.array([10, 1.5, 1.5], np.float32)))
     digest = hashlib.sha256(first.read_bytes()).hexdigest()
     for info in infos[1:]:
@@ -168,8 +209,11 @@ def write_run(path: Path, num_cases: int) -> Path:
     (released / CHECKSUMS_NAME).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     (path / "config.yaml").write_text(dump(load("default", [])), encoding="utf-8")
     site = {"epsilon": 8.0, "accountant": "prv", "steps": 1, "refused": []}
-    checkpoint.save(path / "generator.safetensors", {"x": np.zeros(1, np.float32)},
-                    {"prior_sha256": "", "delta": 1e-3, "sites": {"a": site}})  # fmt: skip
+    checkpoint.save(
+        path / "generator.safetensors",
+        {"x": np.zeros(1, np.float32)},
+        {"prior_sha256": "", "delta": 1e-3, "sites": {"a": site}},
+    )
     return path
 
 

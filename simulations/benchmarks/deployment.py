@@ -1,8 +1,8 @@
-"""What a round costs between institutions beyond its training: `python -m simulations.benchmarks.deployment`.
+"""What a round costs between institutions beyond its training: `python -m fedcmr.simulations.benchmarks.deployment`.
 
-One small study, three times on this machine: in one process tree (`simulations.grid`), and through SuperLink and three
-SuperNodes over TLS, with the libraries kept loaded between messages (`fedcmr-client join`) and without (`--cold`). What
-a deployed round takes beyond one in the process tree is the engine's overhead.
+One small study, three times on this machine: in one process tree (`fedcmr.simulations.grid`), and through SuperLink and
+three SuperNodes over TLS, with the libraries kept loaded between messages (`fedcmr-client join`) and without
+(`--cold`). What a deployed round takes beyond one in the process tree is the engine's overhead.
 """
 
 import argparse
@@ -22,20 +22,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from client.code_hash import code_sha256
-from client.deployment.node_key import make_node_key
-from client.policy import SitePolicy, SiteSettings, write_site
-from server.deployment.authority import issue_server_certificate, make_authority
-from server.deployment.coordinator import Coordinator, register_site, write_coordinator
-from server.deployment.runs import make_run, run_study, status
-from server.deployment.services import start, stop
-from server.federation_state import StudySite
-from shared.checkpoint import write_atomically
-from shared.errors import UserError, run_command
-from shared.run_folder import load_run
-from shared.version import add_version
-from simulations.benchmarks.scale import NUM_PATIENTS, SETTINGS, shared_cases, write_study
-from simulations.grid import make_grid, run_server_app
+from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.deployment.node_key import make_node_key
+from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
+from fedcmr.server.deployment.authority import issue_server_certificate, make_authority
+from fedcmr.server.deployment.coordinator import Coordinator, register_site, write_coordinator
+from fedcmr.server.deployment.runs import make_run, run_study, status
+from fedcmr.server.deployment.services import start, stop
+from fedcmr.server.federation.state import StudySite
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
+from fedcmr.simulations.benchmarks.scale import NUM_PATIENTS, SETTINGS, shared_cases, write_study
+from fedcmr.simulations.grid import make_grid, run_server_app
 
 NUM_SITES, NUM_ROUNDS = 3, 16
 """With few rounds a median is chance: Flower's pauses make one round a second longer than the next."""
@@ -45,7 +45,7 @@ IN_PROCESS, WARM, COLD = "one process tree", "deployed, libraries kept loaded", 
 
 def main() -> int:
     """Run the three studies, print the table, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.deployment", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.deployment", description=__doc__)
     add_version(parser)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()
@@ -87,9 +87,15 @@ def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
     for site in sites:
         facts = StudySite({"GE": NUM_PATIENTS}, NUM_PATIENTS)
         settings = SiteSettings(
-            site.name, facts.vendors, facts.nominal_patients, data=str(cases), coordinator=coordinator.superlink,
-            authority=str(coordinator.ca), ledger_same_disk=True, policy=policy,
-        )  # fmt: skip
+            site.name,
+            facts.vendors,
+            facts.nominal_patients,
+            data=str(cases),
+            coordinator=coordinator.superlink,
+            authority=str(coordinator.ca),
+            ledger_same_disk=True,
+            policy=policy,
+        )
         write_site(site, settings)
         key = make_node_key(site).read_text(encoding="utf-8")
         register_site(coordinator, site.name, key, facts)
@@ -122,9 +128,10 @@ def _joined(sites: list[Path], flags: list[str]) -> Iterator[None]:
     try:
         for site in sites:
             with (site / "join.log").open("wb") as log:
-                command = [sys.executable, "-m", "client.cli", "join", str(site), *flags]
-                processes.append(subprocess.Popen(command, stdout=log, stderr=log,
-                                                  env=os.environ | {"OMP_NUM_THREADS": "1"}))  # fmt: skip
+                command = [sys.executable, "-m", "fedcmr.client.cli", "join", str(site), *flags]
+                processes.append(
+                    subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                )
         yield
     finally:
         for process in processes:

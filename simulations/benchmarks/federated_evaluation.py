@@ -1,4 +1,4 @@
-"""What privacy costs an evaluation at the sites: `python -m simulations.benchmarks.federated_evaluation [RUN]`.
+"""What privacy costs an evaluation at the sites: `python -m fedcmr.simulations.benchmarks.federated_evaluation [RUN]`.
 
 For numbers of test patients behind a figure and epsilons of each: what the noise alone adds to the mean absolute error
 and the bias, beside what other patients would change (the sampling error, which the plain table has too), both as
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from server.evaluation.from_sums import figures, formulas
-from server.noise_plan import least_noise
-from server.report.models import MAIN_MODEL
-from server.results import read_predictions
-from shared.checkpoint import write_atomically
-from shared.errors import UserError, run_command
-from shared.run_folder import load_run
-from shared.tasks.ejection_fraction.sums import PatientError, from_private, plain_numbers, private_table
-from shared.version import add_version
+from fedcmr.server.evaluation.from_sums import figures, formulas
+from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.federation.noise_plan import least_noise
+from fedcmr.server.report.collect import read_predictions
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.tasks.ejection_fraction.sums import PatientError, from_private, plain_numbers, private_table
+from fedcmr.shared.version import add_version
 
 NUM_PATIENTS = (15, 20, 45, 90)
 EPSILONS = (1.0, 3.0, 8.0)
@@ -37,7 +37,9 @@ POOL = 100_000
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.federated_evaluation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fedcmr.simulations.benchmarks.federated_evaluation", description=__doc__
+    )
     add_version(parser)
     parser.add_argument("run", type=Path, nargs="?", help="run folder with answers on test patients")
     parser.add_argument("--draws", type=int, default=2000, help="for each row (default: %(default)s)")
@@ -58,8 +60,19 @@ def _measure(options: argparse.Namespace) -> None:
     if options.json:
         write_atomically(options.json, (json.dumps(found, indent=2) + "\n").encode(), private=False)
     table = Table(title=f"what noise adds, EF points (MAE {mae:.1f}, delta {DELTA:g})", title_justify="left")
-    for heading in ("patients", "epsilon", "noise", "MAE: noise", "sampling", "shown", "interval holds",
-                    "bias: noise", "sampling", "shown", "interval holds"):  # fmt: skip
+    for heading in (
+        "patients",
+        "epsilon",
+        "noise",
+        "MAE: noise",
+        "sampling",
+        "shown",
+        "interval holds",
+        "bias: noise",
+        "sampling",
+        "shown",
+        "interval holds",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         cells = [text for name in MEASURED for text in _cells(row[name])]
@@ -69,8 +82,12 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _cells(measured: dict[str, Any]) -> list[str]:
     holds = measured["interval_holds"]
-    return [f"{measured['noise_sd']:.2f}", f"{measured['sampling_sd']:.2f}", f"{measured['shown']:.0%}",
-            "-" if holds is None else f"{holds:.0%}"]  # fmt: skip
+    return [
+        f"{measured['noise_sd']:.2f}",
+        f"{measured['sampling_sd']:.2f}",
+        f"{measured['shown']:.0%}",
+        "-" if holds is None else f"{holds:.0%}",
+    ]
 
 
 def stated_patients(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -111,8 +128,10 @@ def private_cost(
         rng: Of both.
     """
     noise_multiplier = least_noise(epsilon, DELTA)
-    truth = {"mae_points": 100 * float(np.abs(predicted - true).mean()),
-             "bias_points": 100 * float((predicted - true).mean())}  # fmt: skip
+    truth = {
+        "mae_points": 100 * float(np.abs(predicted - true).mean()),
+        "bias_points": 100 * float((predicted - true).mean()),
+    }
     plain: dict[str, list[float]] = {name: [] for name in MEASURED}
     noise: dict[str, list[float]] = {name: [] for name in MEASURED}
     inside: dict[str, list[bool]] = {name: [] for name in MEASURED}
@@ -133,16 +152,19 @@ def private_cost(
                 low, high = shown["ci95"][name]
                 inside[name].append(bool(low <= truth[name] <= high))
     return {
-        "num_patients": num_patients, "epsilon": epsilon, "noise_multiplier": noise_multiplier,
+        "num_patients": num_patients,
+        "epsilon": epsilon,
+        "noise_multiplier": noise_multiplier,
         **{
             name: {
-                "noise_sd": float(np.mean(noise[name])), "sampling_sd": float(np.std(plain[name])),
+                "noise_sd": float(np.mean(noise[name])),
+                "sampling_sd": float(np.std(plain[name])),
                 "shown": len(inside[name]) / num_draws,
                 "interval_holds": float(np.mean(inside[name])) if inside[name] else None,
             }
             for name in MEASURED
         },
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -21,19 +21,25 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from server.evaluation.score import score
-from server.rendering import render
-from server.segmentation import measured_ef
-from server.synthesis import EF_RANGE, SharedGenerator, SyntheticSet, load_shared_generator, synthesize
-from shared.anatomy import Distances, Hearts, distances, draw_hearts, masks_from, slice_positions
-from shared.appearance import CODE_NAMES, CodeDistribution, appearance_codes
-from shared.case import Case, CaseInfo
-from shared.config import SynthesisConfig
-from shared.errors import UserError, run_command
-from shared.networks.generator import Prior, load_prior
-from shared.segmenter import Segmenter, load_segmenter
-from shared.version import add_version
-from shared.views import PIXEL_MM, slice_pairs
+from fedcmr.server.evaluation.score import score
+from fedcmr.server.generation.heart_shapes import Distances, Hearts, distances, draw_hearts, masks_from, slice_positions
+from fedcmr.server.generation.rendering import render
+from fedcmr.server.generation.synthesis import (
+    EF_RANGE,
+    SharedGenerator,
+    SyntheticSet,
+    load_shared_generator,
+    synthesize,
+)
+from fedcmr.server.settings import SynthesisConfig
+from fedcmr.server.tasks.segmentation.training import measured_ef
+from fedcmr.shared.case import Case, CaseInfo
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.style import CODE_NAMES, CodeDistribution, appearance_codes
+from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter
+from fedcmr.shared.version import add_version
+from fedcmr.shared.views import PIXEL_MM, slice_pairs
 
 REFERENCE_STEPS = 32
 ALMOST_ONE = 0.9999
@@ -83,14 +89,15 @@ class Measured:
 
 def main() -> int:
     """Measure, print the table, write JSON and the plot on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.generator", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.generator", description=__doc__)
     add_version(parser)
     parser.add_argument("--prior", type=Path, help="prior's file (default: the one that ships)")
     parser.add_argument("--generator", type=Path, help="a run's generator.safetensors (default: the prior alone)")
     parser.add_argument("--segmenter", type=Path, help="segmenter's file (default: the one that ships)")
     parser.add_argument("--start-t", type=_floats, default=[0.0, 0.3, 0.5], metavar="T,T", help="0,0.3,0.5")
-    parser.add_argument("--steps", type=_ints, default=[1, 2, 3, 4, 6, 8, 12, 16], metavar="N,N",
-                        help="1,2,3,4,6,8,12,16")  # fmt: skip
+    parser.add_argument(
+        "--steps", type=_ints, default=[1, 2, 3, 4, 6, 8, 12, 16], metavar="N,N", help="1,2,3,4,6,8,12,16"
+    )
     parser.add_argument("--num-cases", type=int, default=48, metavar="N", help="hearts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=12345, help="of hearts, codes and noise (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
@@ -132,9 +139,13 @@ def prior_alone(prior: Prior) -> SharedGenerator:
 
 
 def measure(
-    prior: Prior, shared: SharedGenerator, segmenter: Segmenter, config: SynthesisConfig, seed: int,
+    prior: Prior,
+    shared: SharedGenerator,
+    segmenter: Segmenter,
+    config: SynthesisConfig,
+    seed: int,
     reference: Tensor | None,
-) -> tuple[Measured, Tensor]:  # fmt: skip
+) -> tuple[Measured, Tensor]:
     """All figures of one sampler.
 
     Args:
@@ -237,10 +248,15 @@ def _benchmark(options: argparse.Namespace) -> None:
         found = "not within these steps" if steps is None else f"{steps} steps"
         console.print(f"knee of the curve from start_t {start_t:g}: {found}", highlight=False)
     if options.json:
-        figures = {"prior_sha256": prior.sha256, "generator": str(options.generator) if options.generator else None,
-                   "num_cases": config.num_cases, "num_slices": config.num_slices, "seed": options.seed,
-                   "knee": {f"{start_t:g}": steps for start_t, steps in knees.items()},
-                   "rows": [{"name": name, **asdict(measured)} for name, measured in rows]}  # fmt: skip
+        figures = {
+            "prior_sha256": prior.sha256,
+            "generator": str(options.generator) if options.generator else None,
+            "num_cases": config.num_cases,
+            "num_slices": config.num_slices,
+            "seed": options.seed,
+            "knee": {f"{start_t:g}": steps for start_t, steps in knees.items()},
+            "rows": [{"name": name, **asdict(measured)} for name, measured in rows],
+        }
         options.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.plot:
         draw(options.plot, [measured for _, measured in rows[2:]], rows[0][1])
@@ -262,16 +278,27 @@ def ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[C
     pairs = list(zip(asked, measured_ef(segmenter, cases), strict=True))
     found = [pair for pair in pairs if np.isfinite(pair[1])]
     values = score([true for true, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
-    return {"r": values["r"], "r_ci95": values["ci95"]["r"], "mae_points": values["mae_points"],
-            "not_found": len(pairs) - len(found)}  # fmt: skip
+    return {
+        "r": values["r"],
+        "r_ci95": values["ci95"]["r"],
+        "mae_points": values["mae_points"],
+        "not_found": len(pairs) - len(found),
+    }
 
 
 def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) -> Table:
     painter = "prior and federation" if options.generator else "prior alone"
     table = Table(title=f"{painter}, {options.num_cases} hearts: asked for and measured", title_justify="left")
     table.add_column("picture", no_wrap=True)
-    for heading in ("steps", "EF: r (95 %)", "MAE, points", "code: error, sd", "slope", f"to {REFERENCE_STEPS} steps",
-                    "ms per pair"):  # fmt: skip
+    for heading in (
+        "steps",
+        "EF: r (95 %)",
+        "MAE, points",
+        "code: error, sd",
+        "slope",
+        f"to {REFERENCE_STEPS} steps",
+        "ms per pair",
+    ):
         table.add_column(heading, justify="right", no_wrap=heading.startswith("EF"))
 
     def show(value: float | None, digits: int, scale: float = 1.0) -> str:
@@ -279,9 +306,16 @@ def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) ->
 
     for name, m in rows:
         interval = f" ({m.r_ci95[0]:.3f} to {m.r_ci95[1]:.3f})" if m.r_ci95 else ""
-        table.add_row(name, str(m.num_steps or "-"), show(m.r, 3) + interval, show(m.mae_points, 1),
-                      show(m.code_error, 2), show(m.code_slope, 2), show(m.distance, 3),
-                      show(m.seconds_per_pair, 1, 1000))  # fmt: skip
+        table.add_row(
+            name,
+            str(m.num_steps or "-"),
+            show(m.r, 3) + interval,
+            show(m.mae_points, 1),
+            show(m.code_error, 2),
+            show(m.code_slope, 2),
+            show(m.distance, 3),
+            show(m.seconds_per_pair, 1, 1000),
+        )
     return table
 
 

@@ -1,4 +1,4 @@
-"""How `prepare` reads: `python -m simulations.benchmarks.ingest speed | memory | fuzz`.
+"""How `prepare` reads: `python -m fedcmr.simulations.benchmarks.ingest speed | memory | fuzz`.
 
     speed     files per second, against a bare loop of pydicom over the same files in the same run
     memory    peak of all processes together, by number of files
@@ -20,12 +20,12 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from rich.console import Console
 from rich.table import Table
 
-from shared.checkpoint import write_atomically
-from shared.errors import UserError, run_command
-from shared.version import add_version
-from simulations.benchmarks.ingest_fuzz import fuzz
-from simulations.benchmarks.ingest_reading import compress, files_per_second, peak_memory, write_studies
-from simulations.hospital import MASKS_NAME, write_hospital
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
+from fedcmr.simulations.benchmarks.ingest_fuzz import fuzz
+from fedcmr.simulations.benchmarks.ingest_reading import compress, files_per_second, peak_memory, write_studies
+from fedcmr.simulations.hospital import MASKS_NAME, write_hospital
 
 MIN_SHARE = 0.8
 """Of the bare loop's files per second, required of each process."""
@@ -39,7 +39,7 @@ console = Console(highlight=False)
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.benchmarks.ingest",
+        prog="python -m fedcmr.simulations.benchmarks.ingest",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,8 +96,9 @@ def _speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             row = {"syntax": syntax, "num_processes": num_processes}
             row |= files_per_second(source, num_processes, options.repeats)
             figures["speed"].append(row)
-            table.add_row(syntax, str(num_processes), *(f"{row[name]:.0f}" for name in ("prepare", "bare")),
-                          f"{row['share']:.2f}")  # fmt: skip
+            table.add_row(
+                syntax, str(num_processes), *(f"{row[name]:.0f}" for name in ("prepare", "bare")), f"{row['share']:.2f}"
+            )
     console.print(table)
     worst = min(row["share"] for row in figures["speed"])
     met = "met" if worst >= MIN_SHARE else "missed"

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from client.ingest.cine import Cine
-from client.ingest.dicom.grouping import group_studies
-from client.ingest.dicom.header import Header
-from client.ingest.dicom.reader import read_file, read_stack
-from client.ingest.dicom.segmentation import Segmentation, choose
-from client.ingest.normalise import normalise
-from client.ingest.plausibility import check_masks
-from client.ingest.reasons import Unusable
-from client.ingest.sandbox import Workers
-from client.ingest.stack.short_axis import Stack, find_stack
-from shared.case import CASE_SIZE, Case, CaseInfo
-from shared.progress import track
-from simulations.benchmarks.ingest_seeds import Seeds, write_seeds
+from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.dicom.grouping import group_studies
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.dicom.reader import read_file, read_stack
+from fedcmr.client.ingest.dicom.segmentation import Segmentation, choose
+from fedcmr.client.ingest.normalise import normalise
+from fedcmr.client.ingest.plausibility import check_masks
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.sandbox import Workers
+from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
+from fedcmr.shared.case import CASE_SIZE, Case, CaseInfo
+from fedcmr.shared.progress import track
+from fedcmr.simulations.benchmarks.ingest_seeds import Seeds, write_seeds
 
 CASE = "case"
 FAILURES = frozenset({"unexpected-error", "parser-crashed", "too-slow"})

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pydicom
 
-from client.ingest.cine import Study
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.reasons import Unusable
-from client.ingest.sandbox import Workers
-from simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, STUDY_NUMBER, write_seeds
-from simulations.benchmarks.stages import watched
+from fedcmr.client.ingest.cine import Study
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.sandbox import Workers
+from fedcmr.simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, STUDY_NUMBER, write_seeds
+from fedcmr.simulations.benchmarks.stages import watched
 
 SAMPLE_INTERVAL_S = 0.1
 
@@ -90,10 +90,14 @@ def write_studies(folder: Path, num_files: int) -> None:
 
 def peak_memory(source: Path, destination: Path, num_processes: int) -> dict[str, float]:
     """Run `fedcmr-client prepare` and watch it."""
-    command = [sys.executable, "-m", "client.cli", "prepare", "--format", "dicom", str(source), str(destination)]
+    command = [sys.executable, "-m", "fedcmr.client.cli", "prepare", "--format", "dicom", str(source), str(destination)]
     command += ["--num-processes", str(num_processes)]
     seconds, peak_kb = watched(command, "fedcmr-client prepare", SAMPLE_INTERVAL_S)
     num_files = sum(1 for path in source.rglob("*.dcm"))
     num_cases = sum(1 for path in (destination / "cases").iterdir())
-    return {"num_files": num_files, "num_cases": num_cases, "peak_mib": peak_kb / 1024,
-            "files_per_second": num_files / seconds}  # fmt: skip
+    return {
+        "num_files": num_files,
+        "num_cases": num_cases,
+        "peak_mib": peak_kb / 1024,
+        "files_per_second": num_files / seconds,
+    }

@@ -22,7 +22,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from shared.case import LV, MYO, RV
+from fedcmr.shared.case import LV, MYO, RV
 
 NUM_PHASES, NUM_SLICES, SIZE, PIXEL_MM, SLICE_MM = 6, 4, 40, 3.5, 10.0
 COLUMN_AXIS, ROW_AXIS = np.array([0.8, 0.0, 0.6]), np.array([0.36, 0.8, -0.48])
@@ -73,9 +73,12 @@ def write_seeds(folder: Path) -> Seeds:
         seeds.classic[name] = _bytes(folder, packed, syntax)
     seeds.whole["enhanced"] = _bytes(folder, _enhanced(images), ExplicitVRLittleEndian)
     seeds.masks["seg.dcm"] = _bytes(folder, _segmentation(labels), ExplicitVRLittleEndian)
-    affine = np.diag([-1, -1, 1, 1]) @ np.vstack([
-        np.column_stack([COLUMN_AXIS * PIXEL_MM, ROW_AXIS * PIXEL_MM, NORMAL * SLICE_MM, _corner(0)]), [0, 0, 0, 1],
-    ])  # fmt: skip
+    affine = np.diag([-1, -1, 1, 1]) @ np.vstack(
+        [
+            np.column_stack([COLUMN_AXIS * PIXEL_MM, ROW_AXIS * PIXEL_MM, NORMAL * SLICE_MM, _corner(0)]),
+            [0, 0, 0, 1],
+        ]
+    )
     nibabel.save(nibabel.Nifti1Image(labels.transpose(3, 2, 1, 0), affine), folder / "masks.nii")
     seeds.masks["masks.nii"] = (folder / "masks.nii").read_bytes()
     seeds.masks["masks.nii.gz"] = gzip.compress(seeds.masks["masks.nii"], mtime=0)
@@ -105,12 +108,25 @@ def _header(sop_class: str, number: int, **elements: object) -> Dataset:
     """What all objects share."""
     dataset = Dataset()
     values = {
-        "SOPClassUID": sop_class, "SOPInstanceUID": f"{UID}.9.{number}", "PatientID": f"seed-{STUDY_NUMBER}",
-        "Modality": "MR", "StudyInstanceUID": f"{UID}.1", "SeriesInstanceUID": f"{UID}.2", "SeriesNumber": 7,
-        "Manufacturer": "SIEMENS", "MagneticFieldStrength": "1.5", "Rows": SIZE, "Columns": SIZE, "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
-        "PixelRepresentation": 1, **elements,
-    }  # fmt: skip
+        "SOPClassUID": sop_class,
+        "SOPInstanceUID": f"{UID}.9.{number}",
+        "PatientID": f"seed-{STUDY_NUMBER}",
+        "Modality": "MR",
+        "StudyInstanceUID": f"{UID}.1",
+        "SeriesInstanceUID": f"{UID}.2",
+        "SeriesNumber": 7,
+        "Manufacturer": "SIEMENS",
+        "MagneticFieldStrength": "1.5",
+        "Rows": SIZE,
+        "Columns": SIZE,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+        **elements,
+    }
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     return dataset
@@ -119,10 +135,17 @@ def _header(sop_class: str, number: int, **elements: object) -> Dataset:
 def _classic(images: NDArray[np.int16], z: int, t: int) -> Dataset:
     """One slice and phase as MR Image Storage."""
     number = 1 + z * NUM_PHASES + t
-    dataset = _header(MRImageStorage, number, InstanceNumber=number, TriggerTime=f"{t * 120.5:.1f}", EchoTime="1.2",
-                      ImageType=["ORIGINAL", "PRIMARY", "M"], PixelSpacing=[PIXEL_MM, PIXEL_MM],
-                      ImagePositionPatient=[f"{x:.5f}" for x in _corner(z)],
-                      ImageOrientationPatient=[*COLUMN_AXIS, *ROW_AXIS])  # fmt: skip
+    dataset = _header(
+        MRImageStorage,
+        number,
+        InstanceNumber=number,
+        TriggerTime=f"{t * 120.5:.1f}",
+        EchoTime="1.2",
+        ImageType=["ORIGINAL", "PRIMARY", "M"],
+        PixelSpacing=[PIXEL_MM, PIXEL_MM],
+        ImagePositionPatient=[f"{x:.5f}" for x in _corner(z)],
+        ImageOrientationPatient=[*COLUMN_AXIS, *ROW_AXIS],
+    )
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.PixelData = images[t, z].astype("<i2").tobytes()
@@ -134,17 +157,22 @@ def _enhanced(images: NDArray[np.int16]) -> Dataset:
     places = list(np.ndindex(NUM_SLICES, NUM_PHASES))
     dataset = _header(EnhancedMRImageStorage, 500, NumberOfFrames=len(places))
     kind = _item(FrameType=["ORIGINAL", "PRIMARY", "CINE", "NONE"], ComplexImageComponent="MAGNITUDE")
-    dataset.SharedFunctionalGroupsSequence = [_item(
-        PlaneOrientationSequence=[_item(ImageOrientationPatient=[*COLUMN_AXIS, *ROW_AXIS])],
-        PixelMeasuresSequence=[_item(PixelSpacing=[PIXEL_MM, PIXEL_MM])], MRImageFrameTypeSequence=[kind],
-        MREchoSequence=[_item(EffectiveEchoTime=1.2)],
-    )]  # fmt: skip
+    dataset.SharedFunctionalGroupsSequence = [
+        _item(
+            PlaneOrientationSequence=[_item(ImageOrientationPatient=[*COLUMN_AXIS, *ROW_AXIS])],
+            PixelMeasuresSequence=[_item(PixelSpacing=[PIXEL_MM, PIXEL_MM])],
+            MRImageFrameTypeSequence=[kind],
+            MREchoSequence=[_item(EffectiveEchoTime=1.2)],
+        )
+    ]
     dataset.PerFrameFunctionalGroupsSequence = [
-        _item(PlanePositionSequence=[_item(ImagePositionPatient=[float(x) for x in _corner(z)])],
-              CardiacSynchronizationSequence=[_item(NominalCardiacTriggerDelayTime=t * 120.5)],
-              FrameContentSequence=[_item(TemporalPositionIndex=t + 1, InStackPositionNumber=z + 1)])
+        _item(
+            PlanePositionSequence=[_item(ImagePositionPatient=[float(x) for x in _corner(z)])],
+            CardiacSynchronizationSequence=[_item(NominalCardiacTriggerDelayTime=t * 120.5)],
+            FrameContentSequence=[_item(TemporalPositionIndex=t + 1, InStackPositionNumber=z + 1)],
+        )
         for z, t in places
-    ]  # fmt: skip
+    ]
     dataset.PixelData = np.stack([images[t, z] for z, t in places]).astype("<i2").tobytes()
     return dataset
 
@@ -152,28 +180,47 @@ def _enhanced(images: NDArray[np.int16]) -> Dataset:
 def _segmentation(labels: NDArray[np.uint8]) -> Dataset:
     """The masks as a binary DICOM segmentation of the classic images."""
     coded = {LV: codes.SCT.LeftVentricle, MYO: codes.SCT.LeftVentricleMyocardium, RV: codes.SCT.RightVentricle}
-    dataset = _header(SegmentationStorage, 600, Modality="SEG", SegmentationType="BINARY", BitsAllocated=1,
-                      BitsStored=1, HighBit=0, PixelRepresentation=0, SeriesInstanceUID=f"{UID}.3",
-                      ReferencedSeriesSequence=[_item(SeriesInstanceUID=f"{UID}.2")])  # fmt: skip
+    dataset = _header(
+        SegmentationStorage,
+        600,
+        Modality="SEG",
+        SegmentationType="BINARY",
+        BitsAllocated=1,
+        BitsStored=1,
+        HighBit=0,
+        PixelRepresentation=0,
+        SeriesInstanceUID=f"{UID}.3",
+        ReferencedSeriesSequence=[_item(SeriesInstanceUID=f"{UID}.2")],
+    )
     dataset.SegmentSequence = [
-        _item(SegmentNumber=label, SegmentLabel=f"segment {label}", SegmentedPropertyTypeCodeSequence=[_item(
-            CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning)])
+        _item(
+            SegmentNumber=label,
+            SegmentLabel=f"segment {label}",
+            SegmentedPropertyTypeCodeSequence=[
+                _item(CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning)
+            ],
+        )
         for label, code in coded.items()
-    ]  # fmt: skip
-    dataset.SharedFunctionalGroupsSequence = [_item(
-        PlaneOrientationSequence=[_item(ImageOrientationPatient=[*COLUMN_AXIS, *ROW_AXIS])],
-        PixelMeasuresSequence=[_item(PixelSpacing=[PIXEL_MM, PIXEL_MM])],
-    )]  # fmt: skip
+    ]
+    dataset.SharedFunctionalGroupsSequence = [
+        _item(
+            PlaneOrientationSequence=[_item(ImageOrientationPatient=[*COLUMN_AXIS, *ROW_AXIS])],
+            PixelMeasuresSequence=[_item(PixelSpacing=[PIXEL_MM, PIXEL_MM])],
+        )
+    ]
     frames, planes = [], []
     for z, t in np.ndindex(NUM_SLICES, NUM_PHASES):
-        source = _item(ReferencedSOPClassUID=MRImageStorage,
-                       ReferencedSOPInstanceUID=f"{UID}.9.{1 + z * NUM_PHASES + t}")  # fmt: skip
+        source = _item(
+            ReferencedSOPClassUID=MRImageStorage, ReferencedSOPInstanceUID=f"{UID}.9.{1 + z * NUM_PHASES + t}"
+        )
         for label in coded:
-            frames.append(_item(
-                DerivationImageSequence=[_item(SourceImageSequence=[source])],
-                PlanePositionSequence=[_item(ImagePositionPatient=[float(x) for x in _corner(z)])],
-                SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=label)],
-            ))  # fmt: skip
+            frames.append(
+                _item(
+                    DerivationImageSequence=[_item(SourceImageSequence=[source])],
+                    PlanePositionSequence=[_item(ImagePositionPatient=[float(x) for x in _corner(z)])],
+                    SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=label)],
+                )
+            )
             planes.append(labels[t, z] == label)
     dataset.NumberOfFrames = len(frames)
     dataset.PerFrameFunctionalGroupsSequence = frames

@@ -1,4 +1,4 @@
-"""What policy and ledger cost a site: `python -m simulations.benchmarks.ledger [--folder DIR] [--json PATH]`.
+"""What policy and ledger cost a site: `python -m fedcmr.simulations.benchmarks.ledger [--folder DIR] [--json PATH]`.
 
 Milliseconds per round for all that a site does besides reading its cases and training: settings and policy, the data
 set's key, the code's fingerprint, the charge with its accountant, the reply that is kept. Rounds of the
@@ -22,18 +22,18 @@ from unittest import mock
 from rich.console import Console
 from rich.table import Table
 
-from client import ledger as client_ledger
-from client.code_hash import sha256_of
-from client.ledger import Ledger, dataset_of
-from client.policy import SitePolicy, SiteSettings, load_site, refusal, write_site
-from server.ladder import plan_rung
-from shared.checkpoint import write_atomically
-from shared.config import load
-from shared.errors import run_command
-from shared.privacy import Release
-from shared.privacy_filter import PrivacyFilter
-from shared.records import GRADIENTS, MOMENTS
-from shared.version import add_version
+from fedcmr.client import ledger as client_ledger
+from fedcmr.client.code_hash import sha256_of
+from fedcmr.client.ledger import Ledger, dataset_of
+from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, refusal, write_site
+from fedcmr.server.federation.adapters import plan_rung
+from fedcmr.server.settings import load
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import run_command
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy_filter import PrivacyFilter
+from fedcmr.shared.records import GRADIENTS, MOMENTS
+from fedcmr.shared.version import add_version
 
 MAX_MS = 50.0
 """Of a round, required."""
@@ -48,7 +48,7 @@ PARTS = ("policy", "accountant", "ledger", "whole round", "processor")
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.ledger", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.ledger", description=__doc__)
     add_version(parser)
     parser.add_argument("--folder", type=Path, help="where to put the ledger (default: the temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

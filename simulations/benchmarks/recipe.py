@@ -1,9 +1,9 @@
 """What each part of the ResNet50's training recipe is worth: the same synthetic patients, one part left out at a time.
 
-`python -m simulations.benchmarks.recipe --synthetic RUN/synthetic --test DIR... --out DIR` trains one network per row
-and asks all of them for the test patients: development patients, never those that a result is claimed on. Trained
-networks stay in `--out`, so the same command goes on where it was interrupted. Networks that differ by their seed alone
-differ too: rows `seed k` say by how much.
+`python -m fedcmr.simulations.benchmarks.recipe --synthetic RUN/synthetic --test DIR... --out DIR` trains one network
+per row and asks all of them for the test patients: development patients, never those that a result is claimed on.
+Trained networks stay in `--out`, so the same command goes on where it was interrupted. Networks that differ by their
+seed alone differ too: rows `seed k` say by how much.
 """
 
 import argparse
@@ -19,17 +19,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from server.evaluation.tables import paired_table, table
-from server.reading import train_reader
-from shared.case import Case, load_cases
-from shared.checkpoint import write_atomically
-from shared.config import Config, RegressionConfig, load
-from shared.device import pick_device
-from shared.errors import UserError, run_command
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
-from shared.version import add_version
+from fedcmr.server.evaluation.tables import paired_table, table
+from fedcmr.server.settings import Config, RegressionConfig, load
+from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.device import pick_device
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.shared.version import add_version
 
 FULL = "full recipe"
 
@@ -64,11 +64,17 @@ def recipes(config: RegressionConfig) -> dict[str, Recipe]:
 
 def main() -> int:
     """Train, ask, print the table, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.recipe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.recipe", description=__doc__)
     add_version(parser)
     parser.add_argument("--synthetic", type=Path, required=True, metavar="DIR", help="synthetic cases of a study")
-    parser.add_argument("--test", type=Path, required=True, nargs="+", metavar="DIR",
-                        help="prepared development cases; the folder's name is the test set's")  # fmt: skip
+    parser.add_argument(
+        "--test",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="prepared development cases; the folder's name is the test set's",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives the networks, 94 MB each")
     parser.add_argument("--rows", metavar="A;B", help="some of the rows, besides the full recipe (default: all)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings, as of fedcmr-simulate")
@@ -115,9 +121,13 @@ def trained(folder: Path, name: str, recipe: Recipe, synthetic: Sequence[Case], 
     if path.exists():
         return load_regressor(path)
     model = train_reader(
-        synthetic, recipe.config, recipe.seed, pick_device(config.device), checkpoint=path.with_suffix(".partial"),
+        synthetic,
+        recipe.config,
+        recipe.seed,
+        pick_device(config.device),
+        checkpoint=path.with_suffix(".partial"),
         description=f"training: {name}",
-    )  # fmt: skip
+    )
     save_regressor(path, model, {"recipe": repr(trains)})
     return model
 
@@ -145,8 +155,9 @@ def _print(figures: Mapping[str, Mapping[str, Any]]) -> None:
             score, minus = row["score"], row["minus_full"]
             low, high = minus["ci95"]
             difference = "" if name == FULL else f"{minus['difference_points']:+.1f} ({low:.1f} to {high:.1f})"
-            view.add_row(name, f"{score['mae_points']:.1f}", difference, f"{score['r2']:.2f}",
-                         f"{score['bias_points']:.1f}")  # fmt: skip
+            view.add_row(
+                name, f"{score['mae_points']:.1f}", difference, f"{score['r2']:.2f}", f"{score['bias_points']:.1f}"
+            )
         console.print(view)
 
 

@@ -21,13 +21,19 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from server.saliency import EF_COLUMN, HiResCAM, centred_slices, saliency_maps, saliency_share
-from shared.case import load_cases
-from shared.checkpoint import write_atomically
-from shared.errors import UserError, run_command
-from shared.progress import track
-from shared.tasks.ejection_fraction.network import Regressor, load_regressor
-from shared.version import add_version
+from fedcmr.server.tasks.ejection_fraction.saliency import (
+    EF_COLUMN,
+    HiResCAM,
+    centred_slices,
+    saliency_maps,
+    saliency_share,
+)
+from fedcmr.shared.case import load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.progress import track
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor, load_regressor
+from fedcmr.shared.version import add_version
 
 SQUARE_PX, STEP_PX = 10, 6
 NUM_WARM_UPS = 20
@@ -54,7 +60,7 @@ METHODS: dict[str, type[GradCAM]] = {
 
 def main() -> int:
     """Cover, map, print the table, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.saliency", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.saliency", description=__doc__)
     add_version(parser)
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL", help="a run's regressor.safetensors")
     parser.add_argument("--cases", type=Path, required=True, metavar="DIR", help="cases with masks")

@@ -1,4 +1,4 @@
-"""Time and memory of the server against the number of sites: `python -m simulations.benchmarks.scale [--sites 3,10]`.
+"""Time and memory of the server by number of sites: `python -m fedcmr.simulations.benchmarks.scale [--sites 3,10]`.
 
 Each study runs under Flower's own simulation (SuperLink, Ray, the real ClientApp and ServerApp). All sites share two
 prepared patients and differ in name, policy and ledger, so that a round costs the server what so many hospitals would
@@ -22,25 +22,33 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client.ingest.prepare import prepare
-from client.policy import SitePolicy, SiteSettings, write_site
-from shared.checkpoint import write_atomically
-from shared.config import dump, load
-from shared.errors import UserError, run_command
-from shared.run_folder import CONFIG_NAME, load_run
-from shared.version import add_version
-from simulations.benchmarks.stages import memory_kb
-from simulations.flower_engine import Engine, simulating_superlink
-from simulations.hospital import write_hospital
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
+from fedcmr.server.run_folder import CONFIG_NAME, load_run
+from fedcmr.server.settings import dump, load
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
+from fedcmr.simulations.benchmarks.stages import memory_kb
+from fedcmr.simulations.flower_engine import Engine, simulating_superlink
+from fedcmr.simulations.hospital import write_hospital
 
 SITES = (3, 10, 30, 100)
 NUM_PATIENTS, NUM_ROUNDS = 2, 4
 SETTINGS = (
-    "federation.local_steps=1", "federation.num_views=1", "federation.rung=low_rank",
-    "synthesis.num_cases=2", "synthesis.num_slices=3", "synthesis.num_steps=1", "regression.num_steps=1",
-    "regression.batch_size=2", "regression.num_tta=1", "evaluation.baselines=[]", "evaluation.num_bootstrap=100",
+    "federation.local_steps=1",
+    "federation.num_views=1",
+    "federation.rung=low_rank",
+    "synthesis.num_cases=2",
+    "synthesis.num_slices=3",
+    "synthesis.num_steps=1",
+    "regression.num_steps=1",
+    "regression.batch_size=2",
+    "regression.num_tta=1",
+    "evaluation.baselines=[]",
+    "evaluation.num_bootstrap=100",
     "device=cpu",
-)  # fmt: skip
+)
 SAMPLE_INTERVAL_S = 0.25
 EXTRAPOLATED = 1000
 MIB = 1024
@@ -67,7 +75,7 @@ class Figures:
 
 def main() -> int:
     """Run the studies, print the table, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.scale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.scale", description=__doc__)
     add_version(parser)
     parser.add_argument("--sites", default=",".join(map(str, SITES)), metavar="N,N", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
@@ -186,23 +194,38 @@ def _resident_kb(pid: int) -> int:
 
 
 def _print(figures: list[Figures]) -> None:
-    table = Table("sites", "s a round", "server, MiB", "all processes, MiB", "kB a site and round",
-                  title="Flower's simulation on this machine")  # fmt: skip
+    table = Table(
+        "sites",
+        "s a round",
+        "server, MiB",
+        "all processes, MiB",
+        "kB a site and round",
+        title="Flower's simulation on this machine",
+    )
     for row in figures:
-        table.add_row(str(row.sites), f"{row.round_s:.1f}", f"{row.server_mib:.0f}", f"{row.all_mib:.0f}",
-                      f"{row.bytes_per_site / 1000:.0f}")  # fmt: skip
+        table.add_row(
+            str(row.sites),
+            f"{row.round_s:.1f}",
+            f"{row.server_mib:.0f}",
+            f"{row.all_mib:.0f}",
+            f"{row.bytes_per_site / 1000:.0f}",
+        )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(table)
     if len(figures) > 1:
         sites = [row.sites for row in figures]
-        for name, unit, values in (("a round", "s", [row.round_s for row in figures]),
-                                   ("the server's memory", "MiB", [row.server_mib for row in figures])):  # fmt: skip
+        for name, unit, values in (
+            ("a round", "s", [row.round_s for row in figures]),
+            ("the server's memory", "MiB", [row.server_mib for row in figures]),
+        ):
             slope, start = np.polyfit(sites, values, 1)
             if slope <= 0:
                 console.print(f"{name}: does not grow with the sites, {max(values):.0f} {unit} at most")
                 continue
-            console.print(f"{name}: {start:.3g} {unit} + {slope:.3g} {unit} a site by a straight line; "
-                          f"{EXTRAPOLATED} sites would take {start + EXTRAPOLATED * slope:.0f} {unit}")  # fmt: skip
+            console.print(
+                f"{name}: {start:.3g} {unit} + {slope:.3g} {unit} a site by a straight line; "
+                f"{EXTRAPOLATED} sites would take {start + EXTRAPOLATED * slope:.0f} {unit}"
+            )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-from server.report.models import MAIN_MODEL
-from shared.checkpoint import write_atomically
-from shared.config import BASELINES, Config, EvaluationConfig, dump
-from shared.errors import UserError
-from shared.progress import console
-from shared.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
-from simulations.baselines import link_sites, nested_studies
+from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
+from fedcmr.server.settings import BASELINES, Config, EvaluationConfig, dump
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import console
+from fedcmr.simulations.baselines import link_sites, nested_studies
 
 SINGLE_MODELS = ("predict_the_mean", "prior_only", "pooled_real")
 """Baselines that are one model each and no study of their own."""
@@ -149,12 +149,24 @@ def _simulate(paths: Sequence[Path], num_jobs: int, *options: str) -> None:
         while waiting or running:
             while waiting and len(running) < num_jobs:
                 path = waiting.popleft()
-                command = [sys.executable, "-m", "simulations.cli", "--config", path / CONFIG_NAME, "--out", path]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "fedcmr.simulations.cli",
+                    "--config",
+                    path / CONFIG_NAME,
+                    "--out",
+                    path,
+                ]
                 with _log(path).open("ab") if num_jobs > 1 else contextlib.nullcontext() as errors:
                     # A session of its own: Ctrl-C on the terminal reaches it once, from here.
-                    running[path] = subprocess.Popen([*map(str, command), *options], env=environment,
-                                                     stdout=subprocess.DEVNULL, stderr=errors,
-                                                     start_new_session=True)  # fmt: skip
+                    running[path] = subprocess.Popen(
+                        [*map(str, command), *options],
+                        env=environment,
+                        stdout=subprocess.DEVNULL,
+                        stderr=errors,
+                        start_new_session=True,
+                    )
                 console.print(f"{path}: started", highlight=False, soft_wrap=True)
             time.sleep(POLL_S)
             for path in [path for path, process in running.items() if process.poll() is not None]:

@@ -1,4 +1,4 @@
-"""Time and memory of every stage of a study: `python -m simulations.benchmarks.stages --config NAME [key=value]`."""
+"""Time and memory of each stage of a study: `python -m fedcmr.simulations.benchmarks.stages --config NAME`."""
 
 import argparse
 import subprocess
@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from shared.errors import UserError, run_command
-from shared.run_folder import load_run
-from shared.version import add_version
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.version import add_version
 
 SAMPLE_INTERVAL_S = 0.5
 GRACE_S = 5.0
@@ -22,7 +22,7 @@ GRACE_S = 5.0
 
 def main() -> int:
     """Run a study in a new folder and print what each stage took."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.stages", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.stages", description=__doc__)
     add_version(parser)
     parser.add_argument("--config", default="default", help="name or path (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="run folder, new or empty (default: a temporary one)")
@@ -34,7 +34,7 @@ def main() -> int:
 def _measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary) / "run"
-        command = [sys.executable, "-m", "simulations.cli", "--config", options.config, "--out", str(out)]
+        command = [sys.executable, "-m", "fedcmr.simulations.cli", "--config", options.config, "--out", str(out)]
         total, peak_kb = watched([*command, *options.overrides], "fedcmr-simulate")
         stages = load_run(out).stage_seconds()
     table = Table(title=f"fedcmr-simulate --config {options.config}", title_justify="left")

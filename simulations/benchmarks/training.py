@@ -1,4 +1,4 @@
-"""What the ResNet50's way of training gains: `python -m simulations.benchmarks.training [--data DIR --test DIR...]`.
+"""What the ResNet50's recipe gains: `python -m fedcmr.simulations.benchmarks.training [--data DIR --test DIR...]`.
 
 The project's step (bf16 autocast where the processor has it, channels last, convolutions of few pixels as products of
 matrices) is timed beside a plain float32 step in PyTorch's usual layout: same network, batch, augmentation, optimiser
@@ -24,19 +24,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from server.evaluation.tables import paired_table, table
-from server.examples import Examples
-from server.regression import train_regressor, training_step
-from server.training_state import TrainingState
-from shared.case import load_cases
-from shared.checkpoint import write_atomically
-from shared.config import Config, RegressionConfig, load
-from shared.errors import run_command
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import Prediction, Regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
-from shared.version import add_version
-from shared.views import IMAGE_SIZE
+from fedcmr.server.evaluation.tables import paired_table, table
+from fedcmr.server.settings import Config, RegressionConfig, load
+from fedcmr.server.tasks.ejection_fraction.examples import Examples
+from fedcmr.server.tasks.ejection_fraction.training import train_regressor, training_step
+from fedcmr.server.training.state import TrainingState
+from fedcmr.shared.case import load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.errors import run_command
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import Prediction, Regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.shared.version import add_version
+from fedcmr.shared.views import IMAGE_SIZE
 
 NUM_REPEATS, NUM_UNTIMED = 10, 2
 MIN_RATIO = 1.5
@@ -63,7 +63,7 @@ WAYS: dict[str, type[Regressor]] = {"this project's": Regressor, "plain float32"
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.training", description=__doc__)
     add_version(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="train both ways on these cases, too")
     parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="and ask them about these")
@@ -76,10 +76,14 @@ def main() -> int:
 def _measure(options: argparse.Namespace) -> None:
     config = load("default", options.set)
     figures: dict[str, Any] = {
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-                    "python": platform.python_version()},
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "seconds_per_step": step_seconds(config.regression),
-    }  # fmt: skip
+    }
     if options.data:
         figures["accuracy"] = accuracy(options.data, options.test, config)
     _print(figures)

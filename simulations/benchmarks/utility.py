@@ -1,9 +1,10 @@
 """How well a ResNet50 trained on synthetic data alone reads the ejection fraction, beside all that it competes with.
 
-`python -m simulations.benchmarks.utility --config acdc --seeds 3 data_root=/data/acdc` runs the study once per seed in
-`DIR/<config>-seed<k>`, with every row as a baseline, and prints three tables: figures per row and vendor, differences
-to the main row, and with `--mnms` the answers on the patients of an M&Ms folder. The same command goes on where it was
-interrupted and adds the rows or seeds that are new; `fedcmr-server report` then writes a seed's own page again.
+`python -m fedcmr.simulations.benchmarks.utility --config acdc --seeds 3 data_root=/data/acdc` runs the study once per
+seed in `DIR/<config>-seed<k>`, with every row as a baseline, and prints three tables: figures per row and vendor,
+differences to the main row, and with `--mnms` the answers on the patients of an M&Ms folder. The same command goes on
+where it was interrupted and adds the rows or seeds that are new; `fedcmr-server report` then writes a seed's own page
+again.
 
 Seeds vary the privacy noise, the synthetic hearts and the ResNet50, never the patients: all use the cases that the
 first one prepared. A row's figure is the mean over seeds of that seed's figure on all test patients. Its 95 % interval
@@ -30,24 +31,31 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client.ingest.prepare import prepare
-from server.evaluation.score import METRICS, Score
-from server.evaluation.tables import paired_table, table
-from server.federation_state import read_study
-from server.regression import REGRESSOR_NAME
-from server.report.models import MAIN_MODEL, model_name, model_rank
-from server.results import privacy_spent, read_predictions
-from shared.case import load_cases
-from shared.checkpoint import write_atomically
-from shared.config import BASELINES, load
-from shared.device import pick_device
-from shared.errors import UserError, run_command
-from shared.run_folder import RunFolder, load_run
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import load_regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
-from shared.version import add_version
-from simulations.benchmarks.seeds import default_rows, model_seconds, models_of, prepare_seeds, run_seeds, with_rows
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.server.evaluation.score import METRICS, Score
+from fedcmr.server.evaluation.tables import paired_table, table
+from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
+from fedcmr.server.federation.outcome import privacy_spent
+from fedcmr.server.federation.state import read_study
+from fedcmr.server.report.collect import read_predictions
+from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder, load_run
+from fedcmr.server.settings import BASELINES, load
+from fedcmr.shared.case import load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.device import pick_device
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.shared.version import add_version
+from fedcmr.simulations.benchmarks.seeds import (
+    default_rows,
+    model_seconds,
+    models_of,
+    prepare_seeds,
+    run_seeds,
+    with_rows,
+)
 
 MAX_ABOVE_POOLED, MAX_COST_OF_LEAVING_OUT = 2.0, 3.0
 """EF points that the project allows itself where several vendors take part: main row - pooled real cases, per vendor,
@@ -62,18 +70,41 @@ Predictions = dict[str, dict[str, dict[str, Any]]]
 def main() -> int:
     """Run the studies, print the tables, write JSON on request."""
     what, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.utility", description=what, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m fedcmr.simulations.benchmarks.utility",
+        description=what,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_version(parser)
     parser.add_argument("--config", default="default", help="name or path (default: %(default)s)")
-    parser.add_argument("--seeds", type=_positive, default=3, metavar="N",
-                        help="that many seeds, from the config's on (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--rows", metavar="A,B", help=f"beside the main one, of {', '.join(BASELINES)}, epsilon_VALUE "
-                        "(default: all that differ from each other)")  # fmt: skip
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N",
-                        help="seeds at a time, each on its share of the cores (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR",
-                        help="receives the run folders (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="that many seeds, from the config's on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="A,B",
+        help=f"beside the main one, of {', '.join(BASELINES)}, epsilon_VALUE "
+        "(default: all that differ from each other)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="seeds at a time, each on its share of the cores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks"),
+        metavar="DIR",
+        help="receives the run folders (default: %(default)s)",
+    )
     parser.add_argument("--mnms", type=Path, metavar="DIR", help="also predict the patients of this M&Ms folder")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -198,14 +229,19 @@ def _print(figures: dict[str, Any]) -> None:
         )
         console.print(title, highlight=False)
         console.print(_figures_table(of_set["rows"], figures["seconds"]))
-        console.print(f"MAE of {model_name(MAIN_MODEL)} minus that of another row, EF points; below 0 it is the better "
-                      "one", highlight=False)  # fmt: skip
+        console.print(
+            f"MAE of {model_name(MAIN_MODEL)} minus that of another row, EF points; below 0 it is the better one",
+            highlight=False,
+        )
         console.print(_differences_table(of_set["main_minus"]))
     spent = [privacy["epsilon"] for privacy in figures["privacy"] if privacy["epsilon"] is not None]
     if spent:
         delta = figures["privacy"][0]["delta"]
-        console.print(f"epsilon of the main row: {max(spent):.2f} at delta {delta:g} in each seed, as if that one "
-                      "alone were published", highlight=False)  # fmt: skip
+        console.print(
+            f"epsilon of the main row: {max(spent):.2f} at delta {delta:g} in each seed, as if that one "
+            "alone were published",
+            highlight=False,
+        )
     if figures["mnms"]:
         console.print("M&Ms patients, ejection fraction in %: an illustration, too few for a score", highlight=False)
         console.print(_illustration_table(figures["mnms"]))
@@ -222,13 +258,16 @@ def _figures_table(rows: Mapping[str, Mapping[str, Score]], seconds: Mapping[str
             score, first = scores[vendor], vendor == _shown_vendors(scores)[0]
             maes = [mae for mae in score["per_seed"]["mae_points"] if mae is not None]
             shown.add_row(
-                model_name(model) if first else "", vendor, str(score["n_patients"]),
+                model_name(model) if first else "",
+                vendor,
+                str(score["n_patients"]),
                 _with_interval(score["mae_points"], score["ci95"]["mae_points"], 1),
                 f"{statistics.stdev(maes):.1f}" if len(maes) > 1 else "-",
-                _with_interval(score["r2"], score["ci95"]["r2"], 2), _with_interval(score["mse"], None, 4),
+                _with_interval(score["r2"], score["ci95"]["r2"], 2),
+                _with_interval(score["mse"], None, 4),
                 _with_interval(score["bias_points"], None, 1),
                 f"{statistics.mean(seconds[model]):.0f}" if first else "",
-            )  # fmt: skip
+            )
         shown.add_section()
     return shown
 
@@ -244,10 +283,13 @@ def _differences_table(main_minus: Mapping[str, Mapping[str, Score]]) -> Table:
             values, first = differences[vendor], vendor == _shown_vendors(differences)[0]
             required = values["required"]
             shown.add_row(
-                model_name(model) if first else "", vendor, str(values["n_patients"]),
+                model_name(model) if first else "",
+                vendor,
+                str(values["n_patients"]),
                 _with_interval(values["difference_points"], values["ci95"], 1),
-                required["limit"] if required else "", ("yes" if required["met"] else "no") if required else "",
-            )  # fmt: skip
+                required["limit"] if required else "",
+                ("yes" if required["met"] else "no") if required else "",
+            )
         shown.add_section()
     return shown
 
@@ -258,8 +300,13 @@ def _illustration_table(patients: Sequence[Mapping[str, Any]]) -> Table:
         shown.add_column(heading, justify="left" if heading == "vendor" else "right")
     for row in patients:
         percent = [100 * value for value in row["predicted"]]
-        shown.add_row(str(row["patient"]), row["vendor"], f"{100 * row['true']:.1f}",
-                      f"{statistics.mean(percent):.1f}", ", ".join(f"{value:.1f}" for value in percent))  # fmt: skip
+        shown.add_row(
+            str(row["patient"]),
+            row["vendor"],
+            f"{100 * row['true']:.1f}",
+            f"{statistics.mean(percent):.1f}",
+            ", ".join(f"{value:.1f}" for value in percent),
+        )
     return shown
 
 

@@ -23,21 +23,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from client.policy import load_site
-from server.answers import test_sets
-from server.augmentation import augment_pairs
-from server.regression import batch_indices
-from server.training_state import TrainingState, one_cycle
-from shared.appearance import appearance_code
-from shared.case import Case, load_cases
-from shared.config import AugmentationConfig
-from shared.errors import UserError, run_command
-from shared.networks.generator import Prior, load_prior
-from shared.progress import track
-from shared.run_folder import load_run
-from shared.tasks.ejection_fraction.stack import middle_slices
-from shared.version import add_version
-from shared.views import slice_pairs, with_heart
+from fedcmr.client.policy import load_site
+from fedcmr.server.experiments.models import test_sets
+from fedcmr.server.run_folder import load_run
+from fedcmr.server.settings import AugmentationConfig
+from fedcmr.server.tasks.ejection_fraction.training import batch_indices
+from fedcmr.server.training.augmentation import augment_pairs
+from fedcmr.server.training.state import TrainingState, one_cycle
+from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.progress import track
+from fedcmr.shared.style import appearance_code
+from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices
+from fedcmr.shared.version import add_version
+from fedcmr.shared.views import slice_pairs, with_heart
 
 CHANNELS = (16, 32, 64)
 NUM_STEPS, BATCH_SIZE, PEAK_RATE, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 400, 32, 3e-3, 0.05, 0.98, 1.0
@@ -49,7 +49,7 @@ Z = 1.959964
 
 def main() -> int:
     """Train, ask, print the tables, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.vendors", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.vendors", description=__doc__)
     add_version(parser)
     parser.add_argument("run", type=Path, metavar="RUN", help="finished study with sites of several vendors")
     parser.add_argument("--synthetic", type=Path, metavar="DIR", help="synthetic cases (default: RUN/synthetic)")
@@ -67,9 +67,14 @@ class VendorNetwork(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inside, outside in zip((2, *CHANNELS), CHANNELS, strict=False):
-            layers += [nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(),
-                       nn.Conv2d(outside, outside, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outside),
-                       nn.ReLU()]  # fmt: skip
+            layers += [
+                nn.Conv2d(inside, outside, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outside),
+                nn.ReLU(),
+                nn.Conv2d(outside, outside, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(outside),
+                nn.ReLU(),
+            ]
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(CHANNELS[-1], num_vendors)
 
@@ -84,9 +89,9 @@ def train_network(
     """Train on the middle slices of every case; a vendor with fewer slices weighs as much as any other."""
     stacks = [_middle(case, heart_only) for case in cases]
     images = torch.cat(stacks)
-    labels = torch.cat([
-        torch.full((len(stack),), vendors.index(case.info.vendor)) for stack, case in zip(stacks, cases, strict=True)
-    ])  # fmt: skip
+    labels = torch.cat(
+        [torch.full((len(stack),), vendors.index(case.info.vendor)) for stack, case in zip(stacks, cases, strict=True)]
+    )
     weights = len(labels) / (len(vendors) * torch.bincount(labels, minlength=len(vendors)).clamp(min=1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

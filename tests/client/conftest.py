@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import Ledger
-from shared.privacy import Release
+from fedcmr.client.ledger import Ledger
+from fedcmr.shared.privacy import Release
 
 
 @pytest.fixture

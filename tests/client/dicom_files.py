@@ -39,13 +39,26 @@ def image_dataset(pixels: np.ndarray, **elements: object) -> Dataset:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = elements.pop("transfer_syntax", ExplicitVRLittleEndian)
     values = {
-        "SOPClassUID": MRImageStorage, "SOPInstanceUID": "1.2.3.4", "PatientID": "ID-1", "PatientName": "Doe^Jane",
-        "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1", "Manufacturer": "Philips Healthcare",
-        "MagneticFieldStrength": "1.5", "ImageOrientationPatient": [*COLUMN_AXIS, *ROW_AXIS],
-        "ImagePositionPatient": [0.0, 0.0, 0.0], "PixelSpacing": [PIXEL_MM, PIXEL_MM], "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1], "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
-    }  # fmt: skip
+        "SOPClassUID": MRImageStorage,
+        "SOPInstanceUID": "1.2.3.4",
+        "PatientID": "ID-1",
+        "PatientName": "Doe^Jane",
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.3.1",
+        "Manufacturer": "Philips Healthcare",
+        "MagneticFieldStrength": "1.5",
+        "ImageOrientationPatient": [*COLUMN_AXIS, *ROW_AXIS],
+        "ImagePositionPatient": [0.0, 0.0, 0.0],
+        "PixelSpacing": [PIXEL_MM, PIXEL_MM],
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+    }
     for keyword, value in (values | elements).items():
         if value is not None:
             setattr(dataset, keyword, value)
@@ -94,18 +107,28 @@ def write_study(
             continue
         number = z * NUM_PHASES + t + 1
         values = {
-            "PatientID": patient, "StudyInstanceUID": study, "SOPInstanceUID": f"{study}.9.{number}",
-            "SeriesInstanceUID": f"{study}.{z if series_per_slice else 0}", "InstanceNumber": number,
-            "TriggerTime": f"{t * 90.5:.1f}", "ImagePositionPatient": list(origin + z * SLICE_MM * NORMAL),
+            "PatientID": patient,
+            "StudyInstanceUID": study,
+            "SOPInstanceUID": f"{study}.9.{number}",
+            "SeriesInstanceUID": f"{study}.{z if series_per_slice else 0}",
+            "InstanceNumber": number,
+            "TriggerTime": f"{t * 90.5:.1f}",
+            "ImagePositionPatient": list(origin + z * SLICE_MM * NORMAL),
             "ImageOrientationPatient": [*axes["column"], *axes["row"]],
-        }  # fmt: skip
+        }
         values |= {key: value(z, t) if callable(value) else value for key, value in elements.items()}
         # Names say nothing about the order.
         write_image(folder / f"{(number * 37) % 101:03d}.dcm", images[t, z], **values)
     if masks:
         affine = np.eye(4)
-        affine[:3] = np.column_stack([COLUMN_AXIS * PIXEL_MM, ROW_AXIS * PIXEL_MM, NORMAL * SLICE_MM,
-                                      -PIXEL_MM * (CENTRE[0] * ROW_AXIS + CENTRE[1] * COLUMN_AXIS)])  # fmt: skip
+        affine[:3] = np.column_stack(
+            [
+                COLUMN_AXIS * PIXEL_MM,
+                ROW_AXIS * PIXEL_MM,
+                NORMAL * SLICE_MM,
+                -PIXEL_MM * (CENTRE[0] * ROW_AXIS + CENTRE[1] * COLUMN_AXIS),
+            ]
+        )
         nifti = nibabel.Nifti1Image(labels.transpose(3, 2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
         nibabel.save(nifti, folder / "masks.nii.gz")
 
@@ -124,11 +147,19 @@ def write_enhanced(path: Path, *, per_frame_only=False, order=None, change=None,
     images, _ = beating_heart()
     order = list(np.ndindex(NUM_SLICES, NUM_PHASES)) if order is None else order
     origin = -PIXEL_MM * (CENTRE[0] * ROW_AXIS + CENTRE[1] * COLUMN_AXIS)
-    dataset = image_dataset(images[0, 0], **{
-        "SOPClassUID": f"{MRImageStorage}.4" if legacy else EnhancedMRImageStorage, "NumberOfFrames": len(order),
-        "SOPInstanceUID": "1.2.3.9", "SeriesInstanceUID": "1.2.3.0", "ImageOrientationPatient": None,
-        "ImagePositionPatient": None, "PixelSpacing": None, **elements,
-    })  # fmt: skip
+    dataset = image_dataset(
+        images[0, 0],
+        **{
+            "SOPClassUID": f"{MRImageStorage}.4" if legacy else EnhancedMRImageStorage,
+            "NumberOfFrames": len(order),
+            "SOPInstanceUID": "1.2.3.9",
+            "SeriesInstanceUID": "1.2.3.0",
+            "ImageOrientationPatient": None,
+            "ImagePositionPatient": None,
+            "PixelSpacing": None,
+            **elements,
+        },
+    )
     orientation, measures, kind = Dataset(), Dataset(), Dataset()
     orientation.ImageOrientationPatient = [*COLUMN_AXIS, *ROW_AXIS]
     measures.PixelSpacing = [PIXEL_MM, PIXEL_MM]

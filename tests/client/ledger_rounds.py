@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from client.ledger import Ledger
-from shared.privacy import Release
+from fedcmr.client.ledger import Ledger
+from fedcmr.shared.privacy import Release
 
 DELTA = 1e-3
 RELEASE = Release(2.0, 1.0, 2)

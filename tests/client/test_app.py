@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, Metadata, RecordDict
 
-from client import app as client_app
-from client import ledger as client_ledger
-from client import policy, training
-from client.app import app, site_folder
-from client.code_hash import code_sha256
-from client.error_log import LOG_NAME as ERROR_LOG
-from client.ledger import Ledger
-from client.policy import load_site
-from shared.privacy import Release, epsilon
-from shared.privacy_filter import PrivacyFilter
-from shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
+from fedcmr.client import app as client_app
+from fedcmr.client import ledger as client_ledger
+from fedcmr.client import policy, training
+from fedcmr.client.app import app, site_folder
+from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.error_log import LOG_NAME as ERROR_LOG
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import load_site
+from fedcmr.shared.privacy import Release, epsilon
+from fedcmr.shared.privacy_filter import PrivacyFilter
+from fedcmr.shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
 
 CANARY = "patient-4711"
 
@@ -36,10 +36,21 @@ def arrays(prior):
 def request_of(prior):
     def make(**changes):
         request = Request(
-            task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, rung="affine",
-            private=True, noise_multiplier=4.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3, local_steps=1,
-            learning_rate=0.1, num_views=2, seed=0,
-        )  # fmt: skip
+            task="gradients",
+            run_id="0123456789abcdef",
+            server_round=2,
+            prior_sha256=prior.sha256,
+            rung="affine",
+            private=True,
+            noise_multiplier=4.0,
+            sample_rate=1.0,
+            max_grad_norm=1.0,
+            target_delta=1e-3,
+            local_steps=1,
+            learning_rate=0.1,
+            num_views=2,
+            seed=0,
+        )
         if changes.get("task") == "moments":
             changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2} | changes
         return replace(request, **changes)
@@ -148,8 +159,9 @@ def test_a_request_that_is_too_large_for_the_machine_does_not_tell_who_was_sampl
     assert "a patient's gradient failed" in (site / ERROR_LOG).read_text()
 
 
-def test_work_that_takes_too_long_is_refused_before_its_charge_or_stopped_after_it(make_study, arrays, request_of,
-                                                                                   monkeypatch):  # fmt: skip
+def test_work_that_takes_too_long_is_refused_before_its_charge_or_stopped_after_it(
+    make_study, arrays, request_of, monkeypatch
+):
     site = make_study(max_seconds=0.001).path / "sites" / "a"
     content = pack_request(arrays, request_of(local_steps=100, noise_multiplier=100.0))
     assert code_of(ask(site, content)) == "time-above-cap"
@@ -420,8 +432,14 @@ def test_every_code_of_policy_and_ledger_may_leave():
             for delta in (1e-3, 0.5):
                 for num_patients in (0, 10):
                     for clip in (1.0, 1e9):
-                        code = policy.refusal(policy.SitePolicy(), private=private, release=release, delta=delta,
-                                              clip=clip, num_patients=num_patients)  # fmt: skip
+                        code = policy.refusal(
+                            policy.SitePolicy(),
+                            private=private,
+                            release=release,
+                            delta=delta,
+                            clip=clip,
+                            num_patients=num_patients,
+                        )
                         codes |= {code} - {None}
     assert len(codes) >= 7
     assert codes <= CODES

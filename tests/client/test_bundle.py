@@ -13,23 +13,24 @@ import pytest
 from flwr.cli.install import install_from_fab
 from flwr.common.config import get_project_dir
 
-from client.code_hash import code_sha256, sha256_of_files
-from client.deployment.bundle import BundleRefused, check_bundle
-from client.deployment.clientapp import judging
-from client.deployment.warm import write_refusals, write_shim
-from shared.errors import UserError
-from simulations.flower_engine import ROOT
+from fedcmr.client.code_hash import code_sha256, sha256_of_files
+from fedcmr.client.deployment.bundle import BundleRefused, check_bundle
+from fedcmr.client.deployment.clientapp import judging
+from fedcmr.client.deployment.preforked import write_refusals, write_shim
+from fedcmr.shared.errors import UserError
+from fedcmr.simulations.flower_engine import ROOT
 
 PROJECT = (
     b'[project]\nname = "fedcmr"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "fedcmr"\n'
-    b'[tool.flwr.app.components]\nserverapp = "server.app:app"\nclientapp = "client.app:app"\n'
+    b'[tool.flwr.app.components]\nserverapp = "fedcmr.server.app:app"\nclientapp = "fedcmr.client.app:app"\n'
 )
-CONFIG = b'[tool.flwr.app.components]\nserverapp = "server.app:app"\nclientapp = "client.app:app"\n'
+CONFIG = b'[tool.flwr.app.components]\nserverapp = "fedcmr.server.app:app"\nclientapp = "fedcmr.client.app:app"\n'
 
 
 def files() -> dict[str, bytes]:
     """What Flower packs: the sources of this checkout."""
     found = {"pyproject.toml": CONFIG, ".info/CONTENT": b"", "configs/default.yaml": b"seed: 0\n"}
+    found["fedcmr/__init__.py"] = (ROOT / "fedcmr" / "__init__.py").read_bytes()
     for package in ("client", "server", "shared"):
         for path in (ROOT / package).rglob("*.py"):
             found[path.relative_to(ROOT).as_posix()] = path.read_bytes()
@@ -65,11 +66,11 @@ def test_a_changed_server_is_the_servers_own_business():
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("client/app.py", b"steal()"),                                       # a reviewed file, changed
-        ("shared/extra.py", b""),                                            # one more in a reviewed package
-        ("client/app.cpython-311-x86_64-linux-gnu.so", b"\x7fELF"),          # found before app.py
+        ("client/app.py", b"steal()"),  # a reviewed file, changed
+        ("shared/extra.py", b""),  # one more in a reviewed package
+        ("client/app.cpython-311-x86_64-linux-gnu.so", b"\x7fELF"),  # found before app.py
         ("client/app.pyc", b""),
-        ("torch.py", b"steal()"),                                            # in front of a library
+        ("torch.py", b"steal()"),  # in front of a library
         ("numpy/__init__.py", b"steal()"),
         ("sitecustomize.py", b"steal()"),
         ("../client/app.py", b"steal()"),
@@ -77,10 +78,10 @@ def test_a_changed_server_is_the_servers_own_business():
         ("client\\app.py", b""),
         ("configs/x/y.yaml", b""),
         ("data.npz", b""),
-        ("pyproject.toml", CONFIG.replace(b"client.app:app", b"server.app:steal")),
+        ("pyproject.toml", CONFIG.replace(b"fedcmr.client.app:app", b"fedcmr.server.app:steal")),
         ("pyproject.toml", b"no toml ["),
     ],
-)  # fmt: skip
+)
 def test_a_bundle_with_anything_else_is_refused(name, data):
     assert refused(packed(files() | {name: data}))
 
@@ -144,9 +145,10 @@ def test_nothing_is_loaded_that_was_not_judged(flower):
 
 
 @pytest.mark.parametrize(
-    ("position", "word"), [(0, "other/app"), (1, "0.9.0"), (1, "1.0.0.0/../../x"), (2, "f" * 64)],
+    ("position", "word"),
+    [(0, "other/app"), (1, "0.9.0"), (1, "1.0.0.0/../../x"), (2, "f" * 64)],
     ids=["publisher", "earlier version", "way out of the folder", "another bundle"],
-)  # fmt: skip
+)
 def test_the_servers_words_for_a_run_lead_to_no_other_folder(flower, position, word):
     """Folders of earlier versions, which may be listed no more, stay where they were unpacked."""
     flower[0](bundle())
@@ -184,7 +186,9 @@ def test_every_other_kind_of_app_has_a_command_that_refuses(tmp_path):
         assert done.returncode == 1 and f"{name}: refused" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("hidden", ["client/chain.py", "client/policy.py", "client/__init__.py", "shared/privacy.py"])
+@pytest.mark.parametrize(
+    "hidden", ["client/hash_chained_log.py", "client/policy.py", "client/__init__.py", "shared/privacy.py"]
+)
 def test_no_file_hides_in_the_name_of_another_one(hidden):
     """A name with a line break once stood for two lines of the fingerprint, and one file was missing."""
     honest = files()
@@ -218,9 +222,20 @@ def test_the_fingerprint_tells_names_from_contents():
 
 @pytest.mark.parametrize(
     "name",
-    ["client/a\n.py", "client/a .py", "client/../a.py", "client//a.py", "/client/a.py", "client/.a.py",
-     "client/\u0430.py", "client/a\0.py", "client\\a.py", "client/a.py/", "client/\u202ea.py"],
-)  # fmt: skip
+    [
+        "client/a\n.py",
+        "client/a .py",
+        "client/../a.py",
+        "client//a.py",
+        "/client/a.py",
+        "client/.a.py",
+        "client/\u0430.py",
+        "client/a\0.py",
+        "client\\a.py",
+        "client/a.py/",
+        "client/\u202ea.py",
+    ],
+)
 def test_only_plain_names_have_a_fingerprint(name):
     assert refused(packed(files() | {name: b""}))
     with pytest.raises(UserError, match="file name"):
@@ -229,6 +244,8 @@ def test_only_plain_names_have_a_fingerprint(name):
 
 def test_what_judges_a_bundle_loads_no_library_that_takes_long():
     """Without a process that keeps them loaded it starts for every message."""
-    code = "import sys, client.deployment.clientapp; print(*{'torch', 'opacus', 'monai', 'pydicom'} & set(sys.modules))"
+    code = (
+        "import sys, fedcmr.client.deployment.clientapp as _; print(*{'torch', 'opacus', 'monai'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -7,26 +7,34 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from client.ingest.burned_in import MIN_STROKES, is_annotated, num_strokes, suspect
-from client.ingest.cine import Cine
-from client.ingest.dicom.header import Header
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.layouts.acdc import find_acdc
-from client.ingest.layouts.mnms import find_mnms
-from client.ingest.reasons import REASONS
-from simulations.hospital import POPULATIONS
-from simulations.phantom import draw_patient
-from simulations.scanner import SCANNERS, acquire
+from fedcmr.client.ingest.burned_in import MIN_STROKES, is_annotated, num_strokes, suspect
+from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.layouts.acdc import find_acdc
+from fedcmr.client.ingest.layouts.mnms import find_mnms
+from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.simulations.hospital import POPULATIONS
+from fedcmr.simulations.patients.population import draw_patient
+from fedcmr.simulations.scanners.acquisition import SCANNERS, acquire
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not there")
 GLYPHS = {  # rows of a 5 x 7 font, from the top, as bits
-    "A": (14, 17, 17, 31, 17, 17, 17), "D": (30, 17, 17, 17, 17, 17, 30), "E": (31, 16, 16, 30, 16, 16, 31),
-    "H": (17, 17, 17, 31, 17, 17, 17), "J": (7, 2, 2, 2, 2, 18, 12), "N": (17, 25, 21, 19, 17, 17, 17),
-    "O": (14, 17, 17, 17, 17, 17, 14), "1": (4, 12, 4, 4, 4, 4, 14), "6": (6, 8, 16, 30, 17, 17, 14),
-    "9": (14, 17, 17, 15, 1, 2, 12), "0": (14, 17, 19, 21, 25, 17, 14), " ": (0,) * 7,
+    "A": (14, 17, 17, 31, 17, 17, 17),
+    "D": (30, 17, 17, 17, 17, 17, 30),
+    "E": (31, 16, 16, 30, 16, 16, 31),
+    "H": (17, 17, 17, 31, 17, 17, 17),
+    "J": (7, 2, 2, 2, 2, 18, 12),
+    "N": (17, 25, 21, 19, 17, 17, 17),
+    "O": (14, 17, 17, 17, 17, 17, 14),
+    "1": (4, 12, 4, 4, 4, 4, 14),
+    "6": (6, 8, 16, 30, 17, 17, 14),
+    "9": (14, 17, 17, 15, 1, 2, 12),
+    "0": (14, 17, 19, 21, 25, 17, 14),
+    " ": (0,) * 7,
     "-": (0, 0, 0, 31, 0, 0, 0),
-}  # fmt: skip
+}
 
 
 def letters(text: str, scale: int = 1) -> np.ndarray:
@@ -127,8 +135,23 @@ def test_two_letters_name_nobody():
 
 def test_only_an_image_that_says_yes_is_annotated():
     def header(value: str) -> Header:
-        return Header(Path("x"), "p", "1", "2", "3", "GE", 1.5, (0, 0, 0), (1, 0, 0, 0, 1, 0), (1, 1), 2, 2, 0, 1,
-                      BurnedInAnnotation=value)  # fmt: skip
+        return Header(
+            Path("x"),
+            "p",
+            "1",
+            "2",
+            "3",
+            "GE",
+            1.5,
+            (0, 0, 0),
+            (1, 0, 0, 0, 1, 0),
+            (1, 1),
+            2,
+            2,
+            0,
+            1,
+            BurnedInAnnotation=value,
+        )
 
     assert is_annotated([header(""), header("YES")])
     assert not is_annotated([header(""), header("NO")])
@@ -148,8 +171,11 @@ def test_simulated_scans_hold_no_text_until_it_is_drawn_in(vendor):
 @pytest.mark.real
 def test_no_real_scan_is_suspected_and_every_one_is_with_a_name_in_it():
     """The development patients of ACDC, three of M&Ms and one cine straight from the scanner."""
-    studies = [*find_acdc(REAL / "acdc", [0]).studies, *find_mnms(REAL / "mnms").studies,
-               *find_dicom(REAL / "dicom" / "siemens_vida_cine").studies]  # fmt: skip
+    studies = [
+        *find_acdc(REAL / "acdc", [0]).studies,
+        *find_mnms(REAL / "mnms").studies,
+        *find_dicom(REAL / "dicom" / "siemens_vida_cine").studies,
+    ]
     assert len(studies) == 23
     for index, study in enumerate(studies):
         images = study.read().images

@@ -8,18 +8,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.check.contact_sheet import picture_of
-from client.check.flags import FLAGS, flags_of
-from client.check.folder import check, complain, write_report
-from client.check.report import TROUBLES
-from client.cli import main
-from client.ingest.reasons import REASONS
-from shared.case import ED, ES, LV, MYO, RV, Case, CaseInfo, read_index, save_case, write_index
-from shared.errors import UserError
+from fedcmr.client.check.contact_sheet import picture_of
+from fedcmr.client.check.flags import FLAGS, flags_of
+from fedcmr.client.check.folder import check, complain, write_report
+from fedcmr.client.check.report import TROUBLES
+from fedcmr.client.cli import main
+from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case, CaseInfo, read_index, save_case, write_index
+from fedcmr.shared.errors import UserError
 
 
-def make_case(name="p00", *, num_slices=9, spacing=10.0, cavities=(16.0, 11.0), middle=(48.0, 48.0), labelled=True,
-              vendor="GE", tesla=1.5, group=None, seed=0) -> Case:  # fmt: skip
+def make_case(
+    name="p00",
+    *,
+    num_slices=9,
+    spacing=10.0,
+    cavities=(16.0, 11.0),
+    middle=(48.0, 48.0),
+    labelled=True,
+    vendor="GE",
+    tesla=1.5,
+    group=None,
+    seed=0,
+) -> Case:
     """A cavity in its wall beside another cavity, contracting, darker muscle around it, noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:96, :96] - np.array(middle)[:, None, None]
@@ -56,11 +67,16 @@ def mixed(tmp_path):
         make_case("p05", labelled=False, vendor="Philips", tesla=math.nan),
         make_case("p06", spacing=17.7, cavities=(16, 3)),
     ]
-    details = {case.info.pseudonym: {"num_phases": 20 + i, "ed_phase": 0, "es_phase": 9, "warnings": []}
-               for i, case in enumerate(cases[:6])}  # fmt: skip
+    details = {
+        case.info.pseudonym: {"num_phases": 20 + i, "ed_phase": 0, "es_phase": 9, "warnings": []}
+        for i, case in enumerate(cases[:6])
+    }
     details["p02"]["warnings"] = ["burned-in-suspected"]
-    refused = {"studies": {"uneven-phases": 2, "not-a-code-of-ours": 1}, "left_out": {"not-cine": 31, "duplicate": 0},
-               "warnings": {"burned-in-suspected": 1, "unused-row": 3}}  # fmt: skip
+    refused = {
+        "studies": {"uneven-phases": 2, "not-a-code-of-ours": 1},
+        "left_out": {"not-cine": 31, "duplicate": 0},
+        "warnings": {"burned-in-suspected": 1, "unused-row": 3},
+    }
     return write(tmp_path / "out", *cases, refused=refused, details=details)
 
 
@@ -85,8 +101,10 @@ def test_json_holds_the_figures_of_a_recount(mixed):
         bins[int(ef * 20)] += 1
     assert report["ef_histogram"] == bins
     assert (report["num_unusable"], report["troubles"]) == (0, {})
-    numbers = {kind: {code: entry["number"] for code, entry in report[kind].items()}
-               for kind in ("flags", "studies_refused", "left_out", "warnings")}  # fmt: skip
+    numbers = {
+        kind: {code: entry["number"] for code, entry in report[kind].items()}
+        for kind in ("flags", "studies_refused", "left_out", "warnings")
+    }
     assert numbers == {
         "flags": {"wide-spacing": 1, "few-slices": 1, "ef-at-bound": 1, "burned-in-suspected": 1},
         "studies_refused": {"uneven-phases": 2, "not-a-code-of-ours": 1},
@@ -104,8 +122,17 @@ def test_json_holds_the_figures_of_a_recount(mixed):
 def test_what_is_printed_and_what_json_says_agree(mixed, capsys):
     assert main(["check", str(mixed)]) == 0
     printed = capsys.readouterr().out
-    for text in ("7, 6 with masks", "20 to 25", "4 to 11", "GE 5, Philips 1, Siemens 1", "known in 6 cases",
-                 "uneven-phases", "not-cine", "few-slices", "check.html"):  # fmt: skip
+    for text in (
+        "7, 6 with masks",
+        "20 to 25",
+        "4 to 11",
+        "GE 5, Philips 1, Siemens 1",
+        "known in 6 cases",
+        "uneven-phases",
+        "not-cine",
+        "few-slices",
+        "check.html",
+    ):
         assert text in printed
     assert main(["check", "--json", str(mixed)]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((mixed / "check.json").read_text())
@@ -176,7 +203,11 @@ def test_every_trouble_is_counted_and_the_report_is_written_all_the_same(tmp_pat
     for code, number in expected.items():
         assert f"{number}: {TROUBLES[code]}" in error
     assert {case["pseudonym"]: case["trouble"] for case in report["cases"]} == {
-        "g0": None, "g1": None, "g2": "named-twice", **{name: code for name, code, _ in broken}}  # fmt: skip
+        "g0": None,
+        "g1": None,
+        "g2": "named-twice",
+        **{name: code for name, code, _ in broken},
+    }
     assert (out / "check.html").read_text().count("named-twice") == 3, "in the table of marks and at both rows"
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from client.check.contact_sheet import Picture
-from client.check.folder import check
-from client.check.page import SHEET_SIZE, headline, render_page
-from client.check.report import CheckedCase, CheckReport
-from client.cli import main
-from client.ingest.reasons import REASONS
-from simulations.hospital import write_hospital
+from fedcmr.client.check.contact_sheet import Picture
+from fedcmr.client.check.folder import check
+from fedcmr.client.check.page import SHEET_SIZE, headline, render_page
+from fedcmr.client.check.report import CheckedCase, CheckReport
+from fedcmr.client.cli import main
+from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.simulations.hospital import write_hospital
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CANARY = "ZZCANARY"
@@ -23,7 +23,7 @@ CANARY = "ZZCANARY"
 
 def picture(seed: int = 0) -> Picture:
     """A real JPEG of noise, the worst that compression can meet."""
-    from client.check.contact_sheet import _jpeg
+    from fedcmr.client.check.contact_sheet import _jpeg
 
     sheet = np.random.default_rng(seed).integers(0, 255, (96, 194), dtype=np.uint8)
     return Picture(_jpeg(sheet), {"lv": "M20 20l10 0 0 10-10 0Z", "rv": "M60 60l10 0 0 10Z"}, 4, 194, 96)
@@ -32,11 +32,24 @@ def picture(seed: int = 0) -> Picture:
 def report_of(num_cases: int, num_flagged: int = 2, one_picture: bool = True) -> CheckReport:
     shown, vendors = picture(), ("GE", "Siemens", "unknown")
     cases = [
-        CheckedCase(f"p{i:04d}", f"g{i:04d}", vendors[i % 3], 1.5, (i % 97) / 97, 8, 10.0, 25, 0, 9,
-                    True, ("few-slices", "burned-in-suspected") if i < num_flagged else (), None,
-                    shown if one_picture else picture(i))
+        CheckedCase(
+            f"p{i:04d}",
+            f"g{i:04d}",
+            vendors[i % 3],
+            1.5,
+            (i % 97) / 97,
+            8,
+            10.0,
+            25,
+            0,
+            9,
+            True,
+            ("few-slices", "burned-in-suspected") if i < num_flagged else (),
+            None,
+            shown if one_picture else picture(i),
+        )
         for i in range(num_cases)
-    ]  # fmt: skip
+    ]
     cases.append(CheckedCase("bad", "bad", "GE", None, None, trouble="case-unreadable"))
     refused = {code: i + 1 for i, code in enumerate(REASONS)}
     return CheckReport(tuple(cases), refused, {"not-dicom": 3}, {"unused-row": 2})
@@ -68,7 +81,7 @@ def test_page_of_five_hundred_noisy_cases_can_still_be_mailed_around_the_house()
 
 
 def test_beyond_a_limit_the_flagged_cases_keep_their_pictures(monkeypatch):
-    monkeypatch.setattr("client.check.page.MAX_PICTURES", 5)
+    monkeypatch.setattr("fedcmr.client.check.page.MAX_PICTURES", 5)
     page = render_page(report_of(20, num_flagged=3))
     assert page.count("<img ") == 4 and page.count("picture left out") == 16
     for name in ("p0000", "p0001", "p0002"):
@@ -138,12 +151,29 @@ def test_chromium_shows_every_picture_and_nothing_overflows(tmp_path, width):
             document.body.dataset.after = frame.contentWindow.getComputedStyle(lines).display;
         }};</script>""")
     shown = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--hide-scrollbars",
-         "--virtual-time-budget=20000", "--dump-dom", (tmp_path / "probe.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1400,900",
+            "--hide-scrollbars",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            (tmp_path / "probe.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     body = re.search(r"<body[^>]*>", shown.stdout)[0]
     assert 'data-decoded="70"' in body and 'data-overflow="0"' in body and f'data-width="{width}"' in body, body
     assert 'data-before="block"' in body and 'data-after="none"' in body, body

@@ -8,12 +8,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from client.cli import main
-from client.code_hash import sha256_of
-from client.ledger import Ledger
-from client.policy import SitePolicy, load_site
-from shared.case import CaseInfo, read_index, write_index
-from shared.privacy import Release, epsilon
+from fedcmr.client.cli import main
+from fedcmr.client.code_hash import sha256_of
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import SitePolicy, load_site
+from fedcmr.shared.case import CaseInfo, read_index, write_index
+from fedcmr.shared.privacy import Release, epsilon
 
 
 @pytest.fixture
@@ -83,9 +83,14 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["prepare"], ["prepare", "--format", "png", "a", "b"], ["init", "s", "--name", "x", "--vendor", "Nikon"],
-     ["prepare", "--format", "acdc", "a", "b", "--num-processes", "0"]],
-)  # fmt: skip
+    [
+        [],
+        ["prepare"],
+        ["prepare", "--format", "png", "a", "b"],
+        ["init", "s", "--name", "x", "--vendor", "Nikon"],
+        ["prepare", "--format", "acdc", "a", "b", "--num-processes", "0"],
+    ],
+)
 def test_a_misspelt_command_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -157,7 +162,9 @@ def test_budget_has_the_history_of_every_charge(tmp_path, capsys):
     assert main(["budget", str(tmp_path), "--json"]) == 0
     budget = json.loads(capsys.readouterr().out)
     assert [(h["run_id"], h["round"], h["task"], h["num_steps"], h["committed"]) for h in budget["history"]] == [
-        ("ab12", 1, "moments", 2, True), ("ab12", 2, "gradients", 3, False)]  # fmt: skip
+        ("ab12", 1, "moments", 2, True),
+        ("ab12", 2, "gradients", 3, False),
+    ]
     after = [charge["epsilon_after"] for charge in budget["history"]]
     assert after == pytest.approx([epsilon(releases[:1], 1e-3)[0], epsilon(releases, 1e-3)[0]])
     assert after[-1] == budget["epsilon"]

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import pytest
 
-from client.cli import main
-from client.ledger import Ledger
-from client.policy import SiteSettings, load_site, write_site
-from shared.privacy import Release
+from fedcmr.client.cli import main
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import SiteSettings, load_site, write_site
+from fedcmr.shared.privacy import Release
 
 RELEASE = Release(4.0, 1.0, 1)
 
@@ -79,8 +79,14 @@ def test_what_nobody_received_is_no_alarm(site, report, capsys):
 def test_what_the_coordinator_does_not_tell_is_shown(site, report, capsys):
     code, out, _ = compared(site, report(entry(1)), capsys, "--json")
     assert code == 0
-    assert json.loads(out) == {"run_id": "run", "agreed": [1], "forgotten": [], "uncertain": [], "unreported": [2],
-                               "evaluation": None}  # fmt: skip
+    assert json.loads(out) == {
+        "run_id": "run",
+        "agreed": [1],
+        "forgotten": [],
+        "uncertain": [],
+        "unreported": [2],
+        "evaluation": None,
+    }
 
 
 @pytest.mark.parametrize("form", ["private", "table"])

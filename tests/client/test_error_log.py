@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from client.error_log import EARLIER_NAME, LOG_NAME, MAX_BYTES, MAX_ENTRY_CHARS, note
+from fedcmr.client.error_log import EARLIER_NAME, LOG_NAME, MAX_BYTES, MAX_ENTRY_CHARS, note
 
 
 def fail(folder, text, code="internal-error"):

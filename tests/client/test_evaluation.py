@@ -11,17 +11,17 @@ import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.common.serde import message_to_proto
 
-from client import evaluation
-from client.app import app
-from client.held_out import read_test_set
-from client.ledger import Ledger, dataset_of
-from client.policy import load_site
-from shared.case import load_case, read_index, write_index
-from shared.errors import UserError
-from shared.privacy import Release
-from shared.records import INTERNAL_ERROR, OK, EvaluationRequest, arrays_sha256, pack_request
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import Regressor, from_arrays, to_arrays
+from fedcmr.client import evaluation
+from fedcmr.client.app import app
+from fedcmr.client.evaluation_patients import read_test_set
+from fedcmr.client.ledger import Ledger, dataset_of
+from fedcmr.client.policy import load_site
+from fedcmr.shared.case import load_case, read_index, write_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.records import INTERNAL_ERROR, OK, EvaluationRequest, arrays_sha256, pack_request
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor, from_arrays, to_arrays
 from tests.conftest import NOMINAL_PATIENTS
 
 NUM_TEST = 6
@@ -53,9 +53,14 @@ def model():
 
 def request_for(model, **changes):
     request = EvaluationRequest(
-        task="ejection_fraction", run_id="0123456789abcdef", model_sha256=arrays_sha256(model), noise_multiplier=0.6,
-        target_delta=1e-3, num_tta=1, sites="",
-    )  # fmt: skip
+        task="ejection_fraction",
+        run_id="0123456789abcdef",
+        model_sha256=arrays_sha256(model),
+        noise_multiplier=0.6,
+        target_delta=1e-3,
+        num_tta=1,
+        sites="",
+    )
     return replace(request, **changes)
 
 
@@ -181,8 +186,10 @@ def test_a_private_answer_has_the_same_bytes_whatever_the_patients(site, model):
         write_index(site / "test", read_index(site / "test")[:kept])
         reply = ask(site, model, run_id=f"{number:016x}")
         assert code_of(reply) == OK
-        sizes.add(len(message_to_proto(reply).SerializeToString()) + sum(
-            len(array.data) for array in reply.content["arrays"].values()))  # fmt: skip
+        sizes.add(
+            len(message_to_proto(reply).SerializeToString())
+            + sum(len(array.data) for array in reply.content["arrays"].values())
+        )
     assert len(sizes) == 1
 
 
@@ -223,8 +230,13 @@ def test_a_prediction_that_fails_is_one_patient_s_largest_error_and_no_refusal(s
     assert code_of(ask(site, model)) == OK
     (path,) = (site / "evaluation").iterdir()
     assert [row["predicted"] is None for row in json.loads(path.read_text())["patients"]] == [
-        False, False, True, False, False, False,
-    ]  # fmt: skip
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 @pytest.fixture
@@ -314,7 +326,7 @@ def test_a_patient_scanned_twice_is_one_patient(site, model):
 
 
 def test_the_site_s_own_people_see_both_budgets(site, model, capsys):
-    from client.cli import main
+    from fedcmr.client.cli import main
 
     ask(site, model)
     shutil.copytree(site / "test_ledger", site / "elsewhere")  # an unused folder beside changes nothing

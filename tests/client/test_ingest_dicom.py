@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
 
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.locate import find_centre, find_frames
-from client.ingest.normalise import normalise, orient
-from client.ingest.prepare import prepare
-from client.ingest.reasons import Unusable
-from client.ingest.vendor import field_strength, vendor_name
-from shared.case import LV, RV, load_cases
+from fedcmr.client.ingest.centring import find_centre, find_frames
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.normalise import normalise, orient
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.vendor import field_strength, vendor_name
+from fedcmr.shared.case import LV, RV, load_cases
 from tests.client.dicom_files import (
     CENTRE,
     COLUMN_AXIS,
@@ -107,8 +107,14 @@ def test_without_masks_heart_and_frames_are_found_by_what_moves(tmp_path):
 def test_a_stack_may_be_one_series_per_slice_beside_a_long_axis_series(tmp_path):
     write_study(tmp_path, series_per_slice=True)
     for t in range(NUM_PHASES):
-        write_image(tmp_path / "long" / f"{t}", np.zeros((64, 64)), SeriesInstanceUID="1.2.3.77", InstanceNumber=t,
-                    SOPInstanceUID=f"1.2.3.77.{t}", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])  # fmt: skip
+        write_image(
+            tmp_path / "long" / f"{t}",
+            np.zeros((64, 64)),
+            SeriesInstanceUID="1.2.3.77",
+            InstanceNumber=t,
+            SOPInstanceUID=f"1.2.3.77.{t}",
+            ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+        )
     write_image(tmp_path / "localiser", np.zeros((64, 64)), SeriesInstanceUID="1.2.3.78", SOPInstanceUID="1.2.3.78.0")
     found = find_dicom(tmp_path)
     assert found.left_out == {"other-orientation": 1, "not-cine": 1}
@@ -116,8 +122,12 @@ def test_a_stack_may_be_one_series_per_slice_beside_a_long_axis_series(tmp_path)
 
 
 def test_an_axial_cine_stack_is_not_taken_for_short_axis(tmp_path):
-    write_study(tmp_path, masks=False, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-                ImagePositionPatient=lambda z, t: [0, 0, 9.0 * z])  # fmt: skip
+    write_study(
+        tmp_path,
+        masks=False,
+        ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+        ImagePositionPatient=lambda z, t: [0, 0, 9.0 * z],
+    )
     assert refusal(tmp_path) == "no-short-axis-cine"
 
 
@@ -196,8 +206,14 @@ def test_one_mask_file_above_two_studies_belongs_to_neither(tmp_path):
 
 def test_rescaling_and_photometric_interpretation_are_applied(tmp_path):
     write_study(tmp_path / "plain", masks=False)
-    write_study(tmp_path / "other", masks=False, RescaleSlope="-2", RescaleIntercept="7", study="1.2.4",
-                PhotometricInterpretation="MONOCHROME1")  # fmt: skip
+    write_study(
+        tmp_path / "other",
+        masks=False,
+        RescaleSlope="-2",
+        RescaleIntercept="7",
+        study="1.2.4",
+        PhotometricInterpretation="MONOCHROME1",
+    )
     plain, other = (study.read().images for study in find_dicom(tmp_path).studies)
     assert np.array_equal(other, 2 * plain - 7)
 
@@ -259,8 +275,13 @@ def test_cases_of_one_patient_share_a_group_and_studies_without_an_id_are_refuse
 def test_no_identifier_leaves_in_any_byte_of_output_log_or_error(tmp_path, capfd, caplog):
     caplog.set_level(logging.DEBUG)
     study = tmp_path / "scans" / "CANARY-folder"
-    planted = {"PatientName": "CANARY^Name", "PatientBirthDate": "19770707", "InstitutionName": "CANARY hospital",
-               "StudyDescription": "CANARY text", "InstanceNumber": "88888888"}  # fmt: skip
+    planted = {
+        "PatientName": "CANARY^Name",
+        "PatientBirthDate": "19770707",
+        "InstitutionName": "CANARY hospital",
+        "StudyDescription": "CANARY text",
+        "InstanceNumber": "88888888",
+    }
     write_study(study, patient="CANARY-id", **planted)
     for path in study.glob("*.dcm"):  # a value that pydicom quotes in a warning
         path.write_bytes(path.read_bytes().replace(b"88888888", b"CANARY99"))
@@ -282,11 +303,18 @@ def test_no_identifier_leaves_in_any_byte_of_output_log_or_error(tmp_path, capfd
 @pytest.mark.parametrize(
     ("manufacturer", "vendor"),
     [
-        ("SIEMENS", "Siemens"), ("Siemens Healthineers", "Siemens"), ("Philips Medical Systems", "Philips"),
-        ("GE MEDICAL SYSTEMS", "GE"), ("CANON_MEC", "Canon"), ("TOSHIBA_MEC", "Canon"), ("UIH", "United Imaging"),
-        ("", "unknown"), ("Gemini", "unknown"), ("Hitachi", "unknown"),
+        ("SIEMENS", "Siemens"),
+        ("Siemens Healthineers", "Siemens"),
+        ("Philips Medical Systems", "Philips"),
+        ("GE MEDICAL SYSTEMS", "GE"),
+        ("CANON_MEC", "Canon"),
+        ("TOSHIBA_MEC", "Canon"),
+        ("UIH", "United Imaging"),
+        ("", "unknown"),
+        ("Gemini", "unknown"),
+        ("Hitachi", "unknown"),
     ],
-)  # fmt: skip
+)
 def test_manufacturers_get_one_spelling(manufacturer, vendor):
     assert vendor_name(manufacturer) == vendor
 

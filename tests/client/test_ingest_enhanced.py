@@ -9,10 +9,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from client.ingest.dicom.pixels import read_pixels
-from client.ingest.dicom.reader import find_dicom, read_file
-from client.ingest.normalise import normalise
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.dicom.pixels import read_pixels
+from fedcmr.client.ingest.dicom.reader import find_dicom, read_file
+from fedcmr.client.ingest.normalise import normalise
+from fedcmr.client.ingest.reasons import Unusable
 from tests.client.dicom_files import (
     COLUMN_AXIS,
     NUM_PHASES,
@@ -168,11 +168,15 @@ def drop_pixels(dataset, _):
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
-        ("unplaced-frames", remove_position), ("unplaced-frames", remove_orientation),
-        ("unplaced-frames", remove_a_frame), ("unplaced-frames", remove_groups), ("no-geometry", flatten),
-        ("unreadable-pixels", stop_the_scale), ("unreadable-pixels", drop_pixels),
+        ("unplaced-frames", remove_position),
+        ("unplaced-frames", remove_orientation),
+        ("unplaced-frames", remove_a_frame),
+        ("unplaced-frames", remove_groups),
+        ("no-geometry", flatten),
+        ("unreadable-pixels", stop_the_scale),
+        ("unreadable-pixels", drop_pixels),
     ],
-)  # fmt: skip
+)
 def test_a_file_is_never_used_in_part(tmp_path, reason, change):
     write_enhanced(tmp_path / "a", change=change)
     with pytest.raises(Unusable, match=reason):

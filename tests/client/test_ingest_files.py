@@ -27,21 +27,32 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from client.ingest.dicom import parser
-from client.ingest.dicom.files import plain_files
-from client.ingest.dicom.header import Header
-from client.ingest.dicom.parser import parse
-from client.ingest.dicom.reader import HEADER_ELEMENTS, find_dicom, read_file
-from client.ingest.reasons import Unusable
-from client.ingest.sandbox import Workers
+from fedcmr.client.ingest.dicom import parser
+from fedcmr.client.ingest.dicom.files import plain_files
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.dicom.parser import parse
+from fedcmr.client.ingest.dicom.reader import HEADER_ELEMENTS, find_dicom, read_file
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.sandbox import Workers
 from tests.client.dicom_files import image_dataset, write_image, write_study
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real" / "dicom"
 PIXELS = np.zeros((8, 8))
 COMPARED = (
-    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Manufacturer", "MagneticFieldStrength",
-    "Rows", "Columns", "TriggerTime", "InstanceNumber", "EchoTime", "InversionTime", "SeriesNumber",
-)  # fmt: skip
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "Manufacturer",
+    "MagneticFieldStrength",
+    "Rows",
+    "Columns",
+    "TriggerTime",
+    "InstanceNumber",
+    "EchoTime",
+    "InversionTime",
+    "SeriesNumber",
+)
 
 
 def code(path: Path, seconds: float = 20) -> str:
@@ -211,12 +222,15 @@ def test_a_value_that_is_far_too_long_is_refused(image, tmp_path):
 @pytest.mark.parametrize(
     ("reason", "sop_class"),
     [
-        ("not-mr-image", CTImageStorage), ("not-mr-image", BasicTextSRStorage),
-        ("not-mr-image", EncapsulatedPDFStorage), ("not-mr-image", SecondaryCaptureImageStorage),
-        ("not-mr-image", "1.2.840.10008.5.1.4.1.1.4.2"), ("not-grayscale", "1.2.840.10008.5.1.4.1.1.4.3"),
+        ("not-mr-image", CTImageStorage),
+        ("not-mr-image", BasicTextSRStorage),
+        ("not-mr-image", EncapsulatedPDFStorage),
+        ("not-mr-image", SecondaryCaptureImageStorage),
+        ("not-mr-image", "1.2.840.10008.5.1.4.1.1.4.2"),
+        ("not-grayscale", "1.2.840.10008.5.1.4.1.1.4.3"),
         ("dicomdir", MediaStorageDirectoryStorage),
     ],
-)  # fmt: skip
+)
 def test_other_objects_are_counted_by_kind(tmp_path, reason, sop_class):
     write_image(tmp_path / "a", PIXELS, SOPClassUID=sop_class)
     assert code(tmp_path / "a") == reason
@@ -232,19 +246,25 @@ def test_a_directory_of_files_has_its_class_in_the_meta_information_only(tmp_pat
 @pytest.mark.parametrize(
     ("reason", "changes"),
     [
-        ("no-uid", {"StudyInstanceUID": None}), ("no-uid", {"SeriesInstanceUID": ""}),
-        ("no-geometry", {"ImagePositionPatient": None}), ("no-geometry", {"ImageOrientationPatient": None}),
+        ("no-uid", {"StudyInstanceUID": None}),
+        ("no-uid", {"SeriesInstanceUID": ""}),
+        ("no-geometry", {"ImagePositionPatient": None}),
+        ("no-geometry", {"ImageOrientationPatient": None}),
         ("no-geometry", {"ImagePositionPatient": [1, 2]}),
         ("no-geometry", {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}),
         ("no-geometry", {"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}),
         ("no-geometry", {"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}),
         ("no-geometry", {"ImagePositionPatient": ["1e300", 0, 0]}),
-        ("no-geometry", {"PixelSpacing": None}), ("no-geometry", {"PixelSpacing": [0, 1]}),
-        ("no-geometry", {"PixelSpacing": [-1, 1]}), ("no-geometry", {"PixelSpacing": [1]}),
-        ("no-geometry", {"Rows": None}), ("no-geometry", {"Rows": 0}), ("too-large", {"Columns": 65535}),
+        ("no-geometry", {"PixelSpacing": None}),
+        ("no-geometry", {"PixelSpacing": [0, 1]}),
+        ("no-geometry", {"PixelSpacing": [-1, 1]}),
+        ("no-geometry", {"PixelSpacing": [1]}),
+        ("no-geometry", {"Rows": None}),
+        ("no-geometry", {"Rows": 0}),
+        ("too-large", {"Columns": 65535}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_headers_that_say_too_little_are_refused(tmp_path, reason, changes):
     write_image(tmp_path / "a", PIXELS, **changes)
     assert code(tmp_path / "a") == reason
@@ -274,11 +294,13 @@ def test_uids_of_any_length_and_kind_are_only_names(tmp_path):
 @pytest.mark.parametrize(
     ("character_set", "raw"),
     [
-        ("ISO_IR 100", "Müller".encode("latin-1")), ("ISO_IR 192", "Müller".encode()),
-        ("\\ISO 2022 IR 100", "Müller".encode("latin-1")), ("ISO_IR 999", "Müller".encode("latin-1")),
+        ("ISO_IR 100", "Müller".encode("latin-1")),
+        ("ISO_IR 192", "Müller".encode()),
+        ("\\ISO 2022 IR 100", "Müller".encode("latin-1")),
+        ("ISO_IR 999", "Müller".encode("latin-1")),
     ],
     ids=["Latin-1", "UTF-8", "code extension", "unknown"],
-)  # fmt: skip
+)
 def test_a_patient_is_the_same_in_every_character_set(tmp_path, character_set, raw):
     write_image(tmp_path / "a", PIXELS, SpecificCharacterSet="ISO_IR 6", PatientID="x" * (len(raw) + len(raw) % 2))
     whole = (tmp_path / "a").read_bytes()
@@ -334,8 +356,15 @@ def assert_equal_headers(header: Header, expected: dict[str, object]) -> None:
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 @pytest.mark.parametrize("undefined", [False, True])
 def test_a_header_full_of_other_things_is_read_like_pydicom_does(tmp_path, syntax, undefined):
-    dataset = image_dataset(PIXELS, transfer_syntax=syntax, TriggerTime="12.5", InstanceNumber=7, EchoTime="1.25",
-                            PatientName="Doe^Jane", SeriesNumber=9)  # fmt: skip
+    dataset = image_dataset(
+        PIXELS,
+        transfer_syntax=syntax,
+        TriggerTime="12.5",
+        InstanceNumber=7,
+        EchoTime="1.25",
+        PatientName="Doe^Jane",
+        SeriesNumber=9,
+    )
     inner, innermost = Dataset(), Dataset()
     for one in (inner, innermost):
         one.StudyInstanceUID, one.TriggerTime, one.PatientID = "9.9.9", "99", "not this one"
@@ -384,8 +413,16 @@ def test_a_transfer_syntax_that_is_wrong_about_the_vr_does_not_matter(image, tmp
 
 
 def test_only_allowed_elements_are_kept(tmp_path):
-    write_image(tmp_path / "a", PIXELS, PatientName="Doe^Jane", PatientBirthDate="19770707", StudyDate="20200101",
-                InstitutionName="General", AccessionNumber="A1", SeriesDescription="cine")  # fmt: skip
+    write_image(
+        tmp_path / "a",
+        PIXELS,
+        PatientName="Doe^Jane",
+        PatientBirthDate="19770707",
+        StudyDate="20200101",
+        InstitutionName="General",
+        AccessionNumber="A1",
+        SeriesDescription="cine",
+    )
     kept = parse(tmp_path / "a", HEADER_ELEMENTS).elements.values
     assert set(kept) <= set(HEADER_ELEMENTS)
     names = {pydicom.datadict.keyword_for_tag(tag) for tag in HEADER_ELEMENTS}
@@ -421,8 +458,14 @@ def test_the_rest_goes_on(tmp_path):
     (bad / "cut").write_bytes((bad / "ct").read_bytes()[:300])
     found = find_dicom(tmp_path)
     assert len(found.studies) == 1
-    assert found.left_out == {"not-dicom": 1, "no-regular-file": 1, "not-mr-image": 1, "not-grayscale": 1,
-                              "too-large": 1, "damaged-header": 1}  # fmt: skip
+    assert found.left_out == {
+        "not-dicom": 1,
+        "no-regular-file": 1,
+        "not-mr-image": 1,
+        "not-grayscale": 1,
+        "too-large": 1,
+        "damaged-header": 1,
+    }
 
 
 @pytest.mark.real

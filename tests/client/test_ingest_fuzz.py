@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from client.ingest.reasons import REASONS, Unusable
-from simulations.benchmarks import ingest_fuzz
-from simulations.benchmarks.ingest_fuzz import CASE, FAILURES, Job, damage, fuzz, outcome
-from simulations.benchmarks.ingest_seeds import write_seeds
+from fedcmr.client.ingest.reasons import REASONS, Unusable
+from fedcmr.simulations.benchmarks import ingest_fuzz
+from fedcmr.simulations.benchmarks.ingest_fuzz import CASE, FAILURES, Job, damage, fuzz, outcome
+from fedcmr.simulations.benchmarks.ingest_seeds import write_seeds
 from tests.client.dicom_files import compress
 
 

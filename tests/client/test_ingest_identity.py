@@ -19,10 +19,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from client.cli import main
-from client.ingest.prepare import prepare
-from shared.case import load_cases
-from simulations.benchmarks.ingest_fuzz import damage
+from fedcmr.client.cli import main
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.shared.case import load_cases
+from fedcmr.simulations.benchmarks.ingest_fuzz import damage
 from tests.client.dicom_files import (
     COLUMN_AXIS,
     NORMAL,
@@ -38,20 +38,43 @@ CANARIES = ("CANARY", "canary", "19770707", "770707", "1.2.77707", "Zoë".encode
 NAME, DATE, UID_ROOT = "CANARY^Zoë", "19770707", "1.2.77707"
 WORDS = {
     "SpecificCharacterSet": "ISO_IR 192",
-    "PatientName": NAME, "PatientBirthDate": DATE, "PatientBirthTime": "070707", "StudyDate": DATE, "SeriesDate": DATE,
-    "AcquisitionDate": DATE, "ContentDate": DATE, "AcquisitionDateTime": f"{DATE}121212", "InstanceCreationDate": DATE,
-    "InstitutionName": "CANARY hospital", "InstitutionAddress": "CANARY street 7", "StationName": "CANARY1",
-    "ReferringPhysicianName": "CANARY^Doctor", "OperatorsName": "CANARY^Operator", "AccessionNumber": "CANARY2",
-    "StudyID": "CANARY3", "StudyDescription": "CANARY study", "SeriesDescription": "CANARY sax",
-    "ProtocolName": "CANARY", "SequenceName": "*CANARY", "PatientComments": "CANARY text",
-    "ImageComments": "CANARY image", "PatientAge": "077Y", "OtherPatientIDs": "CANARY-other",
+    "PatientName": NAME,
+    "PatientBirthDate": DATE,
+    "PatientBirthTime": "070707",
+    "StudyDate": DATE,
+    "SeriesDate": DATE,
+    "AcquisitionDate": DATE,
+    "ContentDate": DATE,
+    "AcquisitionDateTime": f"{DATE}121212",
+    "InstanceCreationDate": DATE,
+    "InstitutionName": "CANARY hospital",
+    "InstitutionAddress": "CANARY street 7",
+    "StationName": "CANARY1",
+    "ReferringPhysicianName": "CANARY^Doctor",
+    "OperatorsName": "CANARY^Operator",
+    "AccessionNumber": "CANARY2",
+    "StudyID": "CANARY3",
+    "StudyDescription": "CANARY study",
+    "SeriesDescription": "CANARY sax",
+    "ProtocolName": "CANARY",
+    "SequenceName": "*CANARY",
+    "PatientComments": "CANARY text",
+    "ImageComments": "CANARY image",
+    "PatientAge": "077Y",
+    "OtherPatientIDs": "CANARY-other",
     "IssuerOfPatientID": "CANARY issuer",
-    "EthnicGroup": "CANARY", "Occupation": "CANARY",
-    "DeviceSerialNumber": "CANARY", "RequestedProcedureDescription": "CANARY", "ManufacturerModelName": "CANARY",
+    "EthnicGroup": "CANARY",
+    "Occupation": "CANARY",
+    "DeviceSerialNumber": "CANARY",
+    "RequestedProcedureDescription": "CANARY",
+    "ManufacturerModelName": "CANARY",
     "FrameOfReferenceUID": f"{UID_ROOT}.7",
-    "PerformedProcedureStepDescription": "CANARY", "SoftwareVersions": "CANARY", "ReceiveCoilName": "CANARY",
-    "AdditionalPatientHistory": "CANARY", "DataSetTrailingPadding": b"CANARY..",
-}  # fmt: skip
+    "PerformedProcedureStepDescription": "CANARY",
+    "SoftwareVersions": "CANARY",
+    "ReceiveCoilName": "CANARY",
+    "AdditionalPatientHistory": "CANARY",
+    "DataSetTrailingPadding": b"CANARY..",
+}
 """Elements that scanners fill in; of none of them are words kept."""
 
 
@@ -106,9 +129,12 @@ def run(*arguments: object, folder: Path) -> bytes:
     }
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "client.cli", *map(str, arguments)], capture_output=True, env=environment, cwd=root,
+        [sys.executable, "-m", "fedcmr.client.cli", *map(str, arguments)],
+        capture_output=True,
+        env=environment,
+        cwd=root,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode in (0, 2), done.stderr[-2000:]
     assert b"Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -234,8 +260,9 @@ def write_table(path: Path, *rows: list[object]) -> None:
 
 
 def pair(name: str, ed: str, es: str, gt: str = "_gt") -> dict[str, tuple[int, bool]]:
-    return {f"{name}{phase}{mask}.nii.gz": (number, bool(mask))
-            for phase, number in ((ed, 0), (es, 4)) for mask in ("", gt)}  # fmt: skip
+    return {
+        f"{name}{phase}{mask}.nii.gz": (number, bool(mask)) for phase, number in ((ed, 0), (es, 4)) for mask in ("", gt)
+    }
 
 
 def write_layout(layout: str, scans: Path) -> list[str]:
@@ -257,8 +284,11 @@ def write_layout(layout: str, scans: Path) -> list[str]:
         for name in names:
             write_phases(scans / "frames", {f"{name}_ed.nii.gz": (0, False), f"{name}_es.nii.gz": (4, False)})
             write_phases(scans / "masks", {f"{name}_ed.nii.gz": (0, True), f"{name}_es.nii.gz": (4, True)})
-        write_table(scans / "cases.csv", ["name", "patient", "vendor", "CANARY"],
-                    *([name, f"{name}-id", "GE", NAME] for name in names))  # fmt: skip
+        write_table(
+            scans / "cases.csv",
+            ["name", "patient", "vendor", "CANARY"],
+            *([name, f"{name}-id", "GE", NAME] for name in names),
+        )
         broken = scans / "frames" / "CANARY-b_ed.nii.gz"
     broken.write_bytes(broken.read_bytes()[:900])
     return ["--labels", "rv=1,myo=2,lv=3"] if layout == "plain" else []

@@ -8,16 +8,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from client.cli import main
-from client.ingest.cine import Cine, Study
-from client.ingest.layouts.ef_table import read_ef_table, with_ejection_fractions
-from client.ingest.layouts.mnms2 import find_mnms2
-from client.ingest.layouts.plain import find_plain, parse_labels
-from client.ingest.plausibility import check_masks, myocardium_at_border
-from client.ingest.prepare import prepare
-from client.ingest.reasons import Unusable
-from shared.case import LV, MYO, RV, load_cases, read_index
-from shared.errors import UserError
+from fedcmr.client.cli import main
+from fedcmr.client.ingest.cine import Cine, Study
+from fedcmr.client.ingest.layouts.ef_table import read_ef_table, with_ejection_fractions
+from fedcmr.client.ingest.layouts.mnms2 import find_mnms2
+from fedcmr.client.ingest.layouts.plain import find_plain, parse_labels
+from fedcmr.client.ingest.plausibility import check_masks, myocardium_at_border
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.shared.case import LV, MYO, RV, load_cases, read_index
+from fedcmr.shared.errors import UserError
 
 KEY = bytes(range(32))
 NUM_PHASES, SPACING_MM = 6, (1.5, 1.5, 9.0)
@@ -146,10 +146,10 @@ def test_a_table_that_cannot_be_read_is_one_clear_line(tmp_path):
     "text",
     [
         "patient,ef_percent\n007,55.5\nB,20\n",
-        "\ufeffPatientID;notes;EF_fraction\r\n007;=evil;0.555\r\n\r\nB;\"a\nb\";.2\r\n",
+        '\ufeffPatientID;notes;EF_fraction\r\n007;=evil;0.555\r\n\r\nB;"a\nb";.2\r\n',
         "notes\tef_percent\tpatient_id\n\t55.5\t 007\nx,y,z,w\t20\tB\n",
     ],
-)  # fmt: skip
+)
 def test_a_table_may_have_other_columns_separators_and_line_ends(tmp_path, text):
     (tmp_path / "table.csv").write_bytes(text.encode())
     assert read_ef_table(tmp_path / "table.csv") == pytest.approx({"007": 0.555, "B": 0.2})
@@ -271,8 +271,11 @@ def test_the_share_of_the_cavity_that_touches_myocardium_is_that_of_a_loop():
 def test_plain_cines_become_cases_with_the_ejection_fraction_of_a_plain_loop(tmp_path):
     write_plain(tmp_path / "scans", ["CANARY-a", "b"])
     write_plain(tmp_path / "scans" / "x", ["b"], suffix=".nii")  # a folder that is not of the layout
-    rows = [["Name", "patient", "vendor", "field_strength_t", "remark"],
-            ["CANARY-a", "one", "GE MEDICAL SYSTEMS", "15000", "CANARY"], ["b", "one", "", "", ""]]  # fmt: skip
+    rows = [
+        ["Name", "patient", "vendor", "field_strength_t", "remark"],
+        ["CANARY-a", "one", "GE MEDICAL SYSTEMS", "15000", "CANARY"],
+        ["b", "one", "", "", ""],
+    ]
     write_csv(tmp_path / "scans" / "cases.csv", rows)
     summary = prepare(tmp_path / "scans", tmp_path / "out", "plain", labels=parse_labels("rv=1,myo=2,lv=3"), key=KEY)
     assert (summary.num_cases, summary.refused, summary.left_out) == (2, {}, {})
@@ -323,10 +326,18 @@ def test_numbers_of_a_mask_mean_what_the_option_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("rv=1,myo=2", "is missing"), ("lv=3,myo=3", "3 comes twice"), ("lv=3,myo=2,liver=4", "got 'liver=4'"),
-     ("lv=0,myo=1", "1 to 255"), ("lv=-1,myo=1", "1 to 255"), ("lv=256,myo=1", "1 to 255"), ("", "expected parts"),
-     ("lv=x,myo=1", "1 to 255"), ("lv 3 myo 2", "expected parts")],
-)  # fmt: skip
+    [
+        ("rv=1,myo=2", "is missing"),
+        ("lv=3,myo=3", "3 comes twice"),
+        ("lv=3,myo=2,liver=4", "got 'liver=4'"),
+        ("lv=0,myo=1", "1 to 255"),
+        ("lv=-1,myo=1", "1 to 255"),
+        ("lv=256,myo=1", "1 to 255"),
+        ("", "expected parts"),
+        ("lv=x,myo=1", "1 to 255"),
+        ("lv 3 myo 2", "expected parts"),
+    ],
+)
 def test_a_label_map_is_checked(text, complaint):
     with pytest.raises(UserError, match=complaint):
         parse_labels(text)
@@ -438,10 +449,17 @@ def write_mnms2(root, codes) -> None:
 
 def test_mnms2_patients_become_cases_with_vendor_and_field_strength_of_the_table(tmp_path):
     write_mnms2(tmp_path / "scans", ["001", "041", "172", "230", "300"])
-    rows = [["SUBJECT_CODE", "DISEASE", "VENDOR", "SCANNER", "FIELD"], [1, "NOR", "GE MEDICAL SYSTEMS", "SIGNA", "1.5"],
-            [41, "LV", "SIEMENS", "SymphonyTim", "1.5"], [172, "HCM", "Philips Medical Systems", "CANARY", "3.0"],
-            [1, "NOR", "GE MEDICAL SYSTEMS", "SIGNA", "1.5"], [230, "NOR", "SIEMENS", "", "3"],
-            [230, "NOR", "SIEMENS", "", "1.5"], [299, "TOF", "SIEMENS", "", ""], ["", "", "", "", ""]]  # fmt: skip
+    rows = [
+        ["SUBJECT_CODE", "DISEASE", "VENDOR", "SCANNER", "FIELD"],
+        [1, "NOR", "GE MEDICAL SYSTEMS", "SIGNA", "1.5"],
+        [41, "LV", "SIEMENS", "SymphonyTim", "1.5"],
+        [172, "HCM", "Philips Medical Systems", "CANARY", "3.0"],
+        [1, "NOR", "GE MEDICAL SYSTEMS", "SIGNA", "1.5"],
+        [230, "NOR", "SIEMENS", "", "3"],
+        [230, "NOR", "SIEMENS", "", "1.5"],
+        [299, "TOF", "SIEMENS", "", ""],
+        ["", "", "", "", ""],
+    ]
     write_csv(tmp_path / "scans" / "dataset_information.csv", rows)
     summary = prepare(tmp_path / "scans", tmp_path / "out", "mnms2", key=KEY)
     assert (summary.num_cases, summary.refused) == (3, {"conflicting-rows": 1, "missing-file": 1})

@@ -14,11 +14,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless
 
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.dicom.segmentation import read_segmentations
-from client.ingest.prepare import prepare
-from client.ingest.reasons import Unusable
-from shared.case import LV, MYO, RV, load_cases
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.dicom.segmentation import read_segmentations
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.shared.case import LV, MYO, RV, load_cases
 
 KEY = bytes(range(32))
 NUM_PHASES, NUM_SLICES, ROWS, COLUMNS, PIXEL_MM, SLICE_MM = 6, 4, 72, 80, 2.0, 9.0
@@ -52,15 +52,37 @@ def make_image(z: int, t: int, pixels: np.ndarray, series: str = "1.2.3.0") -> D
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     values = {
-        "SOPClassUID": MRImageStorage, "SOPInstanceUID": f"{series}.{z * NUM_PHASES + t + 1}", "PatientID": "CANARY-1",
-        "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": series, "FrameOfReferenceUID": "1.2.3.7", "Modality": "MR",
-        "PatientName": "CANARY^Jane", "PatientBirthDate": "", "PatientSex": "", "AccessionNumber": "", "StudyID": "",
-        "StudyDate": "", "StudyTime": "", "ReferringPhysicianName": "", "Manufacturer": "SIEMENS",
-        "ImagePositionPatient": [float(f"{x:.6f}") for x in position(z)], "PixelSpacing": [PIXEL_MM, PIXEL_MM],
-        "ImageOrientationPatient": [*COLUMN_AXIS, *ROW_AXIS], "SliceThickness": 8, "Rows": ROWS, "Columns": COLUMNS,
-        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
-        "HighBit": 15, "PixelRepresentation": 0, "InstanceNumber": z * NUM_PHASES + t + 1, "TriggerTime": t * 120,
-    }  # fmt: skip
+        "SOPClassUID": MRImageStorage,
+        "SOPInstanceUID": f"{series}.{z * NUM_PHASES + t + 1}",
+        "PatientID": "CANARY-1",
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": series,
+        "FrameOfReferenceUID": "1.2.3.7",
+        "Modality": "MR",
+        "PatientName": "CANARY^Jane",
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "AccessionNumber": "",
+        "StudyID": "",
+        "StudyDate": "",
+        "StudyTime": "",
+        "ReferringPhysicianName": "",
+        "Manufacturer": "SIEMENS",
+        "ImagePositionPatient": [float(f"{x:.6f}") for x in position(z)],
+        "PixelSpacing": [PIXEL_MM, PIXEL_MM],
+        "ImageOrientationPatient": [*COLUMN_AXIS, *ROW_AXIS],
+        "SliceThickness": 8,
+        "Rows": ROWS,
+        "Columns": COLUMNS,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+        "InstanceNumber": z * NUM_PHASES + t + 1,
+        "TriggerTime": t * 120,
+    }
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     dataset.PixelData = pixels.astype("<u2").tobytes()
@@ -98,7 +120,7 @@ def make_seg(t: int, planes=None, *, kind="BINARY", segments=SEGMENTS, images=No
         t: The phase.
         planes: Shape (Z, H, W, segments); by default the phase's own masks.
         kind: SegmentationType.
-        segments: Label, coded property type and label of `shared.case` of each.
+        segments: Label, coded property type and label of `fedcmr.shared.case` of each.
         images: Source images; by default the phase's.
         number: Tells segmentations of one phase apart.
         more: For highdicom.
@@ -109,20 +131,32 @@ def make_seg(t: int, planes=None, *, kind="BINARY", segments=SEGMENTS, images=No
         planes = (planes * np.arange(1, len(segments) + 1)).max(axis=-1).astype(np.uint8)
     descriptions = [
         highdicom.seg.SegmentDescription(
-            segment_number=index, segment_label=label, segmented_property_category=codes.SCT.Organ,
-            segmented_property_type=code, algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+            segment_number=index,
+            segment_label=label,
+            segmented_property_category=codes.SCT.Organ,
+            segmented_property_type=code,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
         )
         for index, (label, code, _) in enumerate(segments, start=1)
-    ]  # fmt: skip
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return highdicom.seg.Segmentation(
             # A copy: the segmentation shares its source's elements, and some tests change them.
-            source_images=deepcopy(STACK[t] if images is None else images), pixel_array=planes, segmentation_type=kind,
-            segment_descriptions=descriptions, series_instance_uid=f"1.2.3.5{number}", series_number=5,
-            sop_instance_uid=f"1.2.3.5{number}.{t + 1}", instance_number=t + 1, manufacturer="CANARY",
-            manufacturer_model_name="x", software_versions="1", device_serial_number="1", **more,
-        )  # fmt: skip
+            source_images=deepcopy(STACK[t] if images is None else images),
+            pixel_array=planes,
+            segmentation_type=kind,
+            segment_descriptions=descriptions,
+            series_instance_uid=f"1.2.3.5{number}",
+            series_number=5,
+            sop_instance_uid=f"1.2.3.5{number}.{t + 1}",
+            instance_number=t + 1,
+            manufacturer="CANARY",
+            manufacturer_model_name="x",
+            software_versions="1",
+            device_serial_number="1",
+            **more,
+        )
 
 
 def read_masks(folder: Path) -> np.ndarray | None:
@@ -187,14 +221,19 @@ def test_a_left_ventricle_drawn_to_its_outer_wall_leaves_the_cavity(tmp_path):
 @pytest.mark.parametrize(
     ("label", "code", "structure"),
     [
-        ("anything", codes.SCT.LeftVentricle, LV), ("anything", codes.SCT.LeftVentricleMyocardium, MYO),
-        ("anything", codes.SCT.RightVentricle, RV), ("anything", ("74281007", "SCT", "Myocardium"), MYO),
-        ("anything", ("T-32600", "SRT", "Left ventricle"), LV), ("anything", ("T-32500", "SRT", "Right"), RV),
-        ("anything", ("T-32620", "SRT", "Myocardium"), MYO), ("LV_Myo", codes.SCT.LeftVentricle, MYO),
-        ("  RV-blood pool ", codes.SCT.Heart, RV), ("heart_ventricle_left", codes.SCT.Heart, LV),
+        ("anything", codes.SCT.LeftVentricle, LV),
+        ("anything", codes.SCT.LeftVentricleMyocardium, MYO),
+        ("anything", codes.SCT.RightVentricle, RV),
+        ("anything", ("74281007", "SCT", "Myocardium"), MYO),
+        ("anything", ("T-32600", "SRT", "Left ventricle"), LV),
+        ("anything", ("T-32500", "SRT", "Right"), RV),
+        ("anything", ("T-32620", "SRT", "Myocardium"), MYO),
+        ("LV_Myo", codes.SCT.LeftVentricle, MYO),
+        ("  RV-blood pool ", codes.SCT.Heart, RV),
+        ("heart_ventricle_left", codes.SCT.Heart, LV),
         ("Left Ventricular Myocardium", codes.SCT.Heart, MYO),
     ],
-)  # fmt: skip
+)
 def test_a_segment_is_known_by_its_label_else_by_its_code(tmp_path, label, code, structure):
     write_images(tmp_path)
     code = highdicom.sr.CodedConcept(*code) if isinstance(code, tuple) and len(code) == 3 else code
@@ -270,11 +309,12 @@ def test_a_segmentation_on_another_grid_is_placed_by_its_position(tmp_path):
     # Seen from the other side: rows and columns swapped, as a viewer may store it.
     corner = 10 * PIXEL_MM * ROW_AXIS + 12 * PIXEL_MM * COLUMN_AXIS
     seg = make_seg(
-        ED, cropped.swapaxes(1, 2),
+        ED,
+        cropped.swapaxes(1, 2),
         plane_positions=[highdicom.PlanePositionSequence("PATIENT", position(z) + corner) for z in range(NUM_SLICES)],
         plane_orientation=highdicom.PlaneOrientationSequence("PATIENT", [*ROW_AXIS, *COLUMN_AXIS]),
         pixel_measures=highdicom.PixelMeasuresSequence((PIXEL_MM, PIXEL_MM), 8.0, SLICE_MM),
-    )  # fmt: skip
+    )
     seg.save_as(tmp_path / "seg.dcm")
     masks = read_masks(tmp_path)
     inside = np.zeros_like(MASKS[ED])
@@ -287,8 +327,10 @@ def test_frames_of_an_enhanced_image_are_named_by_their_numbers(tmp_path):
     classic = find_dicom(tmp_path).studies[0].read.args[0]
     frames = {(z, t): t * NUM_SLICES + z for z, t in np.ndindex(NUM_SLICES, NUM_PHASES)}
     names = {image.SOPInstanceUID: place for place, image in _places(classic)}
-    images = [[replace(image, SOPInstanceUID="1.2.9", frame=frames[z, t]) for t, image in enumerate(position)]
-              for z, position in enumerate(classic.images)]  # fmt: skip
+    images = [
+        [replace(image, SOPInstanceUID="1.2.9", frame=frames[z, t]) for t, image in enumerate(position)]
+        for z, position in enumerate(classic.images)
+    ]
     seg = make_seg(ES)
     for group in seg.PerFrameFunctionalGroupsSequence:
         source = group.DerivationImageSequence[0].SourceImageSequence[0]

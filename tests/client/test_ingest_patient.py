@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from client.check.folder import check
-from client.check.page import facts
-from client.check.report import as_json
-from client.ingest.layouts.acdc import find_acdc
-from client.ingest.patient import agreed_sex, pathology_code, sex_code
-from client.ingest.prepare import prepare
-from shared.case import read_index
-from simulations.hospital import write_hospital
+from fedcmr.client.check.folder import check
+from fedcmr.client.check.page import facts
+from fedcmr.client.check.report import as_json
+from fedcmr.client.ingest.layouts.acdc import find_acdc
+from fedcmr.client.ingest.patient import agreed_sex, pathology_code, sex_code
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.shared.case import read_index
+from fedcmr.simulations.hospital import write_hospital
 from tests.client.dicom_files import write_enhanced, write_study
 from tests.client.test_ingest_labels import write_mnms2
 from tests.client.test_ingest_prepare import KEY, heart, write_acdc, write_nifti
@@ -28,18 +28,37 @@ def known(folder) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("text", "code"),
-    [("DCM", "DCM"), (" hcm ", "HCM"), ("Other", "Other"), ("other", "Other"), ("RV", "RV"), ("", ""), (NAME, ""),
-     ("SMITH", ""), ("DCM 1948", "")],
-)  # fmt: skip
+    [
+        ("DCM", "DCM"),
+        (" hcm ", "HCM"),
+        ("Other", "Other"),
+        ("other", "Other"),
+        ("RV", "RV"),
+        ("", ""),
+        (NAME, ""),
+        ("SMITH", ""),
+        ("DCM 1948", ""),
+    ],
+)
 def test_only_codes_of_the_list_are_kept(text, code):
     assert pathology_code(text) == code
 
 
 @pytest.mark.parametrize(
     ("texts", "sex"),
-    [(["F"], "F"), (["M ", "m"], "M"), (["Female"], "F"), (["F", ""], "F"), (["F", "M"], ""), (["F", "O"], ""),
-     (["O"], ""), ([], ""), (["", " "], ""), ([NAME], "")],
-)  # fmt: skip
+    [
+        (["F"], "F"),
+        (["M ", "m"], "M"),
+        (["Female"], "F"),
+        (["F", ""], "F"),
+        (["F", "M"], ""),
+        (["F", "O"], ""),
+        (["O"], ""),
+        ([], ""),
+        (["", " "], ""),
+        ([NAME], ""),
+    ],
+)
 def test_a_stack_has_the_one_sex_that_its_images_name(texts, sex):
     assert agreed_sex(texts) == sex
     assert sex_code(texts[0] if texts else "") in ("", "F", "M")
@@ -59,8 +78,12 @@ def test_acdc_gives_the_group_of_info_cfg(tmp_path):
 
 def test_mnms_gives_sex_and_pathology_where_its_rows_agree(tmp_path):
     images, masks = heart(110)
-    rows = [["A1", "GE", 0, 1, "DCM", "F"], ["B2", "GE", 0, 1, "LVNC", "M"], ["B2", "GE", 0, 1, "HCM", "M"],
-            ["C3", "GE", 0, 1, NAME, NAME]]  # fmt: skip
+    rows = [
+        ["A1", "GE", 0, 1, "DCM", "F"],
+        ["B2", "GE", 0, 1, "LVNC", "M"],
+        ["B2", "GE", 0, 1, "HCM", "M"],
+        ["C3", "GE", 0, 1, NAME, NAME],
+    ]
     for code in ("A1", "B2", "C3"):
         folder = tmp_path / "scans" / code
         folder.mkdir(parents=True)

@@ -18,11 +18,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.ingest.dicom import pixels as pixels_module
-from client.ingest.dicom.pixels import read_pixels
-from client.ingest.dicom.reader import find_dicom, read_file
-from client.ingest.reasons import Unusable
-from client.ingest.sandbox import Workers
+from fedcmr.client.ingest.dicom import pixels as pixels_module
+from fedcmr.client.ingest.dicom.pixels import read_pixels
+from fedcmr.client.ingest.dicom.reader import find_dicom, read_file
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.sandbox import Workers
 from tests.client.dicom_files import compress, image_dataset, write_image, write_study
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real" / "dicom" / "multivendor"
@@ -52,8 +52,11 @@ def picture(bits: int, signed: int) -> np.ndarray:
 
 def stored(path: Path, bits: int, signed: int, **elements) -> Path:
     """The picture as 16-bit cells, uncompressed."""
-    write_image(path, picture(bits, signed), **{"BitsStored": bits, "HighBit": bits - 1,
-                                                "PixelRepresentation": signed, **elements})  # fmt: skip
+    write_image(
+        path,
+        picture(bits, signed),
+        **{"BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": signed, **elements},
+    )
     return path
 
 
@@ -88,9 +91,19 @@ def encoded(path: Path, target: Path, way: str) -> Path:
     return target
 
 
-WAYS = [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEGLSNearLossless,
-        JPEG2000Lossless, "JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless",
-        "RLELossless"]  # fmt: skip
+WAYS = [
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    RLELossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    "JPEGLosslessProcess14",
+    "JPEGLosslessProcess14_1",
+    "JPEGLSLossless",
+    "JPEG2000Lossless",
+    "RLELossless",
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -175,7 +188,7 @@ def test_a_damaged_stream_is_a_reason(tmp_path, way):
         ({"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": "3"}, lambda x: -3.0 * x),
     ],
     ids=lambda value: "" if callable(value) else str(value),
-)  # fmt: skip
+)
 def test_values_are_rescaled_and_white_is_bright(tmp_path, elements, expected):
     assert np.array_equal(read(stored(tmp_path / "a", 12, 1, **elements)), expected(picture(12, 1)))
 
@@ -187,23 +200,44 @@ def test_bits_beyond_the_stored_ones_are_not_the_images(tmp_path, signed, high_b
     inside = 0xFFF << (high_bit - 11)
     junk = np.random.default_rng(1).integers(0, 2**16, cells.shape) & ~inside
     path = tmp_path / "a"
-    write_image(path, cells, BitsStored=12, HighBit=high_bit, PixelRepresentation=signed,
-                PixelData=(cells | junk).astype("<u2").tobytes())  # fmt: skip
+    write_image(
+        path,
+        cells,
+        BitsStored=12,
+        HighBit=high_bit,
+        PixelRepresentation=signed,
+        PixelData=(cells | junk).astype("<u2").tobytes(),
+    )
     assert np.array_equal(read(path), picture(12, signed))
 
 
 def test_eight_bits_and_thirty_two(tmp_path):
-    write_image(tmp_path / "8", picture(8, 0), BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
-                PixelData=picture(8, 0).astype("u1").tobytes())  # fmt: skip
+    write_image(
+        tmp_path / "8",
+        picture(8, 0),
+        BitsAllocated=8,
+        BitsStored=8,
+        HighBit=7,
+        PixelRepresentation=0,
+        PixelData=picture(8, 0).astype("u1").tobytes(),
+    )
     assert np.array_equal(read(tmp_path / "8"), picture(8, 0))
-    write_image(tmp_path / "32", picture(20, 1), BitsAllocated=32, BitsStored=32, HighBit=31, PixelRepresentation=1,
-                PixelData=picture(20, 1).astype("<i4").tobytes())  # fmt: skip
+    write_image(
+        tmp_path / "32",
+        picture(20, 1),
+        BitsAllocated=32,
+        BitsStored=32,
+        HighBit=31,
+        PixelRepresentation=1,
+        PixelData=picture(20, 1).astype("<i4").tobytes(),
+    )
     assert np.array_equal(read(tmp_path / "32"), picture(20, 1))
 
 
 def test_elements_that_follow_from_others_may_be_missing(tmp_path):
-    assert np.array_equal(read(stored(tmp_path / "a", 16, 1, HighBit=None, SamplesPerPixel=None, BitsStored=None)),
-                          picture(16, 1))  # fmt: skip
+    assert np.array_equal(
+        read(stored(tmp_path / "a", 16, 1, HighBit=None, SamplesPerPixel=None, BitsStored=None)), picture(16, 1)
+    )
 
 
 PLAIN = picture(12, 0).astype("<u2").tobytes()
@@ -235,7 +269,7 @@ PLAIN = picture(12, 0).astype("<u2").tobytes()
         ("too-large", {"Rows": 65535, "Columns": 65535}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_pixels_that_cannot_be_right_are_refused(tmp_path, reason, elements):
     assert code(stored(tmp_path / "a", 12, 0, **elements)) == reason
 
@@ -280,8 +314,14 @@ def test_real_files_of_several_vendors_are_decoded_or_refused_with_the_right_cod
         for header, image in zip(headers, expected, strict=True):
             shared = reference.get("SharedFunctionalGroupsSequence", [reference])[0]
             own = shared if header.frame is None else reference.PerFrameFunctionalGroupsSequence[header.frame]
-            scale = next((group.PixelValueTransformationSequence[0] for group in (own, shared)
-                          if "PixelValueTransformationSequence" in group), own)  # fmt: skip
+            scale = next(
+                (
+                    group.PixelValueTransformationSequence[0]
+                    for group in (own, shared)
+                    if "PixelValueTransformationSequence" in group
+                ),
+                own,
+            )
             image *= np.float32(scale.get("RescaleSlope", 1))
             image += np.float32(scale.get("RescaleIntercept", 0))
         assert np.array_equal(images, expected)
@@ -291,10 +331,12 @@ def test_real_files_of_several_vendors_are_decoded_or_refused_with_the_right_cod
     assert shapes["siemens_multiframe/anatomical/001"] == (8, 256, 256)
     # The same images, stored several ways.
     for folder, *others in (
-        [f"generic/{name}/001" for name in ("compressed", "compressed_j2k", "compressed_jpeg", "compressed_jpegls",
-                                            "compressed_rle")],
+        [
+            f"generic/{name}/001"
+            for name in ("compressed", "compressed_j2k", "compressed_jpeg", "compressed_jpegls", "compressed_rle")
+        ],
         ["hitachi/anatomical/001", "hitachi/anatomical/001_implicit"],
-    ):  # fmt: skip
+    ):
         first = [array for (name, _), array in sorted(arrays.items()) if name == folder]
         for other in others:
             again = [array for (name, _), array in sorted(arrays.items()) if name == other]

@@ -10,17 +10,17 @@ import nibabel
 import numpy as np
 import pytest
 
-from client.check.folder import check
-from client.cli import main
-from client.deidentify import KEY_NAME, pseudonym, read_key, read_or_make_key
-from client.ingest.cine import Cine, Findings, Study
-from client.ingest.layouts.acdc import read_acdc
-from client.ingest.layouts.mnms import read_mnms
-from client.ingest.normalise import normalise, orient
-from client.ingest.prepare import prepare
-from client.ingest.reasons import REASONS, Unusable
-from shared.case import LV, RV, load_cases, read_index
-from shared.errors import UserError
+from fedcmr.client.check.folder import check
+from fedcmr.client.cli import main
+from fedcmr.client.deidentify import KEY_NAME, pseudonym, read_key, read_or_make_key
+from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.acdc import read_acdc
+from fedcmr.client.ingest.layouts.mnms import read_mnms
+from fedcmr.client.ingest.normalise import normalise, orient
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ingest.reasons import REASONS, Unusable
+from fedcmr.shared.case import LV, RV, load_cases, read_index
+from fedcmr.shared.errors import UserError
 from tests.client.test_burned_in import slanted
 
 KEY = bytes(range(32))
@@ -87,8 +87,14 @@ def test_mnms_counts_labels_from_the_left_ventricle_and_takes_the_vendor_of_its_
     write_nifti(folder / "A1_sa.nii.gz", cine.T.astype(np.int16))
     write_nifti(folder / "A1_sa_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[labels].T)
     with (tmp_path / "scans" / "table.csv").open("w", newline="") as file:
-        rows = [["", "External code", "VendorName", "ED", "ES"], [0, "A1", "GE", 0, 2], [1, "B2", "Philips", 0, 1],
-                [2, "A1", "GE", 0, 2], [3, "C3", "GE", 0, 2], [4, "C3", "GE", 0, 1]]  # fmt: skip
+        rows = [
+            ["", "External code", "VendorName", "ED", "ES"],
+            [0, "A1", "GE", 0, 2],
+            [1, "B2", "Philips", 0, 1],
+            [2, "A1", "GE", 0, 2],
+            [3, "C3", "GE", 0, 2],
+            [4, "C3", "GE", 0, 1],
+        ]
         csv.writer(file).writerows(rows)
     summary = prepare(tmp_path / "scans", tmp_path / "out", "mnms", key=KEY)
     (case,) = load_cases(tmp_path / "out")
@@ -112,21 +118,27 @@ def test_mnms_without_its_csv_is_one_clear_line(tmp_path):
         ("missing-file", lambda f: (f / "patient002_frame01_gt.nii.gz").unlink()),
         ("missing-file", lambda f: (f / "patient002_frame01.nii.gz").unlink()),
         ("unreadable-nifti", lambda f: (f / "patient002_frame01.nii.gz").write_bytes(b"\x1f\x8bnothing")),
-        ("unreadable-nifti", lambda f: (f / "patient002_frame01.nii.gz").write_bytes(
-            (f / "patient002_frame01.nii.gz").read_bytes()[:2000])),
+        (
+            "unreadable-nifti",
+            lambda f: (f / "patient002_frame01.nii.gz").write_bytes(
+                (f / "patient002_frame01.nii.gz").read_bytes()[:2000]
+            ),
+        ),
         ("masks-differ", lambda f: write_nifti(f / "patient002_frame01_gt.nii.gz", np.ones((5, 5, 5), np.uint8))),
         ("masks-implausible", lambda f: write_nifti(f / "patient002_frame01_gt.nii.gz", np.full((110, 110, 4), 7.5))),
         ("masks-implausible", lambda f: write_nifti(f / "patient002_frame01_gt.nii.gz", np.zeros((110, 110, 4)))),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_patient_is_counted_and_the_others_go_on(tmp_path, reason, damage):
     write_acdc(tmp_path / "scans", [1, 2])
     damage(tmp_path / "scans" / "patient002")
     summary = prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY)
     assert (summary.num_cases, summary.refused) == (1, {reason: 1})
     assert json.loads((tmp_path / "out" / "refused.json").read_text()) == {
-        "studies": {reason: 1}, "left_out": {}, "warnings": {},
-    }  # fmt: skip
+        "studies": {reason: 1},
+        "left_out": {},
+        "warnings": {},
+    }
 
 
 def test_no_usable_patient_is_one_line_with_counts_and_no_names(tmp_path):
@@ -143,7 +155,7 @@ def test_a_readers_own_exception_becomes_a_code(tmp_path, monkeypatch):
     broken = Study("1", "1", partial(int, "patient Jane Doe"))
     with pytest.raises(ValueError, match="Jane"):
         broken.read()
-    monkeypatch.setattr("client.ingest.prepare.find_acdc", lambda source, folds: Findings([broken]))
+    monkeypatch.setattr("fedcmr.client.ingest.prepare.find_acdc", lambda source, folds: Findings([broken]))
     (tmp_path / "scans").mkdir()
     with pytest.raises(UserError, match="unexpected-error 1") as error:
         prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY)
@@ -158,7 +170,7 @@ def test_an_interrupted_call_goes_on_and_does_no_work_twice(tmp_path, monkeypatc
         yield from islice(results, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("client.ingest.prepare.track", until_third)
+    monkeypatch.setattr("fedcmr.client.ingest.prepare.track", until_third)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "scans", tmp_path / "out", "acdc")
     monkeypatch.undo()

@@ -7,12 +7,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from client.check.folder import check
-from client.deidentify import pseudonym
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.locate import find_centre, find_frames
-from client.ingest.prepare import prepare
-from shared.case import LV, RV, load_case, load_cases, read_index
+from fedcmr.client.check.folder import check
+from fedcmr.client.deidentify import pseudonym
+from fedcmr.client.ingest.centring import find_centre, find_frames
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.shared.case import LV, RV, load_case, load_cases, read_index
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real"
 KEY = bytes(32)

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import app, chain, ledger, release
-from client.ledger import Ledger
-from client.policy import load_site
-from client.release import Refused
-from shared import checkpoint
-from shared.networks.generator import load_prior
-from shared.privacy import epsilon
-from shared.records import Request, pack_request
+from fedcmr.client import app, chain, ledger, release
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import load_site
+from fedcmr.client.release import Refused
+from fedcmr.shared import checkpoint
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.privacy import epsilon
+from fedcmr.shared.records import Request, pack_request
 
 site, prior = load_site(Path(sys.argv[1])), load_prior(Path(sys.argv[2]))
 arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
@@ -119,7 +119,8 @@ def test_killed_at_any_line_no_charge_is_lost_or_double_and_nothing_is_trained_t
 ):
     site = make_study().path / "sites" / "a"
     command = [sys.executable, "-c", DRIVER, str(site), str(tiny_prior), str(num_earlier)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=500,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, text=True, capture_output=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 200, "hardly any line was reached"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from client import chain
-from client import ledger as client_ledger
-from client.chain import Chain
-from client.ingest import prepare
-from client.ledger import (
+from fedcmr.client import hash_chained_log as chain
+from fedcmr.client import ledger as client_ledger
+from fedcmr.client.hash_chained_log import Chain
+from fedcmr.client.ingest import prepare
+from fedcmr.client.ledger import (
     LEDGER_NAME,
     PREPARED_NAME,
     REPLIES_NAME,
@@ -22,9 +22,9 @@ from client.ledger import (
     dataset_of,
     default_witness,
 )
-from shared.errors import UserError
-from shared.privacy import Release, epsilon
-from shared.privacy_filter import PrivacyFilter, renyi_order
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release, epsilon
+from fedcmr.shared.privacy_filter import PrivacyFilter, renyi_order
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,8 +167,8 @@ def test_a_reply_whose_file_is_gone_or_changed_is_not_sent(folder):
 RESERVE = """
 import sys
 from pathlib import Path
-from client.ledger import BudgetExhausted, Ledger
-from shared.privacy import Release
+from fedcmr.client.ledger import BudgetExhausted, Ledger
+from fedcmr.shared.privacy import Release
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -182,10 +182,15 @@ except BudgetExhausted:
 def test_processes_that_reserve_at_once_cannot_pass_the_cap_together(folder):
     cap = 1.01 * epsilon([RELEASE], DELTA)[0]  # room for one
     processes = [
-        subprocess.Popen([sys.executable, "-c", RESERVE, str(folder), f"run {number}", str(cap)], cwd=ROOT,
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", RESERVE, str(folder), f"run {number}", str(cap)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -233,8 +238,13 @@ def test_every_change_of_the_policy_is_noted_before_the_charge_it_allows(folder)
         ledger = Ledger(folder, policy={"max_epsilon": cap})
         ledger.reserve("run", server_round, Release(3.0, 1.0, 1), DELTA, cap)
     kinds = [(json.loads(line)["kind"], json.loads(line).get("policy")) for line in lines_of(folder)]
-    assert kinds == [("open", {"max_epsilon": 4.0}), ("charge", None), ("charge", None),
-                     ("policy", {"max_epsilon": 50.0}), ("charge", None)]  # fmt: skip
+    assert kinds == [
+        ("open", {"max_epsilon": 4.0}),
+        ("charge", None),
+        ("charge", None),
+        ("policy", {"max_epsilon": 50.0}),
+        ("charge", None),
+    ]
 
 
 # What it costs

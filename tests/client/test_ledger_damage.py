@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from client import chain
-from client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, WorkFailed, default_witness
-from shared.privacy import epsilon
+from fedcmr.client import hash_chained_log as chain
+from fedcmr.client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, WorkFailed, default_witness
+from fedcmr.shared.privacy import epsilon
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,12 @@ def witness_of(folder: Path) -> Path:
 
 
 def assert_refused(folder: Path, match: str | None = None) -> None:
-    for use in (lambda ledger: ledger.reserve("new run", 1, RELEASE, DELTA, 1e9), Ledger.releases,
-                lambda ledger: ledger.spent(DELTA), lambda ledger: ledger.cached_reply("run", 1)):  # fmt: skip
+    for use in (
+        lambda ledger: ledger.reserve("new run", 1, RELEASE, DELTA, 1e9),
+        Ledger.releases,
+        lambda ledger: ledger.spent(DELTA),
+        lambda ledger: ledger.cached_reply("run", 1),
+    ):
         with pytest.raises(LedgerError, match=match) as caught:
             use(Ledger(folder))
         assert caught.value.code == "ledger-corrupt"
@@ -67,8 +71,16 @@ def test_an_older_second_copy_is_refused_too(used):
 
 
 @pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize(("number", "old", "new"), [(1, "2.0", "9.0"), (3, "2.0", "9.0"), (2, "commit", "charge"),
-                                                    (0, "open", "OPEN"), (1, '"delta": ', '"delta":  ')])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "old", "new"),
+    [
+        (1, "2.0", "9.0"),
+        (3, "2.0", "9.0"),
+        (2, "commit", "charge"),
+        (0, "open", "OPEN"),
+        (1, '"delta": ', '"delta":  '),
+    ],
+)
 def test_an_edited_line_is_refused(used, number, old, new, both):
     """In both copies too: each line holds the hash of the one before. Only the very last could be exchanged."""
     path = used / LEDGER_NAME
@@ -103,8 +115,13 @@ def test_what_a_process_has_read_before_is_compared_again(used, damage):
 def test_a_line_that_was_taken_out_or_moved_is_refused(used):
     path = used / LEDGER_NAME
     opened, first, second, third = path.read_bytes().splitlines(keepends=True)
-    for content in (opened + second + third, first + second + third, opened + second + first + third,
-                    opened + first + third + second, opened + first + first):  # fmt: skip
+    for content in (
+        opened + second + third,
+        first + second + third,
+        opened + second + first + third,
+        opened + first + third + second,
+        opened + first + first,
+    ):
         for copies in ((path,), (path, witness_of(used))):
             for copy in copies:
                 copy.write_bytes(content)
@@ -172,8 +189,10 @@ def test_files_of_the_ledger_are_the_sites_alone(used):
 # Repair
 
 
-@pytest.mark.parametrize("damage", ["ledger removed", "ledger cut", "ledger old", "ledger edited", "witness removed",
-                                    "witness edited", "witness cut"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    ["ledger removed", "ledger cut", "ledger old", "ledger edited", "witness removed", "witness edited", "witness cut"],
+)
 def test_repair_mends_one_copy_from_the_other_and_gives_up_no_charge(used, damage):
     which, how = damage.split()
     path = used / LEDGER_NAME if which == "ledger" else witness_of(used)
@@ -181,8 +200,13 @@ def test_repair_mends_one_copy_from_the_other_and_gives_up_no_charge(used, damag
     if how == "removed":
         shutil.rmtree(used) if which == "ledger" else path.unlink()
     else:
-        path.write_bytes({"cut": content[:-5], "old": content[: content.rfind(b"\n", 0, -1) + 1],
-                          "edited": content.replace(b"2.0", b"9.0")}[how])  # fmt: skip
+        path.write_bytes(
+            {
+                "cut": content[:-5],
+                "old": content[: content.rfind(b"\n", 0, -1) + 1],
+                "edited": content.replace(b"2.0", b"9.0"),
+            }[how]
+        )
     if damage != "witness cut":  # its torn end: the file has the line, so it might be an interruption's
         assert_refused(used, "--repair")
     Ledger(used).repair()
@@ -296,8 +320,8 @@ def test_both_copies_cut_alike_within_a_line_are_refused(used):
 FILL = """
 import resource, sys
 from pathlib import Path
-from client.ledger import Ledger, LedgerError
-from shared.privacy import Release
+from fedcmr.client.ledger import Ledger, LedgerError
+from fedcmr.shared.privacy import Release
 folder = Path(sys.argv[1])
 for limit in range(0, 3000, 97):  # no file may grow past this many bytes
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -318,8 +342,9 @@ for limit in range(0, 3000, 97):  # no file may grow past this many bytes
 
 def test_a_disk_that_fills_up_at_any_byte_loses_no_charge_and_allows_no_training_without_one(tmp_path):
     """A real limit of the operating system: the write comes back short, then fails."""
-    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], cwd=ROOT, text=True, capture_output=True,
-                          check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, str(tmp_path)], cwd=ROOT, text=True, capture_output=True, check=True
+    )
     outcomes = [line.split() for line in done.stdout.splitlines()]
     assert {outcome for _, outcome in outcomes} == {"refused", "charged", "committed"}
     for limit, outcome in outcomes:

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusal, round_down, write_site
-from server.ladder import plan_rung
-from shared.config import load
-from shared.errors import UserError
-from shared.privacy import Release
+from fedcmr.client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusal, round_down, write_site
+from fedcmr.server.federation.adapters import plan_rung
+from fedcmr.server.settings import load
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.privacy import Release
 
 SETTINGS = SiteSettings("north", {"Siemens": 40}, 40)
 MINIMAL = "name: north\nvendors: {Siemens: 40}\nnominal_patients: 40\n"
@@ -17,17 +17,45 @@ MINIMAL = "name: north\nvendors: {Siemens: 40}\nnominal_patients: 40\n"
     "settings",
     [
         SETTINGS,
-        SiteSettings("1e3", {"United Imaging": 600, "GE": 300}, 700, prior="prior.safetensors",
-                     policy=SitePolicy(0.5, 1e-5, 4.0)),
-        SiteSettings("null", {"GE": 9}, 9, data="/a path: with # é " + "and 'quotes' \"too\" " * 9, ledger="~",
-                     ledger_witness="../copy", policy=SitePolicy(min_patients=9, max_grad_norm=0.1, max_rounds=3,
-                     allowed_code_sha256=["a" * 64, "0" * 64], allow_without_privacy=True)),
+        SiteSettings(
+            "1e3", {"United Imaging": 600, "GE": 300}, 700, prior="prior.safetensors", policy=SitePolicy(0.5, 1e-5, 4.0)
+        ),
+        SiteSettings(
+            "null",
+            {"GE": 9},
+            9,
+            data="/a path: with # é " + "and 'quotes' \"too\" " * 9,
+            ledger="~",
+            ledger_witness="../copy",
+            policy=SitePolicy(
+                min_patients=9,
+                max_grad_norm=0.1,
+                max_rounds=3,
+                allowed_code_sha256=["a" * 64, "0" * 64],
+                allow_without_privacy=True,
+            ),
+        ),
         # Values that are wider than their column.
-        SiteSettings("n" * 64, {"GE": 10**20}, 10**20, policy=SitePolicy(
-            100 / 3, 1e-22 / 3, 1 / 3, 1e15 / 3, 1e-5 / 3, 100 / 3, 10**20, 10**20, 10**20, 10**21, 1e6 / 3,
-        )),
+        SiteSettings(
+            "n" * 64,
+            {"GE": 10**20},
+            10**20,
+            policy=SitePolicy(
+                100 / 3,
+                1e-22 / 3,
+                1 / 3,
+                1e15 / 3,
+                1e-5 / 3,
+                100 / 3,
+                10**20,
+                10**20,
+                10**20,
+                10**21,
+                1e6 / 3,
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_are_written_and_loaded_back(tmp_path, settings):
     path = write_site(tmp_path / "site", settings)
     assert load_site(path) == replace(settings, folder=tmp_path / "site")
@@ -143,10 +171,26 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
 
 # What a policy refuses
 
-POLICY = SitePolicy(min_noise_multiplier=0.5, max_noise_multiplier=50.0, min_sample_rate=0.5, max_delta=1e-3,
-                    max_grad_norm=2.0, min_patients=10, max_rounds=3, max_local_steps=10, max_views=16)  # fmt: skip
-REQUEST = {"private": True, "release": Release(0.5, 1.0, 10), "delta": 1e-3, "clip": 2.0, "num_patients": 10,
-           "server_round": 3, "num_views": 16}  # fmt: skip
+POLICY = SitePolicy(
+    min_noise_multiplier=0.5,
+    max_noise_multiplier=50.0,
+    min_sample_rate=0.5,
+    max_delta=1e-3,
+    max_grad_norm=2.0,
+    min_patients=10,
+    max_rounds=3,
+    max_local_steps=10,
+    max_views=16,
+)
+REQUEST = {
+    "private": True,
+    "release": Release(0.5, 1.0, 10),
+    "delta": 1e-3,
+    "clip": 2.0,
+    "num_patients": 10,
+    "server_round": 3,
+    "num_views": 16,
+}
 
 
 def test_a_request_at_every_limit_is_allowed():
@@ -167,9 +211,11 @@ def test_the_shipped_studies_are_within_the_default_policy(name):
         for release in plan_rung(rung, config.privacy, num_steps).values():
             asked = REQUEST | {
                 "release": replace(release, num_steps=min(release.num_steps, config.federation.local_steps)),
-                "delta": config.privacy.target_delta, "num_views": config.federation.num_views,
-                "clip": max(config.privacy.max_grad_norm, config.privacy.moments_clip), "num_patients": 20,
-            }  # fmt: skip
+                "delta": config.privacy.target_delta,
+                "num_views": config.federation.num_views,
+                "clip": max(config.privacy.max_grad_norm, config.privacy.moments_clip),
+                "num_patients": 20,
+            }
             assert refusal(SitePolicy(), **asked) is None
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import Ledger
-from client.release import Refused, charged
-from shared.privacy import Release
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.release import Refused, charged
+from fedcmr.shared.privacy import Release
 from tests.client.ledger_rounds import DELTA, RELEASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,9 +68,9 @@ def test_what_is_refused_before_the_charge_says_why_and_may_be_asked_again(folde
 WORKER = """
 import sys, time
 from pathlib import Path
-from client.ledger import Ledger
-from client.release import charged
-from shared.privacy import Release
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.release import charged
+from fedcmr.shared.privacy import Release
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 
@@ -87,10 +87,15 @@ print(charged(Ledger(folder), ("abababab", 2), Release(2.0, 1.0, 2), work, delta
 
 def test_a_second_process_with_the_same_request_waits_for_the_first_and_sends_its_reply(folder):
     processes = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(folder), name], cwd=ROOT, stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder), name],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for name in ("one", "two")
-    ]  # fmt: skip
+    ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:

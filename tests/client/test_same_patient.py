@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from client.deidentify import pseudonym, same_patient
-from client.ingest.placeholders import is_placeholder
-from client.ingest.prepare import SETTINGS_NAME, prepare
-from client.ingest.reasons import REASONS
-from shared.case import read_index, write_index
-from shared.errors import UserError
+from fedcmr.client.deidentify import pseudonym, same_patient
+from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.prepare import SETTINGS_NAME, prepare
+from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.shared.case import read_index, write_index
+from fedcmr.shared.errors import UserError
 from tests.client.dicom_files import write_study
 
 KEY = bytes(range(32))
@@ -155,8 +155,15 @@ def test_images_with_a_placeholder_are_of_the_patient_whom_the_others_name(tmp_p
 
 
 def test_a_number_is_one_patient_whoever_issued_it_and_two_issuers_are_noted(tmp_path, capfd):
-    source = export(tmp_path / "scans", ("12345", of("CANARY-A")), ("0012345", of("CANARY-B")), ("12345", {}),
-                    ("777", of("CANARY-A")), ("777", of("canary a")), ("777", of("N/A")))  # fmt: skip
+    source = export(
+        tmp_path / "scans",
+        ("12345", of("CANARY-A")),
+        ("0012345", of("CANARY-B")),
+        ("12345", {}),
+        ("777", of("CANARY-A")),
+        ("777", of("canary a")),
+        ("777", of("N/A")),
+    )
     summary = prepare(source, tmp_path / "out", "dicom", key=KEY)
     assert groups(tmp_path / "out") == [3, 3]
     assert summary.warnings == {"several-issuers": 3}
@@ -166,8 +173,16 @@ def test_a_number_is_one_patient_whoever_issued_it_and_two_issuers_are_noted(tmp
 
 
 def test_who_knows_that_issuers_differ_gets_a_patient_of_each(tmp_path):
-    source = export(tmp_path / "scans", ("12345", of("A")), ("0012345", of("a ")), ("12345", of("B")),
-                    ("12345^^^B&1.2&ISO", {}), ("777", of("A")), ("12345", {}), ("12345", of("UNKNOWN")))  # fmt: skip
+    source = export(
+        tmp_path / "scans",
+        ("12345", of("A")),
+        ("0012345", of("a ")),
+        ("12345", of("B")),
+        ("12345^^^B&1.2&ISO", {}),
+        ("777", of("A")),
+        ("12345", {}),
+        ("12345", of("UNKNOWN")),
+    )
     summary = prepare(source, tmp_path / "out", "dicom", key=KEY, issuers_differ=True)
     assert groups(tmp_path / "out") == [1, 2, 2]
     # A study that names no issuer could be of either; refused, as one that names no patient.

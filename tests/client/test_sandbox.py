@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from client.ingest.reasons import Unusable
-from client.ingest.sandbox import Workers
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.sandbox import Workers
 
 MIB = 2**20
 
@@ -49,13 +49,33 @@ def codes(results) -> list:
 @pytest.mark.parametrize("num_processes", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_what_a_file_does_to_its_child_costs_that_file_only(num_processes, batch_size):
-    items = [("value", 0), ("crash", 0), ("value", 2), ("hang", 0), ("unusable", "not-dicom"), ("error", 0),
-             ("memory", 900 * MIB), ("value", 7), ("exit", 3), ("memory", 5 * MIB)]  # fmt: skip
+    items = [
+        ("value", 0),
+        ("crash", 0),
+        ("value", 2),
+        ("hang", 0),
+        ("unusable", "not-dicom"),
+        ("error", 0),
+        ("memory", 900 * MIB),
+        ("value", 7),
+        ("exit", 3),
+        ("memory", 5 * MIB),
+    ]
     with Workers(num_processes, memory_bytes=300 * MIB, seconds=1) as workers:
         for _ in range(2):
             found = codes(workers.map(work, items, batch_size=batch_size))
-            assert found == [0, "parser-crashed", 2, "too-slow", "not-dicom", "unexpected-error", "too-large", 7,
-                             "parser-crashed", 5 * MIB]  # fmt: skip
+            assert found == [
+                0,
+                "parser-crashed",
+                2,
+                "too-slow",
+                "not-dicom",
+                "unexpected-error",
+                "too-large",
+                7,
+                "parser-crashed",
+                5 * MIB,
+            ]
 
 
 def test_results_come_in_the_order_of_the_items_or_as_they_are_finished():
@@ -105,7 +125,7 @@ def test_children_work_in_the_folder_of_the_parent(tmp_path, monkeypatch):
 def test_a_child_imports_no_network_and_leaves_no_core_dump():
     # In a process of its own: the nursery here has imported what other tests asked for.
     script = (
-        "from client.ingest.sandbox import Workers\n"
+        "from fedcmr.client.ingest.sandbox import Workers\n"
         "from tests.client.test_sandbox import state_of_a_reader\n"
         "with Workers() as workers:\n"
         "    print(*workers.map(state_of_a_reader, [0]))\n"
@@ -119,7 +139,7 @@ def state_of_a_reader(_) -> tuple[list[str], tuple[int, int]]:
     """What a process that reads scans should not have imported, and how large a core dump it would leave."""
     import resource
 
-    import client.ingest.prepare  # noqa: F401
+    import fedcmr.client.ingest.prepare  # noqa: F401
 
     loaded = {name.split(".")[0] for name in sys.modules} & {"torch", "flwr", "server", "simulations"}
     return sorted(loaded), resource.getrlimit(resource.RLIMIT_CORE)
@@ -129,7 +149,7 @@ def state_of_a_reader(_) -> tuple[list[str], tuple[int, int]]:
 def test_no_child_outlives_its_parent(tmp_path, end):
     script = (
         "import sys\n"
-        "from client.ingest.sandbox import Workers\n"
+        "from fedcmr.client.ingest.sandbox import Workers\n"
         "from tests.client.test_sandbox import announce\n"
         "with Workers(2) as workers:\n"
         "    list(workers.map(announce, sys.argv[1:], ordered=False))\n"
@@ -138,9 +158,11 @@ def test_no_child_outlives_its_parent(tmp_path, end):
     root = Path(__file__).resolve().parents[2]
     # A shell's background jobs are born deaf to Ctrl-C, and pass that on.
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, marks)], cwd=root, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", script, *map(str, marks)],
+        cwd=root,
+        stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     try:
         children = [int(_text_of(mark)) for mark in marks]
         assert all(_runs(child) for child in children)

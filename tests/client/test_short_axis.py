@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.ingest.dicom.grouping import group_studies
-from client.ingest.dicom.header import Header
-from client.ingest.normalise import BASE_TO_APEX
-from client.ingest.reasons import REASONS, Unusable
-from client.ingest.stack.even_stack import even_run, is_complete
-from client.ingest.stack.short_axis import Stack, find_stack
+from fedcmr.client.ingest.dicom.grouping import group_studies
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.normalise import BASE_TO_APEX
+from fedcmr.client.ingest.reasons import REASONS, Unusable
+from fedcmr.client.ingest.stack.even_stack import even_run, is_complete
+from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
 
 NUM_PHASES, NUM_SLICES, SPACING_MM = 20, 9, 9.0
 COLUMN_AXIS = np.cross(BASE_TO_APEX, [0.0, 0.0, 1.0]) / np.linalg.norm(np.cross(BASE_TO_APEX, [0.0, 0.0, 1.0]))
@@ -29,12 +29,23 @@ def image(z: float, t: int, **values: object) -> Header:
     row = math.cos(turned) * ROW_AXIS + math.sin(turned) * BASE_TO_APEX
     normal = np.cross(COLUMN_AXIS, row)
     fields = {
-        "path": Path("x"), "PatientID": "ID", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.1",
-        "SOPInstanceUID": f"1.2.{z}.{t}", "Manufacturer": "SIEMENS", "MagneticFieldStrength": 1.5,
+        "path": Path("x"),
+        "PatientID": "ID",
+        "StudyInstanceUID": "1.2",
+        "SeriesInstanceUID": "1.2.1",
+        "SOPInstanceUID": f"1.2.{z}.{t}",
+        "Manufacturer": "SIEMENS",
+        "MagneticFieldStrength": 1.5,
         "ImagePositionPatient": tuple(z * SPACING_MM * normal - 90 * row - 90 * COLUMN_AXIS),
-        "ImageOrientationPatient": (*COLUMN_AXIS, *row), "PixelSpacing": (1.5, 1.5), "Rows": 120, "Columns": 120,
-        "TriggerTime": t * 42.0, "InstanceNumber": float(t + 1), "EchoTime": 1.2, "SeriesNumber": 10.0,
-    }  # fmt: skip
+        "ImageOrientationPatient": (*COLUMN_AXIS, *row),
+        "PixelSpacing": (1.5, 1.5),
+        "Rows": 120,
+        "Columns": 120,
+        "TriggerTime": t * 42.0,
+        "InstanceNumber": float(t + 1),
+        "EchoTime": 1.2,
+        "SeriesNumber": 10.0,
+    }
     fields |= {name: value(z, t) if callable(value) else value for name, value in values.items()}
     return Header(**fields)  # type: ignore[arg-type]
 
@@ -169,8 +180,9 @@ def test_a_slice_scanned_again_replaces_the_first_try():
 
 def test_a_repeat_under_stress_replaces_nothing():
     rest = stack(SeriesInstanceUID=lambda z, t: f"1.2.{z}", SeriesNumber=lambda z, t: 10.0 + z)
-    stress = series([2, 4, 6], SeriesInstanceUID=lambda z, t: f"1.4.{z}", SeriesNumber=40.0,
-                    TriggerTime=lambda z, t: t * 24.0)  # fmt: skip
+    stress = series(
+        [2, 4, 6], SeriesInstanceUID=lambda z, t: f"1.4.{z}", SeriesNumber=40.0, TriggerTime=lambda z, t: t * 24.0
+    )
     found, _ = find(rest, stress)
     assert not any(uid.startswith("1.4") for uid in uids(found))
 
@@ -202,10 +214,15 @@ def test_repeats_that_nothing_tells_apart_are_refused():
 
 def test_of_two_acquisitions_in_one_series_the_last_counts():
     twice = [
-        replace(one, InstanceNumber=one.InstanceNumber + 100 * k, SOPInstanceUID=f"{one.SOPInstanceUID}.{k}",
-                TriggerTime=one.TriggerTime * (1 + 0.03 * k))
-        for one in stack() for k in (0, 1)
-    ]  # fmt: skip
+        replace(
+            one,
+            InstanceNumber=one.InstanceNumber + 100 * k,
+            SOPInstanceUID=f"{one.SOPInstanceUID}.{k}",
+            TriggerTime=one.TriggerTime * (1 + 0.03 * k),
+        )
+        for one in stack()
+        for k in (0, 1)
+    ]
     found, _ = find(twice)
     assert_is(found)
     assert all(one.SOPInstanceUID.endswith(".1") for position in found.images for one in position)
@@ -242,8 +259,12 @@ def test_uneven_and_too_few_slices_are_refused():
 
 
 def test_shifted_slices_are_refused():
-    shifted = [replace(one, ImagePositionPatient=tuple(np.array(one.ImagePositionPatient) + 9 * ROW_AXIS))
-               if one.SOPInstanceUID.startswith("1.2.4.") else one for one in stack()]  # fmt: skip
+    shifted = [
+        replace(one, ImagePositionPatient=tuple(np.array(one.ImagePositionPatient) + 9 * ROW_AXIS))
+        if one.SOPInstanceUID.startswith("1.2.4.")
+        else one
+        for one in stack()
+    ]
     assert code(shifted) == "slices-not-aligned"
 
 
@@ -360,8 +381,10 @@ def test_images_without_a_patient_join_the_studys_patient_and_no_other(tmp_path)
     assert (list(refused.studies), refused.refused) == ([("ID", "1.2")], {"no-patient-id": 2})
     grouped = group_studies([named, blank, *lonely], one_study_one_patient=True)
     assert {key: len(images) for key, images in grouped.studies.items()} == {
-        ("ID", "1.2"): 2, ("1.7", "1.7"): 2, ("1.8", "1.8"): 2,
-    }  # fmt: skip
+        ("ID", "1.2"): 2,
+        ("1.7", "1.7"): 2,
+        ("1.8", "1.8"): 2,
+    }
     assert not grouped.refused and not grouped.left_out
 
 
@@ -394,11 +417,17 @@ def test_copies_of_a_multi_frame_file_count_as_one_file(tmp_path):
 def test_any_mixture_of_headers_ends_with_a_stack_or_a_code():
     rng = random.Random(3)
     odd = {
-        "TriggerTime": [math.nan, 0.0, 1e7, -5.0], "InstanceNumber": [math.nan, 1.0, -3.0], "SeriesNumber": [math.nan],
-        "EchoTime": [math.nan, 0.0, 9.0], "Rows": [1, 4096], "PixelSpacing": [(1e-6, 1e-6), (1e3, 1.0)],
-        "ImagePositionPatient": [(0.0, 0.0, 0.0), (1e7, -1e7, 1e7)], "ImageType": [("",), ("P",)],
-        "ImageOrientationPatient": [(1, 0, 0, 0, 1, 0), (0, 0, 1, 0, 1, 0)], "SeriesInstanceUID": ["9", "8"],
-    }  # fmt: skip
+        "TriggerTime": [math.nan, 0.0, 1e7, -5.0],
+        "InstanceNumber": [math.nan, 1.0, -3.0],
+        "SeriesNumber": [math.nan],
+        "EchoTime": [math.nan, 0.0, 9.0],
+        "Rows": [1, 4096],
+        "PixelSpacing": [(1e-6, 1e-6), (1e3, 1.0)],
+        "ImagePositionPatient": [(0.0, 0.0, 0.0), (1e7, -1e7, 1e7)],
+        "ImageType": [("",), ("P",)],
+        "ImageOrientationPatient": [(1, 0, 0, 0, 1, 0), (0, 0, 1, 0, 1, 0)],
+        "SeriesInstanceUID": ["9", "8"],
+    }
     for _ in range(150):
         images = stack(5, num_phases=8)
         share = rng.choice([0.01, 0.1, 0.5, 1.0])

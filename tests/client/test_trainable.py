@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.check.folder import check
-from client.cli import main
-from client.deployment.connection import examine
-from client.policy import SitePolicy, SiteSettings, load_site, write_site
-from client.trainable import LEFT_OUT, judge, trainable
-from client.training import load_patients
-from shared.case import ED, LV, MYO, load_cases, read_index, save_case, write_index
-from shared.errors import UserError
+from fedcmr.client.check.folder import check
+from fedcmr.client.cli import main
+from fedcmr.client.deployment.connection import examine
+from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, write_site
+from fedcmr.client.trainable import LEFT_OUT, judge, trainable
+from fedcmr.client.training import load_patients
+from fedcmr.shared.case import ED, LV, MYO, load_cases, read_index, save_case, write_index
+from fedcmr.shared.errors import UserError
 from tests.client.dicom_files import write_study
 
 

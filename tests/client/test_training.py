@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from client import training
-from client.training import (
+from fedcmr.client import training
+from fedcmr.client.training import (
     LocalSteps,
     Mechanism,
     Patient,
@@ -17,12 +17,12 @@ from client.training import (
     patient_gradient,
     view_seed,
 )
-from shared.case import read_index, write_index
-from shared.diffusion import flow_matching_loss
-from shared.errors import UserError
-from shared.moments import noise_std
-from shared.networks.generator import load_prior
-from shared.privacy import clip_to_norm
+from fedcmr.shared.case import read_index, write_index
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.privacy import clip_to_norm
+from fedcmr.shared.style_statistics import noise_std
 
 CPU = torch.device("cpu")
 STEPS = LocalSteps(num_steps=2, learning_rate=0.1, num_views=2, seed=7, server_round=2)
@@ -91,7 +91,7 @@ def test_without_privacy_a_step_differs_in_its_noise_alone(prior, patients, arra
 
 def test_the_gradient_is_that_of_the_mean_loss_over_views(prior, patients, monkeypatch):
     """Views of one patient are averaged before anything is clipped: two equal views give one view's gradient."""
-    monkeypatch.setattr("client.training.augment", lambda images, masks, rng: (images, masks))
+    monkeypatch.setattr("fedcmr.client.training.augment", lambda images, masks, rng: (images, masks))
     seen = []
 
     def recorded(generator, images, masks, code, t, noise):
@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_views(prior, patients, monke
         seen.append((images, masks, code, t, noise, loss.detach()))
         return loss
 
-    monkeypatch.setattr("client.training.flow_matching_loss", recorded)
+    monkeypatch.setattr("fedcmr.client.training.flow_matching_loss", recorded)
     gradient = patient_gradient(prior.generator, patients[0], 4, seed=1)
     images, masks, code, t, noise, losses = seen[0]
     assert losses.shape == (4,)
@@ -115,10 +115,11 @@ def _contiguous_mean_loss(generator, images, masks, code, t, noise):
     norms = [m for m in generator.modules() if isinstance(m, torch.nn.GroupNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)) for norm in norms]
     losses = [
-        flow_matching_loss(generator, images[i : i + 1], masks[i : i + 1], code[i : i + 1], t[i : i + 1],
-                           noise[i : i + 1])
+        flow_matching_loss(
+            generator, images[i : i + 1], masks[i : i + 1], code[i : i + 1], t[i : i + 1], noise[i : i + 1]
+        )
         for i in range(len(images))
-    ]  # fmt: skip
+    ]
     for hook in hooks:
         hook.remove()
     return torch.cat(losses).mean()
@@ -183,7 +184,7 @@ def test_one_rungs_training_leaves_nothing_for_the_next(prior, tiny_prior, patie
 
 
 def test_private_moments_take_two_looks_with_the_sites_own_noise(patients):
-    """The noise is the ledger's: its spread over releases is that of `shared.moments.noise_std`."""
+    """The noise is the ledger's: its spread over releases is that of `fedcmr.shared.style_statistics.noise_std`."""
     # Little enough that the second look is not clipped for the first one's noise.
     mechanism = replace(NOISY, max_norm=20.0, noise_multiplier=0.05)
     released = np.array([moments(patients, mechanism, [4])[0] for _ in range(200)])

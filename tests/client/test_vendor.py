@@ -4,24 +4,64 @@ import math
 
 import pytest
 
-from client.ingest.prepare import prepare
-from client.ingest.vendor import agreed_field_strength, agreed_vendor, field_strength, vendor_name
-from shared.case import UNKNOWN, VENDORS, read_index
+from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ingest.vendor import agreed_field_strength, agreed_vendor, field_strength, vendor_name
+from fedcmr.shared.case import UNKNOWN, VENDORS, read_index
 from tests.client.dicom_files import write_study
 
 SPELLINGS = {
-    "Siemens": ["SIEMENS", "Siemens", "Siemens Healthineers", "Siemens HealthCare GmbH", "SIEMENS MEDICAL SYSTEMS",
-                "Siemens Shenzhen Magnetic Resonance Ltd.", " siemens "],
+    "Siemens": [
+        "SIEMENS",
+        "Siemens",
+        "Siemens Healthineers",
+        "Siemens HealthCare GmbH",
+        "SIEMENS MEDICAL SYSTEMS",
+        "Siemens Shenzhen Magnetic Resonance Ltd.",
+        " siemens ",
+    ],
     "Philips": ["Philips", "Philips Medical Systems", "Philips Healthcare", "PHILIPS", "Philips, Nederland"],
-    "GE": ["GE", "GE MEDICAL SYSTEMS", "GE Healthcare", "General Electric", "G.E. Medical Systems", "GE-Healthcare",
-           "GE_MEDICAL_SYSTEMS", "GEMS", "GE\u00a0Medical"],
-    "Canon": ["CANON_MEC", "Canon Medical Systems", "TOSHIBA_MEC", "TOSHIBA", "Toshiba Medical Systems",
-              "TOSHIBA_MEC_US"],
-    "United Imaging": ["UIH", "UIH_MR", "United Imaging Healthcare", "UNITED IMAGING", "UnitedImaging",
-                       "Shanghai United Imaging Healthcare"],
-    UNKNOWN: ["", "  ", "Gemini", "Hitachi Medical Corporation", "Hyperfine", "Esaote", "geographic", "\x00", "医疗",
-              "My Siemens viewer", "Philipson", "unknown"],
-}  # fmt: skip
+    "GE": [
+        "GE",
+        "GE MEDICAL SYSTEMS",
+        "GE Healthcare",
+        "General Electric",
+        "G.E. Medical Systems",
+        "GE-Healthcare",
+        "GE_MEDICAL_SYSTEMS",
+        "GEMS",
+        "GE\u00a0Medical",
+    ],
+    "Canon": [
+        "CANON_MEC",
+        "Canon Medical Systems",
+        "TOSHIBA_MEC",
+        "TOSHIBA",
+        "Toshiba Medical Systems",
+        "TOSHIBA_MEC_US",
+    ],
+    "United Imaging": [
+        "UIH",
+        "UIH_MR",
+        "United Imaging Healthcare",
+        "UNITED IMAGING",
+        "UnitedImaging",
+        "Shanghai United Imaging Healthcare",
+    ],
+    UNKNOWN: [
+        "",
+        "  ",
+        "Gemini",
+        "Hitachi Medical Corporation",
+        "Hyperfine",
+        "Esaote",
+        "geographic",
+        "\x00",
+        "医疗",
+        "My Siemens viewer",
+        "Philipson",
+        "unknown",
+    ],
+}
 
 
 @pytest.mark.parametrize(("vendor", "name"), [(vendor, name) for vendor in SPELLINGS for name in SPELLINGS[vendor]])
@@ -47,11 +87,28 @@ def test_images_that_name_several_vendors_have_none(names, vendor):
 @pytest.mark.parametrize(
     ("written", "tesla"),
     [
-        (1.5, 1.5), (3, 3.0), (2.8936, 3.0), (1.494, 1.5), (0.55, 0.55), (7, 7.0), (15000, 1.5), (30000, 3.0),
-        (1500, 1.5), (3000, None), (5000, None), (10000, 1.0), (2.2, 2.2), (0, None), (-1.5, None), (99, None),
-        (0.064, None), (math.nan, None), (math.inf, None), (1e300, None),
+        (1.5, 1.5),
+        (3, 3.0),
+        (2.8936, 3.0),
+        (1.494, 1.5),
+        (0.55, 0.55),
+        (7, 7.0),
+        (15000, 1.5),
+        (30000, 3.0),
+        (1500, 1.5),
+        (3000, None),
+        (5000, None),
+        (10000, 1.0),
+        (2.2, 2.2),
+        (0, None),
+        (-1.5, None),
+        (99, None),
+        (0.064, None),
+        (math.nan, None),
+        (math.inf, None),
+        (1e300, None),
     ],
-)  # fmt: skip
+)
 def test_field_strength_is_tesla_or_unknown(written, tesla):
     assert field_strength(written) == pytest.approx(math.nan if tesla is None else tesla, nan_ok=True)
 

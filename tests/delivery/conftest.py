@@ -13,23 +13,23 @@ import grpc
 import numpy as np
 import pytest
 
-from client import cli as client_cli
-from server.datasheet import study_facts
-from server.delivery.fresh import load_sampler
-from server.delivery.released_set import open_released_set
-from server.delivery.serve import Service
-from server.delivery.service import Offer
-from server.delivery.tokens import issue_token
-from server.deployment.authority import issue_server_certificate, make_authority, write_secret
-from server.release import write_release
-from server.results import privacy_spent
-from shared import checkpoint
-from shared.appearance import CODE_NAMES
-from shared.config import dump, load
-from shared.delivery.delivery_pb2_grpc import DeliveryStub, add_DeliveryServicer_to_server
-from shared.networks.generator import load_prior
-from shared.provenance import SIMULATED_SCANS
-from shared.run_folder import RunFolder, load_run
+from fedcmr.client import cli as client_cli
+from fedcmr.server.dataset.datasheet import study_facts
+from fedcmr.server.dataset.writer import write_release
+from fedcmr.server.delivery.on_demand import load_sampler
+from fedcmr.server.delivery.released_set import open_released_set
+from fedcmr.server.delivery.serve import Service
+from fedcmr.server.delivery.service import Offer
+from fedcmr.server.delivery.tokens import issue_token
+from fedcmr.server.deployment.authority import issue_server_certificate, make_authority, write_secret
+from fedcmr.server.federation.outcome import privacy_spent
+from fedcmr.server.run_folder import RunFolder, load_run
+from fedcmr.server.settings import dump, load
+from fedcmr.shared import checkpoint
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub, add_DeliveryServicer_to_server
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.provenance import SIMULATED_SCANS
+from fedcmr.shared.style import CODE_NAMES
 from tests.conftest import make_case
 
 STYLES = ("GE", "Philips", "Siemens")
@@ -50,8 +50,10 @@ def finished_run(path: Path, tiny_prior: Path) -> RunFolder:
     prior = load_prior(tiny_prior)
     arrays = {f"trainable/{name}": value.detach().numpy() for name, value in prior.generator.trainable().items()}
     for vendor in STYLES:
-        arrays |= {f"code_mean/{vendor}": np.zeros(len(CODE_NAMES), np.float32),
-                   f"code_std/{vendor}": np.ones(len(CODE_NAMES), np.float32)}  # fmt: skip
+        arrays |= {
+            f"code_mean/{vendor}": np.zeros(len(CODE_NAMES), np.float32),
+            f"code_std/{vendor}": np.ones(len(CODE_NAMES), np.float32),
+        }
     site = {"epsilon": 7.9, "accountant": "prv", "steps": 5, "refused": []}
     generator = path / "generator.safetensors"
     checkpoint.save(generator, arrays, {"prior_sha256": prior.sha256, "delta": 1e-3, "sites": {"a": site}})
@@ -111,8 +113,17 @@ def fetch(place, tmp_path):
     """`fetch(port, *options, out=...)` runs `fedcmr-client fetch` and returns its exit code."""
 
     def run(port: int, *options, out: str = "out", ca: Path | None = None, token_file: Path | None = None) -> int:
-        arguments = ["fetch", tmp_path / out, "--from", f"127.0.0.1:{port}", "--ca", ca or place.ca, "--token-file",
-                     token_file or place.token_file, *options]  # fmt: skip
+        arguments = [
+            "fetch",
+            tmp_path / out,
+            "--from",
+            f"127.0.0.1:{port}",
+            "--ca",
+            ca or place.ca,
+            "--token-file",
+            token_file or place.token_file,
+            *options,
+        ]
         return client_cli.main([str(argument) for argument in arguments])
 
     return run

@@ -10,16 +10,16 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import cli as client_cli
-from server import cli as server_cli
-from server.delivery.guard import CALLS_PER_SITE, FIRST_MESSAGE_S, HEALTH_CHECK, client_of
-from server.delivery.serve import Service
-from server.delivery.tokens import issue_token, revoke_token
-from server.deployment.authority import issue_server_certificate, make_authority
-from shared.delivery.contract import SERVICE
-from shared.delivery.delivery_pb2 import DescribeRequest, Description, SampleRequest, Selection, StreamRequest
-from shared.delivery.delivery_pb2_grpc import DeliveryStub
-from shared.errors import UserError
+from fedcmr.client import cli as client_cli
+from fedcmr.server import cli as server_cli
+from fedcmr.server.delivery.interceptor import CALLS_PER_SITE, FIRST_MESSAGE_S, HEALTH_CHECK, client_of
+from fedcmr.server.delivery.serve import Service
+from fedcmr.server.delivery.tokens import issue_token, revoke_token
+from fedcmr.server.deployment.authority import issue_server_certificate, make_authority
+from fedcmr.shared.delivery.contract import SERVICE
+from fedcmr.shared.delivery.delivery_pb2 import DescribeRequest, Description, SampleRequest, Selection, StreamRequest
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub
+from fedcmr.shared.errors import UserError
 from tests.delivery.conftest import stub_of
 
 
@@ -110,8 +110,16 @@ def test_another_authority_is_refused_before_the_token_leaves(service, place, fe
 
 def test_another_name_than_the_certificate_s_is_refused(place, offer, fetch, tmp_path, capsys):
     with Service(place.folder, offer, "127.0.0.2", 0) as service:  # the certificate says 127.0.0.1
-        arguments = ["fetch", tmp_path / "out", "--from", f"127.0.0.2:{service.port}", "--ca", place.ca, "--token-file",
-                     place.token_file]  # fmt: skip
+        arguments = [
+            "fetch",
+            tmp_path / "out",
+            "--from",
+            f"127.0.0.2:{service.port}",
+            "--ca",
+            place.ca,
+            "--token-file",
+            place.token_file,
+        ]
         assert client_cli.main(list(map(str, arguments))) == 2
     assert "is not the study's server" in capsys.readouterr().err
 
@@ -145,8 +153,11 @@ def test_silent_callers_take_no_more_than_their_share(service, place):
     own = (("grpc.use_local_subchannel_pool", 1),)  # a connection may have only so many calls; each kind has one
     with ExitStack() as stack:
         held = []
-        for method, metadata in ((f"/{SERVICE}/Describe", ()), (HEALTH_CHECK, ()),
-                                 (f"/{SERVICE}/Describe", (("authorization", f"Bearer {place.token}"),))):  # fmt: skip
+        for method, metadata in (
+            (f"/{SERVICE}/Describe", ()),
+            (HEALTH_CHECK, ()),
+            (f"/{SERVICE}/Describe", (("authorization", f"Bearer {place.token}"),)),
+        ):
             channel = stack.enter_context(grpc.secure_channel(f"127.0.0.1:{service.port}", credentials, own))
             held += [channel.stream_unary(method).future(silent(), metadata=metadata) for _ in range(8)]
         refused = [call.exception(timeout=20).code().name for call in held[:8]]
@@ -173,29 +184,39 @@ def test_a_site_has_so_many_streams_at_once(service, place, offer):
             next(stream)
         # Whoever reads on is served; small sets end before they block, so the share is held by what is not read.
         assert code_of(lambda: stub.Stream(StreamRequest(release_sha256="0" * 64))) in (
-            "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
-        )  # fmt: skip
+            "RESOURCE_EXHAUSTED",
+            "FAILED_PRECONDITION",
+        )
         for stream in streams:
             stream.cancel()
 
 
-@pytest.mark.parametrize("selection", [
-    Selection(vendors=["Acme"]), Selection(min_ef=0.5, max_ef=0.4), Selection(min_ef=float("nan")),
-    Selection(max_ef=float("inf")), Selection(vendors=["GE"] * 100),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(vendors=["Acme"]),
+        Selection(min_ef=0.5, max_ef=0.4),
+        Selection(min_ef=float("nan")),
+        Selection(max_ef=float("inf")),
+        Selection(vendors=["GE"] * 100),
+    ],
+)
 def test_a_request_that_cannot_be_is_refused(service, place, selection):
     with stub_of(place, service.port, place.token) as stub:
         assert code_of(lambda: stub.Describe(DescribeRequest(selection=selection))) == "INVALID_ARGUMENT"
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
-    (lambda place: (place.folder / "server.key").chmod(0o644), "can be read by others"),
-    (lambda place: (place.folder / "server.key").unlink(), "expected server.crt and server.key"),
-    (lambda place: (place.folder / "server.key").write_text("none"), "belong together"),
-    (lambda place: (place.folder / "delivery" / "tokens.json").chmod(0o640), "can be read by others"),
-    (lambda place: (place.folder / "delivery" / "tokens.json").unlink(), "'fedcmr-server token' makes it"),
-    (lambda place: (place.folder / "delivery" / "tokens.json").write_text("{"), "cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda place: (place.folder / "server.key").chmod(0o644), "can be read by others"),
+        (lambda place: (place.folder / "server.key").unlink(), "expected server.crt and server.key"),
+        (lambda place: (place.folder / "server.key").write_text("none"), "belong together"),
+        (lambda place: (place.folder / "delivery" / "tokens.json").chmod(0o640), "can be read by others"),
+        (lambda place: (place.folder / "delivery" / "tokens.json").unlink(), "'fedcmr-server token' makes it"),
+        (lambda place: (place.folder / "delivery" / "tokens.json").write_text("{"), "cannot be read"),
+    ],
+)
 def test_a_folder_that_is_not_in_order_is_not_served(place, offer, spoil, words):
     spoil(place)
     with pytest.raises(UserError, match=words):
@@ -276,15 +297,18 @@ def test_silent_sites_take_no_place_of_another_one(service, place):
     assert {line["code"] for line in place.audit()} <= {"OK", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"}
 
 
-@pytest.mark.parametrize(("peer", "forwarded", "client"), [
-    ("ipv4:127.0.0.1:5000", "203.0.113.9", "203.0.113.9"),          # the gateway's word
-    ("ipv6:%5B::1%5D:5000", "2001:db8::7", "2001:db8::7"),
-    ("ipv4:127.0.0.1:5000", "", "127.0.0.1"),
-    ("ipv4:198.51.100.4:5000", "203.0.113.9", "198.51.100.4"),      # a stranger's
-    ("ipv6:%5B2001:db8::4%5D:5000", "127.0.0.1", "2001:db8::4"),
-    ("ipv4:127.0.0.1:5000", "203.0.113.9, 10.0.0.1", "127.0.0.1"),  # not as the gateway writes it
-    ("ipv4:127.0.0.1:5000", "x" * 5000, "127.0.0.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("ipv4:127.0.0.1:5000", "203.0.113.9", "203.0.113.9"),  # the gateway's word
+        ("ipv6:%5B::1%5D:5000", "2001:db8::7", "2001:db8::7"),
+        ("ipv4:127.0.0.1:5000", "", "127.0.0.1"),
+        ("ipv4:198.51.100.4:5000", "203.0.113.9", "198.51.100.4"),  # a stranger's
+        ("ipv6:%5B2001:db8::4%5D:5000", "127.0.0.1", "2001:db8::4"),
+        ("ipv4:127.0.0.1:5000", "203.0.113.9, 10.0.0.1", "127.0.0.1"),  # not as the gateway writes it
+        ("ipv4:127.0.0.1:5000", "x" * 5000, "127.0.0.1"),
+    ],
+)
 def test_the_gateway_alone_is_believed_about_where_a_call_comes_from(peer, forwarded, client):
     assert client_of(peer, forwarded) == client
 

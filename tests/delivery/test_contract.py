@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.case import CaseInfo
-from shared.delivery.contract import matches
-from shared.delivery.delivery_pb2 import Selection
+from fedcmr.shared.case import CaseInfo
+from fedcmr.shared.delivery.contract import matches
+from fedcmr.shared.delivery.delivery_pb2 import Selection
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTO = Path("shared/delivery/delivery.proto")

@@ -8,13 +8,13 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from server.delivery.fresh import BATCH, FreshSampler
-from server.delivery.released_set import open_released_set
-from server.delivery.serve import Service
-from server.delivery.service import Offer
-from shared.case import load_cases, read_index
-from shared.delivery.delivery_pb2 import Selection
-from shared.errors import UserError
+from fedcmr.server.delivery.on_demand import BATCH, FreshSampler
+from fedcmr.server.delivery.released_set import open_released_set
+from fedcmr.server.delivery.serve import Service
+from fedcmr.server.delivery.service import Offer
+from fedcmr.shared.case import load_cases, read_index
+from fedcmr.shared.delivery.delivery_pb2 import Selection
+from fedcmr.shared.errors import UserError
 from tests.delivery.conftest import PER_VENDOR, STYLES, content
 
 
@@ -29,8 +29,11 @@ def test_the_whole_set_arrives_byte_for_byte(service, finished, fetch, place, tm
     assert fetch(service.port) == 0, "the same command again has nothing to do"
     last, described = place.audit()[-2], place.audit()[-1]
     assert (last["method"], last["site"], last["cases"], last["code"]) == (
-        "/fedcmr.delivery.v1.Delivery/Stream", "st-elsewhere", 24, "OK",
-    )  # fmt: skip
+        "/fedcmr.delivery.v1.Delivery/Stream",
+        "st-elsewhere",
+        24,
+        "OK",
+    )
     assert described["method"].endswith("Describe") and described["selection"] == "all"
     assert place.token not in (place.folder / "logs" / "delivery.log").read_text()
 

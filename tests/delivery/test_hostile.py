@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from shared.delivery.contract import MAX_CASE_BYTES, MAX_MESSAGE_BYTES, PROTOCOL
-from shared.delivery.delivery_pb2 import CaseHeader, CaseRow, Chunk, Description
-from shared.delivery.delivery_pb2_grpc import DeliveryServicer
+from fedcmr.shared.delivery.contract import MAX_CASE_BYTES, MAX_MESSAGE_BYTES, PROTOCOL
+from fedcmr.shared.delivery.delivery_pb2 import CaseHeader, CaseRow, Chunk, Description
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryServicer
 from tests.conftest import make_case
 from tests.delivery.conftest import content, served
 
@@ -65,10 +65,18 @@ class Hostile(DeliveryServicer):
         self._then, self._described = then, described
 
     def Describe(self, request, context):  # noqa: N802
-        return Description(**{
-            "protocol": PROTOCOL, "study": "pilot", "release_sha256": "0" * 64, "datasheet": "# x\n", "privacy": "none",
-            "matching_cases": 2, "matching_bytes": 1000, **self._described,
-        })  # fmt: skip
+        return Description(
+            **{
+                "protocol": PROTOCOL,
+                "study": "pilot",
+                "release_sha256": "0" * 64,
+                "datasheet": "# x\n",
+                "privacy": "none",
+                "matching_cases": 2,
+                "matching_bytes": 1000,
+                **self._described,
+            }
+        )
 
     def Stream(self, request, context):  # noqa: N802
         if not request.after:
@@ -128,7 +136,7 @@ SENT = {
     "a claim of terabytes": lambda: case(data=zipped(**{"frames.npy": npy_of((2, 2**20, 2**10, 2**10), b"x")})),
     "a bomb": lambda: case(data=zipped(**{"frames.npy": npy_of((2, 2, 2**13, 2**12), bytes(2**29))})),
     "a negative shape": lambda: case(data=zipped(**{"frames.npy": npy_of((-2, -2, 1, 1), bytes(16))})),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", SENT)
@@ -147,13 +155,16 @@ def test_what_a_hostile_server_sends_is_not_kept(what, place, fetch, tmp_path, c
     assert after["out/cases/a.npz"] == GOOD, "what came before is whole"
 
 
-@pytest.mark.parametrize(("described", "words"), [
-    ({"protocol": 2}, "version 2 of the delivery protocol"),
-    ({"protocol": 0}, "version 0 of the delivery protocol"),
-    ({"matching_cases": 2**60}, "tell the coordinator"),
-    ({"matching_bytes": 2**60}, "MiB free"),
-    ({"datasheet": "x" * (MAX_MESSAGE_BYTES + 1)}, "tell the coordinator"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("described", "words"),
+    [
+        ({"protocol": 2}, "version 2 of the delivery protocol"),
+        ({"protocol": 0}, "version 0 of the delivery protocol"),
+        ({"matching_cases": 2**60}, "tell the coordinator"),
+        ({"matching_bytes": 2**60}, "MiB free"),
+        ({"datasheet": "x" * (MAX_MESSAGE_BYTES + 1)}, "tell the coordinator"),
+    ],
+)
 def test_what_a_hostile_server_says_of_itself_is_not_believed(described, words, place, fetch, tmp_path, capsys):
     with served(place, Hostile(lambda: case(), **described), ("grpc.max_send_message_length", -1)) as port:
         assert fetch(port, "--patience", 0) == 2

@@ -1,6 +1,6 @@
 """Memory of service and client does not grow with the cases that go through them; the benchmark does it with 10,000."""
 
-from simulations.benchmarks.delivery import growth_mib, main, measure
+from fedcmr.simulations.benchmarks.delivery import growth_mib, main, measure
 
 
 def test_memory_stays_flat_over_a_stream(tmp_path):

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import pytest
 
-from client.fetch import fetch as fetching
-from client.fetch.folder import Arrivals
-from server import cli as server_cli
-from server.delivery.released_set import open_released_set
-from server.delivery.serve import Service
-from server.deployment.coordinator import COORDINATOR_FILE, Coordinator, write_coordinator
-from shared.delivery.delivery_pb2 import DescribeRequest, Description
+from fedcmr.client.fetch import fetch as fetching
+from fedcmr.client.fetch.folder import Arrivals
+from fedcmr.server import cli as server_cli
+from fedcmr.server.delivery.released_set import open_released_set
+from fedcmr.server.delivery.serve import Service
+from fedcmr.server.deployment.coordinator import COORDINATOR_FILE, Coordinator, write_coordinator
+from fedcmr.shared.delivery.delivery_pb2 import DescribeRequest, Description
 from tests.delivery.conftest import Wire, content, stub_of
 
 
@@ -75,8 +75,18 @@ def test_without_patience_it_ends_and_the_same_command_goes_on(wire, expected, f
 def test_a_server_that_is_killed_and_started_again_is_found(
     finished, place, offer, expected, fetch, tmp_path, free_port, capsys
 ):
-    command = [sys.executable, "-m", "server.cli", "deliver", str(finished.path), "--folder", str(place.folder),
-               "--port", str(free_port), "--no-fresh"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "fedcmr.server.cli",
+        "deliver",
+        str(finished.path),
+        "--folder",
+        str(place.folder),
+        "--port",
+        str(free_port),
+        "--no-fresh",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with ExitStack() as stack:
         stack.callback(server.stdout.close)

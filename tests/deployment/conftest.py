@@ -13,22 +13,31 @@ from pathlib import Path
 
 import pytest
 
-from client.code_hash import code_sha256
-from client.deployment.node_key import make_node_key
-from client.policy import SitePolicy, SiteSettings, load_site, write_site
-from server import cli as server_cli
-from server.deployment.coordinator import load_coordinator
-from server.deployment.runs import status
-from server.deployment.services import start_time
-from shared.run_folder import CONFIG_NAME, load_run
+from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.deployment.node_key import make_node_key
+from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, write_site
+from fedcmr.server import cli as server_cli
+from fedcmr.server.deployment.coordinator import load_coordinator
+from fedcmr.server.deployment.runs import status
+from fedcmr.server.deployment.services import start_time
+from fedcmr.server.run_folder import CONFIG_NAME, load_run
 from tests.conftest import NOMINAL_PATIENTS, VENDORS, write_cases
 
 SETTINGS = (
-    "device=cpu", "federation.num_rounds=2", "federation.num_views=1", "federation.local_steps=1",
-    "federation.rung=affine", "synthesis.num_cases=6", "synthesis.num_slices=3", "synthesis.num_steps=1",
-    "regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1", "evaluation.baselines=[]",
+    "device=cpu",
+    "federation.num_rounds=2",
+    "federation.num_views=1",
+    "federation.local_steps=1",
+    "federation.rung=affine",
+    "synthesis.num_cases=6",
+    "synthesis.num_slices=3",
+    "synthesis.num_steps=1",
+    "regression.num_steps=2",
+    "regression.batch_size=4",
+    "regression.num_tta=1",
+    "evaluation.baselines=[]",
     "evaluation.num_bootstrap=100",
-)  # fmt: skip
+)
 ONLINE_S = 240.0
 PATIENCE_S = 400.0
 
@@ -74,7 +83,7 @@ class Study:
         try:
             for name in names:
                 with (self.sites[name] / "join.log").open("wb") as log:
-                    command = [sys.executable, "-m", "client.cli", "join", str(self.sites[name])]
+                    command = [sys.executable, "-m", "fedcmr.client.cli", "join", str(self.sites[name])]
                     running[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             wait_online(*(self.sites[name] / "join.log" for name in names))
             yield running
@@ -92,20 +101,37 @@ def deployed(tmp_path_factory, tiny_prior):
     """The services run, three sites are registered; nobody has joined."""
     root = tmp_path_factory.mktemp("deployed")
     folder, port = root / "coordinator", free_port()
-    assert server("init", folder, "--name", "loopback", "--address", "127.0.0.1", "--port", port,
-                  "--health-port", free_port()) == 0  # fmt: skip
+    assert (
+        server(
+            "init", folder, "--name", "loopback", "--address", "127.0.0.1", "--port", port, "--health-port", free_port()
+        )
+        == 0
+    )
     sites = {}
     for seed, (name, vendor) in enumerate(VENDORS.items()):
         sites[name] = root / "sites" / name
         write_cases(sites[name] / "train", vendor, NOMINAL_PATIENTS, seed)
         policy = SitePolicy(allowed_code_sha256=[code_sha256()])
-        write_site(sites[name], SiteSettings(
-            name, {vendor: NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior), coordinator=f"127.0.0.1:{port}",
-            authority=str(folder / "ca.crt"), ledger_same_disk=True, policy=policy,
-        ))  # fmt: skip
+        write_site(
+            sites[name],
+            SiteSettings(
+                name,
+                {vendor: NOMINAL_PATIENTS},
+                NOMINAL_PATIENTS,
+                prior=str(tiny_prior),
+                coordinator=f"127.0.0.1:{port}",
+                authority=str(folder / "ca.crt"),
+                ledger_same_disk=True,
+                policy=policy,
+            ),
+        )
         public = make_node_key(sites[name])
-        assert server("register", folder, public, "--name", name, "--vendor", vendor,
-                      "--nominal-patients", NOMINAL_PATIENTS) == 0  # fmt: skip
+        assert (
+            server(
+                "register", folder, public, "--name", name, "--vendor", vendor, "--nominal-patients", NOMINAL_PATIENTS
+            )
+            == 0
+        )
     write_cases(root / "patients", "GE", 5, seed=9)  # fewer real patients have no figures
     try:
         assert server("start", folder) == 0
@@ -131,7 +157,7 @@ def wait_for(condition, what, every_s=0.5):
 
 def start_run(study, run, *options):
     """`fedcmr-server run` in a process of its own, with its output in a file beside the run folder."""
-    command = [sys.executable, "-m", "server.cli", "run", study.folder, "--out", run, *options]
+    command = [sys.executable, "-m", "fedcmr.server.cli", "run", study.folder, "--out", run, *options]
     with run.with_suffix(".log").open("a") as log:
         return subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
 

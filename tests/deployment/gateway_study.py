@@ -134,14 +134,22 @@ def write_app(folder: Path) -> Path:
 def process(log: Path, *command: str | Path, home: Path, commands: Path = BIN):
     """A program in a session of its own, ended with all its children; it finds others in `commands` first."""
     environment = os.environ | {
-        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join([str(commands), str(BIN), os.environ["PATH"]]),
-    }  # fmt: skip
+    }
     with log.open("w") as file:
         started = subprocess.Popen(
-            [str(part) for part in command], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True, cwd=log.parent,
-        )  # fmt: skip
+            [str(part) for part in command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            cwd=log.parent,
+        )
     try:
         yield started
     finally:
@@ -203,6 +211,12 @@ def send(port: int, request: bytes, authority: Path | None, name: str | None = "
 
 def request(method: str, target: str, body: bytes = b"", host: str = "localhost", *headers: str) -> bytes:
     """One HTTP/1.1 request, its target as given."""
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}",
-             f"Content-Type: {PROTOBUF}", "Connection: close", *headers]  # fmt: skip
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        f"Host: {host}",
+        f"Content-Length: {len(body)}",
+        f"Content-Type: {PROTOBUF}",
+        "Connection: close",
+        *headers,
+    ]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

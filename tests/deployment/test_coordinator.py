@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from client.deployment.node_key import make_node_key
-from server.deployment.coordinator import load_coordinator
+from fedcmr.client.deployment.node_key import make_node_key
+from fedcmr.server.deployment.coordinator import load_coordinator
 from tests.deployment.conftest import free_port, server
 
 
@@ -93,9 +93,12 @@ def test_a_folder_of_something_else_is_left_alone(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--name", "My Study"], "name"), (["--name", "s", "--port", "70000"], "superlink_port"),
-     (["--name", "s", "--port", "9095"], "differ")],
-)  # fmt: skip
+    [
+        (["--name", "My Study"], "name"),
+        (["--name", "s", "--port", "70000"], "superlink_port"),
+        (["--name", "s", "--port", "9095"], "differ"),
+    ],
+)
 def test_settings_out_of_range_are_one_line(arguments, named, tmp_path, capsys):
     assert server("init", tmp_path / "c", "--address", "x.org", *arguments) == 2
     error = capsys.readouterr().err
@@ -163,8 +166,9 @@ def test_a_run_needs_sites_and_patients_to_judge_on(folder, key, tmp_path, write
 def test_status_tells_how_far_a_run_is_and_who_did_not_take_part(folder, make_study, capsys):
     run = make_study("federation.min_sites=2")
     common = {"stage": "federation", "dropped": {}, "epsilon": 1.5}
-    run.metric({**common, "round": 1, "answered": ["a", "b"], "refused": {"c": "too-few-patients"}, "silent": 0,
-                "missing": 0})  # fmt: skip
+    run.metric(
+        {**common, "round": 1, "answered": ["a", "b"], "refused": {"c": "too-few-patients"}, "silent": 0, "missing": 0}
+    )
     run.metric({**common, "round": 2, "answered": ["a"], "refused": {}, "silent": 2, "missing": 1})
     assert server("status", folder, "--out", run.path, "--json") == 0
     facts = json.loads(capsys.readouterr().out)["run"]

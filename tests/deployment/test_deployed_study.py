@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.ledger import Ledger
-from client.policy import load_site
-from server import cli as server_cli
-from shared import checkpoint
-from shared.run_folder import load_run
-from simulations.grid import make_grid, run_server_app
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import load_site
+from fedcmr.server import cli as server_cli
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared import checkpoint
+from fedcmr.simulations.grid import make_grid, run_server_app
 from tests.conftest import VENDORS, write_cases
 from tests.deployment.conftest import change_site, server
 
@@ -79,11 +79,19 @@ def test_without_privacy_the_weights_are_those_of_one_process_tree(deployed, joi
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
-    codes = [[(line["answered"], line["refused"], line["dropped"]) for line in load_run(folder).metrics()
-              if "answered" in line] for folder in (run, reference)]  # fmt: skip
+    codes = [
+        [
+            (line["answered"], line["refused"], line["dropped"])
+            for line in load_run(folder).metrics()
+            if "answered" in line
+        ]
+        for folder in (run, reference)
+    ]
     assert codes[0] == codes[1] == [(["a", "b", "c"], {}, {})] * 2
-    errors = [json.loads((folder / "report.json").read_text())["regression"][deployed.test.name]["all"]["mae_points"]
-              for folder in (run, reference)]  # fmt: skip
+    errors = [
+        json.loads((folder / "report.json").read_text())["regression"][deployed.test.name]["all"]["mae_points"]
+        for folder in (run, reference)
+    ]
     assert errors[0] == pytest.approx(errors[1], abs=0.5)
 
 
@@ -99,15 +107,19 @@ def test_sites_judge_the_model_on_test_patients_that_never_leave(deployed, joine
     assert server("run", deployed.folder, "--rehearsal", "--set", *settings) == 0
     rehearsed = json.loads((deployed.folder / "rehearsal.json").read_text())["evaluation"]["sites"]
     assert {name: (answer["code"], answer["form"]) for name, answer in rehearsed.items()} == {
-        "a": ("ok", "private"), "b": ("ok", "table"), "c": ("no-evaluation", None),
-    }  # fmt: skip
+        "a": ("ok", "private"),
+        "b": ("ok", "table"),
+        "c": ("no-evaluation", None),
+    }
     assert rehearsed["a"]["seconds"] >= 20, "a whole step, as in the run"
     assert Ledger(deployed.sites["a"] / "test_ledger").charges() == []
     assert server("run", deployed.folder, "--out", run, "--set", *settings) == 0
     found = json.loads((run / "report.json").read_text())["federated_evaluation"]
     assert {name: (answer["code"], answer["form"]) for name, answer in found["sites"].items()} == {
-        "a": ("ok", "private"), "b": ("ok", "table"), "c": ("no-evaluation", None),
-    }  # fmt: skip
+        "a": ("ok", "private"),
+        "b": ("ok", "table"),
+        "c": ("no-evaluation", None),
+    }
     assert found["vendors"]["Philips"]["n_patients"] == 6
     assert len(Ledger(deployed.sites["a"] / "test_ledger").charges()) == 1
     assert not (run / "test").exists(), "no scan of a test patient is here"

@@ -1,7 +1,7 @@
 """The disks of a site and of the server fill up during a deployed study; with room again it goes on as if not."""
 
-from client.ledger import Ledger
-from shared.records import UNCHARGED_CODES
+from fedcmr.client.ledger import Ledger
+from fedcmr.shared.records import UNCHARGED_CODES
 from tests.deployment.conftest import PATIENCE_S, change_site, rounds, start_run, wait_for
 
 NUM_ROUNDS = 5

@@ -20,18 +20,18 @@ from flwr.proto import control_pb2
 from flwr.supercore.fab import Fab
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client.fetch.fetch import Wish, fetch
-from client.fetch.source import Source
-from server.delivery.released_set import open_released_set
-from server.delivery.serve import Service
-from server.delivery.service import Offer
-from server.delivery.tokens import issue_token
-from server.deployment.authority import write_secret
-from server.deployment.gateway import FLEET_PATHS, Limits, write_gateway
-from shared.case import read_index
-from shared.delivery.delivery_pb2 import DescribeRequest
-from shared.delivery.delivery_pb2_grpc import DeliveryStub
-from shared.errors import UserError
+from fedcmr.client.fetch.fetch import Wish, fetch
+from fedcmr.client.fetch.source import Source
+from fedcmr.server.delivery.released_set import open_released_set
+from fedcmr.server.delivery.serve import Service
+from fedcmr.server.delivery.service import Offer
+from fedcmr.server.delivery.tokens import issue_token
+from fedcmr.server.deployment.authority import write_secret
+from fedcmr.server.deployment.gateway import FLEET_PATHS, Limits, write_gateway
+from fedcmr.shared.case import read_index
+from fedcmr.shared.delivery.delivery_pb2 import DescribeRequest
+from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub
+from fedcmr.shared.errors import UserError
 from tests.delivery.conftest import finished_run
 from tests.deployment.gateway_study import (
     BIN,
@@ -45,7 +45,7 @@ from tests.deployment.gateway_study import (
     write_app,
     write_certificates,
     write_node_key,
-)  # fmt: skip
+)
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 LIMITS = Limits(connections=8)
@@ -54,19 +54,40 @@ LISTED = FLEET_PATHS[3]
 # Request lines that must not pass: the Control API, everything else that the SuperLink serves, and every way to write
 # one path as another.
 REFUSED = [
-    ("POST", "/v1/control/list-runs"), ("POST", "/v1/control/start-run"), ("POST", "/v1/control/register-node"),
-    ("POST", "/v1/runtime/acquire-task"), ("POST", "/v1/fleet/register-node"), ("POST", "/v1/fleet/unregister-node"),
-    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/health"), ("GET", "/"),
-    ("POST", "/v1/fleet/../control/list-runs"), ("POST", "/v1/fleet/%2e%2e/control/list-runs"),
-    ("POST", "/v1/fleet/%2E./control/list-runs"), ("POST", "/v1/fleet/..%2fcontrol/list-runs"),
-    ("POST", f"{LISTED}/../../control/list-runs"), ("POST", f"/v1/control/list-runs/../../..{LISTED}"),
-    ("POST", f"/%76{LISTED[2:]}"), ("POST", LISTED.replace("/fleet/", "%2ffleet/")), ("POST", f"/{LISTED}"),
-    ("POST", LISTED.replace("/fleet", "//fleet")), ("POST", LISTED.replace("/fleet", "/./fleet")),
-    ("POST", f"{LISTED}/"), ("POST", f"{LISTED}?"), ("POST", f"{LISTED}?x=/v1/control/list-runs"),
-    ("POST", f"/v1/control/list-runs?{LISTED}"), ("POST", f"{LISTED};x"), ("POST", LISTED.upper()),
+    ("POST", "/v1/control/list-runs"),
+    ("POST", "/v1/control/start-run"),
+    ("POST", "/v1/control/register-node"),
+    ("POST", "/v1/runtime/acquire-task"),
+    ("POST", "/v1/fleet/register-node"),
+    ("POST", "/v1/fleet/unregister-node"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/health"),
+    ("GET", "/"),
+    ("POST", "/v1/fleet/../control/list-runs"),
+    ("POST", "/v1/fleet/%2e%2e/control/list-runs"),
+    ("POST", "/v1/fleet/%2E./control/list-runs"),
+    ("POST", "/v1/fleet/..%2fcontrol/list-runs"),
+    ("POST", f"{LISTED}/../../control/list-runs"),
+    ("POST", f"/v1/control/list-runs/../../..{LISTED}"),
+    ("POST", f"/%76{LISTED[2:]}"),
+    ("POST", LISTED.replace("/fleet/", "%2ffleet/")),
+    ("POST", f"/{LISTED}"),
+    ("POST", LISTED.replace("/fleet", "//fleet")),
+    ("POST", LISTED.replace("/fleet", "/./fleet")),
+    ("POST", f"{LISTED}/"),
+    ("POST", f"{LISTED}?"),
+    ("POST", f"{LISTED}?x=/v1/control/list-runs"),
+    ("POST", f"/v1/control/list-runs?{LISTED}"),
+    ("POST", f"{LISTED};x"),
+    ("POST", LISTED.upper()),
     ("POST", "/v1/fleet/..\\control/list-runs"),
-    ("GET", LISTED), ("HEAD", LISTED), ("PUT", LISTED), ("DELETE", LISTED), ("OPTIONS", LISTED),
-]  # fmt: skip
+    ("GET", LISTED),
+    ("HEAD", LISTED),
+    ("PUT", LISTED),
+    ("DELETE", LISTED),
+    ("OPTIONS", LISTED),
+]
 
 
 @dataclass
@@ -111,15 +132,29 @@ def deployment(tmp_path_factory, tiny_prior):
     found = Deployment(folder, *free_ports(3))
     with ExitStack() as stack:
         superlink = process(
-            folder / "superlink.log", BIN / "flower-superlink", "--host", "127.0.0.1", "--port", found.superlink,
-            "--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key",
-            "--enable-supernode-auth", "--database", "state.db", "--disable-runtime-dependency-installation",
+            folder / "superlink.log",
+            BIN / "flower-superlink",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            found.superlink,
+            "--ssl-ca-certfile",
+            "ca.crt",
+            "--ssl-certfile",
+            "server.crt",
+            "--ssl-keyfile",
+            "server.key",
+            "--enable-supernode-auth",
+            "--database",
+            "state.db",
+            "--disable-runtime-dependency-installation",
             home=folder / "flwr",
-        )  # fmt: skip
+        )
         stack.enter_context(superlink)
         stack.enter_context(delivering(found, tiny_prior))
-        config = write_gateway(folder, ["localhost", "127.0.0.1"], found.gateway, found.superlink, found.delivery,
-                               ["127.0.0.1"], LIMITS)  # fmt: skip
+        config = write_gateway(
+            folder, ["localhost", "127.0.0.1"], found.gateway, found.superlink, found.delivery, ["127.0.0.1"], LIMITS
+        )
         log = folder / "gateway" / "error.log"
         stack.enter_context(process(log, NGINX, "-c", config, "-e", log, "-g", "daemon off;", home=folder))
         for port, name in ((found.gateway, "gateway"), (found.superlink, "superlink")):
@@ -144,10 +179,20 @@ def test_a_supernode_takes_part_in_a_round_through_the_gateway(deployment, tmp_p
     deployment.control("register-node", control_pb2.RegisterNodeRequest(public_key=public_key))
     (port,) = free_ports(1)
     node = process(
-        tmp_path / "node.log", BIN / "flower-supernode", "--superlink", f"localhost:{deployment.gateway}",
-        "--root-certificates", deployment.authority, "--auth-supernode-private-key", tmp_path / "node_key",
-        "--host", "127.0.0.1", "--port", port, home=tmp_path / "flwr",
-    )  # fmt: skip
+        tmp_path / "node.log",
+        BIN / "flower-supernode",
+        "--superlink",
+        f"localhost:{deployment.gateway}",
+        "--root-certificates",
+        deployment.authority,
+        "--auth-supernode-private-key",
+        tmp_path / "node_key",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        home=tmp_path / "flwr",
+    )
     content = build_fab_from_disk(write_app(tmp_path / "app"))
     start = control_pb2.StartRunRequest(fab=fab_to_proto(Fab("", content, {})))
     with node:
@@ -181,11 +226,19 @@ def test_the_control_api_answers_whoever_reaches_it(deployment):
     deployment.control("list-runs", control_pb2.ListRunsRequest())
 
 
-@pytest.mark.parametrize(("line", "expected"), [
-    ("CONNECT /", {405}), ("CONNECT 127.0.0.1:22", {400, 405}), (f"TRACE {LISTED}", {405}),
-    ("POST /../../etc/passwd", {400}), (f"POST {LISTED}%00", {400}), (f"post {LISTED}", {400}),
-    ("POST http://other.test/v1/control/list-runs", {421}), ("POST http://localhost/v1/control/list-runs", {404}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("CONNECT /", {405}),
+        ("CONNECT 127.0.0.1:22", {400, 405}),
+        (f"TRACE {LISTED}", {405}),
+        ("POST /../../etc/passwd", {400}),
+        (f"POST {LISTED}%00", {400}),
+        (f"post {LISTED}", {400}),
+        ("POST http://other.test/v1/control/list-runs", {421}),
+        ("POST http://localhost/v1/control/list-runs", {404}),
+    ],
+)
 def test_what_is_no_request_for_a_path_is_refused(deployment, line, expected):
     status, text, upstream = deployment.ask(request(*line.split(" ")))
     assert status in expected and upstream == "", text
@@ -226,10 +279,24 @@ def test_a_site_that_trusts_another_authority_does_not_speak_to_the_gateway(depl
 def test_old_tls_is_refused(deployment, version, accepted):
     option = {"TLSv1_1": "-tls1_1", "TLSv1_2": "-tls1_2", "TLSv1_3": "-tls1_3"}[version]
     shown = subprocess.run(
-        ["openssl", "s_client", "-connect", f"127.0.0.1:{deployment.gateway}", "-servername", "localhost", option,
-         "-cipher", "ALL:@SECLEVEL=0", "-CAfile", deployment.authority, "-verify_return_error"],
-        input=b"", capture_output=True, timeout=20,
-    )  # fmt: skip
+        [
+            "openssl",
+            "s_client",
+            "-connect",
+            f"127.0.0.1:{deployment.gateway}",
+            "-servername",
+            "localhost",
+            option,
+            "-cipher",
+            "ALL:@SECLEVEL=0",
+            "-CAfile",
+            deployment.authority,
+            "-verify_return_error",
+        ],
+        input=b"",
+        capture_output=True,
+        timeout=20,
+    )
     assert (b"Verification: OK" in shown.stdout and shown.returncode == 0) == accepted, shown.stderr
 
 
@@ -314,8 +381,9 @@ def test_a_superlink_without_the_studys_certificate_is_given_nothing(deployment,
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         rogue = listener.getsockname()[1]
-        config = write_gateway(tmp_path, ["localhost"], gateway, rogue, delivery, ["127.0.0.1"],
-                               Limits(requests_per_s=1, burst=2))  # fmt: skip
+        config = write_gateway(
+            tmp_path, ["localhost"], gateway, rogue, delivery, ["127.0.0.1"], Limits(requests_per_s=1, burst=2)
+        )
         log = tmp_path / "gateway" / "error.log"
         done = pool.submit(answer, listener)
         with process(log, NGINX, "-c", config, "-e", log, "-g", "daemon off;", home=tmp_path):

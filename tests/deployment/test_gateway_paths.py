@@ -7,8 +7,8 @@ from pathlib import Path
 import flwr
 import pytest
 
-from server.deployment.gateway import DELIVERY_PATHS, FLEET_PATHS, KEYLESS_PATHS, write_gateway
-from shared.errors import UserError
+from fedcmr.server.deployment.gateway import DELIVERY_PATHS, FLEET_PATHS, KEYLESS_PATHS, write_gateway
+from fedcmr.shared.errors import UserError
 from tests.deployment.gateway_study import write_certificates
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,13 +60,16 @@ def test_its_own_folder_is_closed_to_others(study):
     assert stat.S_IMODE((path.parent / "tmp").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize(("addresses", "ports", "part"), [
-    ([], {}, "at least one"),
-    (["study.test; include /etc/passwd"], {}, "address"),
-    (["a b"], {}, "address"),
-    (["study.test"], {"gateway_port": 0}, "gateway_port"),
-    (["study.test"], {"superlink_port": 443}, "different"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("addresses", "ports", "part"),
+    [
+        ([], {}, "at least one"),
+        (["study.test; include /etc/passwd"], {}, "address"),
+        (["a b"], {}, "address"),
+        (["study.test"], {"gateway_port": 0}, "gateway_port"),
+        (["study.test"], {"superlink_port": 443}, "different"),
+    ],
+)
 def test_what_cannot_be_is_refused(study, addresses, ports, part):
     with pytest.raises(UserError, match=part):
         write_gateway(study, addresses, **ports)

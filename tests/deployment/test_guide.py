@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from client import cli as client_cli
-from server import cli as server_cli
-from server.deployment.gateway import Limits
-from shared.records import CODES, OK
+from fedcmr.client import cli as client_cli
+from fedcmr.server import cli as server_cli
+from fedcmr.server.deployment.gateway import Limits
+from fedcmr.shared.records import CODES, OK
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")

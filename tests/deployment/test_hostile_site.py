@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 
-from client.ledger import Ledger
-from server.deployment.coordinator import load_coordinator
-from server.federation_state import FederationState
-from shared.checkpoint import from_bytes, load, round_path
-from shared.run_folder import load_run
+from fedcmr.client.ledger import Ledger
+from fedcmr.server.deployment.coordinator import load_coordinator
+from fedcmr.server.federation.state import FederationState
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared.checkpoint import from_bytes, load, round_path
 from tests.deployment.conftest import free_port, server, wait_online
 from tests.deployment.gateway_study import BIN, process
 
@@ -57,9 +57,18 @@ def test_a_hostile_site_changes_nothing_but_the_log(deployed, tmp_path):
     command.chmod(0o700)
     coordinator = load_coordinator(deployed.folder)
     supernode = (
-        BIN / "flower-supernode", "--superlink", coordinator.superlink, "--root-certificates", coordinator.ca,
-        "--auth-supernode-private-key", deployed.sites["c"] / "node_key", "--host", "127.0.0.1", "--port", free_port(),
-    )  # fmt: skip
+        BIN / "flower-supernode",
+        "--superlink",
+        coordinator.superlink,
+        "--root-certificates",
+        coordinator.ca,
+        "--auth-supernode-private-key",
+        deployed.sites["c"] / "node_key",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        free_port(),
+    )
     settings = (*deployed.settings, f"federation.num_rounds={len(REASONS)}")
     with (
         deployed.joined("a", "b"),

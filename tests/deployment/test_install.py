@@ -14,22 +14,30 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client import cli as client_cli
-from client.deployment.install import CONTAINER_ID, UNIT, next_steps, service_files
-from client.policy import SiteSettings, write_site
-from server import cli as server_cli
-from server.deployment import install as server_install
-from server.deployment.coordinator import Coordinator
-from shared.errors import UserError
-from shared.service_files import write_all
+from fedcmr.client import cli as client_cli
+from fedcmr.client.deployment.install import CONTAINER_ID, UNIT, next_steps, service_files
+from fedcmr.client.policy import SiteSettings, write_site
+from fedcmr.server import cli as server_cli
+from fedcmr.server.deployment import install as server_install
+from fedcmr.server.deployment.coordinator import Coordinator
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.service_files import write_all
 
 BIN = Path(sys.executable).parent
 MAX_EXPOSURE = 20
 """Tenths, of 100 for a unit that is closed to nothing; systemd calls up to 20 "OK"."""
 PROGRAM = Path("/usr/bin/true")
-SITE = SiteSettings("a", {"GE": 40}, 40, data="/data/cases", ledger_witness="/mnt/other/witness.jsonl",
-                    prior="p.safetensors", coordinator="study.test:443", authority="ca.crt",
-                    folder=Path("/srv/fedcmr/site"))  # fmt: skip
+SITE = SiteSettings(
+    "a",
+    {"GE": 40},
+    40,
+    data="/data/cases",
+    ledger_witness="/mnt/other/witness.jsonl",
+    prior="p.safetensors",
+    coordinator="study.test:443",
+    authority="ca.crt",
+    folder=Path("/srv/fedcmr/site"),
+)
 COORDINATOR = Coordinator("pilot", ["study.test"], delivery_port=9444, folder=Path("/srv/fedcmr/study"))
 RUN = Path("/srv/fedcmr/study/runs/default/synthetic")
 
@@ -61,15 +69,29 @@ def test_systemd_understands_every_line_of_the_units(tmp_path):
 def test_the_units_are_closed(tmp_path):
     assert len(units(tmp_path)) == 4
     for unit in units(tmp_path):
-        run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MAX_EXPOSURE}", unit,
-            cwd=tmp_path)  # fmt: skip
+        run(
+            "systemd-analyze",
+            "security",
+            "--no-pager",
+            "--offline=true",
+            f"--threshold={MAX_EXPOSURE}",
+            unit,
+            cwd=tmp_path,
+        )
 
 
 def test_no_unit_has_a_way_to_more(tmp_path):
     needed = {
-        "NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes", "User=fedcmr", "UMask=0077",
-        "RestrictSUIDSGID=yes", "RestrictNamespaces=yes", "SystemCallFilter=@system-service",
-    }  # fmt: skip
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "PrivateTmp=yes",
+        "User=fedcmr",
+        "UMask=0077",
+        "RestrictSUIDSGID=yes",
+        "RestrictNamespaces=yes",
+        "SystemCallFilter=@system-service",
+    }
     for unit in units(tmp_path):
         lines = set(unit.read_text().splitlines())
         assert needed <= lines, needed - lines
@@ -82,9 +104,12 @@ def test_a_site_writes_to_its_folder_and_its_witness_alone(tmp_path):
     assert "\nReadWritePaths=/srv/fedcmr/site /mnt/other\n" in text
     read_only = re.search(r"\nReadOnlyPaths=(.*)\n", text)[1].split()
     assert set(read_only) == {
-        "-/srv/fedcmr/site/site.yaml", "-/srv/fedcmr/site/node_key", "-/srv/fedcmr/site/ca.crt", "-/data/cases",
+        "-/srv/fedcmr/site/site.yaml",
+        "-/srv/fedcmr/site/node_key",
+        "-/srv/fedcmr/site/ca.crt",
+        "-/data/cases",
         "-/srv/fedcmr/site/p.safetensors",
-    }  # fmt: skip
+    }
     assert "\nUser=fedcmr\n" in text and "\nExecStart=/usr/bin/true join /srv/fedcmr/site\n" in text
 
 
@@ -120,13 +145,16 @@ def test_compose_reads_a_container_without_privileges(tmp_path):
     assert service["command"] == ["join", "/srv/fedcmr/site"]
 
 
-@pytest.mark.parametrize(("changes", "part"), [
-    ({"coordinator": None}, "coordinator"),
-    ({"folder": Path("/srv/a b")}, "letters, digits"),
-    ({"folder": Path("/srv/a%n")}, "letters, digits"),
-    ({"folder": Path("/home/anna/site")}, "does not see"),
-    ({"data": "/tmp/cases"}, "does not see"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"coordinator": None}, "coordinator"),
+        ({"folder": Path("/srv/a b")}, "letters, digits"),
+        ({"folder": Path("/srv/a%n")}, "letters, digits"),
+        ({"folder": Path("/home/anna/site")}, "does not see"),
+        ({"data": "/tmp/cases"}, "does not see"),
+    ],
+)
 def test_a_site_that_cannot_be_a_service_is_told_why(changes, part):
     with pytest.raises(UserError, match=part):
         service_files(replace(SITE, **changes), "systemd", "fedcmr", PROGRAM)
@@ -194,11 +222,14 @@ def test_every_unit_has_limits_and_secrets_that_it_does_not_see(tmp_path):
         assert values.get("IPAddressDeny") == denied, "the gateway is what everybody may call"
 
 
-@pytest.mark.parametrize(("coordinator", "allow", "expected"), [
-    ("192.0.2.7:443", (), "localhost 192.0.2.7"),
-    ("[2001:db8::1]:443", (), "localhost 2001:db8::1"),
-    ("study.test:443", ("192.0.2.0/24", "2001:db8::1"), "localhost 192.0.2.0/24 2001:db8::1/128"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("coordinator", "allow", "expected"),
+    [
+        ("192.0.2.7:443", (), "localhost 192.0.2.7"),
+        ("[2001:db8::1]:443", (), "localhost 2001:db8::1"),
+        ("study.test:443", ("192.0.2.0/24", "2001:db8::1"), "localhost 192.0.2.0/24 2001:db8::1/128"),
+    ],
+)
 def test_a_site_calls_its_coordinator_alone_where_its_address_is_known(tmp_path, coordinator, allow, expected):
     site = replace(SITE, coordinator=coordinator)
     files = service_files(site, "systemd", "fedcmr", PROGRAM, allow)

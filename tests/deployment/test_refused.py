@@ -11,11 +11,11 @@ from flwr.common.serde import fab_to_proto
 from flwr.proto import control_pb2
 from flwr.supercore.fab import Fab
 
-from client.cli import main as client
-from client.deployment.clientapp import SITE_VARIABLE
-from server.deployment.coordinator import load_coordinator
-from server.deployment.services import node_ids
-from simulations.flower_engine import ROOT
+from fedcmr.client.cli import main as client
+from fedcmr.client.deployment.clientapp import SITE_VARIABLE
+from fedcmr.server.deployment.coordinator import load_coordinator
+from fedcmr.server.deployment.services import node_ids
+from fedcmr.simulations.flower_engine import ROOT
 from tests.deployment.conftest import change_site, children, descendant, free_port, server
 from tests.deployment.gateway_study import BIN, process, request, send, wait_for
 
@@ -146,7 +146,7 @@ def test_an_agent_is_refused_before_any_of_its_code_runs(deployed, joined, tmp_p
 def test_an_executor_without_the_sites_secret_gets_no_work(joined, tmp_path, flags):
     """Any program of the site's machine reaches the SuperNode's own port, and could answer in the site's name."""
     (tmp_path / "guessed").write_text("0" * 64)
-    words = children(joined.pid)[descendant(joined.pid, "client.deployment.node")]
+    words = children(joined.pid)[descendant(joined.pid, "fedcmr.client.deployment.node")]
     address = f"127.0.0.1:{words[words.index('--port') + 1]}"
     known = ("--superexec-auth-secret-file", words[words.index("--superexec-auth-secret-file") + 1])
     command = (BIN / "flower-superexec", "--insecure", "--runtime-api-address", address)

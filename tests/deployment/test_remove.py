@@ -8,8 +8,8 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.deployment.node_key import make_node_key
-from server.deployment.coordinator import load_coordinator
+from fedcmr.client.deployment.node_key import make_node_key
+from fedcmr.server.deployment.coordinator import load_coordinator
 from tests.deployment.conftest import free_port, server
 
 
@@ -17,8 +17,21 @@ from tests.deployment.conftest import free_port, server
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "coordinator"
     ports = [free_port() for _ in range(2)]
-    assert server("init", folder, "--name", "loopback", "--address", "127.0.0.1", "--port", ports[0],
-                  "--health-port", ports[1]) == 0  # fmt: skip
+    assert (
+        server(
+            "init",
+            folder,
+            "--name",
+            "loopback",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            ports[0],
+            "--health-port",
+            ports[1],
+        )
+        == 0
+    )
     try:
         assert server("start", folder) == 0
         yield folder

@@ -20,14 +20,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-from client.cli import main
-from client.code_hash import code_sha256
-from client.deployment.connection import examine
-from client.deployment.supernode import _environment
-from client.ledger import Ledger, dataset_of
-from client.policy import SitePolicy, load_site
-from server.deployment import authority
-from shared.privacy import Release
+from fedcmr.client.cli import main
+from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.deployment.connection import examine
+from fedcmr.client.deployment.supernode import _environment
+from fedcmr.client.ledger import Ledger, dataset_of
+from fedcmr.client.policy import SitePolicy, load_site
+from fedcmr.server.deployment import authority
+from fedcmr.shared.privacy import Release
 from tests.deployment.conftest import change_site, free_port, server
 
 UNRESOLVED = "study.hospital.invalid"
@@ -80,8 +80,26 @@ def serve(coordinator):
 def site(tmp_path, coordinator, write_cases):
     """A site's folder as the command makes it, with six cases."""
     folder = tmp_path / "site"
-    assert main(["init", str(folder), "--name", "a", "--vendor", "GE", "--nominal-patients", "6", "--coordinator",
-                 "127.0.0.1:1", "--authority", str(coordinator / "ca.crt"), "--ledger-same-disk"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "init",
+                str(folder),
+                "--name",
+                "a",
+                "--vendor",
+                "GE",
+                "--nominal-patients",
+                "6",
+                "--coordinator",
+                "127.0.0.1:1",
+                "--authority",
+                str(coordinator / "ca.crt"),
+                "--ledger-same-disk",
+            ]
+        )
+        == 0
+    )
     write_cases(folder / "train", "GE", 6, seed=1)
     return folder
 
@@ -213,8 +231,13 @@ def test_a_clock_that_flower_takes_is_no_trouble(site, serve, skew_s):
 
 
 def test_a_key_that_others_can_read_any_code_and_few_patients_are_named(site, serve):
-    change_site(site, coordinator=f"127.0.0.1:{serve()}", vendors={"GE": 9}, nominal_patients=9,
-                policy=SitePolicy(min_patients=8))  # fmt: skip
+    change_site(
+        site,
+        coordinator=f"127.0.0.1:{serve()}",
+        vendors={"GE": 9},
+        nominal_patients=9,
+        policy=SitePolicy(min_patients=8),
+    )
     (site / "node_key").chmod(0o644)
     found = troubles(site)
     assert set(found) == {"key", "code", "cases"}
@@ -300,8 +323,13 @@ def test_a_ledger_that_could_be_taken_back_as_a_whole_does_not_join(site, serve,
 
 
 def test_the_ledger_of_the_test_patients_may_not_lie_beside_its_own_second_copy(site, serve, other_disk):
-    change_site(site, coordinator=f"127.0.0.1:{serve()}", ledger_same_disk=False, test="test",
-                ledger_witness=str(other_disk / "copy.jsonl"))  # fmt: skip
+    change_site(
+        site,
+        coordinator=f"127.0.0.1:{serve()}",
+        ledger_same_disk=False,
+        test="test",
+        ledger_witness=str(other_disk / "copy.jsonl"),
+    )
     shutil.copytree(site / "train", site / "test")
     assert troubles(site) == {}
     change_site(site, test_ledger=str(other_disk / "test_ledger"))

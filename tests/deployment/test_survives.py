@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from client.deployment.node_key import make_node_key
-from client.ledger import Ledger
-from client.policy import SitePolicy, SiteSettings, write_site
-from server.deployment.coordinator import load_coordinator
-from server.deployment.runs import status
-from server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
-from server.senders import FILE_NAME
-from shared import checkpoint
-from shared.run_folder import load_run
+from fedcmr.client.deployment.node_key import make_node_key
+from fedcmr.client.ledger import Ledger
+from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
+from fedcmr.server.deployment.coordinator import load_coordinator
+from fedcmr.server.deployment.runs import status
+from fedcmr.server.deployment.services import EXECUTOR, SECRET_NAME, SUPERLINK, running_pid
+from fedcmr.server.federation.senders import FILE_NAME
+from fedcmr.server.run_folder import load_run
+from fedcmr.shared import checkpoint
 from tests.conftest import NOMINAL_PATIENTS, write_cases
 from tests.deployment.conftest import (
     PATIENCE_S,
@@ -33,7 +33,7 @@ from tests.deployment.conftest import (
 )
 
 OTHER_VERSION = "0" * 64
-WARM = "client.deployment.warm"
+WARM = "fedcmr.client.deployment.preforked"
 """The process with the libraries, and its child for every message: the ClientApp."""
 
 
@@ -69,7 +69,7 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
         assert server("start", deployed.folder) == 0
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > done_before, "a round after the restart")
-        os.kill(descendant(joined["b"].pid, "client.deployment.node"), signal.SIGKILL)
+        os.kill(descendant(joined["b"].pid, "fedcmr.client.deployment.node"), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4]
@@ -135,8 +135,13 @@ def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_pat
         assert process.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
         below = children(joined["c"].pid)
         joined["c"].kill()
-        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in below if pid != joined["c"].pid)
-                 and joined["c"].poll() is not None, "the end of all that the killed one had started")  # fmt: skip
+        wait_for(
+            lambda: (
+                not any(Path(f"/proc/{pid}/cmdline").exists() for pid in below if pid != joined["c"].pid)
+                and joined["c"].poll() is not None
+            ),
+            "the end of all that the killed one had started",
+        )
     assert len(below) > 3, "it, the loaded libraries, the SuperNode, the executor"
     first, _, last = rounds(run)
     assert first["answered"] == ["a", "b"] and (first["silent"], first["missing"]) == (1, 1)
@@ -150,7 +155,7 @@ def test_a_slow_site_is_waited_for_as_long_as_the_setting_says(deployed, tmp_pat
 def test_a_watched_service_that_ends_takes_the_other_with_it(deployed):
     """What a supervisor sees, and starts again."""
     coordinator = load_coordinator(deployed.folder)
-    command = [sys.executable, "-m", "server.cli", "start", str(deployed.folder), "--watch"]
+    command = [sys.executable, "-m", "fedcmr.server.cli", "start", str(deployed.folder), "--watch"]
     for name in (SUPERLINK, EXECUTOR, None):
         server("stop", deployed.folder)
         watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -170,16 +175,25 @@ def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_pa
     folder = tmp_path / "stranger"
     write_cases(folder / "train", "Siemens", NOMINAL_PATIENTS, 7)
     known = deployed.sites["a"]
-    write_site(folder, SiteSettings(
-        "a", {"Siemens": NOMINAL_PATIENTS}, NOMINAL_PATIENTS, prior=str(tiny_prior),
-        authority=str(deployed.folder / "ca.crt"),
-        coordinator=load_coordinator(deployed.folder).superlink, ledger_same_disk=True,
-        policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]),
-    ))  # fmt: skip
+    write_site(
+        folder,
+        SiteSettings(
+            "a",
+            {"Siemens": NOMINAL_PATIENTS},
+            NOMINAL_PATIENTS,
+            prior=str(tiny_prior),
+            authority=str(deployed.folder / "ca.crt"),
+            coordinator=load_coordinator(deployed.folder).superlink,
+            ledger_same_disk=True,
+            policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]),
+        ),
+    )
     make_node_key(folder)
     assert (folder / "node_key.pub").read_bytes() != (known / "node_key.pub").read_bytes()
     with (folder / "join.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "client.cli", "join", str(folder)], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedcmr.client.cli", "join", str(folder)], stdout=log, stderr=log
+        )
     try:
         wait_for(lambda: "the SuperNode ended with code" in (folder / "join.log").read_text(), "a refusal")
     finally:
@@ -195,10 +209,18 @@ def test_an_executor_without_the_secret_gets_no_work(deployed, tmp_path):
 
     def executor(secret):
         return subprocess.Popen(
-            [Path(sys.executable).parent / "flower-superexec", "--root-certificates", coordinator.ca,
-             "--runtime-api-address", coordinator.superlink, "--superexec-auth-secret-file", secret],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                Path(sys.executable).parent / "flower-superexec",
+                "--root-certificates",
+                coordinator.ca,
+                "--runtime-api-address",
+                coordinator.superlink,
+                "--superexec-auth-secret-file",
+                secret,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     rogue, honest = executor(tmp_path / "guessed"), executor(deployed.folder / SECRET_NAME)
     try:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from shared.case import LV, MYO, Case, CaseInfo
+from fedcmr.shared.case import LV, MYO, Case, CaseInfo
 
 
 def disc_case(pseudonym: str, ef: float, num_slices: int = 6, size: int = 64, seed: int = 0) -> Case:

@@ -4,17 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.cli import main
-from server.evaluation.disclosure import published
-from server.evaluation.tables import table
-from shared import checkpoint
-from shared.appearance import CODE_NAMES
-from shared.case import load_cases, write_index
-from shared.networks.generator import load_prior
-from shared.provenance import SIMULATED_SCANS
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import load_regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.server.cli import main
+from fedcmr.server.evaluation.disclosure import published
+from fedcmr.server.evaluation.tables import table
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import load_cases, write_index
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.provenance import SIMULATED_SCANS
+from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 NUM_CODES = len(CODE_NAMES)
 
@@ -22,13 +22,16 @@ NUM_CODES = len(CODE_NAMES)
 @pytest.fixture
 def finished_run(make_study, tiny_prior, write_cases):
     """A run folder whose federation is done and whose test patients are prepared."""
-    run = make_study("synthesis.num_cases=4", "synthesis.num_slices=2", "synthesis.num_steps=1",
-                     "evaluation.num_bootstrap=100")  # fmt: skip
+    run = make_study(
+        "synthesis.num_cases=4", "synthesis.num_slices=2", "synthesis.num_steps=1", "evaluation.num_bootstrap=100"
+    )
     prior = load_prior(tiny_prior)
     arrays = {f"trainable/{name}": value.detach().numpy() for name, value in prior.generator.trainable().items()}
     for vendor in ("GE", "Siemens"):
-        arrays |= {f"code_mean/{vendor}": np.zeros(NUM_CODES, np.float32),
-                   f"code_std/{vendor}": np.ones(NUM_CODES, np.float32)}  # fmt: skip
+        arrays |= {
+            f"code_mean/{vendor}": np.zeros(NUM_CODES, np.float32),
+            f"code_std/{vendor}": np.ones(NUM_CODES, np.float32),
+        }
     site = {"epsilon": 7.9, "accountant": "prv", "steps": 5, "refused": [], "releases": []}
     metadata = {
         "prior_sha256": prior.sha256,
@@ -120,7 +123,7 @@ def test_report_is_written_again_from_the_run_folder(finished_run, capsys):
 
 def test_pretrain_hands_its_settings_over(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("server.pretraining.pretrain", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("fedcmr.server.generation.pretraining.pretrain", lambda *arguments: calls.append(arguments))
     out = tmp_path / "prior.safetensors"
     assert main(["pretrain", "--out", str(out), "--minutes", "1.5", "--set", "pretrain.num_hearts=8"]) == 0
     [(config, path, minutes)] = calls

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from server.cli import main
-from server.evaluation.disclosure import published
-from server.evaluation.export import as_csv
-from server.evaluation.score import METRICS
-from server.evaluation.subgroups import subgroup_tables
-from shared import checkpoint
-from shared.case import load_cases, save_case, write_index
-from shared.provenance import SIMULATED_SCANS
-from shared.tasks.ejection_fraction.inference import predict
-from shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
-from shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.server.cli import main
+from fedcmr.server.evaluation.disclosure import published
+from fedcmr.server.evaluation.export import as_csv
+from fedcmr.server.evaluation.score import METRICS
+from fedcmr.server.evaluation.subgroups import subgroup_tables
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import load_cases, save_case, write_index
+from fedcmr.shared.provenance import SIMULATED_SCANS
+from fedcmr.shared.tasks.ejection_fraction.inference import predict
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor, load_regressor, save_regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 SETTINGS = ["--set", "evaluation.num_bootstrap=100", "regression.num_tta=1", "device=cpu"]
 
@@ -43,8 +43,9 @@ def folder(tmp_path, write_cases):
 def change(folder, *changes):
     """Other rows for the first cases of a folder."""
     infos = [case.info for case in load_cases(folder)]
-    write_index(folder, [*(replace(info, **new) for info, new in zip(infos, changes, strict=False)),
-                         *infos[len(changes):]])  # fmt: skip
+    write_index(
+        folder, [*(replace(info, **new) for info, new in zip(infos, changes, strict=False)), *infos[len(changes) :]]
+    )
 
 
 def evaluate(model, *folders, options=("--json",)):
@@ -187,9 +188,11 @@ def test_several_folders_are_test_sets_of_their_own(model, folder, tmp_path, wri
     with (tmp_path / "s.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "n_patients" and row["group_kind"] == "all"]
     assert [(row["model"], row["test_set"], row["value"]) for row in rows] == [
-        ("model", str(folder), "10"), ("model", str(tmp_path / "other"), "5"),
-        ("predict_the_mean", str(folder), "10"), ("predict_the_mean", str(tmp_path / "other"), "5"),
-    ]  # fmt: skip
+        ("model", str(folder), "10"),
+        ("model", str(tmp_path / "other"), "5"),
+        ("predict_the_mean", str(folder), "10"),
+        ("predict_the_mean", str(tmp_path / "other"), "5"),
+    ]
 
 
 def test_the_help_says_what_is_not_written(capsys):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from shared.case import CaseInfo, read_index, write_index
-from shared.errors import UserError
+from fedcmr.shared.case import CaseInfo, read_index, write_index
+from fedcmr.shared.errors import UserError
 
 KNOWN = CaseInfo("p1", "GE", 1.5, 0.55, "g1", "F", "DCM")
 UNKNOWN = CaseInfo("p2", "unknown", math.nan, math.nan, "g2")
@@ -17,8 +17,10 @@ def test_sex_and_pathology_are_read_back_and_empty_where_unknown(tmp_path):
     assert known == KNOWN
     assert (unknown.sex, unknown.pathology) == ("", "")
     assert (tmp_path / "cases.csv").read_text().splitlines() == [
-        "pseudonym,vendor,field_strength_t,ef,group,sex,pathology", "p1,GE,1.5,0.55,g1,F,DCM", "p2,unknown,,,g2,,",
-    ]  # fmt: skip
+        "pseudonym,vendor,field_strength_t,ef,group,sex,pathology",
+        "p1,GE,1.5,0.55,g1,F,DCM",
+        "p2,unknown,,,g2,,",
+    ]
 
 
 def test_a_folder_of_an_earlier_version_has_neither(tmp_path):

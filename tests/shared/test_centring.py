@@ -2,10 +2,10 @@
 
 import torch
 
-from server.rendering import render
-from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
-from shared.case import LV, MYO
-from shared.tasks.ejection_fraction.centring import centred, ventricles
+from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
+from fedcmr.server.generation.rendering import render
+from fedcmr.shared.case import LV, MYO
+from fedcmr.shared.tasks.ejection_fraction.centring import centred, ventricles
 
 
 def hearts_off_the_middle(num: int = 4):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from shared import checkpoint
-from shared.errors import UserError
+from fedcmr.shared import checkpoint
+from fedcmr.shared.errors import UserError
 
 
 def save_rounds(folder, count):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from shared.tasks.ejection_fraction.convolution import ProductConv2d, use_products
-from shared.tasks.ejection_fraction.network import Regressor
+from fedcmr.shared.tasks.ejection_fraction.convolution import ProductConv2d, use_products
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
@@ -21,8 +21,10 @@ def test_product_equals_the_convolution_and_its_gradients(side, size, stride, pa
     pictures = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     expected = layer(pictures)
     weights = torch.randn_like(expected)
-    answers = [(conv(pictures), torch.autograd.grad((conv(pictures) * weights).sum(), [pictures, *conv.parameters()]))
-               for conv in (layer, product)]  # fmt: skip
+    answers = [
+        (conv(pictures), torch.autograd.grad((conv(pictures) * weights).sum(), [pictures, *conv.parameters()]))
+        for conv in (layer, product)
+    ]
     torch.testing.assert_close(answers[1][0], answers[0][0])
     torch.testing.assert_close(answers[1][1], answers[0][1])
 

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from shared.device import one_core_each
+from fedcmr.shared.device import one_core_each
 
 
 @pytest.fixture

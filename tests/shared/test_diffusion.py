@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.diffusion import flow_matching_loss, interpolate, sample
+from fedcmr.shared.diffusion import flow_matching_loss, interpolate, sample
 
 MASKS = torch.zeros(3, 2, 8, 8, dtype=torch.uint8)
 CODE = torch.zeros(3, 11)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from shared.privacy import os_generator
-from shared.tasks.ejection_fraction.sums import (
+from fedcmr.shared.privacy import os_generator
+from fedcmr.shared.tasks.ejection_fraction.sums import (
     MIN_GROUP,
     SUMS,
     WEIGHTS,
@@ -47,8 +47,10 @@ def test_the_private_form_has_the_noise_that_is_charged_also_without_patients():
 
 def test_what_comes_back_is_the_sums_and_the_covariance_of_their_noise():
     rng = np.random.default_rng(0)
-    patients = [PatientError("GE", true, true + error)
-                for true, error in zip(rng.uniform(0.2, 0.8, 30), rng.uniform(-0.2, 0.2, 30), strict=True)]  # fmt: skip
+    patients = [
+        PatientError("GE", true, true + error)
+        for true, error in zip(rng.uniform(0.2, 0.8, 30), rng.uniform(-0.2, 0.2, 30), strict=True)
+    ]
     plain = plain_table(patients, VENDORS)["GE"]
     exact, _ = from_private({"GE": sum(patient_vector(p, ("GE",)) for p in patients)}, 1.0)
     np.testing.assert_allclose(exact["GE"], plain, atol=1e-3)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from shared.config import RUNGS
-from shared.networks.generator import Architecture, Generator, load_prior, save_prior
-from shared.networks.low_rank import RANK, LowRankLinear
+from fedcmr.shared.adapters import RUNGS
+from fedcmr.shared.networks.generator import Architecture, Generator, load_prior, save_prior
+from fedcmr.shared.networks.low_rank import RANK, LowRankLinear
 
 CALL = (torch.zeros(1, 2, 64, 64), torch.tensor([0.5]), torch.ones(1, 2, 64, 64, dtype=torch.uint8), torch.ones(1, 11))
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, kstest, norm
 
-from shared import noise
-from shared.noise import CHUNK, OsGenerator
-from shared.privacy import os_generator
+from fedcmr.shared import noise
+from fedcmr.shared.noise import CHUNK, OsGenerator
+from fedcmr.shared.privacy import os_generator
 
 NUM = 3 * CHUNK + 17
 """More than one draw from the system, and no multiple of it."""

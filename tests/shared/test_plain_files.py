@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from client.cli import main
-from shared import checkpoint
-from shared.case import read_index
-from shared.errors import UserError
-from shared.networks.generator import load_prior
-from shared.plain_files import read_plain
+from fedcmr.client.cli import main
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import read_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.plain_files import read_plain
 
 
 def pipe(path):
@@ -76,17 +76,19 @@ def header(**metadata) -> bytes:
 
 
 DAMAGED = {
-    "many arrays": safetensors(json.dumps({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-                                           for i in range(100_000)}).encode()),
+    "many arrays": safetensors(
+        json.dumps({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}).encode()
+    ),
     "no metadata": safetensors(b"{}"),
     "deep metadata": safetensors(header(json="[" * 100_000, architecture="[" * 100_000)),
-    "huge network": safetensors(header(architecture=json.dumps(
-        {"channels": [10**6, 10**6], "num_res_blocks": 1, "norm_num_groups": 16}))),
+    "huge network": safetensors(
+        header(architecture=json.dumps({"channels": [10**6, 10**6], "num_res_blocks": 1, "norm_num_groups": 16}))
+    ),
     "no network": safetensors(header(architecture='{"channels": []}')),
     "lying length": struct.pack("<Q", 2**63 - 1) + b"{}",
     "short": b"\1",
     "empty": b"",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)

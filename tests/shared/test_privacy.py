@@ -8,7 +8,7 @@ from opacus.accountants import PRVAccountant
 from scipy.optimize import brentq
 from scipy.stats import binom, chisquare, kstest, norm
 
-from shared.privacy import (
+from fedcmr.shared.privacy import (
     Release,
     clip_to_norm,
     epsilon,
@@ -116,9 +116,15 @@ def test_noise_without_a_generator_or_with_an_endless_clip_is_refused():
 
 @pytest.mark.parametrize(
     ("clip", "noise", "vector"),
-    [(0.0, 1.0, np.ones(2)), (math.nan, 1.0, np.ones(2)), (1.0, -1.0, np.ones(2)), (1.0, math.nan, np.ones(2)),
-     (1.0, 1.0, np.ones(3)), (1.0, 1.0, np.ones((2, 1)))],
-)  # fmt: skip
+    [
+        (0.0, 1.0, np.ones(2)),
+        (math.nan, 1.0, np.ones(2)),
+        (1.0, -1.0, np.ones(2)),
+        (1.0, math.nan, np.ones(2)),
+        (1.0, 1.0, np.ones(3)),
+        (1.0, 1.0, np.ones((2, 1))),
+    ],
+)
 def test_values_that_void_the_guarantee_are_refused(clip, noise, vector):
     with pytest.raises(ValueError, match="Expected"):
         private_sum([vector], clip, noise, 2, os_generator())
@@ -215,8 +221,9 @@ def test_epsilon_equals_reference_values(release, delta, published_prv):
     ],
 )
 @pytest.mark.parametrize("failure", [RuntimeError("mean"), math.nan, math.inf, -1.0, 0.0, 1e9])
-def test_epsilon_falls_back_to_renyi_where_prv_fails_or_makes_no_sense(monkeypatch, failure, release, delta,
-                                                                      published_rdp):  # fmt: skip
+def test_epsilon_falls_back_to_renyi_where_prv_fails_or_makes_no_sense(
+    monkeypatch, failure, release, delta, published_rdp
+):
     def get_epsilon(self, delta, **_):
         if isinstance(failure, Exception):
             raise failure

@@ -10,8 +10,8 @@ from dp_accounting import rdp
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from shared.privacy import Release, epsilon, gaussian_epsilon
-from shared.privacy_filter import PrivacyFilter, filter_of, mu_squared, renyi_order
+from fedcmr.shared.privacy import Release, epsilon, gaussian_epsilon
+from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of, mu_squared, renyi_order
 from tests.shared.test_privacy import analytic_gaussian_epsilon
 
 DELTA = 1e-3
@@ -80,8 +80,9 @@ def test_a_server_that_adapts_spends_the_cap_and_no_more_under_the_filter_and_mo
     assert adaptive_delta(first, by_accountant, cap) > 1.2 * DELTA, "to pick one of them is more than the cap"
     by_filter = costliest_seconds(filter_of(0.05, cap, DELTA), first, cap)
     assert 0.01 * DELTA < adaptive_delta(first, by_filter, cap) <= DELTA
-    refused = [second for second in by_accountant
-               if PrivacyFilter(renyi_order(cap, DELTA)).of([first, second], DELTA)[0] > cap]  # fmt: skip
+    refused = [
+        second for second in by_accountant if PrivacyFilter(renyi_order(cap, DELTA)).of([first, second], DELTA)[0] > cap
+    ]
     assert refused == by_accountant, "the filter lets none of these pass"
 
 
@@ -121,8 +122,16 @@ def test_the_renyi_filter_counts_as_an_independent_accountant_at_that_order(orde
 
 
 @pytest.mark.parametrize("order", [None, 2, 30, 512])
-@pytest.mark.parametrize("release", [Release(1e-3, 0.5, 1), Release(0.3, 0.999, 1), Release(1e6, 0.5, 9),
-                                     Release(1e-200, 0.5, 1), Release(1e5, 1e-9, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "release",
+    [
+        Release(1e-3, 0.5, 1),
+        Release(0.3, 0.999, 1),
+        Release(1e6, 0.5, 9),
+        Release(1e-200, 0.5, 1),
+        Release(1e5, 1e-9, 1),
+    ],
+)
 def test_a_sample_never_costs_more_than_everybody_nor_less_than_nothing(order, release):
     everybody = Release(release.noise_multiplier, 1.0, release.num_steps)
     cost = PrivacyFilter(order).cost(release)

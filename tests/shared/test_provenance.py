@@ -4,17 +4,38 @@ import json
 
 import pytest
 
-from client.cli import main
-from server.deployment.coordinator import Coordinator, register_site
-from server.federation_state import StudySite, read_study
-from shared.errors import UserError
-from shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, from_json, of_folder, of_layout, parse, public, together
-from simulations.hospital import write_hospital
+from fedcmr.client.cli import main
+from fedcmr.server.deployment.coordinator import Coordinator, register_site
+from fedcmr.server.federation.state import StudySite, read_study
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.provenance import (
+    PRIVATE_REAL,
+    SIMULATED_SCANS,
+    from_json,
+    of_folder,
+    of_layout,
+    parse,
+    public,
+    together,
+)
+from fedcmr.simulations.hospital import write_hospital
 
 
-@pytest.mark.parametrize("value", [None, 3, "simulated", [], {}, {"kind": "SIMULATED"}, {"kind": ["simulated"]},
-                                   {"kind": "public"}, {"kind": "public", "source": "ours"},
-                                   {"kind": "private", "terms": "anything goes"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        3,
+        "simulated",
+        [],
+        {},
+        {"kind": "SIMULATED"},
+        {"kind": ["simulated"]},
+        {"kind": "public"},
+        {"kind": "public", "source": "ours"},
+        {"kind": "private", "terms": "anything goes"},
+    ],
+)
 def test_what_is_not_exactly_a_provenance_counts_as_private(value):
     assert from_json(value) == PRIVATE_REAL
 
@@ -52,9 +73,14 @@ def test_parts_together_are_simulated_only_if_all_are():
     assert mixed.kind == "mixed" and not mixed.is_simulated and mixed.terms == acdc.terms
 
 
-@pytest.mark.parametrize("options, expected", [
-    ([], PRIVATE_REAL), (["--simulated"], SIMULATED_SCANS), (["--public", "sunnybrook"], public("Sunnybrook")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ([], PRIVATE_REAL),
+        (["--simulated"], SIMULATED_SCANS),
+        (["--public", "sunnybrook"], public("Sunnybrook")),
+    ],
+)
 def test_prepare_records_where_the_scans_come_from(tmp_path, options, expected, capsys):
     write_hospital(tmp_path / "scans", "GE", 2, 6, 8, seed=1, prefix="ge")
     arguments = ["prepare", str(tmp_path / "scans"), str(tmp_path / "out"), "--format", "dicom", "--num-processes", "1"]
@@ -77,8 +103,9 @@ def test_a_coordinator_keeps_each_sites_provenance_and_takes_the_unknown_for_pri
     register_site(coordinator, "a", "ecdsa-sha2-nistp384 AAAA", StudySite({"GE": 5}, 5, public("ACDC")))
     register_site(coordinator, "b", "ecdsa-sha2-nistp384 BBBB", StudySite({"GE": 5}, 5))
     assert {name: site.provenance for name, site in coordinator.sites().items()} == {
-        "a": public("ACDC"), "b": PRIVATE_REAL,
-    }  # fmt: skip
+        "a": public("ACDC"),
+        "b": PRIVATE_REAL,
+    }
     facts = json.loads((tmp_path / "sites" / "a.json").read_text())
     del facts["provenance"]
     (tmp_path / "sites" / "a.json").write_text(json.dumps(facts))

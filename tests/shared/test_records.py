@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from shared.privacy import Release
-from shared.records import (
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.records import (
     CODES,
     INTERNAL_ERROR,
     OK,
@@ -20,10 +20,21 @@ from shared.records import (
 
 SHAPES = {"bias": (2,), "norm.weight": (3, 4)}
 REQUEST = Request(
-    task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256="ab" * 32, rung="affine", private=True,
-    noise_multiplier=1.5, sample_rate=0.5, max_grad_norm=1.0, target_delta=1e-3, local_steps=2, learning_rate=0.1,
-    num_views=4, seed=0,
-)  # fmt: skip
+    task="gradients",
+    run_id="0123456789abcdef",
+    server_round=2,
+    prior_sha256="ab" * 32,
+    rung="affine",
+    private=True,
+    noise_multiplier=1.5,
+    sample_rate=0.5,
+    max_grad_norm=1.0,
+    target_delta=1e-3,
+    local_steps=2,
+    learning_rate=0.1,
+    num_views=4,
+    seed=0,
+)
 
 
 def arrays_of(shapes, seed=0):
@@ -55,13 +66,29 @@ def test_a_request_survives_the_wire():
 @pytest.mark.parametrize(
     "change",
     [
-        {"task": "evaluate"}, {"run_id": "../../etc"}, {"server_round": 0}, {"server_round": True},
-        {"noise_multiplier": -1.0}, {"noise_multiplier": float("nan")}, {"noise_multiplier": 1}, {"private": 0},
-        {"sample_rate": 0.0}, {"sample_rate": 1.1}, {"max_grad_norm": float("inf")}, {"target_delta": 1.0},
-        {"local_steps": 0}, {"local_steps": 10**9}, {"num_views": 10**9}, {"learning_rate": 0.0}, {"seed": -1},
-        {"task": "moments"}, {"task": "moments", "sample_rate": 1.0, "local_steps": 1}, {"rung": "all"}, {"rung": ""},
+        {"task": "evaluate"},
+        {"run_id": "../../etc"},
+        {"server_round": 0},
+        {"server_round": True},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": float("nan")},
+        {"noise_multiplier": 1},
+        {"private": 0},
+        {"sample_rate": 0.0},
+        {"sample_rate": 1.1},
+        {"max_grad_norm": float("inf")},
+        {"target_delta": 1.0},
+        {"local_steps": 0},
+        {"local_steps": 10**9},
+        {"num_views": 10**9},
+        {"learning_rate": 0.0},
+        {"seed": -1},
+        {"task": "moments"},
+        {"task": "moments", "sample_rate": 1.0, "local_steps": 1},
+        {"rung": "all"},
+        {"rung": ""},
     ],
-)  # fmt: skip
+)
 def test_a_request_out_of_range_is_refused(change):
     with pytest.raises(ValueError):
         replace(REQUEST, **change)

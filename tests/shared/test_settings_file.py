@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from client.policy import SITE_FILE, SiteSettings, load_site, write_site
-from server.deployment.coordinator import COORDINATOR_FILE, Coordinator, load_coordinator, write_coordinator
-from shared.config import load
-from shared.errors import UserError
-from shared.run_folder import load_run, open_run
-from shared.settings_file import MAX_BYTES, read_settings
+from fedcmr.client.policy import SITE_FILE, SiteSettings, load_site, write_site
+from fedcmr.server.deployment.coordinator import COORDINATOR_FILE, Coordinator, load_coordinator, write_coordinator
+from fedcmr.server.run_folder import load_run, open_run
+from fedcmr.server.settings import load
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.settings_file import MAX_BYTES, read_settings
 
 CANARY = "word-of-the-environment"
 INTERPOLATIONS = (
@@ -76,10 +76,10 @@ def test_a_coordinators_file_is_read_the_same_way(tmp_path):
 @pytest.mark.parametrize(
     "added",
     [
-        "name: south\n",                       # at the top
-        "policy:\n  max_epsilon: 1000\n",      # a whole block again
+        "name: south\n",  # at the top
+        "policy:\n  max_epsilon: 1000\n",  # a whole block again
     ],
-)  # fmt: skip
+)
 def test_a_key_that_comes_twice_is_refused(tmp_path, added):
     path = write_site(tmp_path, SiteSettings("north", {"GE": 40}, 40))
     path.write_text(path.read_text() + added)
@@ -103,10 +103,18 @@ def bomb() -> str:
 
 @pytest.mark.parametrize(
     "text",
-    [bomb(), "[" * 30_000, "a: " * 2_000 + "1", "seed: " + "1" * 5_000, "a" * (MAX_BYTES + 1), "- a\n", "\0",
-     "seed: !!python/object:os.x {}"],
+    [
+        bomb(),
+        "[" * 30_000,
+        "a: " * 2_000 + "1",
+        "seed: " + "1" * 5_000,
+        "a" * (MAX_BYTES + 1),
+        "- a\n",
+        "\0",
+        "seed: !!python/object:os.x {}",
+    ],
     ids=["aliases", "lists", "maps", "digits", "size", "no keys", "zero", "tag"],
-)  # fmt: skip
+)
 def test_a_hostile_file_ends_quickly_with_one_line(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from shared.errors import UserError
-from shared.site_facts import check_vendors, facts_line, parse_vendors, read_facts
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.site_facts import check_vendors, facts_line, parse_vendors, read_facts
 
 
 def test_one_vendor_alone_has_the_sites_own_number():
@@ -43,8 +43,17 @@ def test_a_file_of_a_version_with_one_vendor_a_site_is_read_as_such():
     assert read_facts({"vendor": "GE", "nominal_patients": 40}) == ({"GE": 40}, 40)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"vendor": "GE"}', '{"vendors": 3, "nominal_patients": 3}', "[]", '"GE"',
-                                  '{"vendors": {"GE": "x"}, "nominal_patients": 3}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"vendor": "GE"}',
+        '{"vendors": 3, "nominal_patients": 3}',
+        "[]",
+        '"GE"',
+        '{"vendors": {"GE": "x"}, "nominal_patients": 3}',
+    ],
+)
 def test_what_is_no_facts_is_told_apart_from_facts_that_are_wrong(text):
     with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
         read_facts(json.loads(text))

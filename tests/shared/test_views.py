@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared.case import LV, Case, CaseInfo
-from shared.views import IMAGE_SIZE, PIXEL_MM, augment, slice_pairs, with_heart
+from fedcmr.shared.case import LV, Case, CaseInfo
+from fedcmr.shared.views import IMAGE_SIZE, PIXEL_MM, augment, slice_pairs, with_heart
 
 
 def disc_case(size: int, pixel_mm: float, radius_mm: float, centre_mm=(0.0, 0.0)) -> Case:

@@ -5,18 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import load_site
-from shared import checkpoint
-from shared.config import load
-from shared.errors import UserError
-from shared.run_folder import RunFolder, load_run, open_run
-from simulations.baselines import link_sites, nested_studies, run_baselines
+from fedcmr.client.policy import load_site
+from fedcmr.server.run_folder import RunFolder, load_run, open_run
+from fedcmr.server.settings import load
+from fedcmr.shared import checkpoint
+from fedcmr.shared.errors import UserError
+from fedcmr.simulations.baselines import link_sites, nested_studies, run_baselines
 
 SMALL = (
-    "federation.num_rounds=2", "federation.local_steps=1", "synthesis.num_cases=4", "synthesis.num_slices=2",
-    "synthesis.num_steps=1", "regression.num_steps=1", "regression.batch_size=2", "regression.num_tta=1",
-    "evaluation.num_bootstrap=100", "privacy.target_epsilon=4",
-)  # fmt: skip
+    "federation.num_rounds=2",
+    "federation.local_steps=1",
+    "synthesis.num_cases=4",
+    "synthesis.num_slices=2",
+    "synthesis.num_steps=1",
+    "regression.num_steps=1",
+    "regression.batch_size=2",
+    "regression.num_tta=1",
+    "evaluation.num_bootstrap=100",
+    "privacy.target_epsilon=4",
+)
 
 
 def studies(*overrides: str, sites: tuple[str, ...] = ("a", "b", "c")):
@@ -30,8 +37,10 @@ def test_no_baseline_is_a_study_unless_it_is_asked_for():
 def test_each_site_is_left_out_once_with_the_main_studys_privacy():
     found = studies("evaluation.baselines=[leave_one_site_out]", "privacy.target_epsilon=4")
     assert {model: sites for model, (sites, _) in found.items()} == {
-        "without_a": ["b", "c"], "without_b": ["a", "c"], "without_c": ["a", "b"],
-    }  # fmt: skip
+        "without_a": ["b", "c"],
+        "without_b": ["a", "c"],
+        "without_c": ["a", "b"],
+    }
     assert all(privacy.target_epsilon == 4 and privacy.enabled for _, privacy in found.values())
 
 
@@ -67,8 +76,14 @@ def test_a_wrong_setting_is_told_before_anything_is_made(overrides, named):
 @pytest.fixture
 def two_sites(make_study, write_cases) -> RunFolder:
     """A prepared run of a Siemens and a Philips site that asks for a site left out and for a larger epsilon."""
-    run = make_study(*SMALL, "evaluation.baselines=[leave_one_site_out]", "evaluation.epsilons=[9]",
-                     "synthesis.vendor_shares={Siemens: 3, Philips: 1}", max_epsilon=4.0, min_patients=2)  # fmt: skip
+    run = make_study(
+        *SMALL,
+        "evaluation.baselines=[leave_one_site_out]",
+        "evaluation.epsilons=[9]",
+        "synthesis.vendor_shares={Siemens: 3, Philips: 1}",
+        max_epsilon=4.0,
+        min_patients=2,
+    )
     (run.path / "sites" / "c" / "site.yaml").unlink()
     for number, (name, vendor) in enumerate((("a", "Siemens"), ("b", "Philips"))):
         write_cases(run.path / "test" / "hospitals" / name, vendor, 2, 50 + number)

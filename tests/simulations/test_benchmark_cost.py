@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from client.training import fine_tune, patient_gradient, view_seed
-from shared.config import load
-from shared.networks.generator import load_prior
-from shared.records import GRADIENTS, MOMENTS
-from simulations.benchmarks.cost import (
+from fedcmr.client.training import fine_tune, patient_gradient, view_seed
+from fedcmr.server.settings import load
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.records import GRADIENTS, MOMENTS
+from fedcmr.simulations.benchmarks.cost import (
     CPU,
     GRADIENT_RUNGS,
     bytes_per_round,

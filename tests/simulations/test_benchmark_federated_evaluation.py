@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from server.report.models import MAIN_MODEL
-from shared.run_folder import RunFolder
-from simulations.benchmarks import federated_evaluation as benchmark
+from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.simulations.benchmarks import federated_evaluation as benchmark
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from server.synthesis import synthesize
-from shared.appearance import CODE_NAMES
-from shared.config import SynthesisConfig
-from shared.segmenter import load_segmenter
-from shared.views import slice_pairs
-from simulations.benchmarks import generator
-from simulations.benchmarks.generator import (
+from fedcmr.server.generation.synthesis import synthesize
+from fedcmr.server.settings import SynthesisConfig
+from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.tasks.segmentation.network import load_segmenter
+from fedcmr.shared.views import slice_pairs
+from fedcmr.simulations.benchmarks import generator
+from fedcmr.simulations.benchmarks.generator import (
     Measured,
     code_slopes,
     knee,
@@ -66,9 +66,9 @@ def test_a_generator_that_paints_what_it_is_asked_has_slope_one(prior, monkeypat
         level = (code[:, 0] * prior.code_std[0] + prior.code_mean[0])[:, None, None, None]
         return torch.where(masks == 3, level, torch.zeros(())).expand_as(sketch).clone()
 
-    monkeypatch.setattr("server.synthesis.sample", obedient)
+    monkeypatch.setattr("fedcmr.server.generation.synthesis.sample", obedient)
     monkeypatch.setattr(
-        "server.synthesis.recolour", lambda picture, masks, raw_code: picture
+        "fedcmr.server.generation.synthesis.recolour", lambda picture, masks, raw_code: picture
     )  # would obey in its place
     slopes = code_slopes(prior, prior_alone(prior), CONFIG, SEED)
     assert slopes["lv_mean"] == pytest.approx(1, abs=0.02)
@@ -89,8 +89,13 @@ def test_the_command_writes_figures_and_plot(tiny_prior, tmp_path, monkeypatch, 
     assert main() == 0
     figures = json.loads(paths["--json"].read_text())
     assert [(r["start_t"], r["num_steps"]) for r in figures["rows"][2:]] == [
-        (0, 1), (0, 2), (0, 3), (0.5, 1), (0.5, 2), (0.5, 3)
-    ]  # fmt: skip
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (0.5, 1),
+        (0.5, 2),
+        (0.5, 3),
+    ]
     assert paths["--plot"].read_bytes().startswith(b"\x89PNG") and "start_t 0.5" in capsys.readouterr().out
 
 

@@ -5,10 +5,10 @@ import json
 import pydicom
 import pytest
 
-from client.ingest.dicom.reader import find_dicom
-from client.ingest.sandbox import Workers
-from simulations.benchmarks import ingest
-from simulations.benchmarks.ingest_reading import (
+from fedcmr.client.ingest.dicom.reader import find_dicom
+from fedcmr.client.ingest.sandbox import Workers
+from fedcmr.simulations.benchmarks import ingest
+from fedcmr.simulations.benchmarks.ingest_reading import (
     compress,
     files_per_second,
     peak_memory,
@@ -16,7 +16,7 @@ from simulations.benchmarks.ingest_reading import (
     read_bare,
     write_studies,
 )
-from simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, write_seeds
+from fedcmr.simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, write_seeds
 
 
 def test_written_studies_are_different_patients_and_all_usable(tmp_path):
@@ -54,8 +54,10 @@ def test_memory_is_that_of_a_run_that_made_every_case(tmp_path):
 
 
 def test_the_fuzz_command_prints_and_keeps_its_counts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["ingest", "fuzz", "--num", "30", "--folder", str(tmp_path), "--json",
-                                     str(tmp_path / "figures.json")])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        ["ingest", "fuzz", "--num", "30", "--folder", str(tmp_path), "--json", str(tmp_path / "figures.json")],
+    )
     assert ingest.main() == 0
     assert sum(json.loads((tmp_path / "figures.json").read_text())["fuzz"].values()) == 30
     assert "30" in capsys.readouterr().out

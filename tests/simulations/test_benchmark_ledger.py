@@ -2,9 +2,9 @@
 
 import pytest
 
-from client.ledger import Ledger
-from shared.privacy import epsilon
-from simulations.benchmarks.ledger import PARTS, answer_round, round_ms, study_releases
+from fedcmr.client.ledger import Ledger
+from fedcmr.shared.privacy import epsilon
+from fedcmr.simulations.benchmarks.ledger import PARTS, answer_round, round_ms, study_releases
 
 
 def test_the_timed_rounds_are_those_of_the_default_study():

@@ -6,9 +6,9 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 
-from shared.case import load_cases
-from shared.config import AugmentationConfig, load
-from simulations.benchmarks.recipe import FULL, compare, main, recipes
+from fedcmr.server.settings import AugmentationConfig, load
+from fedcmr.shared.case import load_cases
+from fedcmr.simulations.benchmarks.recipe import FULL, compare, main, recipes
 
 
 def test_every_row_leaves_one_part_out():
@@ -41,10 +41,23 @@ def test_figures_are_those_of_the_definition(tmp_path, write_cases):
 def test_the_command_keeps_its_networks(tmp_path, write_cases, monkeypatch, capsys):
     for name, seed in (("synthetic", 1), ("dev", 2)):
         write_cases(tmp_path / name, "GE", 4, seed)
-    arguments = ["recipe", "--synthetic", str(tmp_path / "synthetic"), "--test", str(tmp_path / "dev"), "--out",
-                 str(tmp_path / "out"), "--rows", "seed 1;no rotations at test time",
-                 "--json", str(tmp_path / "r.json"),
-                 "--set", "regression.num_steps=1", "regression.batch_size=2", "device=cpu"]  # fmt: skip
+    arguments = [
+        "recipe",
+        "--synthetic",
+        str(tmp_path / "synthetic"),
+        "--test",
+        str(tmp_path / "dev"),
+        "--out",
+        str(tmp_path / "out"),
+        "--rows",
+        "seed 1;no rotations at test time",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--set",
+        "regression.num_steps=1",
+        "regression.batch_size=2",
+        "device=cpu",
+    ]
     monkeypatch.setattr("sys.argv", arguments)
     assert main() == 0
     networks = sorted((tmp_path / "out").iterdir())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.tasks.ejection_fraction.network import Regressor, save_regressor
-from simulations.benchmarks import saliency
-from simulations.benchmarks.saliency import SQUARE_PX, STEP_PX, _print, compare, covering, main, untrained
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor, save_regressor
+from fedcmr.simulations.benchmarks import saliency
+from fedcmr.simulations.benchmarks.saliency import SQUARE_PX, STEP_PX, _print, compare, covering, main, untrained
 
 
 class Corner(nn.Module):
@@ -66,6 +66,9 @@ def test_a_network_without_a_map_is_told_apart_from_one_that_looks_elsewhere(cap
     images, masks = torch.rand(2, 2, 64, 64) * 2 - 1, torch.full((2, 2, 64, 64), 3, dtype=torch.uint8)
     figures = compare(deaf.eval(), images, masks)
     assert figures["layer1, HiResCAM, both signs"] == {
-        "share_in_heart": None, "area_share": None, "rank_correlation": None}  # fmt: skip
+        "share_in_heart": None,
+        "area_share": None,
+        "rank_correlation": None,
+    }
     _print(figures, 2)
     assert "no map" in capsys.readouterr().out

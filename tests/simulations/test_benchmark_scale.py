@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from client.policy import load_site
-from shared.run_folder import load_run
-from simulations.benchmarks.scale import main, measure, write_study
+from fedcmr.client.policy import load_site
+from fedcmr.server.run_folder import load_run
+from fedcmr.simulations.benchmarks.scale import main, measure, write_study
 
 
 def test_sites_share_cases_and_have_ledgers_of_their_own(tmp_path, write_cases):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from shared.case import save_case, write_index
-from shared.config import load
-from shared.tasks.ejection_fraction.network import Regressor
-from simulations.benchmarks.training import WAYS, PlainRegressor, accuracy, step_seconds
+from fedcmr.server.settings import load
+from fedcmr.shared.case import save_case, write_index
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor
+from fedcmr.simulations.benchmarks.training import WAYS, PlainRegressor, accuracy, step_seconds
 from tests.server.disc_case import disc_case
 
 SMALL = ["regression.num_steps=2", "regression.batch_size=4", "regression.num_tta=1", "evaluation.num_bootstrap=100"]

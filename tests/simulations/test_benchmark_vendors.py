@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shared.case import load_cases, save_case, write_index
-from simulations.benchmarks.vendors import main, recognise, recognition, train_network
+from fedcmr.shared.case import load_cases, save_case, write_index
+from fedcmr.simulations.benchmarks.vendors import main, recognise, recognition, train_network
 
 
 @pytest.fixture
@@ -72,8 +72,10 @@ def test_the_command_reads_a_study_folder(make_study, write_cases, tmp_path, mon
     for model in ("network on pictures", "network on the heart alone", "logistic regression on codes"):
         answers = figures[model]
         assert {name: values["n_patients"] for name, values in answers.items()} == {
-            "training scans": 15, "held-out scans": 6, "synthetic": 6
-        }  # fmt: skip
+            "training scans": 15,
+            "held-out scans": 6,
+            "synthetic": 6,
+        }
     assert "taken for GE" in capsys.readouterr().out
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from simulations.benchmarks import stages
-from simulations.benchmarks.stages import memory_kb, watched
+from fedcmr.simulations.benchmarks import stages
+from fedcmr.simulations.benchmarks.stages import memory_kb, watched
 
 
 def test_memory_includes_child_processes():

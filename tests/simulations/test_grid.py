@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from client import app as client_app_module
-from client.ledger import Ledger
-from server.federation_state import (
+from fedcmr.client import app as client_app_module
+from fedcmr.client.ledger import Ledger
+from fedcmr.server.federation.state import (
     FederationState,
     charged_releases,
     initial_state,
     make_request,
     read_study,
 )
-from server.strategy import EqualWeightFedAvg, federate
-from shared import checkpoint
-from shared.errors import UserError
-from shared.networks.generator import load_prior
-from shared.privacy import epsilon
-from shared.records import encode
-from simulations import grid as grid_module
-from simulations.grid import make_grid
+from fedcmr.server.federation.strategy import EqualWeightFedAvg, federate
+from fedcmr.shared import checkpoint
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.privacy import epsilon
+from fedcmr.shared.records import encode
+from fedcmr.simulations import grid as grid_module
+from fedcmr.simulations.grid import make_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ["a", "b", "c"]
@@ -183,12 +183,12 @@ def test_a_site_whose_process_dies_is_missing_and_answers_the_next_round(make_st
 SCRIPT = """
 import sys
 from pathlib import Path
-from server.strategy import federate
-from shared.errors import run_command
-from shared.networks.generator import load_prior
-from shared.run_folder import load_run
-from simulations import grid as grid_module
-from simulations.grid import make_grid
+from fedcmr.server.federation.strategy import federate
+from fedcmr.shared.errors import run_command
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.server.run_folder import load_run
+from fedcmr.simulations import grid as grid_module
+from fedcmr.simulations.grid import make_grid
 
 def main():
     run = load_run(Path(sys.argv[1]))

@@ -5,24 +5,57 @@ import numpy as np
 import pydicom
 import pytest
 
-from shared.case import LV
-from shared.errors import UserError
-from simulations.hospital import MASKS_NAME, POPULATIONS, write_hospital
-from simulations.scanner import SCANNERS
+from fedcmr.shared.case import LV
+from fedcmr.shared.errors import UserError
+from fedcmr.simulations.hospital import MASKS_NAME, POPULATIONS, write_hospital
+from fedcmr.simulations.scanners.acquisition import SCANNERS
 
 NUM_SLICES, NUM_PHASES = 6, 8
 TYPE_1 = {
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality",
-    "ImageType", "ScanningSequence", "SequenceVariant", "PixelSpacing", "ImageOrientationPatient",
-    "ImagePositionPatient", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "SamplesPerPixel", "PhotometricInterpretation", "PixelData",
-}  # fmt: skip
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "ImageType",
+    "ScanningSequence",
+    "SequenceVariant",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PixelData",
+}
 TYPE_2 = {
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
-    "ReferringPhysicianName", "StudyID", "AccessionNumber", "SeriesNumber", "InstanceNumber",
-    "PositionReferenceIndicator", "Manufacturer", "ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime",
-    "EchoTrainLength", "SliceThickness", "TriggerTime",
-}  # fmt: skip
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+    "SeriesNumber",
+    "InstanceNumber",
+    "PositionReferenceIndicator",
+    "Manufacturer",
+    "ScanOptions",
+    "MRAcquisitionType",
+    "RepetitionTime",
+    "EchoTime",
+    "EchoTrainLength",
+    "SliceThickness",
+    "TriggerTime",
+}
 
 
 def write(folder: Path, vendor: str, num_patients: int = 1, seed: int = 0, num_processes: int = 1) -> None:
@@ -157,7 +190,7 @@ def test_a_full_disk_is_one_short_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("With tag (7FE0,0010) got exception: No space left\nTraceback (most recent call last): ...")
 
-    monkeypatch.setattr("simulations.hospital.write_dicom", full)
+    monkeypatch.setattr("fedcmr.simulations.hospital.write_dicom", full)
     with pytest.raises(UserError, match="is the disk full") as caught:
         write_hospital(tmp_path, "GE", 1, 6, 8, seed=0, prefix="full")
     assert "Traceback" not in str(caught.value)

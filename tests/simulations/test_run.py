@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from shared.config import load
-from shared.errors import UserError
-from shared.provenance import SIMULATED_SCANS
-from simulations.run import nominal_patients, simulate
+from fedcmr.server.settings import load
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.provenance import SIMULATED_SCANS
+from fedcmr.simulations.run import nominal_patients, simulate
 
 
 def settings(*overrides: str):
@@ -24,9 +24,15 @@ def root(tmp_path, write_cases):
 
 
 def test_the_public_number_of_patients_is_the_settings_and_not_the_count_of_cases(root, tmp_path, tiny_prior):
-    config = load("default", ["hospitals.source=prepared", f"data_root={root}",
-                              "hospitals.nominal_patients={a: 12, b: 7}",
-                              f"prior={tiny_prior}"])  # fmt: skip
+    config = load(
+        "default",
+        [
+            "hospitals.source=prepared",
+            f"data_root={root}",
+            "hospitals.nominal_patients={a: 12, b: 7}",
+            f"prior={tiny_prior}",
+        ],
+    )
     run = simulate(config, tmp_path / "run", until="prepare")
     sites = json.loads((run.path / "study.json").read_text())["sites"]
     assert [sites[name]["nominal_patients"] for name in "ab"] == [12, 7]

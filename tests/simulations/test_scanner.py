@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from shared.case import LV, MYO, RV
-from simulations.contrast import TISSUES, Relaxation, bssfp_signal
-from simulations.phantom import Population, draw_patient
-from simulations.reception import k_space_window, receive
-from simulations.scanner import SCANNERS, acquire
+from fedcmr.shared.case import LV, MYO, RV
+from fedcmr.simulations.patients.population import Population, draw_patient
+from fedcmr.simulations.scanners.acquisition import SCANNERS, acquire
+from fedcmr.simulations.scanners.contrast import TISSUES, Relaxation, bssfp_signal
+from fedcmr.simulations.scanners.receive_chain import k_space_window, receive
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,9 @@ def test_sampling_equals_a_direct_fourier_sum():
 
 def test_noise_keeps_the_spectrum_of_the_window():
     window = k_space_window((32, 32), (0.5, 0.5), 0.0)
-    images = receive(np.full((50, 32, 32), 1e3, np.float32), window, np.ones((32, 32), np.float32),
-                     np.random.default_rng(2))  # fmt: skip
+    images = receive(
+        np.full((50, 32, 32), 1e3, np.float32), window, np.ones((32, 32), np.float32), np.random.default_rng(2)
+    )
     power = (np.abs(np.fft.fft2(images - images.mean())) ** 2).mean(0)
     inside = np.outer(*[np.abs(np.fft.fftfreq(32)) <= 0.25] * 2)
     assert power[~inside].sum() < 1e-3 * power[inside].sum()

@@ -9,19 +9,28 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from shared import checkpoint
-from shared.config import BASELINES, load
-from shared.errors import UserError
-from shared.run_folder import load_run, open_run
-from simulations.benchmarks.seeds import default_rows, models_of, prepare_seeds, run_seeds, with_rows
-from simulations.benchmarks.utility import compare, requirement
+from fedcmr.server.run_folder import load_run, open_run
+from fedcmr.server.settings import BASELINES, load
+from fedcmr.shared import checkpoint
+from fedcmr.shared.errors import UserError
+from fedcmr.simulations.benchmarks.seeds import default_rows, models_of, prepare_seeds, run_seeds, with_rows
+from fedcmr.simulations.benchmarks.utility import compare, requirement
 
 SITES = {"1-siemens": "Siemens", "2-ge": "GE"}
 SMALL = (
-    "federation.num_rounds=2", "federation.local_steps=1", "federation.num_views=2", "federation.num_processes=1",
-    "synthesis.num_cases=4", "synthesis.num_slices=2", "synthesis.num_steps=1", "regression.num_steps=1",
-    "regression.batch_size=2", "regression.num_tta=1", "evaluation.num_bootstrap=200", "device=cpu",
-)  # fmt: skip
+    "federation.num_rounds=2",
+    "federation.local_steps=1",
+    "federation.num_views=2",
+    "federation.num_processes=1",
+    "synthesis.num_cases=4",
+    "synthesis.num_slices=2",
+    "synthesis.num_steps=1",
+    "regression.num_steps=1",
+    "regression.batch_size=2",
+    "regression.num_tta=1",
+    "evaluation.num_bootstrap=200",
+    "device=cpu",
+)
 
 
 def predictions(models, seed: int, num: int = 12):
@@ -29,10 +38,15 @@ def predictions(models, seed: int, num: int = 12):
     rng, truth = np.random.default_rng(seed), np.random.default_rng(99)
     true, vendors = truth.uniform(0.2, 0.7, num).tolist(), ["Siemens", "GE"] * (num // 2)
     return {
-        model: {"hospitals": {"vendors": vendors, "true": true,
-                              "predicted": (true + rng.normal(0, 0.03 * (k + 1), num)).tolist()}}
+        model: {
+            "hospitals": {
+                "vendors": vendors,
+                "true": true,
+                "predicted": (true + rng.normal(0, 0.03 * (k + 1), num)).tolist(),
+            }
+        }
         for k, model in enumerate(models)
-    }  # fmt: skip
+    }
 
 
 def test_figures_are_means_over_seeds_and_differences_are_paired():
@@ -106,15 +120,19 @@ def test_rows_become_settings_and_models():
     config = load("default")
     config.evaluation = evaluation
     assert models_of(config, ["a", "b"]) == [
-        "synthetic_only", "pooled_real", "epsilon_0.5", "without_a", "without_b",
-    ]  # fmt: skip
+        "synthetic_only",
+        "pooled_real",
+        "epsilon_0.5",
+        "without_a",
+        "without_b",
+    ]
     for wrong in ("magic", "epsilon_", "epsilon_x", "1"):
         with pytest.raises(UserError, match=f"--rows: .*'{wrong}'"):
             with_rows(evaluation, [wrong])
 
 
 def test_rows_are_asked_for_once_also_beside_a_setting_that_needs_one():
-    command = [sys.executable, "-m", "simulations.benchmarks.utility", "evaluation.matrix=[real]", "--rows"]
+    command = [sys.executable, "-m", "fedcmr.simulations.benchmarks.utility", "evaluation.matrix=[real]", "--rows"]
     asked = {rows: subprocess.run([*command, rows], capture_output=True, text=True) for rows in ("magic", "prior_only")}
     assert {process.returncode for process in asked.values()} == {2}
     assert "--rows" in asked["magic"].stderr and "evaluation.matrix" in asked["prior_only"].stderr
@@ -140,10 +158,23 @@ def data_root(tmp_path_factory, write_cases) -> Path:
 
 
 def benchmark(tmp_path: Path, data_root: Path, prior: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulations.benchmarks.utility", "--config", "smoke", "--out", tmp_path / "out",
-               "--json", tmp_path / "figures.json", *arguments, "hospitals.source=prepared",
-               "hospitals.nominal_patients=6", f"data_root={data_root}",
-               f"prior={prior}", *SMALL]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "fedcmr.simulations.benchmarks.utility",
+        "--config",
+        "smoke",
+        "--out",
+        tmp_path / "out",
+        "--json",
+        tmp_path / "figures.json",
+        *arguments,
+        "hospitals.source=prepared",
+        "hospitals.nominal_patients=6",
+        f"data_root={data_root}",
+        f"prior={prior}",
+        *SMALL,
+    ]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500)
 
 

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from client.ingest.dicom.elements import Elements, Wanted, wanted
-from client.ingest.dicom.header import Header, PixelFormat, shared_value
-from client.ingest.dicom.pixels import rescale
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.dicom.elements import Elements, Wanted, wanted
+from fedcmr.client.ingest.dicom.header import Header, PixelFormat, shared_value
+from fedcmr.client.ingest.dicom.pixels import rescale
+from fedcmr.client.ingest.reasons import Unusable
 
 CONVERTED = wanted("TriggerTime", "InstanceNumber", "EchoTime", "InversionTime", "ScanningSequence", "ImageType")
 GROUPS = wanted(

@@ -5,11 +5,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from client.deidentify import same_patient
-from client.ingest.dicom.header import Header
-from client.ingest.patient import sex_code
-from client.ingest.placeholders import is_placeholder
-from client.ingest.reasons import Unusable
+from fedcmr.client.deidentify import same_patient
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.patient import sex_code
+from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.reasons import Unusable
 
 StudyKey = tuple[str, str]
 """What the files call the patient and the study."""

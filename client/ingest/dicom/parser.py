@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydicom.charset import convert_encodings
 
-from client.ingest.dicom.elements import STANDARD_VRS, Elements, Wanted, tag_of, wanted
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.dicom.elements import STANDARD_VRS, Elements, Wanted, tag_of, wanted
+from fedcmr.client.ingest.reasons import Unusable
 
 MAX_FILE_BYTES = 2**32
 MAX_ELEMENTS = 5_000
@@ -28,14 +28,36 @@ MAX_VALUE_BYTES = 1024
 """Of an allowed element; the longest, ten values of 16 characters, has 170."""
 WINDOW_BYTES = 2**14
 
-DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.4.95",
-                      "1.2.840.10008.1.2.4.205"})  # fmt: skip
+DEFLATED = frozenset(
+    {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
+)
 """Transfer syntaxes in which a small file may expand a thousandfold (PS3.5, A.5, A.11 and those with JPIP)."""
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 """With a length of 32 bits (PS3.5, 7.1.2)."""
-KNOWN_VRS = LONG_VRS | {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN",
-                        b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}  # fmt: skip
+KNOWN_VRS = LONG_VRS | {
+    b"AE",
+    b"AS",
+    b"AT",
+    b"CS",
+    b"DA",
+    b"DS",
+    b"DT",
+    b"FL",
+    b"FD",
+    b"IS",
+    b"LO",
+    b"LT",
+    b"PN",
+    b"SH",
+    b"SL",
+    b"SS",
+    b"ST",
+    b"TM",
+    b"UI",
+    b"UL",
+    b"US",
+}
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END, PIXEL_DATA = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0x7FE00010
 META = wanted("TransferSyntaxUID", "MediaStorageSOPClassUID")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from client.ingest.dicom.elements import Elements, wanted
-from client.ingest.dicom.header import Header, PixelFormat
-from client.ingest.dicom.parser import (
+from fedcmr.client.ingest.dicom.elements import Elements, wanted
+from fedcmr.client.ingest.dicom.header import Header, PixelFormat
+from fedcmr.client.ingest.dicom.parser import (
     EXPLICIT_BIG_ENDIAN,
     ITEM,
     MAX_ELEMENTS_IN_ALL,
@@ -25,7 +25,7 @@ from client.ingest.dicom.parser import (
     Parsed,
     open_plain,
 )
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.reasons import Unusable
 
 MAX_ROWS, MAX_FRAMES = 4096, 10_000
 MAX_VOXELS = 2**28
@@ -47,9 +47,16 @@ DECODERS = {
 }
 """pydicom's plug-in for each encapsulated transfer syntax: the same one at every site, so that pixels are the same."""
 FORMAT_ELEMENTS = wanted(
-    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-)  # fmt: skip
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "NumberOfFrames",
+    "RescaleSlope",
+    "RescaleIntercept",
+)
 
 
 def pixel_format(parsed: Parsed, rows: int, columns: int) -> PixelFormat:
@@ -92,9 +99,7 @@ def pixel_format(parsed: Parsed, rows: int, columns: int) -> PixelFormat:
     elif parsed.pixel_bytes is not None:
         raise Unusable("unreadable-pixels")
     slope, intercept = rescale(elements) or (1.0, 0.0)
-    return PixelFormat(
-        syntax, photometric, allocated, stored, high_bit, representation, slope, intercept, num_frames
-    )  # fmt: skip
+    return PixelFormat(syntax, photometric, allocated, stored, high_bit, representation, slope, intercept, num_frames)
 
 
 def rescale(elements: Elements) -> tuple[float, float] | None:
@@ -189,11 +194,16 @@ def _encapsulated(
         raise Unusable("unreadable-pixels")
     stream = b"".join(os.pread(descriptor, length, start) for start, length in mine)
     description: dict[str, Any] = {
-        "rows": image.Rows, "columns": image.Columns, "samples_per_pixel": 1, "number_of_frames": 1,
-        "bits_allocated": form.BitsAllocated, "bits_stored": form.BitsStored, "pixel_keyword": "PixelData",
+        "rows": image.Rows,
+        "columns": image.Columns,
+        "samples_per_pixel": 1,
+        "number_of_frames": 1,
+        "bits_allocated": form.BitsAllocated,
+        "bits_stored": form.BitsStored,
+        "pixel_keyword": "PixelData",
         "photometric_interpretation": form.PhotometricInterpretation,
         "pixel_representation": form.PixelRepresentation,
-    }  # fmt: skip
+    }
     decoder, plugin = get_decoder(form.TransferSyntaxUID), DECODERS[form.TransferSyntaxUID]
     try:
         buffer = encapsulate([stream], has_bot=False)

@@ -15,32 +15,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.burned_in import is_annotated
-from client.ingest.cine import Cine, Findings, Study
-from client.ingest.dicom.elements import Elements, wanted
-from client.ingest.dicom.enhanced import FRAME_ELEMENTS, frame_headers
-from client.ingest.dicom.files import plain_files
-from client.ingest.dicom.grouping import StudyKey, group_studies
-from client.ingest.dicom.header import Header, shared_value
-from client.ingest.dicom.parser import Parsed, parse
-from client.ingest.dicom.pixels import FORMAT_ELEMENTS, MAX_ROWS, pixel_format, read_grid
-from client.ingest.dicom.segmentation import (
+from fedcmr.client.ingest.burned_in import is_annotated
+from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.dicom.elements import Elements, wanted
+from fedcmr.client.ingest.dicom.enhanced import FRAME_ELEMENTS, frame_headers
+from fedcmr.client.ingest.dicom.files import plain_files
+from fedcmr.client.ingest.dicom.grouping import StudyKey, group_studies
+from fedcmr.client.ingest.dicom.header import Header, shared_value
+from fedcmr.client.ingest.dicom.parser import Parsed, parse
+from fedcmr.client.ingest.dicom.pixels import FORMAT_ELEMENTS, MAX_ROWS, pixel_format, read_grid
+from fedcmr.client.ingest.dicom.segmentation import (
     SEGMENTATION_CLASSES,
     Segmentation,
     choose,
     read_segmentation_header,
     read_segmentations,
 )
-from client.ingest.layouts.nifti import read_nifti, relabel
-from client.ingest.patient import agreed_sex
-from client.ingest.placeholders import is_placeholder
-from client.ingest.reasons import Unusable
-from client.ingest.sandbox import Workers
-from client.ingest.stack.short_axis import Stack, find_stack
-from client.ingest.vendor import agreed_field_strength, agreed_vendor, says_vendor
-from shared.case import BACKGROUND, LV, MYO, RV
-from shared.progress import track
-from shared.provenance import EXPORTER
+from fedcmr.client.ingest.layouts.nifti import read_nifti, relabel
+from fedcmr.client.ingest.patient import agreed_sex
+from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.sandbox import Workers
+from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
+from fedcmr.client.ingest.vendor import agreed_field_strength, agreed_vendor, says_vendor
+from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
+from fedcmr.shared.progress import track
+from fedcmr.shared.provenance import EXPORTER
 
 MASKS_NAME = "masks.nii.gz"
 LABELS = {BACKGROUND: BACKGROUND, RV: RV, MYO: MYO, LV: LV}
@@ -56,14 +56,34 @@ MAX_AXES_ERROR = 0.01
 
 HEADER_ELEMENTS = {
     **wanted(
-        "SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
-        "Manufacturer", "MagneticFieldStrength", "ImageType", "ScanningSequence", "EchoTime", "InversionTime",
-        "TriggerTime", "SeriesNumber", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-        "PixelSpacing", "Rows", "Columns", "BurnedInAnnotation", "PatientSex", "CardiacNumberOfImages", "SyntheticData",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "SpecificCharacterSet",
+        "PatientID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "Manufacturer",
+        "MagneticFieldStrength",
+        "ImageType",
+        "ScanningSequence",
+        "EchoTime",
+        "InversionTime",
+        "TriggerTime",
+        "SeriesNumber",
+        "InstanceNumber",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "Rows",
+        "Columns",
+        "BurnedInAnnotation",
+        "PatientSex",
+        "CardiacNumberOfImages",
+        "SyntheticData",
     ),
     **FORMAT_ELEMENTS,
     **FRAME_ELEMENTS,
-}  # fmt: skip
+}
 """The allow-list: nothing else of a file is ever kept."""
 PERSON_ELEMENTS = wanted("PatientName", "PatientBirthDate", "IssuerOfPatientID")
 """Become digests where they are read."""
@@ -89,9 +109,7 @@ def find_dicom(
     files = [path for path in files if not path.endswith(f"/{MASKS_NAME}")]
     images: list[Header] = []
     segmentations: dict[str, list[Segmentation]] = defaultdict(list)
-    for found in track(
-        workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)
-    ):  # fmt: skip
+    for found in track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)):
         if isinstance(found, Unusable):
             left_out[found.code] += 1
         elif isinstance(found, Segmentation):
@@ -273,7 +291,7 @@ def read_masks(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) 
     """A 4D NIfTI's labels on the images' grid: nearest voxel through both affines, never by array order.
 
     Args:
-        path: Labels of `shared.case`, phases in temporal order.
+        path: Labels of `fedcmr.shared.case`, phases in temporal order.
         affine: Of the images, (column, row, slice, 1) to LPS.
         shape: Of the images, (T, Z, H, W).
 

@@ -2,37 +2,89 @@
 
 from pydicom.dataset import Dataset
 
-from shared.case import LV, MYO, RV
+from fedcmr.shared.case import LV, MYO, RV
 
 CODES = {
-    ("SCT", "87878005"): LV, ("SRT", "T-32600"): LV, ("SNM3", "T-32600"): LV,
-    ("SCT", "53085002"): RV, ("SRT", "T-32500"): RV, ("SNM3", "T-32500"): RV,
-    ("SCT", "49848007"): MYO, ("SRT", "T-32620"): MYO, ("SCT", "74281007"): MYO,
-}  # fmt: skip
+    ("SCT", "87878005"): LV,
+    ("SRT", "T-32600"): LV,
+    ("SNM3", "T-32600"): LV,
+    ("SCT", "53085002"): RV,
+    ("SRT", "T-32500"): RV,
+    ("SNM3", "T-32500"): RV,
+    ("SCT", "49848007"): MYO,
+    ("SRT", "T-32620"): MYO,
+    ("SCT", "74281007"): MYO,
+}
 """Coding scheme and value (PS3.16 CID 7151 and 12305): left ventricle, right ventricle, its and any myocardium."""
 NAMES = {
-    **dict.fromkeys((
-        "lv", "lvc", "lv cavity", "lv cav", "lvbp", "lv bp", "lv blood pool", "lv bloodpool", "lv endo",
-        "lv endocardium", "left ventricle", "left ventricle cavity", "left ventricular cavity",
-        "cavity of left ventricle", "left ventricle blood pool", "left ventricular blood pool", "heart ventricle left",
-    ), LV),
-    **dict.fromkeys((
-        "rv", "rvc", "rv cavity", "rv cav", "rvbp", "rv bp", "rv blood pool", "rv bloodpool", "rv endo",
-        "rv endocardium", "right ventricle", "right ventricle cavity", "right ventricular cavity",
-        "cavity of right ventricle", "right ventricle blood pool", "right ventricular blood pool",
-        "heart ventricle right",
-    ), RV),
-    **dict.fromkeys((
-        "myo", "myocardium", "lvm", "lv m", "lv myo", "lvmyo", "lv myocardium", "lv wall", "left ventricle myocardium",
-        "left ventricular myocardium", "myocardium of left ventricle", "heart myocardium",
-    ), MYO),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "lv",
+            "lvc",
+            "lv cavity",
+            "lv cav",
+            "lvbp",
+            "lv bp",
+            "lv blood pool",
+            "lv bloodpool",
+            "lv endo",
+            "lv endocardium",
+            "left ventricle",
+            "left ventricle cavity",
+            "left ventricular cavity",
+            "cavity of left ventricle",
+            "left ventricle blood pool",
+            "left ventricular blood pool",
+            "heart ventricle left",
+        ),
+        LV,
+    ),
+    **dict.fromkeys(
+        (
+            "rv",
+            "rvc",
+            "rv cavity",
+            "rv cav",
+            "rvbp",
+            "rv bp",
+            "rv blood pool",
+            "rv bloodpool",
+            "rv endo",
+            "rv endocardium",
+            "right ventricle",
+            "right ventricle cavity",
+            "right ventricular cavity",
+            "cavity of right ventricle",
+            "right ventricle blood pool",
+            "right ventricular blood pool",
+            "heart ventricle right",
+        ),
+        RV,
+    ),
+    **dict.fromkeys(
+        (
+            "myo",
+            "myocardium",
+            "lvm",
+            "lv m",
+            "lv myo",
+            "lvmyo",
+            "lv myocardium",
+            "lv wall",
+            "left ventricle myocardium",
+            "left ventricular myocardium",
+            "myocardium of left ventricle",
+            "heart myocardium",
+        ),
+        MYO,
+    ),
+}
 """Segment labels in lower case, with spaces for all but letters and digits. They go before the code: where there is no
 code for the wall, both cavity and wall are filed under "left ventricle"."""
 
 
 def structures_of(elements: Dataset) -> dict[int, int]:
-    """Labels of `shared.case` by SegmentNumber, for the segments that are a ventricle or its wall."""
+    """Labels of `fedcmr.shared.case` by SegmentNumber, for the segments that are a ventricle or its wall."""
     known = {}
     for segment in elements.get("SegmentSequence") or []:
         letters = (letter if letter.isalnum() else " " for letter in str(segment.get("SegmentLabel") or "").lower())

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, SegmentationStorage
 
-from client.ingest.dicom.header import Header
-from client.ingest.dicom.segment_names import structures_of
-from client.ingest.reasons import Unusable
-from client.ingest.stack.short_axis import Stack
-from shared.case import LV, MYO, RV
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.dicom.segment_names import structures_of
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.stack.short_axis import Stack
+from fedcmr.shared.case import LV, MYO, RV
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
 SEGMENTATION_CLASSES = frozenset({SegmentationStorage, LABEL_MAP_STORAGE})
@@ -35,13 +35,29 @@ MAX_DISTANCE = 0.5
 """Of a frame's plane from the image's, as a share of the distance between slices."""
 
 HEADER_ELEMENTS = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SegmentSequence", "ReferencedSeriesSequence",
-)  # fmt: skip
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SegmentSequence",
+    "ReferencedSeriesSequence",
+)
 PIXEL_ELEMENTS = (
-    *HEADER_ELEMENTS, "SegmentationType", "MaximumFractionalValue", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
-    "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "PixelData",
-)  # fmt: skip
+    *HEADER_ELEMENTS,
+    "SegmentationType",
+    "MaximumFractionalValue",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
+    "PixelData",
+)
 
 Place = tuple[int, int]
 """Phase and slice of a stack's image."""

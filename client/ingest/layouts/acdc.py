@@ -10,12 +10,12 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from client.ingest.cine import Cine, Findings, Study
-from client.ingest.layouts.nifti import read_phases, spacing_of
-from client.ingest.patient import pathology_code
-from client.ingest.reasons import Unusable
-from shared.case import BACKGROUND, LV, MYO, RV
-from shared.plain_files import read_plain
+from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.nifti import read_phases, spacing_of
+from fedcmr.client.ingest.patient import pathology_code
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
+from fedcmr.shared.plain_files import read_plain
 
 NUM_FOLDS = 5
 MAX_FIELD_OF_VIEW_MM, USUAL_FIELD_OF_VIEW_MM = 500.0, 384.0

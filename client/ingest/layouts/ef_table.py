@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from client.deidentify import same_patient
-from client.ingest.cine import Cine, Study
-from client.ingest.layouts.tables import ejection_fraction, read_rows
-from shared.errors import UserError
+from fedcmr.client.deidentify import same_patient
+from fedcmr.client.ingest.cine import Cine, Study
+from fedcmr.client.ingest.layouts.tables import ejection_fraction, read_rows
+from fedcmr.shared.errors import UserError
 
 COLUMNS = {
     "patient": ("patient", "patientid", "patient_id", "patient id"),
@@ -32,8 +32,10 @@ def read_ef_table(path: Path) -> dict[str, float]:
     rows = read_rows(path, COLUMNS, ["patient"])
     units = [unit for unit in ("ef_fraction", "ef_percent") if unit in rows[0][1]]
     if len(units) != 1:
-        raise UserError(f"{path} line 1: expected either a column ef_fraction (0.55) or a column ef_percent (55), "
-                        f"got {'both' if units else 'neither'}")  # fmt: skip
+        raise UserError(
+            f"{path} line 1: expected either a column ef_fraction (0.55) or a column ef_percent (55), "
+            f"got {'both' if units else 'neither'}"
+        )
     table: dict[str, float] = {}
     lines: dict[str, int] = {}
     for line, row in rows:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from client.ingest.cine import Cine, Findings, Study
-from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
-from client.ingest.layouts.tables import MAX_BYTES
-from client.ingest.patient import agreed, pathology_code, sex_code
-from client.ingest.reasons import Unusable
-from client.ingest.vendor import says_vendor, vendor_name
-from shared.case import BACKGROUND, LV, MYO, RV
-from shared.errors import UserError
-from shared.plain_files import read_plain
+from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
+from fedcmr.client.ingest.layouts.tables import MAX_BYTES
+from fedcmr.client.ingest.patient import agreed, pathology_code, sex_code
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.vendor import says_vendor, vendor_name
+from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.plain_files import read_plain
 
 LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
 COLUMNS = ("External code", "VendorName", "ED", "ES")

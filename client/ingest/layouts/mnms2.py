@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
-from client.ingest.cine import Cine, Findings, Study
-from client.ingest.layouts.mnms import LABELS
-from client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
-from client.ingest.layouts.tables import read_rows
-from client.ingest.patient import agreed, pathology_code
-from client.ingest.vendor import field_strength, says_vendor, vendor_name
+from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.mnms import LABELS
+from fedcmr.client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
+from fedcmr.client.ingest.layouts.tables import read_rows
+from fedcmr.client.ingest.patient import agreed, pathology_code
+from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
 
 TABLE_NAME = "dataset_information.csv"
 COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("field",)}

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.reasons import Unusable
 
 MAX_VOXELS = 2**28
 """A 4D cine of 512 x 512 x 20 x 50 voxels; more is no short-axis stack."""
@@ -87,7 +87,7 @@ def relabel(masks: NDArray[Any], labels: Mapping[int, int]) -> NDArray[np.uint8]
 
     Args:
         masks: Whole numbers, any type.
-        labels: From theirs to `shared.case`'s, background included.
+        labels: From theirs to `fedcmr.shared.case`'s, background included.
 
     Raises:
         Unusable: There is another label.

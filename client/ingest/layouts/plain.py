@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.deidentify import same_patient
-from client.ingest.cine import Cine, Findings, Study
-from client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
-from client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
-from client.ingest.normalise import BASE_TO_APEX
-from client.ingest.placeholders import is_placeholder
-from client.ingest.reasons import Unusable
-from client.ingest.stack.short_axis import MAX_TILT_DEG
-from client.ingest.vendor import field_strength, says_vendor, vendor_name
-from shared.case import BACKGROUND, LV, MYO, RV, UNKNOWN
-from shared.errors import UserError
+from fedcmr.client.deidentify import same_patient
+from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
+from fedcmr.client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
+from fedcmr.client.ingest.normalise import BASE_TO_APEX
+from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.stack.short_axis import MAX_TILT_DEG
+from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
+from fedcmr.shared.case import BACKGROUND, LV, MYO, RV, UNKNOWN
+from fedcmr.shared.errors import UserError
 
 TABLE_NAME = "cases.csv"
 COLUMNS = {
@@ -67,7 +67,7 @@ class Described:
 
 
 def parse_labels(text: str) -> dict[int, int]:
-    """What the numbers of a mask mean, from theirs to `shared.case`'s.
+    """What the numbers of a mask mean, from theirs to `fedcmr.shared.case`'s.
 
     Args:
         text: For example `rv=1,myo=2,lv=3`. A structure may have several numbers, `myo=2,myo=4`; numbers to be left
@@ -213,8 +213,9 @@ def _read_table(path: Path) -> dict[str, Described]:
     for line, row in rows:
         name = row["name"]
         if not name or name in table:
-            raise UserError(f"{path} line {line}: column name is {'named before' if name else 'empty'}: "
-                            "expected one row per name")  # fmt: skip
+            raise UserError(
+                f"{path} line {line}: column name is {'named before' if name else 'empty'}: expected one row per name"
+            )
         values = {"field_strength_t": math.nan, "ef": math.nan}
         for column, cell in row.items():
             place = f"{path} line {line}: column {column}"
@@ -225,8 +226,10 @@ def _read_table(path: Path) -> dict[str, Described]:
         spelling = row.get("patient", "")
         # Zeros are a patient here, where rows may be counted from 0.
         if spelling.strip("0") and is_placeholder(spelling):
-            raise UserError(f"{path} line {line}: column patient holds a word for a missing number: enter one for each "
-                            "person, or leave the cell empty where no other name is the same person's")  # fmt: skip
+            raise UserError(
+                f"{path} line {line}: column patient holds a word for a missing number: enter one for each "
+                "person, or leave the cell empty where no other name is the same person's"
+            )
         patient = same_patient(spelling) or name
         table[name] = Described(patient, row.get("vendor", ""), **values, spelling=spelling * (spelling != patient))
     return table

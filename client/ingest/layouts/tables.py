@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shared.errors import UserError
-from shared.plain_files import read_plain
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.plain_files import read_plain
 
 MAX_BYTES = 16 * 2**20
 FORMULA_MARKS = ("=", "+", "@", "\t", "\r")
@@ -59,8 +59,9 @@ def read_rows(
                 columns = _columns(path, cells, aliases, required)
             elif any(cell.strip() for cell in cells):
                 if len(cells) <= max(columns.values()):
-                    raise UserError(f"{path} line {line}: expected {max(columns.values()) + 1} or more cells, "
-                                    f"got {len(cells)}")  # fmt: skip
+                    raise UserError(
+                        f"{path} line {line}: expected {max(columns.values()) + 1} or more cells, got {len(cells)}"
+                    )
                 row = {name: cells[index].strip() for name, index in columns.items()}
                 for name, cell in row.items():
                     if cell.startswith(FORMULA_MARKS):

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from client.ingest.dicom.header import Header
-from client.ingest.reasons import Unusable
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.reasons import Unusable
 
 MIN_PHASES = 6
 ED_AND_ES = 2

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.dicom.header import Header
-from client.ingest.normalise import BASE_TO_APEX
-from client.ingest.reasons import Unusable
-from client.ingest.stack.even_stack import even_run, is_complete
-from client.ingest.stack.phases import equal_in_number, in_time
-from client.ingest.stack.slices import SAME_POSITION_MM, Slice, cine_slices, parallel
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.normalise import BASE_TO_APEX
+from fedcmr.client.ingest.reasons import Unusable
+from fedcmr.client.ingest.stack.even_stack import even_run, is_complete
+from fedcmr.client.ingest.stack.phases import equal_in_number, in_time
+from fedcmr.client.ingest.stack.slices import SAME_POSITION_MM, Slice, cine_slices, parallel
 
 MIN_SLICES = 3
 MAX_TILT_DEG = 45.0

@@ -12,19 +12,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.dicom.header import Header
-from client.ingest.stack.phases import MIN_PHASES, is_one_beat
+from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.stack.phases import MIN_PHASES, is_one_beat
 
 SAME_DIRECTION = math.cos(math.radians(1.0))
 SAME_CHORD = 2 * math.sin(math.radians(0.5))
 """Distance of the ends of unit vectors that far apart."""
 SAME_GRID = 1e-3
 SAME_POSITION_MM = 0.5
-NOT_CINE = frozenset({
-    "P", "PHASE", "PHASE MAP", "PHASE SUBTRACT", "PHASE CONTRAST", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I",
-    "IMAGINARY", "T1 MAP", "T2 MAP", "T2 STAR MAP", "MPR", "PROJECTION IMAGE", "LOCALIZER", "PERFUSION", "TAGGING",
-    "REALTIME",
-})  # fmt: skip
+NOT_CINE = frozenset(
+    {
+        "P",
+        "PHASE",
+        "PHASE MAP",
+        "PHASE SUBTRACT",
+        "PHASE CONTRAST",
+        "VELOCITY",
+        "VELOCITY MAP",
+        "R",
+        "REAL",
+        "I",
+        "IMAGINARY",
+        "T1 MAP",
+        "T2 MAP",
+        "T2 STAR MAP",
+        "MPR",
+        "PROJECTION IMAGE",
+        "LOCALIZER",
+        "PERFUSION",
+        "TAGGING",
+        "REALTIME",
+    }
+)
 """Values of ImageType (PS3.3 C.8.3.1.1.1, C.8.13.3.1.1, and what vendors put there) that rule a cine out."""
 
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.case import Case
-from shared.tasks.ejection_fraction.centring import centred
-from shared.tasks.ejection_fraction.network import Prediction, Regressor
-from shared.tasks.ejection_fraction.stack import middle_slices
-from shared.views import slice_pairs, warp
+from fedcmr.shared.case import Case
+from fedcmr.shared.tasks.ejection_fraction.centring import centred
+from fedcmr.shared.tasks.ejection_fraction.network import Prediction, Regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices
+from fedcmr.shared.views import slice_pairs, warp
 
 TTA_ROTATION_DEG = 20.0
 PREDICT_BATCH = 64

@@ -2,7 +2,7 @@
 
 It sees one slice at a time, the ventricle in the middle, and no mask: a test scan needs nothing but its pixels. The LV
 areas of both phases are learnt beside the ejection fraction, because they say where to look;
-`shared.tasks.ejection_fraction.inference` makes a patient's answer of what it says of the slices.
+`fedcmr.shared.tasks.ejection_fraction.inference` makes a patient's answer of what it says of the slices.
 """
 
 import math
@@ -18,10 +18,10 @@ from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared import checkpoint as checkpoints
-from shared.checkpoint import Arrays
-from shared.errors import UserError
-from shared.tasks.ejection_fraction.convolution import use_products
+from fedcmr.shared import checkpoint as checkpoints
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.tasks.ejection_fraction.convolution import use_products
 
 MAX_PRODUCT_KERNELS = {"layer1": 1, "layer2": 1, "layer3": 3, "layer4": 3}
 """For each layer of the ResNet50, up to which size of kernel a convolution is computed as a product of matrices:
@@ -61,8 +61,12 @@ class Regressor(nn.Module):
         super().__init__()
         network = resnet50(spatial_dims=2, n_input_channels=2, num_classes=3, conv1_t_stride=2)
         self.network = self.arrange(network)
-        for name, value in (("mean_ef", mean_ef), ("sd_floor", math.nan), ("sd_gain", math.nan),
-                            ("area_share", area_share)):  # fmt: skip
+        for name, value in (
+            ("mean_ef", mean_ef),
+            ("sd_floor", math.nan),
+            ("sd_gain", math.nan),
+            ("area_share", area_share),
+        ):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         for module in self.network.modules():
             if isinstance(module, ResNetBottleneck):

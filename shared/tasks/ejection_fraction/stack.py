@@ -2,8 +2,8 @@
 
 import math
 
-from shared.anatomy import ejection_fraction
-from shared.case import Case
+from fedcmr.shared.case import Case
+from fedcmr.shared.ejection_fraction import ejection_fraction
 
 MIDDLE_SHARE = 0.6
 

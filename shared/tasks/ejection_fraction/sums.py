@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.privacy import FloatArray, Rng, private_sum
+from fedcmr.shared.privacy import FloatArray, Rng, private_sum
 
 SUMS = ("count", "error", "absolute_error", "squared_error", "ef", "squared_ef")
 """Per patient: 1, predicted - true ejection fraction, its absolute value, its square, the true one, and its square."""
@@ -104,7 +104,7 @@ def private_table(
         patients: One entry per patient, each of one of `vendors`.
         vendors: That the site declares in public.
         noise_multiplier: > 0.
-        rng: From `shared.privacy.os_generator`.
+        rng: From `fedcmr.shared.privacy.os_generator`.
     """
     vectors = [patient_vector(patient, vendors) for patient in patients]
     noised = private_sum(vectors, 1.0, noise_multiplier, len(SUMS) * len(vendors), rng)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from server.report.audit import audit_tables, read_audit
-from server.strategy import federate
-from shared.case import load_cases, save_case, write_index
-from shared.networks.generator import load_prior
-from simulations.audit import cli, commands
-from simulations.grid import make_grid
+from fedcmr.server.federation.strategy import federate
+from fedcmr.server.report.audit import audit_tables, read_audit
+from fedcmr.shared.case import load_cases, save_case, write_index
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.simulations.audit import cli, commands
+from fedcmr.simulations.grid import make_grid
 
 SMALL = ("federation.num_views=1", "federation.num_rounds=2", "federation.local_steps=1", "federation.rung=affine")
 
@@ -77,19 +77,40 @@ def test_pictures_of_patients_are_drawn_only_where_these_are_simulated(finished,
 
 def test_without_a_run_the_settings_are_the_default_ones(tiny_prior, command, tmp_path):
     out = tmp_path / "c.json"
-    code, printed, _ = command("canaries", "--canaries", 8, "--broken", "--repeats", 2, "--prior", tiny_prior,
-                               "--json", out, "--set", *SMALL)  # fmt: skip
+    code, printed, _ = command(
+        "canaries", "--canaries", 8, "--broken", "--repeats", 2, "--prior", tiny_prior, "--json", out, "--set", *SMALL
+    )
     told = " ".join(printed.split())
     rows = json.loads(out.read_text())
     assert [row["build"] for row in rows] == [
-        "sound", "sound", "sound", "noise_off", "clip_off", "slices_as_unit", "ledger_reset"
-    ]  # fmt: skip
+        "sound",
+        "sound",
+        "sound",
+        "noise_off",
+        "clip_off",
+        "slices_as_unit",
+        "ledger_reset",
+    ]
     assert code == 0 and all(row["claimed_epsilon"] > 7.5 and row["num_guesses"] == 8 for row in rows)
     for row in rows[3:]:  # so few canaries cannot refute it, and that is what is said
         assert row["verdict"] == "not refuted"
         assert f"not refuted at {row['claimed_epsilon']:.2f}. What was released refutes claims below" in told
-    code, *_ = command("canaries", "--canaries", 8, "--broken", "--claim", 1, "--repeats", 2, "--prior", tiny_prior,
-                       "--json", out, "--set", *SMALL)  # fmt: skip
+    code, *_ = command(
+        "canaries",
+        "--canaries",
+        8,
+        "--broken",
+        "--claim",
+        1,
+        "--repeats",
+        2,
+        "--prior",
+        tiny_prior,
+        "--json",
+        out,
+        "--set",
+        *SMALL,
+    )
     rows = json.loads(out.read_text())
     assert rows[0]["claimed_epsilon"] > 7.5 and all(row["claimed_epsilon"] <= 1 for row in rows[1:])
     assert all(row["verdict"] == "refuted" for row in rows if row["build"] == "noise_off")
@@ -97,12 +118,40 @@ def test_without_a_run_the_settings_are_the_default_ones(tiny_prior, command, tm
 
 def test_membership_of_a_simulated_study(tiny_prior, command, tmp_path, monkeypatch):
     out = tmp_path / "m.json"
-    assert command("membership", "--patients", 2, "--shadows", 2, "--prior", tiny_prior, "--json", out, "--set",
-                   *SMALL, "hospitals.vendors=[GE]")[0] == 0  # fmt: skip
+    assert (
+        command(
+            "membership",
+            "--patients",
+            2,
+            "--shadows",
+            2,
+            "--prior",
+            tiny_prior,
+            "--json",
+            out,
+            "--set",
+            *SMALL,
+            "hospitals.vendors=[GE]",
+        )[0]
+        == 0
+    )
     assert set(json.loads(out.read_text())) == {"denoising loss", "SimA", "likelihood ratio"}
     monkeypatch.setattr(commands, "OVERFIT_STEPS", 2)
-    assert command("membership", "--overfitted", "--patients", 2, "--prior", tiny_prior, "--json", out, "--set",
-                   "hospitals.vendors=[GE]")[0] == 0  # fmt: skip
+    assert (
+        command(
+            "membership",
+            "--overfitted",
+            "--patients",
+            2,
+            "--prior",
+            tiny_prior,
+            "--json",
+            out,
+            "--set",
+            "hospitals.vendors=[GE]",
+        )[0]
+        == 0
+    )
     assert [row["num_members"] for row in json.loads(out.read_text()).values()] == [2, 2]
 
 

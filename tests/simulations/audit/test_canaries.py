@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from client.training import LocalSteps, fine_tune, patient_gradient, view_seed
-from shared.config import load
-from shared.networks.generator import load_prior
-from shared.privacy import clip_to_norm
-from simulations.audit import canaries as canary_audit
-from simulations.audit.canaries import NUM_SLICES, PER_SITE, attack, audit, make_canaries
-from simulations.audit.sites import BUILDS, Run, mechanism, run_study, slices_of
+from fedcmr.client.training import LocalSteps, fine_tune, patient_gradient, view_seed
+from fedcmr.server.settings import load
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.privacy import clip_to_norm
+from fedcmr.simulations.audit import canaries as canary_audit
+from fedcmr.simulations.audit.canaries import NUM_SLICES, PER_SITE, attack, audit, make_canaries
+from fedcmr.simulations.audit.sites import BUILDS, Run, mechanism, run_study, slices_of
 
 NUM = 400
-SHORT = ("federation.rung=low_rank", "federation.num_rounds=2", "federation.local_steps=1", "federation.num_views=1",
-         "device=cpu")  # fmt: skip
+SHORT = (
+    "federation.rung=low_rank",
+    "federation.num_rounds=2",
+    "federation.local_steps=1",
+    "federation.num_views=1",
+    "device=cpu",
+)
 MOMENTS_ONLY = (*SHORT, "federation.rung=moments")
 
 
@@ -29,7 +34,7 @@ def canaries(tiny_prior):
 def seeded_noise(monkeypatch):
     """Noise that repeats, so that a test either always passes or never: the client's own comes from the system."""
     rng = np.random.default_rng(7)
-    monkeypatch.setattr("client.training.os_generator", lambda: rng)
+    monkeypatch.setattr("fedcmr.client.training.os_generator", lambda: rng)
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from server.rendering import render
-from shared.anatomy import distances, draw_hearts, masks_from, slice_positions
-from shared.views import with_heart
-from simulations.audit.copies import Pictures, audit, compare, rings, share_interval, share_nearer
-from simulations.audit.tables import draw_pairs
+from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
+from fedcmr.server.generation.rendering import render
+from fedcmr.shared.views import with_heart
+from fedcmr.simulations.audit.copies import Pictures, audit, compare, rings, share_interval, share_nearer
+from fedcmr.simulations.audit.tables import draw_pairs
 
 NUM_TRAINING, NUM_HELD_OUT, NUM_FRESH = 12, 8, 8
 
@@ -53,8 +53,9 @@ def planted(training: Pictures, quarter_turns: int, flip: bool, shift: int, nois
 
 
 def found(synthetic: Pictures, training: Pictures, held_out: Pictures):
-    return audit(*(compare(synthetic, real).distance for real in (training, held_out)),
-                 compare(held_out, training).distance)  # fmt: skip
+    return audit(
+        *(compare(synthetic, real).distance for real in (training, held_out)), compare(held_out, training).distance
+    )
 
 
 @pytest.mark.parametrize("how", [(1, True, 0, 0.1), (2, False, 2, 0.1), (3, True, -1, 0.05)])
@@ -95,8 +96,12 @@ def test_fresh_hearts_are_no_copies_and_no_nearer_to_either(training, held_out, 
 
 def test_one_copy_among_fresh_hearts_is_counted(training, held_out, fresh):
     one = planted(training, 1, True, 0, 0.1)
-    mixed = Pictures(torch.cat([fresh.images, one.images[:1]]), torch.cat([fresh.masks, one.masks[:1]]),
-                     np.r_[fresh.owner, NUM_FRESH], [*fresh.names, "copy"])  # fmt: skip
+    mixed = Pictures(
+        torch.cat([fresh.images, one.images[:1]]),
+        torch.cat([fresh.masks, one.masks[:1]]),
+        np.r_[fresh.owner, NUM_FRESH],
+        [*fresh.names, "copy"],
+    )
     assert found(mixed, training, held_out).num_copies == 1
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from server.report.audit import membership_lines
-from shared.config import load
-from shared.diffusion import flow_matching_loss
-from shared.networks.generator import load_prior
-from simulations.audit import membership as attacks
-from simulations.audit.membership import LOSS, RATIO, SIMA, attack_arrays, attack_generator, federate
-from simulations.audit.study import Pool, draw_pool, overfitted
-from simulations.benchmarks.cost import simulated_patients
-from simulations.benchmarks.ladder import fixed_views
+from fedcmr.server.report.audit import membership_lines
+from fedcmr.server.settings import load
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.networks.generator import load_prior
+from fedcmr.simulations.audit import membership as attacks
+from fedcmr.simulations.audit.membership import LOSS, RATIO, SIMA, attack_arrays, attack_generator, federate
+from fedcmr.simulations.audit.study import Pool, draw_pool, overfitted
+from fedcmr.simulations.benchmarks.adapters import fixed_views
+from fedcmr.simulations.benchmarks.cost import simulated_patients
 
 NUM = 8
 SETTINGS = ("federation.rung=affine", "federation.num_rounds=2", "federation.local_steps=1", "federation.num_views=2")
@@ -63,9 +63,16 @@ def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
     """Eight patients of one slice in low-rank updates; SimA needs a generator whose clean pictures changed."""
     prior = load_prior()
     pool = pool_of(prior)
-    settings = ("privacy.enabled=false", "federation.rung=low_rank", "federation.num_rounds=6", "device=cpu",
-                "federation.local_steps=2", "federation.num_views=4", "federation.learning_rate=4",
-                "federation.ema_decay=0")  # fmt: skip
+    settings = (
+        "privacy.enabled=false",
+        "federation.rung=low_rank",
+        "federation.num_rounds=6",
+        "device=cpu",
+        "federation.local_steps=2",
+        "federation.num_views=4",
+        "federation.learning_rate=4",
+        "federation.ema_decay=0",
+    )
     config = load("default", settings)
     found = attack_arrays(prior, federate(prior, pool, config), pool, config, num_shadows=8)
     # With eight against eight one pair is 0.016, and another processor's rounding turns one or two over.
@@ -75,7 +82,7 @@ def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
 
 def test_a_private_study_passes_all_three_attacks(prior, monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr("client.training.os_generator", lambda: rng)  # the same noise every time
+    monkeypatch.setattr("fedcmr.client.training.os_generator", lambda: rng)  # the same noise every time
     pool = pool_of(prior, 20, num_sites=2)
     config = load("default", SETTINGS)
     found = attack_arrays(prior, federate(prior, pool, config), pool, config, num_shadows=4)
@@ -129,8 +136,10 @@ def test_a_shadow_takes_the_studys_steps(prior):
 def test_sima_reads_the_noise_off_the_velocity():
     """A generator whose velocity is the clean picture finds no noise in it; one that is silent finds all of it."""
     images = torch.rand(5, 2, 64, 64) * 2 - 1
-    pictures = [(images[:2], torch.zeros(2, 2, 64, 64).byte(), torch.zeros(2, 11)),
-                (images[2:], torch.zeros(3, 2, 64, 64).byte(), torch.zeros(3, 11))]  # fmt: skip
+    pictures = [
+        (images[:2], torch.zeros(2, 2, 64, 64).byte(), torch.zeros(2, 11)),
+        (images[2:], torch.zeros(3, 2, 64, 64).byte(), torch.zeros(3, 11)),
+    ]
 
     class Knows(torch.nn.Linear):
         def forward(self, x_t, t, masks, code):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, norm
 
-from simulations.audit.one_run import (
+from fedcmr.simulations.audit.one_run import (
     chance,
     curve,
     gaussian_delta,

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
-from simulations.audit.roc import FALSE_ALARM, auc_delong, clopper_pearson, control, membership
+from fedcmr.simulations.audit.roc import FALSE_ALARM, auc_delong, clopper_pearson, control, membership
 
 
 def test_auc_is_that_of_scikit_learn_also_with_ties():

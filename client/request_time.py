@@ -1,0 +1,98 @@
+"""How long this machine takes for a request, asked before anything is charged, and of invented patients alone.
+
+Every message is answered by a new process, which would measure anew what the last one has found: it is kept in
+`pace.json` in the site's folder, for a day. Nobody else reads that file, and nothing in it is of a patient.
+"""
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from fedcmr.client.training import LocalSteps, dummy_patient, patient_gradient
+from fedcmr.shared.adapters import Rung
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.device import one_core_each
+from fedcmr.shared.networks.generator import Prior
+
+PACE_NAME = "pace.json"
+KEPT_S = 86_400.0
+"""How long a measurement counts: a machine that others have kept busy, or that was replaced, is measured again."""
+TIMED_VIEWS = 4
+"""Of the dummy patient whose gradient is timed; time grows with the views, and less than in proportion."""
+
+
+def estimated_seconds(
+    folder: Path,
+    prior: Prior,
+    rung: Rung,
+    nominal_patients: int,
+    steps: LocalSteps,
+    device: torch.device,
+) -> float:
+    """How long `fedcmr.client.training.fine_tune` will take here, from work on dummy patients.
+
+    An estimate above `steps.max_seconds`, for which a request would be refused, is never an old one: the machine may
+    have been busy when it was measured.
+
+    Args:
+        folder: The site's, with what was measured before; one that cannot be written costs a measurement every time.
+        prior: Its generator is left as it was.
+        rung: Which part of it is trained.
+        nominal_patients: The site's public number, so that the answer to a request does not tell the real one.
+        steps: How many, and with how many views.
+        device: Where it will run.
+    """
+    num_views = min(steps.num_views, TIMED_VIEWS)
+    at_once = torch.get_num_threads() if device.type == "cpu" else 1
+    waves = math.ceil(nominal_patients / at_once)
+    kind = f"{rung}, {num_views} views, {at_once} at once, {device}, prior {prior.sha256}"
+
+    def of_request(wave_s: float) -> float:
+        return steps.num_steps * waves * wave_s * steps.num_views / num_views
+
+    measured = _measured(folder)
+    if kind in measured and of_request(measured[kind][0]) <= steps.max_seconds:
+        return of_request(measured[kind][0])
+    wave_s = _wave_seconds(prior, rung, num_views, at_once, device)
+    with contextlib.suppress(OSError):
+        content = json.dumps(measured | {kind: (wave_s, time.time())}, indent=1)
+        write_atomically(folder / PACE_NAME, content.encode())
+    return of_request(wave_s)
+
+
+def _wave_seconds(prior: Prior, rung: Rung, num_views: int, at_once: int, device: torch.device) -> float:
+    """Seconds for the gradients of so many dummy patients at once; the second time, for the first one warms up."""
+    generator = prior.generator.to(device)
+    values = {name: parameter.detach().clone() for name, parameter in generator.trainable(rung).items()}
+    elapsed_s = 0.0
+    with generator.holding(values) as parameters:
+        chosen = list(parameters.values())
+        for _ in range(2):
+            started = time.perf_counter()
+            list(
+                one_core_each(
+                    lambda patient: patient_gradient(generator, patient, num_views, 0, chosen),
+                    [dummy_patient()] * at_once,
+                )
+            )
+            elapsed_s = time.perf_counter() - started
+    return elapsed_s
+
+
+def _measured(folder: Path) -> dict[str, tuple[float, float]]:
+    """{kind of work: seconds, and when}, of the last day. A file that makes no sense holds nothing."""
+    now = time.time()
+    try:
+        entries = json.loads((folder / PACE_NAME).read_bytes())
+        found = {str(kind): (float(seconds), float(when)) for kind, (seconds, when) in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        kind: (seconds, when)
+        for kind, (seconds, when) in found.items()
+        if 0 <= now - when <= KEPT_S and 0 < seconds < math.inf
+    }

@@ -1,0 +1,1 @@
+"""The synthetic data set as it leaves the study: cases, labels, datasheet, DICOM and NIfTI."""

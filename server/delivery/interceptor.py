@@ -1,0 +1,219 @@
+"""The one door of the service: who asks, how many calls at once, and a line in the audit log for each.
+
+Every method but the health check needs a token, also one that is added later. The one message of a request is read
+here, inside the caller's share of calls and within seconds: whoever opens calls and stays silent holds places of its
+own for that time, and nobody else's.
+
+Behind the gateway every caller has the gateway's address. The gateway says whose call it passes on, and is believed
+because it calls from this machine; from elsewhere the same line is a stranger's word and counts for nothing.
+"""
+
+import ipaddress
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from fedcmr.server.delivery.access_log import AuditLog
+from fedcmr.server.delivery.query import Refusal, checked, words
+from fedcmr.server.delivery.tokens import TokenBook
+from fedcmr.shared.delivery.contract import AUTHORIZATION, BEARER, SERVICE
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+CALLS_PER_SITE, CALLS_IN_ALL = 4, 16
+"""Calls at once: of one site, also while it has sent nothing, and those of all sites that are being answered."""
+CHECKS_PER_ADDRESS, CHECKS_IN_ALL = 2, 32
+"""Health checks at once, which anybody may ask for."""
+WAITING_IN_ALL = 32
+"""Calls of all sites that have sent nothing yet."""
+FIRST_MESSAGE_S = 2.0
+"""In which a caller has to say what it asks for. It comes with the call, or with the next packet."""
+FORWARDED_FOR = "x-forwarded-for"
+CHECKING, WAITING, ANSWERED = "health check", "waiting", "answered"
+
+Method = Callable[[Any, grpc.ServicerContext], Any]
+
+
+class Guard(grpc.ServerInterceptor):
+    """Lets calls with a site's token in."""
+
+    def __init__(self, tokens: TokenBook, audit: AuditLog):
+        self._tokens, self._audit = tokens, audit
+        self._calls: Counter[tuple[str, str]] = Counter()  # (kind, whose); of each kind, "" is all of them together
+        self._lock = threading.Lock()
+
+    def intercept_service(
+        self, continuation: Callable[[Any], grpc.RpcMethodHandler | None], details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler | None:
+        """The method's own handler with the guard around it, or one that refuses before it reads anything."""
+        handler = continuation(details)
+        if handler is None:
+            return None
+        method = str(details.method)
+        forwarded = _forwarded_for(details)
+        if method == HEALTH_CHECK:
+            return _reading(handler, self._anonymous(handler.unary_unary, forwarded))
+        if not method.startswith(f"/{SERVICE}/"):  # Health/Watch would hold a thread for whoever asks
+            return None
+        token = _token(details)
+        site = self._tokens.site_of(token)
+        if site is None:
+            return grpc.stream_unary_rpc_method_handler(self._refusing(method, forwarded))
+        inner = handler.unary_stream or handler.unary_unary
+        assert inner is not None, "no method of ours takes a stream"
+        call = _Call(method, site, token, bool(handler.response_streaming), forwarded)
+        return _reading(handler, self._guarded(inner, call))
+
+    def _refusing(self, method: str, forwarded: str) -> Method:
+        def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> None:
+            self._audit.refused(context.peer(), client_of(context.peer(), forwarded), method)
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "expected a token of this study, got none or another")
+
+        return refuse
+
+    def _anonymous(self, inner: Method, forwarded: str) -> Method:
+        def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            client = client_of(context.peer(), forwarded)
+            # Programs of this machine share its address, and are told apart by their connections.
+            whose = context.peer() if _is_loopback(client) else client
+            try:
+                with self._share(CHECKING, whose, CHECKS_PER_ADDRESS, CHECKS_IN_ALL):
+                    yield inner(_only(requests, context), context)
+            except Refusal as refusal:
+                context.abort(refusal.code, refusal.text)
+
+        return answer
+
+    def _guarded(self, inner: Method, call: "_Call") -> Method:
+        site = call.site
+
+        def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            client = client_of(context.peer(), call.forwarded)
+            facts: dict[str, object] = {"site": site, "peer": context.peer(), "client": client, "method": call.method}
+            started, num_cases, num_bytes = time.monotonic(), 0, 0
+            code = "CANCELLED"
+            try:
+                with self._share(WAITING, site, CALLS_PER_SITE, WAITING_IN_ALL):
+                    request = _only(requests, context)
+                with self._share(ANSWERED, site, CALLS_PER_SITE, CALLS_IN_ALL):
+                    facts["selection"] = words(checked(request.selection))
+                    for message in inner(request, context) if call.streaming else (inner(request, context),):
+                        if call.streaming and message.HasField("header"):
+                            # A token may be taken away while its stream runs.
+                            if self._tokens.site_of(call.token) != site:
+                                raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "this token was revoked")
+                            num_cases += 1
+                        num_bytes += message.ByteSize()
+                        yield message
+                code = "OK"
+            except Refusal as refusal:
+                code = refusal.code.name
+                context.abort(refusal.code, refusal.text)
+            except Exception:
+                code = "INTERNAL"
+                raise
+            finally:
+                self._audit.call(
+                    **facts, cases=num_cases, bytes=num_bytes, code=code, elapsed_s=round(time.monotonic() - started, 2)
+                )
+
+        return answer
+
+    @contextmanager
+    def _share(self, kind: str, whose: str, most: int, most_in_all: int) -> Iterator[None]:
+        """One of the calls of a kind that somebody may have at once.
+
+        Raises:
+            Refusal: There are as many as may be, of this caller or of all.
+        """
+        with self._lock:
+            if self._calls[kind, whose] >= most or self._calls[kind, ""] >= most_in_all:
+                raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once: try again later")
+            self._calls.update([(kind, whose), (kind, "")])
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.subtract([(kind, whose), (kind, "")])
+                if not self._calls[kind, whose]:
+                    del self._calls[kind, whose]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is known of a site's call before it is answered."""
+
+    method: str
+    site: str
+    token: str
+    streaming: bool
+    forwarded: str
+
+
+def client_of(peer: str, forwarded: str) -> str:
+    """Whose call it is: the address that the gateway gives, or that of the connection where it is not the gateway's.
+
+    Args:
+        peer: The other end of the connection as gRPC spells it, such as "ipv4:127.0.0.1:5000" or "ipv6:%5B::1%5D:5000".
+        forwarded: What the call's metadata say; empty where they say nothing.
+    """
+    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    if forwarded and _is_loopback(host):
+        try:
+            return str(ipaddress.ip_address(forwarded))
+        except ValueError:  # not what the gateway writes
+            return host
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _forwarded_for(details: grpc.HandlerCallDetails) -> str:
+    """What a call's metadata give as its origin; empty where they give nothing, or more than one thing."""
+    found = [value for key, value in details.invocation_metadata or () if key == FORWARDED_FOR]
+    return found[0] if len(found) == 1 and isinstance(found[0], str) else ""
+
+
+def _token(details: grpc.HandlerCallDetails) -> str:
+    """What a call's metadata gives as its token; empty where nothing does."""
+    for key, value in details.invocation_metadata or ():
+        if key == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
+            return value.removeprefix(BEARER)
+    return ""
+
+
+def _reading(handler: grpc.RpcMethodHandler, answer: Method) -> grpc.RpcMethodHandler:
+    """A handler that gets its request as an iterator: on the wire it is the same, and no thread waits for it before."""
+    return grpc.stream_stream_rpc_method_handler(
+        answer, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+    )
+
+
+def _only(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+    """The request's one message.
+
+    Raises:
+        Refusal: There is none, or it does not come in time.
+    """
+    late = threading.Timer(FIRST_MESSAGE_S, context.cancel)
+    late.daemon = True
+    late.start()
+    try:
+        for request in requests:
+            return request
+    except grpc.RpcError:  # cancelled, here or by the caller
+        raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "expected a message with the call") from None
+    finally:
+        late.cancel()
+    raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "expected a message")

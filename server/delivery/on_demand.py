@@ -1,0 +1,166 @@
+"""Fresh synthetic cases from a run's generator, without end and without a list: the i-th of a wish is always the same.
+
+A wish is a selection and a seed. Its candidates have numbers; those of one batch are painted together, always the whole
+batch, so that neither where a stream begins nor how many cases are asked for changes any of them. Sampling costs no
+further privacy: what is made from the generator is covered by the guarantee that the generator has.
+"""
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+
+from fedcmr.server.delivery.query import Refusal, bad_request
+from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, load_shared_generator, synthesize_asked
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.server.settings import Config
+from fedcmr.shared.case import Case
+from fedcmr.shared.delivery.contract import MAX_SEED, ef_range, matches
+from fedcmr.shared.delivery.delivery_pb2 import Selection
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import Prior, load_prior
+
+BATCH = 16
+MIN_EF_WIDTH = 0.02
+"""A heart's ejection fraction is asked for to about 0.01; in a narrower range hardly one would lie."""
+MAX_EMPTY_BATCHES = 8
+MAX_CANDIDATES = 10_000_000
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is sampled.
+
+    Attributes:
+        vendors: Taken in turn.
+        low: Lowest ejection fraction of a case, highest `high`.
+        selection: What the cases must match.
+        key: Tells this wish apart from any other; begins the cases' names and makes their random numbers.
+    """
+
+    vendors: tuple[str, ...]
+    low: float
+    high: float
+    selection: Selection
+    key: str
+
+    def name(self, number: int) -> str:
+        """The pseudonym of a candidate; names sort as numbers do."""
+        return f"fresh-{self.key[:8]}-{number:07d}"
+
+    def number_after(self, pseudonym: str) -> int:
+        """The candidate that follows the one of this name; 0 after none.
+
+        Raises:
+            Refusal: The name is of another wish.
+        """
+        if not pseudonym:
+            return 0
+        number = pseudonym.rpartition("-")[2]
+        if not (number.isascii() and number.isdecimal() and self.name(int(number)) == pseudonym):
+            raise bad_request("'after' is no case of this seed and selection")
+        return int(number) + 1
+
+    def asked(self, batch: int) -> tuple[list[str], list[float]]:
+        """Vendors and ejection fractions of a batch's candidates; a vendor's are spread evenly however many there are.
+
+        The golden ratio's multiples modulo 1 leave no gap much larger than any other.
+        """
+        names, efs = [], []
+        for number in range(batch * BATCH, (batch + 1) * BATCH):
+            vendor = self.vendors[number % len(self.vendors)]
+            start = _fraction(self.key, vendor)
+            efs.append(self.low + (self.high - self.low) * ((start + number // len(self.vendors) * GOLDEN) % 1))
+            names.append(vendor)
+        return names, efs
+
+
+class FreshSampler:
+    """Samples from one generator, for one stream at a time: it is the machine's cores that are shared.
+
+    Attributes:
+        generator_sha256: Of the run's generator.safetensors.
+    """
+
+    def __init__(self, prior: Prior, shared: SharedGenerator, config: Config, generator_sha256: str):
+        self._prior, self._shared, self._config = prior, shared, config
+        self.generator_sha256 = generator_sha256
+        self._lock = threading.Lock()
+
+    def wish(self, selection: Selection, seed: int) -> Wish:
+        """What a request means for this generator; the selection is a checked one.
+
+        Raises:
+            Refusal: It cannot be sampled.
+        """
+        vendors = tuple(sorted(set(selection.vendors))) or tuple(sorted(self._shared.codes))
+        unknown = sorted(set(vendors) - set(self._shared.codes))
+        if unknown:
+            raise bad_request(f"the study has learnt {', '.join(sorted(self._shared.codes))}, not {unknown[0]}")
+        low, high = ef_range(selection)
+        low, high = max(low, EF_RANGE[0]), min(high, EF_RANGE[1])
+        if high - low < MIN_EF_WIDTH:
+            raise bad_request(
+                f"expected ejection fractions at least {MIN_EF_WIDTH} apart, within {EF_RANGE[0]:g} to {EF_RANGE[1]:g}"
+            )
+        if not 0 <= seed <= MAX_SEED:
+            raise bad_request(f"expected a seed of at most {MAX_SEED}")
+        text = f"{self.generator_sha256}/{seed}/{'+'.join(vendors)}/{low!r}/{high!r}"
+        return Wish(vendors, low, high, selection, hashlib.sha256(text.encode()).hexdigest())
+
+    def cases(self, wish: Wish, after: str = "") -> Iterator[Case]:
+        """The wish's cases that come after `after`, without end.
+
+        Raises:
+            Refusal: `after` is of another wish, or nothing more is found.
+        """
+        first = wish.number_after(after)
+        empty = 0
+        for batch in range(first // BATCH, MAX_CANDIDATES // BATCH):
+            found = False
+            for number, case in enumerate(self._paint(wish, batch), start=batch * BATCH):
+                # The masks' own ejection fraction may lie a pixel's worth beyond the range.
+                if number >= first and matches(case.info, wish.selection):
+                    found = True
+                    name = wish.name(number)
+                    yield replace(case, info=replace(case.info, pseudonym=name, group=name))
+            empty = 0 if found else empty + 1
+            if empty == MAX_EMPTY_BATCHES:
+                break
+        raise Refusal(grpc.StatusCode.OUT_OF_RANGE, "no more cases of this selection are found: widen it")
+
+    def _paint(self, wish: Wish, batch: int) -> list[Case]:
+        seed = int(hashlib.sha256(f"{wish.key}/{batch}".encode()).hexdigest()[:12], 16)
+        names, efs = wish.asked(batch)
+        with self._lock:
+            return synthesize_asked(
+                self._prior, self._shared, self._config.synthesis, names, efs, seed, self._config.device
+            )
+
+
+def load_sampler(run: RunFolder) -> FreshSampler:
+    """The sampler of a finished run.
+
+    Raises:
+        UserError: The generator is missing, or is not the prior's.
+    """
+    path: Path = run.path / "generator.safetensors"
+    prior = load_prior(run.prior_path())
+    shared = load_shared_generator(path, prior)
+    if not shared.codes:
+        raise UserError(f"{path} has learnt no vendor: give --no-fresh")
+    sampler = FreshSampler(prior, shared, run.config, hashlib.sha256(path.read_bytes()).hexdigest())
+    # One heart now: a generator that does not fit is the coordinator's to mend, not the first partner's to meet.
+    vendor = min(shared.codes)
+    synthesize_asked(prior, shared, run.config.synthesis, [vendor], [0.5], 0, run.config.device)
+    return sampler
+
+
+def _fraction(key: str, vendor: str) -> float:
+    """A number in [0, 1) of a wish and a vendor."""
+    return int(hashlib.sha256(f"{key}/{vendor}".encode()).hexdigest()[:12], 16) / 16**12

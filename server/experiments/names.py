@@ -1,0 +1,41 @@
+"""What the models of a study are called, and in which order a reader meets them."""
+
+MAIN_MODEL = "synthetic_only"
+ALL, WITHOUT = "all", "without "
+"""Rows of the cross-vendor evaluation: trained on all vendors, and how the row begins that leaves one out."""
+NAMES = {
+    MAIN_MODEL: "synthetic hearts only",
+    "pooled_real": "real scans, pooled",
+    "federated_without_privacy": "sites, without privacy",
+    "prior_only": "prior alone, no site",
+    "predict_the_mean": "guess the mean",
+}
+FAMILIES = {"epsilon_": "sites, epsilon {}", "local_only_": "site {} alone", "without_": "without site {}"}
+"""Models of which a study has several: how their keys begin, and their name."""
+_ORDER = (MAIN_MODEL, "pooled_real", "federated_without_privacy", "prior_only", *FAMILIES, "", "predict_the_mean")
+"""From what the sites' data could give at best down to what needs no picture; "" stands for a model unknown here."""
+
+
+def model_name(key: str) -> str:
+    """A model's name for the reader."""
+    if key in NAMES:
+        return NAMES[key]
+    family = family_of(key)
+    return FAMILIES[family].format(key.removeprefix(family)) if family else key.replace("_", " ")
+
+
+def family_of(key: str) -> str | None:
+    """The beginning that a model's key shares with others of its kind; None for one of its own."""
+    return next((family for family in FAMILIES if key.startswith(family) and key != family), None)
+
+
+def model_rank(key: str) -> tuple[int, float, str]:
+    """Sorts models for the reader, the members of a family by their number or name."""
+    family = family_of(key)
+    place = family or key
+    position = _ORDER.index(place if place in _ORDER else "")
+    try:
+        number = float(key.removeprefix(family or ""))
+    except ValueError:
+        number = 0.0
+    return position, number, key

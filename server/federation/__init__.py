@@ -1,0 +1,1 @@
+"""The federation: strategy, state, validation of replies, adapters, vendor styles, accounting."""

@@ -1,0 +1,104 @@
+"""The least noise with which a study's releases stay within a target epsilon at every site."""
+
+import math
+from dataclasses import dataclass, replace
+
+from scipy.optimize import brentq
+
+from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy_filter import filter_of
+
+
+@dataclass(frozen=True)
+class NoisePlan:
+    """What one site will release over a whole run.
+
+    Attributes:
+        moments: One release of the appearance moments; every patient takes part.
+        gradients: All private gradient steps of the run.
+    """
+
+    moments: Release
+    gradients: Release
+
+
+def plan_noise(
+    target_epsilon: float,
+    target_delta: float,
+    sample_rate: float,
+    num_gradient_steps: int,
+    moments_share: float,
+    num_rounds: int = 1,
+) -> NoisePlan:
+    """The least noise with which the moments and all gradient steps together stay within the target.
+
+    A site counts what it is asked by a privacy filter, and so does the plan: by that of a site whose cap and delta are
+    the targets and which allows this sample rate. Otherwise an honest study would run out of budget half-way.
+
+    The budget is divided as in Gaussian differential privacy, where the squares of mu add up: Dong et al. (2019),
+    https://arxiv.org/abs/1905.02383, Corollary 3.3, with sqrt(T) q / sigma for T subsampled steps.
+
+    Args:
+        target_epsilon: Of the whole run at one site, > 0.
+        target_delta: In (0, 1).
+        sample_rate: Of the gradient steps; in (0, 1].
+        num_gradient_steps: Over all rounds.
+        moments_share: Part of mu squared that goes to the moments, in (0, 1).
+        num_rounds: Into which the gradient steps are divided evenly: a site charges each by itself.
+    """
+    _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
+    _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
+    _check(0 < sample_rate <= 1, "sample_rate in (0, 1]", sample_rate)
+    _check(num_gradient_steps >= 1, "num_gradient_steps >= 1", num_gradient_steps)
+    _check(0 < moments_share < 1, "moments_share in (0, 1)", moments_share)
+    _check(num_rounds >= 1 and num_gradient_steps % num_rounds == 0, "num_rounds that divides the steps", num_rounds)
+    privacy_filter = filter_of(sample_rate, target_epsilon, target_delta)
+
+    def plan(noise_multiplier: float) -> NoisePlan:
+        mu_squared = num_gradient_steps * (sample_rate / noise_multiplier) ** 2
+        moments = math.sqrt((1 - moments_share) / moments_share / mu_squared)
+        return NoisePlan(Release(moments, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
+
+    def excess(log_noise: float) -> float:
+        planned = plan(math.exp(log_noise))
+        of_round = replace(planned.gradients, num_steps=num_gradient_steps // num_rounds)
+        spent = privacy_filter.cost(planned.moments) + num_rounds * privacy_filter.cost(of_round)
+        return privacy_filter.epsilon(spent, target_delta) / target_epsilon - 0.9975
+
+    upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - moments_share)))  # mu = 1
+    while excess(upper) > 0:
+        upper += 1
+        _check(upper < 14, "a target_epsilon that some noise can meet", target_epsilon)
+    lower = upper - 1
+    while excess(lower) <= 0:
+        upper, lower = lower, lower - 1
+    return plan(math.exp(brentq(excess, lower, upper, xtol=5e-4)))
+
+
+def least_noise(target_epsilon: float, target_delta: float, min_sample_rate: float = 1.0) -> float:
+    """The least noise multiplier with which one release of everybody stays within the target.
+
+    Args:
+        target_epsilon: At one site, > 0.
+        target_delta: In (0, 1).
+        min_sample_rate: That the sites' policies allow: it decides by which filter they count, as in `plan_noise`.
+    """
+    _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
+    _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
+    privacy_filter = filter_of(min_sample_rate, target_epsilon, target_delta)
+
+    def excess(log_noise: float) -> float:
+        return privacy_filter.of([Release(math.exp(log_noise), 1.0, 1)], target_delta)[0] / target_epsilon - 0.9975
+
+    lower, upper = -1.0, 0.0
+    while excess(upper) > 0:
+        upper += 1
+        _check(upper < 14, "a target_epsilon that some noise can meet", target_epsilon)
+    while excess(lower) <= 0:
+        lower -= 1
+    return math.exp(brentq(excess, lower, upper, xtol=5e-4))
+
+
+def _check(condition: bool, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"Expected {expected}, got {value!r}.")

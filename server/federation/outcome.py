@@ -1,0 +1,60 @@
+"""What a federation came to, from the files it left: privacy spent, releases, who took part and with whose scans."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fedcmr.server.federation.participation import participation, prior_styles
+from fedcmr.server.federation.state import read_study
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.shared import checkpoint
+from fedcmr.shared.provenance import Provenance
+
+
+def privacy_spent(run: RunFolder) -> dict[str, Any]:
+    """The report's `privacy`, from what the server asked of every site; epsilon is None where privacy was off."""
+    _, metadata = checkpoint.load(run.path / "generator.safetensors")
+    sites = {
+        name: {
+            "epsilon": site["epsilon"],
+            "epsilon_at_1e-5": site.get("epsilon_at_1e-5"),
+            "steps": site["steps"],
+            "refused": len(site["refused"]),
+        }
+        for name, site in metadata["sites"].items()
+    }
+    spent = [site["epsilon"] for site in sites.values() if site["epsilon"] is not None]
+    smaller = [site["epsilon_at_1e-5"] for site in sites.values() if site["epsilon_at_1e-5"] is not None]
+    accountants = sorted({site["accountant"] for site in metadata["sites"].values() if site["accountant"]})
+    return {
+        "unit": "one patient at one site, added or removed",
+        "accountant": ", ".join(accountants) or None,
+        "delta": metadata["delta"],
+        "epsilon": max(spent, default=None),
+        "epsilon_at_1e-5": max(smaller, default=None),
+        "sites": sites,
+    }
+
+
+def releases(run: RunFolder) -> dict[str, Any]:
+    """What a site compares its ledger with, by 'fedcmr-client budget SITE --compare report.json'."""
+    _, metadata = checkpoint.load(run.path / "generator.safetensors")
+    releases = {name: site["releases"] for name, site in metadata["sites"].items()}
+    return {"run_id": metadata["run_id"], "releases": releases if metadata["private"] else None}
+
+
+def origin(run: RunFolder) -> tuple[list[Provenance], list[str]]:
+    """For the datasheet: where the scans of the sites that took part come from, and the vendors without a site's style.
+
+    Where no round is on record every site counts.
+    """
+    sites = read_study(run)
+    part = participants(run, sites)
+    names = part["took_part"] if part["num_rounds"] else list(sites)
+    return [sites[name].provenance for name in names], part["styles_of_the_prior"]
+
+
+def participants(run: RunFolder, sites: Iterable[str]) -> dict[str, Any]:
+    """`participation`, and `styles_of_the_prior`; the generator's own record comes before the run's log."""
+    arrays, metadata = checkpoint.load(run.path / "generator.safetensors")
+    rounds = metadata.get("rounds") or run.rounds()
+    return {**participation(rounds, sites), "styles_of_the_prior": prior_styles(arrays)}

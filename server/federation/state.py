@@ -1,0 +1,316 @@
+"""State of a federation: how it starts, what a round asks, how answers change it, and what they cost."""
+
+import functools
+import json
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcmr.server.federation.adapters import Plan, choose_rung, plan_rung
+from fedcmr.server.federation.vendor_styles import vendor_codes
+from fedcmr.server.run_folder import RunFolder
+from fedcmr.server.settings import Config, FederationConfig, PrivacyConfig
+from fedcmr.shared import checkpoint
+from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
+from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of
+from fedcmr.shared.provenance import PRIVATE_REAL, Provenance, from_json
+from fedcmr.shared.records import GRADIENTS, MOMENTS, Request
+from fedcmr.shared.site_facts import facts_line, read_facts
+from fedcmr.shared.style_statistics import NUM_LOOKS
+
+SMALL_DELTA = 1e-5
+"""At which the report gives epsilon too, whatever the study's delta: the value that many papers compare at."""
+ATTENDANCE = ("round", "answered", "refused", "dropped", "silent", "missing")
+"""What the published file keeps of every round: who took part is a fact of the generator."""
+
+
+@dataclass(frozen=True)
+class StudySite:
+    """A site's public facts, agreed before the study: `sites` in `study.json`.
+
+    Attributes:
+        vendors: Vendor -> nominal number of patients with scans of that vendor.
+        nominal_patients: Nominal number of distinct patients.
+        provenance: Where its scans come from; private where nobody said.
+    """
+
+    vendors: dict[str, int]
+    nominal_patients: int
+    provenance: Provenance = PRIVATE_REAL
+
+
+@dataclass
+class FederationState:
+    """All that must survive a restart.
+
+    Attributes:
+        run_id: With the round, the key in every site's ledger: the same after a restart.
+        prior_sha256: Of the public prior that the trainable part belongs to.
+        rung: Of the ladder of adaptation, chosen once.
+        choice: The rung and why, in a line.
+        plan: The noise of the whole run, planned once; None without privacy.
+        order: Of the Renyi filter by which the plan and the sites count subsampled steps; None where every step is of
+            all patients (`fedcmr.shared.privacy_filter`).
+        server_round: Rounds finished.
+        arrays: The trainable part after the last aggregation.
+        ema: Its exponential moving average over rounds: what is published.
+        code_mean: Vendor -> shape (K,), mean of the standardised appearance code; zeros until a site has answered.
+        code_std: Vendor -> shape (K,), its standard deviation; ones until a site has answered.
+        releases: Site -> one entry per request: its round, task, release, the site's code and whether it was charged.
+        rounds: One entry per round, as in `metrics.jsonl`.
+    """
+
+    run_id: str
+    prior_sha256: str
+    rung: Rung
+    choice: str
+    plan: Plan | None
+    server_round: int
+    arrays: Arrays
+    ema: Arrays
+    code_mean: Arrays
+    code_std: Arrays
+    releases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    order: int | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint of the last finished round."""
+        groups = {"arrays": self.arrays, "ema": self.ema, "code_mean": self.code_mean, "code_std": self.code_std}
+        metadata = {
+            "run_id": self.run_id,
+            "prior_sha256": self.prior_sha256,
+            "rung": self.rung,
+            "choice": self.choice,
+            "plan": {task: asdict(part) for task, part in self.plan.items()} if self.plan else None,
+            "server_round": self.server_round,
+            "releases": self.releases,
+            "rounds": self.rounds,
+            "order": self.order,
+        }
+        checkpoint.save(checkpoint.round_path(folder, self.server_round), _flat(groups), metadata)
+
+    @classmethod
+    def load_newest(cls, folder: Path) -> "FederationState | None":
+        """The state after the newest round whose checkpoint can be read; None where none was saved.
+
+        Raises:
+            UserError: There are checkpoints and none can be read.
+        """
+        newest = checkpoint.load_newest(folder)
+        if newest is None:
+            return None
+        arrays, metadata = newest
+        values: dict[str, Any] = {"arrays": {}, "ema": {}, "code_mean": {}, "code_std": {}, **metadata}
+        for name, array in arrays.items():
+            group, _, rest = name.partition("/")
+            values[group][rest] = array
+        if values["plan"]:
+            values["plan"] = {task: Release(**release) for task, release in values["plan"].items()}
+        return cls(**values)
+
+    def num_rounds(self, config: Config) -> int:
+        """Of the whole run: the rung of moments ends with the first."""
+        return 1 if self.rung == "moments" else config.federation.num_rounds
+
+    def apply_moments(self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request) -> None:
+        """Take over each vendor's distribution of codes; one whose sites have not answered keeps the prior's."""
+        vendors = {site: facts.vendors for site, facts in sites.items()}
+        for vendor, (mean, std) in vendor_codes(updates, vendors, request).items():
+            self.code_mean[vendor], self.code_std[vendor] = mean, std
+
+    def apply_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> None:
+        """Add the mean of the sites' updates, equally weighted, and move the average towards the result.
+
+        Args:
+            updates: Site -> its update; more than `2 * trim`.
+            ema_decay: Of the average.
+            trim: So many of the smallest and of the largest values of every entry are left out of its mean: the
+                coordinate-wise trimmed mean of Yin et al. (2018), https://arxiv.org/abs/1803.01498, definition 2.
+        """
+        for name, array in self.arrays.items():
+            values = np.stack([updates[site][name] for site in sorted(updates)]).astype(np.float64)
+            if trim > 0:
+                values = np.sort(values, axis=0)[trim:-trim]
+            self.arrays[name] = np.asarray(array + values.mean(axis=0), np.float32)
+            ema = ema_decay * self.ema[name].astype(np.float64) + (1 - ema_decay) * self.arrays[name]
+            self.ema[name] = np.asarray(ema, np.float32)
+
+    def epsilons(self, delta: float) -> dict[str, tuple[float, str]]:
+        """Site -> (epsilon of all that it was asked for and did not refuse, accountant), this run alone.
+
+        By the filter by which a site counts whose cap is the study's target; a site's own ledger also counts its
+        earlier runs.
+        """
+        return {site: _epsilon(charged_releases(entries), delta, self.order) for site, entries in self.releases.items()}
+
+    def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> None:
+        """Write the shared generator: `trainable/<name>`, `code_mean/<vendor>` and `code_std/<vendor>`."""
+        private = self.plan is not None
+        epsilons = self.epsilons(delta) if private else {}
+        smaller = self.epsilons(SMALL_DELTA) if private else {}
+        sites = {
+            site: {
+                "vendors": sorted(vendors[site]),
+                "epsilon": epsilons[site][0] if private else None,
+                "epsilon_at_1e-5": smaller[site][0] if private else None,
+                "accountant": epsilons[site][1] if private else None,
+                "steps": sum(release.num_steps for release in charged_releases(entries)),
+                "refused": [entry["code"] for entry in entries if not entry["charged"]],
+                "releases": entries,
+            }
+            for site, entries in self.releases.items()
+        }
+        metadata = {
+            "run_id": self.run_id,
+            "prior_sha256": self.prior_sha256,
+            "rung": self.rung,
+            "private": private,
+            "delta": delta if private else None,
+            "num_rounds": self.server_round,
+            "rounds": [{key: line[key] for key in ATTENDANCE} for line in self.rounds],
+            "vendors": sorted({vendor for names in vendors.values() for vendor in names}),
+            "sites": sites,
+        }
+        groups = {"trainable": self.ema, "code_mean": self.code_mean, "code_std": self.code_std}
+        checkpoint.save(path, _flat(groups), metadata)
+
+
+def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) -> FederationState:
+    """The state before round 1: the rung, its trainable part, the prior's codes, and the noise of the whole run."""
+    privacy, federation = config.privacy, config.federation
+    num_rounds = federation.num_rounds - 1  # of gradients
+    num_steps = num_rounds * federation.local_steps
+    parts = {rung: prior.generator.trainable(rung) for rung in RUNGS}
+    sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in RUNGS[1:]}
+    plan = plan_rung("affine", privacy, num_steps, num_rounds) if privacy.enabled else None
+    nominal_patients = [facts.nominal_patients for facts in sites.values()]
+    rung, choice = choose_rung(federation.rung, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
+    if plan and rung == "moments":
+        plan = plan_rung(rung, privacy, num_steps, num_rounds)
+    arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
+    vendors = sorted({vendor for facts in sites.values() for vendor in facts.vendors})
+    code_size = len(prior.code_mean)
+    return FederationState(
+        run_id=secrets.token_hex(8),
+        prior_sha256=prior.sha256,
+        rung=rung,
+        choice=choice,
+        plan=plan,
+        order=filter_of(privacy.sample_rate, privacy.target_epsilon, privacy.target_delta).order if plan else None,
+        server_round=0,
+        arrays=arrays,
+        ema=dict(arrays),
+        code_mean={vendor: np.zeros(code_size, np.float32) for vendor in vendors},
+        code_std={vendor: np.ones(code_size, np.float32) for vendor in vendors},
+    )
+
+
+def make_request(
+    config: Config, state: FederationState, server_round: int, sites: Mapping[str, StudySite] | None = None
+) -> Request:
+    """What a round asks of every site.
+
+    Args:
+        config: Settings of the study.
+        state: After the round before.
+        server_round: The round.
+        sites: Of the study, so that a site which counts with other facts refuses; None leaves that out.
+    """
+    privacy, federation = config.privacy, config.federation
+    task = MOMENTS if server_round == 1 else GRADIENTS
+    is_moments = task == MOMENTS
+    return Request(
+        task=task,
+        run_id=state.run_id,
+        server_round=server_round,
+        prior_sha256=state.prior_sha256,
+        rung=state.rung,
+        private=state.plan is not None,
+        noise_multiplier=float(state.plan[task].noise_multiplier) if state.plan else 0.0,
+        sample_rate=1.0 if is_moments else float(privacy.sample_rate),
+        max_grad_norm=float(privacy.moments_clip if is_moments else privacy.max_grad_norm),
+        target_delta=float(privacy.target_delta),
+        local_steps=NUM_LOOKS if is_moments else federation.local_steps,
+        learning_rate=float(federation.learning_rate),
+        num_views=federation.num_views,
+        seed=config.seed,
+        sites="\n".join(facts_line(name, s.vendors, s.nominal_patients) for name, s in sorted((sites or {}).items())),
+    )
+
+
+def quorum(settings: FederationConfig, num_sites: int, task: str = GRADIENTS) -> int:
+    """How many usable answers a round needs: by default a majority of the registered sites.
+
+    Moments are each vendor's own and not trimmed.
+    """
+    least = num_sites // 2 + 1 if settings.min_sites is None else settings.min_sites
+    return max(least, 2 * (0 if task == MOMENTS else settings.trim) + 1)
+
+
+def read_study(run: RunFolder) -> dict[str, StudySite]:
+    """The study's sites and their public facts.
+
+    Raises:
+        UserError: `study.json` is missing or is not as expected.
+    """
+    path = run.path / "study.json"
+    try:
+        sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
+        study = {name: study_site(facts) for name, facts in sites.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f'{path}: expected {{"sites": {{NAME: {{"vendors": {{VENDOR: NUMBER}}, "nominal_patients": N}}}}}}'
+        ) from None
+    if not study:
+        raise UserError(f"{path}: expected at least one site")
+    return study
+
+
+def study_site(facts: Mapping[str, Any]) -> StudySite:
+    """A site's public facts as a JSON file holds them."""
+    return StudySite(*read_facts(facts), from_json(facts.get("provenance")))
+
+
+def charged_releases(entries: Sequence[Mapping[str, Any]]) -> tuple[Release, ...]:
+    """The releases of a site's entries that were, or may have been, charged."""
+    return tuple(Release(**entry["release"]) for entry in entries if entry["charged"])
+
+
+def check_delta(privacy: PrivacyConfig, nominal_patients: Mapping[str, int]) -> None:
+    """Refuse a study whose delta promises the patients of a site too little, before anybody is asked.
+
+    Args:
+        privacy: Settings of the study.
+        nominal_patients: Site -> its public number of patients.
+
+    Raises:
+        UserError: The target is above what a site of that size may agree to.
+    """
+    name, size = max(nominal_patients.items(), key=lambda item: item[1])
+    if privacy.enabled and privacy.target_delta > largest_delta(size):
+        raise UserError(
+            f"privacy.target_delta: expected at most {MAX_DELTA_TIMES_PATIENTS:g} / nominal patients, for site {name} "
+            f"with {size} of them {largest_delta(size):.3g}, got {privacy.target_delta:g}"
+        )
+
+
+@functools.lru_cache
+def _epsilon(releases: tuple[Release, ...], delta: float, order: int | None) -> tuple[float, str]:
+    """Sites that were asked alike share one computation."""
+    return PrivacyFilter(order).of(releases, delta)
+
+
+def _flat(groups: Mapping[str, Arrays]) -> Arrays:
+    """`<group>/<name>` for every array of every group."""
+    return {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}

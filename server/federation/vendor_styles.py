@@ -1,0 +1,66 @@
+"""From the sites' private moments to each vendor's distribution of appearance codes.
+
+A mean and a standard deviation per code are all that a hospital can pay for; how the codes go together is the public
+prior's correlation. Measured in units of the prior's spread at epsilon 8 (delta 0.001, half of it for the moments), the
+noise in each of a site's 11 means is 0.12 with 20 patients, 0.06 with 40 and 0.006 with 400, in each of its 11
+variances 0.20, 0.10 and 0.010, against variances of 0.02 to 0.4 among simulated and of 0.1 to 0.9 among real patients
+of one vendor. A third look for the 55 covariances would raise all of that by a fifth and come with a noise of 0.24,
+0.12 and 0.012 in each, against covariances of 0.05 (simulated) to 0.16 (real; root mean square): with 20 or 40 patients
+it would be noise, with 400 it could be paid for. So the covariance is not asked for.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, Request
+from fedcmr.shared.style_statistics import noise_std
+
+CODE_STD_RANGE = (0.15, 1.5)
+"""In the prior's own spread. Within one vendor the codes of simulated patients spread by 0.1 to 0.7, of the public
+development patients by 0.4 to 0.95; a spread of zero would paint the same picture over and over."""
+
+
+def vendor_codes(
+    updates: Mapping[str, Arrays], sites: Mapping[str, Mapping[str, int]], request: Request
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Vendor -> mean and standard deviation of its codes, for every vendor with an answer; sites weigh equally.
+
+    The known noise says how much of the numbers' scatter is noise, and that share is taken out of it (James & Stein
+    1961; Efron & Morris 1973, https://doi.org/10.1080/01621459.1973.10481350, positive part): means are drawn to the
+    public mean, 0, variances to their own mean over vendors and codes, whose noise is smaller by the square root of
+    their number. With little noise each stays what it was. It costs no privacy.
+
+    Args:
+        updates: Site -> its private moments, a row for each of its vendors in the order of their names.
+        sites: Site -> vendor -> the constant that divided its sums.
+        request: What the sites answered.
+    """
+    names = sorted({vendor for site in updates for vendor in sites[site]})
+    means, variances, mean_noises, variance_noises = [], [], [], []
+    for vendor in names:
+        rows = [(site, sorted(sites[site]).index(vendor)) for site in sorted(updates) if vendor in sites[site]]
+        site_means = np.array([updates[site][CODE_MEAN][row] for site, row in rows], np.float64)
+        squares = np.array([updates[site][CODE_SQUARE][row] for site, row in rows], np.float64)
+        noise = [noise_std(request.max_grad_norm, request.noise_multiplier, sites[site][vendor]) for site, _ in rows]
+        mean_noise, variance_noise = np.square(noise).mean(axis=0)
+        mean = site_means.mean(axis=0)
+        # The scatter of the sites' means is part of a vendor's spread, the noise in that scatter is not.
+        variances.append(squares.mean(axis=0) - mean**2 - mean_noise * (1 - 1 / len(rows)))
+        means.append(mean)
+        mean_noises.append(mean_noise / len(rows))
+        variance_noises.append(variance_noise / len(rows))
+    low, high = CODE_STD_RANGE
+    centres = _shrink(np.array(means), 0.0, mean_noises).astype(np.float32)
+    pooled = float(np.mean(variances))
+    stds = np.sqrt(np.clip(_shrink(np.array(variances), pooled, variance_noises), low**2, high**2)).astype(np.float32)
+    return {vendor: (centres[index], stds[index]) for index, vendor in enumerate(names)}
+
+
+def _shrink(values: NDArray[np.float64], target: float, noise_variances: list[float]) -> NDArray[np.float64]:
+    """All values moved towards the target by the share of their scatter around it that the noise explains."""
+    scatter = np.square(values - target).mean()
+    share = min(1.0, float(np.mean(noise_variances)) / scatter) if scatter > 0 else 0.0
+    return values + share * (target - values)

@@ -1,0 +1,256 @@
+"""Synthetic patients: heart shapes over the whole range of ejection fractions, painted by the shared generator."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcmr.server.generation.heart_shapes import Hearts, distances, draw_hearts, masks_from, slice_positions
+from fedcmr.server.generation.intensity_matching import recolour, regrain
+from fedcmr.server.generation.rendering import render
+from fedcmr.server.settings import SynthesisConfig
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import Case, CaseInfo
+from fedcmr.shared.device import autocast, pick_device
+from fedcmr.shared.diffusion import sample
+from fedcmr.shared.ejection_fraction import ejection_fraction
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.progress import track
+from fedcmr.shared.style import CodeDistribution, appearance_codes
+from fedcmr.shared.views import PIXEL_MM
+
+EF_RANGE = (0.08, 0.80)
+"""Ejection fractions asked for are spread evenly over this, for every vendor."""
+_HEARTS_PER_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class SharedGenerator:
+    """What a federation adds to the public prior.
+
+    Attributes:
+        trainable: The fine-tuned parameters by name.
+        codes: Vendor -> its distribution of appearance codes.
+    """
+
+    trainable: Mapping[str, Tensor]
+    codes: Mapping[str, CodeDistribution]
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Synthetic cases and what was asked for.
+
+    Attributes:
+        cases: Frames and masks on the generator's grid; `info.ef` is measured on the masks.
+        requested_efs: Shape (len(cases),).
+        codes: Shape (len(cases), K), the standardised appearance codes asked for.
+    """
+
+    cases: list[Case]
+    requested_efs: list[float]
+    codes: Tensor
+
+
+def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
+    """Read `generator.safetensors`.
+
+    Raises:
+        UserError: It cannot be read or belongs to another prior.
+    """
+    arrays, metadata = checkpoint.load(path)
+    if metadata.get("prior_sha256") != prior.sha256:
+        raise UserError(f"{path} was trained on another prior: give that one as 'prior'")
+    groups: dict[str, dict[str, Tensor]] = {"trainable": {}, "code_mean": {}, "code_std": {}}
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = torch.from_numpy(array)
+    codes = {
+        vendor: CodeDistribution(mean, groups["code_std"][vendor], prior.code_correlation)
+        for vendor, mean in groups["code_mean"].items()
+    }
+    return SharedGenerator(groups["trainable"], codes)
+
+
+def synthesize(
+    prior: Prior,
+    shared: SharedGenerator | None,
+    config: SynthesisConfig,
+    vendors: Sequence[str],
+    seed: int,
+    device_name: str = "auto",
+    description: str = "painting hearts",
+) -> SyntheticSet:
+    """Sample labelled cases, the same hearts for the same seed whatever the generator.
+
+    Args:
+        prior: The public prior; left as it was.
+        shared: What the federation added; None samples the prior alone, with its own wide range of appearances.
+        config: How many cases, slices and steps, and the vendors' shares.
+        vendors: The study's vendors, in equal shares where `config.vendor_shares` is empty.
+        seed: Of shapes, codes and noise.
+        device_name: See `fedcmr.shared.device`.
+        description: Words beside the progress bar.
+
+    Raises:
+        UserError: A vendor is asked for that the study has not learnt.
+    """
+    names = vendor_names(config, vendors)
+    unknown = sorted(set(names) - set(shared.codes)) if shared else []
+    if unknown:
+        raise UserError(
+            f"synthesis.vendor_shares asks for {unknown[0]}, which the study has not learnt: "
+            f"expected some of {sorted(shared.codes if shared else ())}"
+        )
+    rng = torch.Generator().manual_seed(seed)
+    requested = _spread_efs(names, rng)
+    return _make(prior, shared, config, names, requested, seed, rng, device_name, description)
+
+
+def synthesize_asked(
+    prior: Prior,
+    shared: SharedGenerator,
+    config: SynthesisConfig,
+    names: Sequence[str],
+    requested_efs: Sequence[float],
+    seed: int,
+    device_name: str = "auto",
+) -> list[Case]:
+    """Sample one case per vendor and ejection fraction asked for; no word is said beside it.
+
+    Args:
+        prior: The public prior; left as it was.
+        shared: What the federation added.
+        config: Slices and steps.
+        names: Shape (N,), vendors that the study has learnt.
+        requested_efs: Shape (N,), in `EF_RANGE`; the masks' own, `info.ef`, differ a little by their pixels.
+        seed: Of shapes, codes and noise. The whole of (names, requested_efs, seed) makes a case what it is.
+        device_name: See `fedcmr.shared.device`.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    return _make(prior, shared, config, names, torch.tensor(requested_efs), seed, rng, device_name, None).cases
+
+
+def _make(
+    prior: Prior,
+    shared: SharedGenerator | None,
+    config: SynthesisConfig,
+    names: Sequence[str],
+    requested: Tensor,
+    seed: int,
+    rng: torch.Generator,
+    device_name: str,
+    description: str | None,
+) -> SyntheticSet:
+    """A case for each name and ejection fraction; None as `description` shows no progress."""
+    device = pick_device(device_name)
+    # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
+    hearts = draw_hearts(len(names), rng, config.num_slices, requested)
+    wanted = _draw_codes(shared, names, seed)
+    cases: list[Case] = []
+    codes: list[Tensor] = []
+    generator = prior.generator.to(device)
+    with ExitStack() as stack:
+        if shared:
+            try:
+                stack.enter_context(generator.holding(shared.trainable))
+            except ValueError:
+                raise UserError(
+                    "generator.safetensors does not fit the prior's trainable part: run the federation again"
+                ) from None
+        starts: Iterable[int] = range(0, len(names), _HEARTS_PER_CHUNK)
+        for start in starts if description is None else track(starts, description):
+            part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
+            sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
+            images = _paint(generator, sketch, masks, code, config, rng, device)
+            raw_code = prior.raw(code)
+            images = regrain(recolour(images, masks, raw_code), masks, raw_code, rng)
+            codes.append(code)
+            cases += [
+                _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])
+                for i in range(part.stop - start)
+            ]
+    return SyntheticSet(cases, requested.tolist(), torch.cat(codes))
+
+
+def vendor_names(config: SynthesisConfig, vendors: Sequence[str]) -> list[str]:
+    """The vendor of each case, interleaved, in the shares asked for (largest remainder)."""
+    shares = {name: share for name, share in config.vendor_shares.items() if share > 0}
+    shares = shares or dict.fromkeys(sorted(set(vendors)), 1.0)
+    total = sum(shares.values())
+    exact = {name: config.num_cases * share / total for name, share in shares.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: config.num_cases - sum(counts.values())]:
+        counts[name] += 1
+    places = [((k + 0.5) / counts[name], name) for name in counts for k in range(counts[name])]
+    return [name for _, name in sorted(places)]
+
+
+def _spread_efs(names: Sequence[str], rng: torch.Generator) -> Tensor:
+    """Evenly spread ejection fractions for every vendor, in random order; shape (len(names),)."""
+    low, high = EF_RANGE
+    efs = torch.zeros(len(names))
+    for vendor in sorted(set(names)):
+        index = torch.tensor([i for i, name in enumerate(names) if name == vendor])
+        even = low + (high - low) * (torch.arange(len(index)) + 0.5) / len(index)
+        efs[index] = even[torch.randperm(len(index), generator=rng)]
+    return efs
+
+
+def _draw_codes(shared: SharedGenerator | None, names: Sequence[str], seed: int) -> Tensor | None:
+    """A code from each case's vendor, shape (N, K); None for the prior alone, where every sketch has its own.
+
+    Random numbers of their own: the hearts stay the same whether there are codes to draw or not.
+    """
+    if shared is None:
+        return None
+    rng = torch.Generator().manual_seed(seed + 1)
+    return torch.stack([shared.codes[name].sample(1, rng)[0] for name in names])
+
+
+def _sketch(
+    prior: Prior, hearts: Hearts, codes: Tensor | None, config: SynthesisConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rough pictures and masks (N, S, 2, H, W) of the hearts in the colours of their codes, and the codes (N, K)."""
+    d = distances(hearts, slice_positions(hearts, config.num_slices))
+    masks, sketch = masks_from(d), render(hearts, d, rng)
+    if codes is None:
+        return sketch, masks, prior.standardise(appearance_codes(sketch, masks))
+    return recolour(sketch, masks, prior.raw(codes)), masks, codes
+
+
+def _paint(
+    generator: torch.nn.Module,
+    sketch: Tensor,
+    masks: Tensor,
+    codes: Tensor,
+    config: SynthesisConfig,
+    rng: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    """Images (N, S, 2, H, W) in [-1, 1], each heart in its own appearance."""
+    noise = torch.randn(sketch.shape, generator=rng)
+    flat_codes = codes.repeat_interleave(config.num_slices, dim=0)
+    images = []
+    for part in torch.arange(masks.shape[0] * masks.shape[1]).split(config.batch_size):
+        batch = [x.flatten(0, 1)[part].to(device) for x in (masks, sketch, noise)]
+        code = flat_codes[part].to(device)
+        with autocast(device):
+            images.append(sample(generator, batch[0], code, batch[1], batch[2], config.start_t, config.num_steps).cpu())
+    return torch.cat(images).reshape(sketch.shape)
+
+
+def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts) -> Case:
+    """One heart's (S, 2, H, W) pictures as a case."""
+    num_slices = images.shape[0]
+    frames = ((images + 1) / 2).clamp(0, 1).transpose(0, 1).numpy().astype(np.float32)
+    labels = masks.transpose(0, 1).numpy()
+    spacing_z = float(heart.stack_end - heart.stack_start) / num_slices
+    info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym)
+    spacing_mm = np.array([spacing_z, PIXEL_MM, PIXEL_MM], np.float32)
+    return Case(info, np.ascontiguousarray(frames), np.ascontiguousarray(labels), spacing_mm)

@@ -1,0 +1,83 @@
+"""Rehearsal of an evaluation at the sites: would each judge the model on its own test patients, and at what cost?
+
+A site answers as it would, with zeros for sums, after it has judged invented patients (`fedcmr.client.rehearsal`).
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from fedcmr.server.federation.evaluation import OF_FORM, make_request, spent
+from fedcmr.server.federation.senders import Nodes
+from fedcmr.server.federation.state import StudySite
+from fedcmr.server.federation.strategy import Grid, ask_rehearsed_evaluation
+from fedcmr.server.rehearsal.outcomes import outcomes
+from fedcmr.server.settings import Config
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.records import OK, PRIVATE, arrays_sha256
+from fedcmr.shared.tasks.ejection_fraction.sums import SUMS
+
+
+def rehearse_evaluation(
+    grid: Grid,
+    node_ids: Iterable[int],
+    run_id: str,
+    config: Config,
+    sites: Mapping[str, StudySite],
+    arrays: Arrays,
+    nodes: Nodes | None,
+) -> dict[str, Any]:
+    """Let these sites rehearse what the run would ask about their test patients.
+
+    Args:
+        grid: Where the sites are.
+        node_ids: Those that are connected.
+        run_id: Of the rehearsal.
+        config: Settings of the study.
+        sites: Of the study.
+        arrays: A model of the right shapes.
+        nodes: What `read_nodes` returned.
+
+    Returns:
+        `sites` ({name: code, seconds, form}), `unnamed` (codes without a site), `elapsed_s` until all had answered,
+        and what a private answer would charge: `epsilon` at `delta`.
+    """
+    request = make_request(run_id, config, sites, arrays_sha256(arrays))
+    started = time.monotonic()
+    replies = ask_rehearsed_evaluation(grid, node_ids, arrays, request, config.federation.reply_timeout_s, nodes)
+    elapsed_s = round(time.monotonic() - started, 1)
+    shapes = {name: {vendor: (len(SUMS),) for vendor in site.vendors} for name, site in sites.items()}
+    found, unnamed = outcomes(replies, shapes, tuple(OF_FORM))
+    return {
+        "sites": {name: outcome._asdict() for name, outcome in found.items()},
+        "unnamed": unnamed,
+        "elapsed_s": elapsed_s,
+        "epsilon": spent(config, request)[0],
+        "delta": request.target_delta,
+    }
+
+
+def reason(facts: Mapping[str, Any]) -> str | None:
+    """Why nothing would come of the evaluation: no site would answer. A site that does not take part stops no study."""
+    if any(site["code"] == OK for site in facts["sites"].values()):
+        return None
+    codes = ", ".join(f"{name}: {site['code']}" for name, site in facts["sites"].items())
+    return f"evaluation.federated is true, and no site would judge the model on its own test patients ({codes})"
+
+
+def table(facts: Mapping[str, Any]) -> Table:
+    """The sites and their own test patients, for people."""
+    shown = Table("site", "own test patients", "code", "time", "would charge them")
+    for name, site in facts["sites"].items():
+        ok = site["code"] == OK
+        charge = f"{facts['epsilon']:.2f} at {facts['delta']:g}" if site["form"] == PRIVATE else "nothing"
+        shown.add_row(
+            name,
+            OF_FORM[site["form"]] if ok else "not judged",
+            site["code"],
+            f"{site['seconds']:g} s" if ok else "not known",
+            charge,
+        )
+    return shown

@@ -1,0 +1,260 @@
+"""Collects what a run folder holds into `report.json` and the report's pictures."""
+
+import csv
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedcmr.server.dataset.writer import LABELS_NAME
+from fedcmr.server.evaluation.coverage import coverage
+from fedcmr.server.evaluation.disclosure import joined, published
+from fedcmr.server.evaluation.score import Score, score
+from fedcmr.server.evaluation.subgroups import SubgroupTables, subgroup_tables
+from fedcmr.server.evaluation.tables import as_text_table, table
+from fedcmr.server.experiments.cross_vendor import matrices
+from fedcmr.server.experiments.models import predictions_folder
+from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
+from fedcmr.server.federation.evaluation import federated_results
+from fedcmr.server.federation.outcome import participants, privacy_spent, releases
+from fedcmr.server.federation.participation import sentences
+from fedcmr.server.federation.state import read_study
+from fedcmr.server.report.build import Answers, ReportInputs, build_report
+from fedcmr.server.report.overlays import overlay_rows
+from fedcmr.server.report.pictures import Extreme, extremes, sample_sheets
+from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
+from fedcmr.server.settings import Config, dump
+from fedcmr.server.tasks.ejection_fraction.model_card import write_model_card
+from fedcmr.server.tasks.ejection_fraction.saliency import score_looks, study_looks
+from fedcmr.shared.case import INDEX_NAME, Case, load_cases
+from fedcmr.shared.provenance import Provenance, of_folder, together
+from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
+
+LIBRARIES = ("fedcmr", "flwr", "torch", "monai", "opacus", "numpy")
+
+Scores = dict[str, dict[str, Any]]
+"""{test set: {vendor or "all": figures}}."""
+
+
+def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list[Case]]]) -> None:
+    """Write `report.json`, `report.csv` and `report.html`, and the main model's card with its figures."""
+    sets = test_provenances(run, [name for name, _ in test_sets])
+    too_few = [name for name, cases in test_sets if not sets[name].is_simulated and len(cases) < MIN_GROUP]
+    test_sets = [(name, cases) for name, cases in test_sets if name not in too_few]
+
+    def publishable(answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        kept = {name: told for name, told in answers.items() if name not in too_few}
+        return {name: {**told, "vendors": joined(told["vendors"])} for name, told in kept.items()}
+
+    predictions = {model: publishable(answers) for model, answers in read_predictions(run).items()}
+    scores = {model: score_sets(answers, config) for model, answers in predictions.items()}
+    synthetic = load_cases(run.path / "synthetic")
+    labels = _labels(run)
+    vendors = [case.info.vendor for case in synthetic]
+    looks = study_looks(run, config, synthetic, test_sets)
+    sites = read_study(run)
+    report = {
+        "study": run.path.resolve().name,
+        "simulated": all(part.is_simulated for part in (*sets.values(), *(site.provenance for site in sites.values()))),
+        "provenance": {
+            "sites": {name: site.provenance.as_json() for name, site in sites.items()},
+            "test_sets": {name: part.as_json() | {"too_few": name in too_few} for name, part in sets.items()},
+            **participants(run, sites),
+        },
+        "privacy": {**privacy_spent(run), **releases(run)},
+        "regression": scores.get(MAIN_MODEL, {}),
+        "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
+        "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
+        **_matrices(run, config, publishable),
+        **({"federated_evaluation": federated} if (federated := federated_results(run)) else {}),
+        "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
+        "synthetic": {
+            "n_cases": len(synthetic),
+            "per_vendor": {vendor: vendors.count(vendor) for vendor in sorted(set(vendors))},
+            **labels,
+            "agreement": _agreement(labels, config),
+        },
+        "saliency": score_looks(looks, config.evaluation.num_bootstrap, config.seed),
+        "timing": timing(run),
+        "settings": _settings(run, config),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }
+    report = _published(report, sets)
+    allowed = config.evaluation.show_real_pictures
+    shown = [(name, cases) for name, cases in test_sets if allowed or sets[name].is_simulated]
+    best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
+    inputs = ReportInputs(
+        predictions={
+            model: {name: Answers(**told) for name, told in answers.items()} for model, answers in predictions.items()
+        },
+        samples=sample_sheets(synthetic, [case for _, cases in shown for case in cases]),
+        best=best,
+        worst=worst,
+        curves=_curves(run),
+        shown=[name for name, _ in shown],
+        saliency=overlay_rows(looks, {name for name, _ in shown}),
+    )
+    build_report(report, inputs, run.path)
+    weights = run.path / REGRESSOR_NAME
+    if weights.is_file():
+        write_model_card(weights, report["regression"], report["uncertainty"], report["provenance"]["test_sets"])
+
+
+def _settings(run: RunFolder, config: Config) -> str:
+    """The settings as YAML; without `hospitals`, which says who is simulated, where the sites are elsewhere."""
+    if run.site_names():
+        return dump(config)
+    return OmegaConf.to_yaml({name: value for name, value in asdict(config).items() if name != "hospitals"})
+
+
+def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The main model's own doubts against its errors, for each test set where it tells them."""
+    told = {name: coverage(a["true"], a["predicted"], a["sd"]) for name, a in answers.items() if "sd" in a}
+    return {name: figures for name, figures in told.items() if figures}
+
+
+def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[str, Any]:
+    """The report's tables as they may be published; those with real patients are rounded."""
+    real = [name for name, part in sets.items() if not part.is_simulated]
+
+    def by_test_set(tables: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: published(values, rounded=name in real) for name, values in tables.items()}
+
+    parts = {name: by_test_set(report[name]) for name in ("regression", "uncertainty", "subgroups", "saliency")}
+    parts["baselines"] = {model: by_test_set(tables) for model, tables in report["baselines"].items()}
+    for name in ("matrix", "matrix_differences"):
+        if name in report:
+            parts[name] = published(report[name], rounded=bool(real))
+    few = [name for name, told in parts["uncertainty"].items() if name in real and told["n_patients"] < MIN_GROUP]
+    parts["uncertainty"] = {name: told for name, told in parts["uncertainty"].items() if name not in few}
+    return report | parts
+
+
+def _matrices(
+    run: RunFolder, config: Config, publishable: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """`matrix` and `matrix_differences`, where rows were trained."""
+    scores, differences = matrices(run, config, publishable)
+    return {"matrix": scores, "matrix_differences": differences} if scores else {}
+
+
+def test_provenances(run: RunFolder, names: Iterable[str]) -> dict[str, Provenance]:
+    """Where the patients of every test set come from: of all prepared folders below `test/<name>` together."""
+    folders = {name: [index.parent for index in (run.path / "test" / name).rglob(INDEX_NAME)] for name in names}
+    return {name: together(map(of_folder, paths)) for name, paths in folders.items()}
+
+
+def who_took_part(run: RunFolder) -> list[str]:
+    """The sentences that a finished run ends with on the terminal."""
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    part = report.get("provenance")  # a report of an earlier version has none
+    return sentences(part, part["styles_of_the_prior"]) if part else []
+
+
+def timing(run: RunFolder) -> dict[str, Any]:
+    """Seconds per stage and round, bytes per site and round."""
+    rounds = run.rounds()
+    num_sites = max(1, len(run.site_names()))
+    return {
+        "seconds_per_stage": run.stage_seconds(),
+        "seconds_per_round": [line["elapsed_s"] for line in rounds],
+        "bytes_per_site_and_round": {
+            direction: max((line[f"bytes_{direction}"] for line in rounds), default=0) // num_sites
+            for direction in ("up", "down")
+        },
+    }
+
+
+def read_predictions(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
+    """{model: {test set: vendors, true, predicted}}, in the reader's order: the main model first."""
+    paths = sorted(predictions_folder(run).glob("*.json"), key=lambda path: model_rank(path.stem))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def score_sets(sets: dict[str, dict[str, Any]], config: Config) -> Scores:
+    """One model's figures on every test set."""
+    num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
+    return {name: table(a["true"], a["predicted"], a["vendors"], num_bootstrap, seed) for name, a in sets.items()}
+
+
+def results_table(run: RunFolder) -> Any:
+    """The results of a finished run for the terminal, a `rich` table."""
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    models = {MAIN_MODEL: report["regression"], **report["baselines"]}
+    several = len(report["regression"]) > 1
+    rows = {
+        model_name(model) + (f", {name}" if several else ""): scores
+        for model, sets in sorted(models.items(), key=lambda item: model_rank(item[0]))
+        for name, scores in sets.items()
+    }
+    return as_text_table("ejection fraction of held-out patients", rows)
+
+
+def _labels(run: RunFolder) -> dict[str, list[float] | None]:
+    """Ejection fractions of the synthetic cases: asked for, of the masks, and measured on the pictures.
+
+    The last is NaN where no left ventricle was found, and None for a release older than the measurement.
+    """
+    with (run.path / "synthetic" / LABELS_NAME).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"requested_ef": "ef_requested", "mask_ef": "ef", "measured_ef": "ef_measured"}
+    return {
+        name: [float(row[column] or "nan") for row in rows] if rows and column in rows[0] else None
+        for name, column in columns.items()
+    }
+
+
+def _agreement(labels: dict[str, list[float] | None], config: Config) -> Score | None:
+    """`score` of the measured against the requested ejection fractions, where a left ventricle was found."""
+    requested, measured = labels["requested_ef"], labels["measured_ef"]
+    if requested is None or measured is None:
+        return None
+    found = [(asked, seen) for asked, seen in zip(requested, measured, strict=True) if math.isfinite(seen)]
+    asked_for, seen_on_picture = ([pair[i] for pair in found] for i in (0, 1))
+    return score(asked_for, seen_on_picture, config.evaluation.num_bootstrap, config.seed)
+
+
+def _subgroups(
+    answers: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]], config: Config
+) -> dict[str, SubgroupTables]:
+    """The main model's figures by field strength, pathology and sex on every test set, where the answers are of it."""
+    num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
+    return {
+        name: subgroup_tables(cases, answers[name]["true"], answers[name]["predicted"], num_bootstrap, seed)
+        for name, cases in test_sets
+        if name in answers and _are_of(answers[name], cases)
+    }
+
+
+def _are_of(answers: dict[str, Any], cases: list[Case]) -> bool:
+    """Whether a test set's answers are those of these patients, in their order: predictions name nobody."""
+    efs = [case.info.ef for case in cases]
+    return answers["true"] == efs and len(answers["predicted"]) == len(efs)
+
+
+def _extremes(
+    answers: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]]
+) -> tuple[list[Extreme], list[Extreme]]:
+    """The main model's best and worst test patients; none where the answers are not those of the patients."""
+    cases = [case for name, cases in test_sets if name in answers for case in cases]
+    known = [name for name, _ in test_sets if name in answers]
+    true, predicted = ([value for name in known for value in answers[name][key]] for key in ("true", "predicted"))
+    if true != [case.info.ef for case in cases]:
+        return [], []
+    return extremes(cases, predicted)
+
+
+def _curves(run: RunFolder) -> dict[str, tuple[list[float], list[float]]]:
+    """{model: (steps, losses)}."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for line in run.metrics():
+        if line.get("stage") == "training":
+            steps, losses = curves.setdefault(line["model"], ([], []))
+            steps.append(line["step"])
+            losses.append(line["loss"])
+    return curves

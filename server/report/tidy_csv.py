@@ -1,0 +1,134 @@
+"""`report.csv`: every figure of the page's tables as a row of its own, for spreadsheets and other programs.
+
+The values are those of `report.json`, digit for digit; an empty cell is null there: undefined, or without an interval.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from fedcmr.server.experiments.names import MAIN_MODEL
+
+Number = int | float | None
+
+
+class FlatRow(NamedTuple):
+    """A figure.
+
+    Attributes:
+        section: Part of the report.
+        model: Whose answers, or what it was trained on; for an audit, the build or the attack.
+        test_set: Whose patients.
+        group: Vendor or "all"; site, stage or round where that is asked.
+        metric: Name of the figure, as in `report.json`.
+        value: The figure.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+    """
+
+    section: str
+    model: str
+    test_set: str
+    group: str
+    metric: str
+    value: Number
+    low: Number = None
+    high: Number = None
+
+
+def as_csv(report: Mapping[str, Any]) -> str:
+    """The table with a line of headings, RFC 4180."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(FlatRow._fields)
+    writer.writerows(flat_rows(report))
+    return buffer.getvalue()
+
+
+def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
+    """Every figure of `report.json` that the page has in a table, in its order."""
+    for model, test_sets in {MAIN_MODEL: report["regression"], **report["baselines"]}.items():
+        for test_set, tables in test_sets.items():
+            for group, score in tables.items():
+                yield from _figures(("results", model, test_set, group), score)
+    for group, score in ((report.get("federated_evaluation") or {}).get("vendors") or {}).items():
+        yield from _figures(("results at the sites", MAIN_MODEL, "", group), score)
+    yield from _matrices(report)
+    for test_set, facts in (report.get("subgroups") or {}).items():
+        for fact, groups in facts.items():
+            for group, score in groups.items():
+                yield from _figures((f"by {fact}", MAIN_MODEL, test_set, group), score)
+    for test_set, figures in (report.get("uncertainty") or {}).items():
+        place = ("uncertainty", MAIN_MODEL, test_set, "all")
+        yield from _figures(place, figures)
+        for row in figures["coverage"]:
+            yield FlatRow(*place, f"coverage_{row['nominal']:g}", row["observed"], *(row.get("ci95") or (None, None)))
+    for name, groups in (report.get("saliency") or {}).items():
+        for group, score in groups.items():
+            values = {**score, "ci95": {"share_in_heart": score["ci95"]}}
+            yield from _figures(("saliency", MAIN_MODEL, name, group), values)
+    yield from _figures(("privacy", "", "", "all"), report["privacy"])
+    for site, figures in report["privacy"]["sites"].items():
+        yield from _figures(("privacy", "", "", site), figures)
+    yield from _participation(report["provenance"])
+    yield from _audit(report.get("audit") or {})
+    yield from _synthetic(report["synthetic"])
+    yield from _timing(report["timing"])
+
+
+def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Iterator[FlatRow]:
+    """The numbers of a mapping; their intervals are in its `ci95`, or beside each as `<name>_ci95`."""
+    intervals = values.get("ci95")
+    for metric, value in values.items():
+        if metric.endswith("ci95") or isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
+            continue
+        bounds = intervals.get(metric) if isinstance(intervals, Mapping) else values.get(f"{metric}_ci95")
+        yield FlatRow(*place, metric, value, *(bounds or (None, None)))
+
+
+def _matrices(report: Mapping[str, Any]) -> Iterator[FlatRow]:
+    for kind, matrix in (report.get("matrix") or {}).items():
+        for trained_on, groups in (matrix or {}).items():
+            for group, score in groups.items():
+                yield from _figures((f"matrix {kind}", trained_on, "", group), score or {})
+    for kind, matrix in (report.get("matrix_differences") or {}).items():
+        for trained_on, groups in (matrix or {}).items():
+            for group, score in groups.items():
+                if score:
+                    values = {**score, "ci95": {"difference_points": score["ci95"]}}
+                    yield from _figures((f"matrix {kind} minus all", trained_on, "", group), values)
+
+
+def _participation(part: Mapping[str, Any]) -> Iterator[FlatRow]:
+    yield FlatRow("participation", "", "", "all", "num_rounds", part["num_rounds"])
+    for site, facts in part["attendance"].items():
+        place = ("participation", "", "", site)
+        yield from _figures(place, facts)
+        for kind in ("refused", "dropped"):
+            yield from _figures(place, {f"{kind} {code}": num for code, num in facts[kind].items()})
+
+
+def _audit(audit: Mapping[str, Any]) -> Iterator[FlatRow]:
+    for row in audit.get("canaries", ()):
+        build = "control" if row.get("control") else row["build"]
+        yield from _figures(("audit canaries", build, "", ""), row)
+    for name, row in audit.get("membership", {}).items():
+        yield from _figures(("audit membership", name, "", ""), row)
+    yield from _figures(("audit copies", "", "", ""), audit.get("copies", {}))
+
+
+def _synthetic(synthetic: Mapping[str, Any]) -> Iterator[FlatRow]:
+    yield FlatRow("synthetic", "", "", "all", "n_cases", synthetic["n_cases"])
+    for vendor, num in synthetic["per_vendor"].items():
+        yield FlatRow("synthetic", "", "", vendor, "n_cases", num)
+    yield from _figures(("measured against requested", "", "", "all"), synthetic.get("agreement") or {})
+
+
+def _timing(timing: Mapping[str, Any]) -> Iterator[FlatRow]:
+    for stage, elapsed_s in timing["seconds_per_stage"].items():
+        yield FlatRow("time", "", "", stage, "seconds", elapsed_s)
+    for number, elapsed_s in enumerate(timing["seconds_per_round"], start=1):
+        yield FlatRow("time", "", "", f"round {number}", "seconds", elapsed_s)
+    for direction, num_bytes in timing["bytes_per_site_and_round"].items():
+        yield FlatRow("traffic", "", "", direction, "bytes_per_site_and_round", num_bytes)

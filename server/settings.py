@@ -1,0 +1,382 @@
+"""Settings: dataclasses whose values are checked once, and `load(path, overrides)`.
+
+YAML -> OmegaConf.merge(structured(Config), default, experiment, dotlist) -> plain dataclasses. `configs/default.yaml`
+names every key with its unit; a misspelt key or a value out of range is a `UserError`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedcmr.shared.adapters import RUNGS
+from fedcmr.shared.case import VENDORS
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.settings_file import check_plain, read_settings
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+MATRIX_KINDS = ("synthetic", "real")
+BASELINES = (
+    "predict_the_mean",
+    "prior_only",
+    "local_only",
+    "leave_one_site_out",
+    "federated_without_privacy",
+    "pooled_real",
+)
+
+
+def _check(condition: bool, name: str, expected: str, value: object) -> None:
+    """Raise `Expected privacy.target_epsilon > 0, got -1.0.`, for example."""
+    if not condition:
+        raise UserError(f"Expected {name} {expected}, got {value!r}.")
+
+
+def _is_nominal(value: Any, depth: int = 2) -> bool:
+    """Whether public numbers of patients are as expected: none, a whole number from 1, or such by site and vendor."""
+    if isinstance(value, Mapping):
+        return depth > 0 and bool(value) and all(v is not None and _is_nominal(v, depth - 1) for v in value.values())
+    return value is None or (type(value) is int and value >= 1)
+
+
+@dataclass
+class HospitalsConfig:
+    """Which hospitals take part; see `configs/default.yaml` for each key."""
+
+    source: str = "phantom"
+    vendors: list[str] = field(default_factory=lambda: ["Siemens", "Philips", "GE"])
+    nominal_patients: Any = None
+    num_train: int = 40
+    num_test: int = 15
+    num_slices: int = 8
+    num_phases: int = 10
+    acdc_train_folds: dict[str, int] = field(default_factory=lambda: {"A": 1, "B": 2})
+    acdc_test_fold: int = 3
+
+    def __post_init__(self) -> None:
+        sources = ("phantom", "acdc", "prepared")
+        _check(self.source in sources, "hospitals.source", f"in {sources}", self.source)
+        for vendor in self.vendors:
+            _check(vendor in VENDORS, "hospitals.vendors", f"in {VENDORS}", vendor)
+        _check(len(self.vendors) >= 1, "hospitals.vendors", "to name at least one vendor", self.vendors)
+        _check(
+            _is_nominal(self.nominal_patients),
+            "hospitals.nominal_patients",
+            "to be a number from 1, {site: number} or {site: {vendor: number}}",
+            self.nominal_patients,
+        )
+        _check(self.num_train >= 2, "hospitals.num_train", ">= 2", self.num_train)
+        _check(self.num_test >= 2, "hospitals.num_test", ">= 2", self.num_test)
+        _check(6 <= self.num_slices <= 16, "hospitals.num_slices", "in 6..16", self.num_slices)
+        _check(8 <= self.num_phases <= 40, "hospitals.num_phases", "in 8..40", self.num_phases)
+        folds = [*self.acdc_train_folds.values(), self.acdc_test_fold]
+        _check(all(0 <= fold < 5 for fold in folds), "hospitals.acdc folds", "in 0..4", folds)
+        _check(len(set(folds)) == len(folds), "hospitals.acdc folds", "to be disjoint", folds)
+
+
+@dataclass
+class PretrainConfig:
+    """Training of the public prior on simulated hearts."""
+
+    start: str | None = None
+    num_hearts: int = 6000
+    num_steps: int = 20000
+    batch_size: int = 32
+    learning_rate: float = 4e-4
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check(self.num_hearts >= 8, "pretrain.num_hearts", ">= 8", self.num_hearts)
+        _check(self.num_steps >= 1, "pretrain.num_steps", ">= 1", self.num_steps)
+        _check(self.batch_size >= 2, "pretrain.batch_size", ">= 2", self.batch_size)
+        _check(self.learning_rate > 0, "pretrain.learning_rate", "> 0", self.learning_rate)
+        _check(0 <= self.ema_decay < 1, "pretrain.ema_decay", "in [0, 1)", self.ema_decay)
+
+
+@dataclass
+class PrivacyConfig:
+    """Patient-level differential privacy at each site."""
+
+    enabled: bool = True
+    target_epsilon: float = 8.0
+    target_delta: float = 1e-3
+    max_grad_norm: float = 0.03
+    sample_rate: float = 1.0
+    moments_share: float = 0.5
+    moments_clip: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self.target_epsilon > 0 and math.isfinite(self.target_epsilon),
+            "privacy.target_epsilon",
+            "> 0",
+            self.target_epsilon,
+        )
+        _check(0 < self.target_delta < 1, "privacy.target_delta", "in (0, 1)", self.target_delta)
+        _check(
+            self.max_grad_norm > 0 and math.isfinite(self.max_grad_norm),
+            "privacy.max_grad_norm",
+            "> 0",
+            self.max_grad_norm,
+        )
+        _check(0 < self.sample_rate <= 1, "privacy.sample_rate", "in (0, 1]", self.sample_rate)
+        _check(0 < self.moments_share < 1, "privacy.moments_share", "in (0, 1)", self.moments_share)
+        _check(self.moments_clip > 0, "privacy.moments_clip", "> 0", self.moments_clip)
+
+
+@dataclass
+class FederationConfig:
+    """Rung, rounds, local steps and the views that are averaged into one gradient per patient."""
+
+    rung: str = "auto"
+    num_rounds: int = 6
+    local_steps: int = 2
+    learning_rate: float = 3.0
+    ema_decay: float = 0.5
+    num_views: int = 8
+    num_processes: int = 2
+    min_sites: int | None = None
+    trim: int = 0
+    reply_timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _check(self.rung in ("auto", *RUNGS), "federation.rung", f"in {('auto', *RUNGS)}", self.rung)
+        _check(
+            self.num_rounds >= 2, "federation.num_rounds", ">= 2 (the first one releases the moments)", self.num_rounds
+        )
+        _check(self.local_steps >= 1, "federation.local_steps", ">= 1", self.local_steps)
+        _check(self.learning_rate > 0, "federation.learning_rate", "> 0", self.learning_rate)
+        _check(0 <= self.ema_decay < 1, "federation.ema_decay", "in [0, 1)", self.ema_decay)
+        _check(self.num_views >= 1, "federation.num_views", ">= 1", self.num_views)
+        _check(self.num_processes >= 1, "federation.num_processes", ">= 1", self.num_processes)
+        _check(
+            self.min_sites is None or self.min_sites >= 1,
+            "federation.min_sites",
+            "to be null (a majority) or >= 1",
+            self.min_sites,
+        )
+        _check(self.trim >= 0, "federation.trim", ">= 0", self.trim)
+        _check(self.reply_timeout_s > 0, "federation.reply_timeout_s", "> 0", self.reply_timeout_s)
+
+
+@dataclass
+class SynthesisConfig:
+    """What the server samples from the shared generator."""
+
+    num_cases: int = 600
+    num_slices: int = 8
+    num_steps: int = 4
+    start_t: float = 0.5
+    batch_size: int = 64
+    vendor_shares: dict[str, float] = field(default_factory=dict)
+    dicom: bool = False
+    nifti: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.num_cases >= 2, "synthesis.num_cases", ">= 2", self.num_cases)
+        _check(1 <= self.num_slices <= 16, "synthesis.num_slices", "in 1..16", self.num_slices)
+        _check(self.num_steps >= 1, "synthesis.num_steps", ">= 1", self.num_steps)
+        _check(0 <= self.start_t < 1, "synthesis.start_t", "in [0, 1)", self.start_t)
+        _check(self.batch_size >= 1, "synthesis.batch_size", ">= 1", self.batch_size)
+        shares = self.vendor_shares
+        _check(
+            all(vendor in VENDORS and share >= 0 for vendor, share in shares.items()),
+            "synthesis.vendor_shares",
+            f"to give shares >= 0 to names in {VENDORS}",
+            shares,
+        )
+        _check(not shares or sum(shares.values()) > 0, "synthesis.vendor_shares", "to have a positive sum", shares)
+
+
+@dataclass
+class AugmentationConfig:
+    """How far each random transform of the ResNet50's training pictures goes; 0 (or false) switches it off."""
+
+    rotation_deg: float = 45.0
+    log_scale: float = 0.2
+    shift_px: float = 4.0
+    flip: bool = True
+    log_gamma: float = 0.5
+    contrast: float = 0.25
+    brightness: float = 0.1
+    blur_px: float = 1.0
+    noise: float = 0.06
+    log_bias: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("rotation_deg", 180),
+            ("log_scale", 1),
+            ("shift_px", 32),
+            ("log_gamma", 2),
+            ("contrast", 1),
+            ("brightness", 1),
+            ("blur_px", 3),
+            ("noise", 1),
+            ("log_bias", 1),
+        ):
+            value = getattr(self, name)
+            _check(0 <= value <= most, f"regression.augmentation.{name}", f"in [0, {most}]", value)
+
+
+@dataclass
+class RegressionConfig:
+    """Training of the ResNet50 that predicts the ejection fraction."""
+
+    num_steps: int = 600
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    ema_decay: float = 0.99
+    area_share: float = 0.0
+    num_tta: int = 4
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.num_steps >= 1, "regression.num_steps", ">= 1", self.num_steps)
+        _check(self.batch_size >= 2, "regression.batch_size", ">= 2", self.batch_size)
+        _check(self.learning_rate > 0, "regression.learning_rate", "> 0", self.learning_rate)
+        _check(self.weight_decay >= 0, "regression.weight_decay", ">= 0", self.weight_decay)
+        _check(0 <= self.ema_decay < 1, "regression.ema_decay", "in [0, 1)", self.ema_decay)
+        _check(0 <= self.area_share <= 1, "regression.area_share", "in [0, 1]", self.area_share)
+        _check(self.num_tta >= 1, "regression.num_tta", ">= 1", self.num_tta)
+
+
+@dataclass
+class EvaluationConfig:
+    """Tables, intervals and the baselines beside them."""
+
+    num_bootstrap: int = 2000
+    baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
+    epsilons: list[float] = field(default_factory=list)
+    matrix: list[str] = field(default_factory=list)
+    show_real_pictures: bool = False
+    federated: bool = False
+    federated_epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
+        for name in self.baselines:
+            _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
+        for kind in self.matrix:
+            _check(kind in MATRIX_KINDS, "evaluation.matrix", f"in {MATRIX_KINDS}", kind)
+        _check(
+            "real" not in self.matrix or "pooled_real" in self.baselines,
+            "evaluation.baselines",
+            "to hold pooled_real, the row of all vendors in evaluation.matrix's real",
+            self.baselines,
+        )
+        _check(
+            self.federated_epsilon is None or 0 < self.federated_epsilon < math.inf,
+            "evaluation.federated_epsilon",
+            "> 0 or null",
+            self.federated_epsilon,
+        )
+        for value in self.epsilons:
+            _check(value > 0 and math.isfinite(value), "evaluation.epsilons", "> 0", value)
+        names = {f"{value:g}" for value in self.epsilons}
+        _check(len(names) == len(self.epsilons), "evaluation.epsilons", "to differ from each other", self.epsilons)
+
+
+@dataclass
+class Config:
+    """All settings of a run."""
+
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+    prior: str | None = None
+    hospitals: HospitalsConfig = field(default_factory=HospitalsConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.seed >= 0, "seed", ">= 0", self.seed)
+        _check(self.device in ("auto", "cpu", "cuda"), "device", "in ('auto', 'cpu', 'cuda')", self.device)
+        if self.hospitals.source != "phantom":
+            _check(
+                self.data_root is not None,
+                "data_root",
+                f"to be set for hospitals.source={self.hospitals.source}",
+                self.data_root,
+            )
+            _check(
+                self.hospitals.nominal_patients is not None,
+                "hospitals.nominal_patients",
+                f"to be set for hospitals.source={self.hospitals.source}: the public number of each site's "
+                "patients, never their count",
+                None,
+            )
+        num_sites = {"phantom": len(self.hospitals.vendors), "acdc": len(self.hospitals.acdc_train_folds)}
+        if "leave_one_site_out" in self.evaluation.baselines:
+            _check(
+                num_sites.get(self.hospitals.source, 2) >= 2,
+                "evaluation.baselines",
+                "without leave_one_site_out in a study of one site",
+                self.evaluation.baselines,
+            )
+
+
+def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment over the defaults, with `key=value` overrides on top.
+
+    Args:
+        config: A name under `configs/` ("smoke") or the path of a YAML file.
+        overrides: For example ["privacy.target_epsilon=3", "seed=1"].
+
+    Raises:
+        UserError: The file is missing or no YAML, a key is unknown, a value has the wrong type or is out of range.
+    """
+    path = _find(config)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"Expected an override of the form key=value, got {override!r}.")
+    layers: list[Any] = [OmegaConf.structured(Config)]
+    try:
+        for override in overrides:
+            check_plain(override.partition("=")[2], f"override {override.partition('=')[0][:64]!r}")
+        for file in dict.fromkeys([CONFIG_FOLDER / "default.yaml", path]):
+            layers.append(_checked_layer(layers[0], file))
+        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise UserError(f"{path.name} or an override: {reason}" + (f" (key {key})" if key else "")) from None
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} or an override cannot be read as settings: {str(error).splitlines()[0]}") from None
+
+
+def dump(config: Config) -> str:
+    """The whole settings as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _checked_layer(schema: Any, path: Path) -> Any:
+    """One YAML file, merged alone first so that an error names the file it came from."""
+    layer = read_settings(path)
+    try:
+        OmegaConf.merge(schema, layer)
+    except OmegaConfBaseException as error:
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise UserError(f"{path}: {reason}") from None
+    return layer
+
+
+def _find(config: str | Path) -> Path:
+    """A config's file, by path or by its name under `configs/`."""
+    given = Path(config)
+    for path in (given, CONFIG_FOLDER / given, CONFIG_FOLDER / f"{given}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml")))
+    raise UserError(f"no config {str(config)!r}: give a YAML file's path or one of {names}")

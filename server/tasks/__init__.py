@@ -1,0 +1,1 @@
+"""The downstream tasks as the server trains them, one folder a task."""

@@ -1,0 +1,77 @@
+"""Training and calibration of a reader: a ResNet50 that also tells how sure it is of a patient."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from fedcmr.server.settings import RegressionConfig
+from fedcmr.server.tasks.ejection_fraction.training import train_regressor
+from fedcmr.shared.case import Case
+from fedcmr.shared.tasks.ejection_fraction.inference import stack_answers
+from fedcmr.shared.tasks.ejection_fraction.network import Regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+
+MIN_SD = 0.005
+"""Half a point: no reading is surer than the masks are drawn."""
+MIN_TO_HOLD_OUT, HELD_OUT_SHARE = 100, 0.1
+"""From so many patients on, this share of them is kept from the training to calibrate the network on."""
+
+
+def train_reader(
+    cases: Sequence[Case], config: RegressionConfig, seed: int, device: str | torch.device = "cpu", **options: Any
+) -> Regressor:
+    """Train a ResNet50 and calibrate how sure it is.
+
+    Held-out patients calibrate it where there are enough. Fewer than 100 train all and calibrate on themselves, which
+    makes the network too sure of itself.
+
+    Args:
+        cases: As for `train_regressor`.
+        config: See there.
+        seed: Of the training and of who is held out.
+        device: Where to train.
+        **options: What else `train_regressor` takes.
+
+    Raises:
+        UserError: See there.
+    """
+    known = [case for case in cases if math.isfinite(patient_ef(case))]
+    order = np.random.default_rng(seed).permutation(len(known))
+    num = round(HELD_OUT_SHARE * len(known)) if len(known) >= MIN_TO_HOLD_OUT else 0
+    held_out = [known[i] for i in sorted(order[:num])]
+    training = [known[i] for i in sorted(order[num:])] or list(cases)
+    model = train_regressor(training, config, seed, device, **options)
+    judged = held_out or training
+    calibrate(model, judged, [patient_ef(case) for case in judged], config.num_tta, device)
+    return model
+
+
+def calibrate(
+    model: Regressor, cases: Sequence[Case], true: Sequence[float], num_tta: int, device: str | torch.device = "cpu"
+) -> None:
+    """Set `sd_floor` and `sd_gain`, the likeliest under normal errors: variance = floor^2 + (gain x spread)^2.
+
+    Args:
+        model: Whose numbers are set.
+        cases: Patients of the kind it was trained on, better none that it was trained on.
+        true: Shape (len(cases),), their ejection fractions.
+        num_tta: As it will be asked later, because the spread depends on it.
+        device: Where to compute.
+    """
+    answers = stack_answers(model, cases, num_tta, device)
+    error, spread = answers.mean(axis=1) - np.asarray(true), answers.std(axis=1)
+
+    def minus_log_likelihood(logs: NDArray[np.float64]) -> float:
+        floor, gain = np.exp(logs)
+        variance = (MIN_SD + floor) ** 2 + (gain * spread) ** 2
+        return float(np.mean(np.log(variance) + error**2 / variance))
+
+    start = np.log([max(error.std(), 1e-3), 1.0])
+    floor, gain = np.exp(minimize(minus_log_likelihood, start, method="Nelder-Mead").x)
+    model.sd_floor.fill_(MIN_SD + floor)
+    model.sd_gain.fill_(gain)

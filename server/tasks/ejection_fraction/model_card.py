@@ -1,0 +1,216 @@
+"""The card beside a trained ResNet50: what it learnt from, what it was tested on, what it is not for.
+
+The questions are those of Mitchell et al. (2019), https://arxiv.org/abs/1810.03993. What a card says of the training is
+in the header of the weights' file, too: a card that was lost can be written again.
+"""
+
+import hashlib
+import math
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from fedcmr.server.dataset.writer import DATASHEET_NAME
+from fedcmr.server.evaluation.categories import CATEGORIES, category_of
+from fedcmr.server.formatting import scans_in_words
+from fedcmr.server.settings import RegressionConfig
+from fedcmr.shared import checkpoint
+from fedcmr.shared.case import Case
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.provenance import PUBLIC, Provenance, of_folder
+from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+
+LIBRARIES = ("fedcmr", "torch", "monai", "numpy")
+NOT_TESTED = "Not tested yet: `fedcmr-server evaluate --model {name} --test DIR...` tells its errors."
+COLUMNS = {
+    "patients": ("n_patients", "{:d}"),
+    "MAE, points": ("mae_points", "{:.1f}"),
+    "r²": ("r2", "{:.2f}"),
+    "bias, points": ("bias_points", "{:.1f}"),
+    "right class": ("category_agreement", "{:.0%}"),
+}
+
+
+def training_facts(cases: Sequence[Case], config: RegressionConfig, seed: int, data: str) -> dict[str, Any]:
+    """What a card tells of a training, as the header of the weights' file keeps it.
+
+    Of the training patients there are numbers of them only, by vendor and class of ejection fraction.
+
+    Args:
+        cases: What it was trained on; those without an ejection fraction do not count.
+        config: Its settings.
+        seed: Its seed.
+        data: One sentence or more on what the cases are, and on what the weights may disclose of them.
+    """
+    efs = [patient_ef(case) for case in cases]
+    known = [(case.info.vendor, ef) for case, ef in zip(cases, efs, strict=True) if math.isfinite(ef)]
+    classes = np.bincount(category_of(np.array([ef for _, ef in known])), minlength=len(CATEGORIES))
+    return {
+        "trained_on": len(known),
+        "vendors": dict(sorted(Counter(vendor for vendor, _ in known).items())),
+        "classes": dict(zip(CATEGORIES, classes.tolist(), strict=True)),
+        "data": data,
+        "seed": seed,
+        "settings": asdict(config),
+        "versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in LIBRARIES)]),
+    }
+
+
+def of_folders(folders: Sequence[Path]) -> str:
+    """What is known of folders of cases, as `data` of `training_facts`: a synthetic data set has its datasheet."""
+    synthetic = [folder.resolve().name for folder in folders if (folder / DATASHEET_NAME).is_file()]
+    scanned = [folder for folder in folders if not (folder / DATASHEET_NAME).is_file()]
+    sentences = []
+    if synthetic:
+        sentences.append(f"Synthetic data sets, told by their datasheets: {', '.join(synthetic)}.")
+    sentences += [f"{folder.resolve().name}: {_scans(of_folder(folder))}" for folder in scanned]
+    if not all(of_folder(folder).is_simulated for folder in scanned):
+        sentences.append(
+            "No privacy was applied in this training: the weights may disclose the real patients among "
+            "these. Treat the file as you do the scans."
+        )
+    return "\n".join(sentences)
+
+
+def _scans(provenance: Provenance) -> str:
+    """What a training folder recorded of its scans, in a sentence."""
+    if provenance.is_simulated:
+        return "simulated scans, of no patient."
+    if provenance.kind == PUBLIC:
+        return f"real scans of a public data set. {provenance.terms}."
+    return "real scans that are private, or of which nobody has recorded where they come from."
+
+
+def write_model_card(
+    weights: Path,
+    scores: Mapping[str, Any] | None = None,
+    uncertainty: Mapping[str, Any] | None = None,
+    test_sets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path | None:
+    """Write the card of a file of `save_regressor` beside it, ending in .md.
+
+    Args:
+        weights: The file; its header holds `training_facts`.
+        scores: {test set: {vendor or "all": `score`}}; None where it was not tested.
+        uncertainty: {test set: `coverage`}.
+        test_sets: {test set: its provenance}, as in report.json.
+
+    Returns:
+        The card; None, and nothing is written, for weights of a version that kept no `training_facts`.
+
+    Raises:
+        UserError: The weights cannot be read.
+    """
+    _, facts = checkpoint.load(weights)
+    if "settings" not in facts:
+        return None
+    path = weights.with_suffix(".md")
+    write_atomically(path, _card(weights, facts, scores or {}, uncertainty or {}, test_sets or {}).encode())
+    return path
+
+
+def _card(
+    weights: Path,
+    facts: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    uncertainty: Mapping[str, Any],
+    test_sets: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The card's text."""
+    model = load_regressor(weights)
+    return f"""# Model card: {weights.name}
+
+A ResNet50 (MONAI) that reads the left ventricle's ejection fraction from pairs of end-diastolic and end-systolic
+short-axis slices. Research software, not a medical device.
+
+## Details
+
+- Input: slice pairs of 64 x 64 pixels in [-1, 1], the ventricle in the middle; no mask. `fedcmr-server evaluate` makes
+  them from prepared cases.
+- Output: the patient's ejection fraction, the mean over the stack's middle slices and over
+  {facts["settings"]["num_tta"]} rotations, with the standard deviation of its error; LV areas of both phases.
+- SHA-256: {hashlib.sha256(weights.read_bytes()).hexdigest()}
+- Made with {facts["versions"]}; seed {facts["seed"]}.
+
+## Training data
+
+{facts["data"]}
+
+- {facts["trained_on"]} patients: {_counts(facts["vendors"])}.
+- Ejection fraction: {_counts(facts["classes"])} (at most 40 %, between, at least 50 %);
+  mean {model.mean_ef.item():.2f}.
+
+Settings, as `configs/default.yaml` explains them under `regression`:
+
+```yaml
+{OmegaConf.to_yaml(OmegaConf.create(dict(facts["settings"]))).strip()}
+```
+
+## Evaluation
+
+{_evaluation(weights.name, scores, test_sets)}
+
+{_doubt(model.sd_floor.item(), uncertainty)}
+
+## Uses
+
+- Intended: research on how models trained on synthetic hearts generalise across vendors; a baseline to compare with.
+- Not intended: diagnosis or any decision about a patient; other views than short-axis cine; children, congenital heart
+  disease, implants, which it has not been tested on.
+- Classes of the ejection fraction are of the number alone: whether a patient has heart failure is no question of them.
+
+## Limits
+
+- Few test patients make wide intervals; a vendor without test patients above has not been tested.
+- A network that was right on these patients may be wrong on other scanners. Test it at home before relying on it:
+  `fedcmr-server evaluate` sends nothing.
+"""
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{num} {name}" for name, num in numbers.items())
+
+
+def _evaluation(name: str, scores: Mapping[str, Any], test_sets: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of every test set and vendor; 95 % intervals where there are any."""
+    if not scores:
+        return NOT_TESTED.format(name=name)
+    kinds = "; ".join(f"{test_set}, {scans_in_words(entry)}" for test_set, entry in test_sets.items())
+    lines = [
+        f"On patients that were held out{f' ({kinds})' if kinds else ''}; 95 % intervals over patients.",
+        "",
+        f"| test set | vendor | {' | '.join(COLUMNS)} |",
+        f"|---|---|{'---|' * len(COLUMNS)}",
+    ]
+    for test_set, vendors in scores.items():
+        for vendor, figures in vendors.items():
+            cells = [_cell(figures, key, form) for key, form in COLUMNS.values()]
+            lines.append(f"| {test_set} | {vendor} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
+    value, limits = figures[key], figures["ci95"].get(key)
+    if value is None:
+        return "undefined"
+    interval = f" ({form.format(limits[0])} to {form.format(limits[1])})" if limits else ""
+    return form.format(value) + interval
+
+
+def _doubt(sd_floor: float, uncertainty: Mapping[str, Any]) -> str:
+    """How sure the network is of its answers, and whether rightly."""
+    if math.isnan(sd_floor):
+        return "It was not calibrated and does not tell how sure it is."
+    lines = [f"It takes its answers to be wrong by a standard deviation of at least {100 * sd_floor:.1f} points."]
+    for test_set, figures in uncertainty.items():
+        shares = [f"{row['nominal']:.0%} ones hold {row['observed']:.0%}" for row in figures["coverage"]]
+        lines.append(f"Its intervals on {test_set}, {figures['n_patients']} patients: {', '.join(shares)}.")
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Training of the ResNet50 of `fedcmr.shared.tasks.ejection_fraction.network` on slices of many patients."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedcmr.server.settings import RegressionConfig
+from fedcmr.server.tasks.ejection_fraction.examples import Examples, prepare_examples
+from fedcmr.server.training.augmentation import augment_pairs
+from fedcmr.server.training.state import TrainingState, one_cycle
+from fedcmr.shared.case import Case
+from fedcmr.shared.device import autocast
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import track
+from fedcmr.shared.tasks.ejection_fraction.network import Prediction, Regressor
+
+EF_BETA = 0.1
+"""Where the smooth L1 loss turns from square to linear: 10 EF points, between readers' and gross errors."""
+AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
+"""Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the picture) to the range of EF."""
+MAX_GRAD_NORM = 5.0
+CHECKPOINT_EVERY = 200
+LOG_EVERY = 20
+
+
+def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
+    """Smooth L1 on the ejection fraction and on both areas, where they are known, averaged over the batch."""
+    predicted = AREA_SCALE * torch.stack([prediction.area_ed, prediction.area_es], 1)
+    return _known_l1(prediction.ef, ef) + AREA_WEIGHT * _known_l1(predicted, AREA_SCALE * areas)
+
+
+def _known_l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Smooth L1, averaged over all elements; unknown ones (NaN) count as met."""
+    return F.smooth_l1_loss(predicted, torch.where(target.isfinite(), target, predicted.detach()), beta=EF_BETA)
+
+
+def train_regressor(
+    cases: Sequence[Case],
+    config: RegressionConfig,
+    seed: int,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+    description: str = "training the ResNet50",
+    log: Callable[[int, float], None] | None = None,
+    network: type[Regressor] = Regressor,
+) -> Regressor:
+    """Train on slices of every patient and return the averaged (EMA) network, not calibrated yet.
+
+    Everything random follows from (seed, step), so a run resumed from its checkpoint equals an uninterrupted one, and
+    on a CPU with the same number of threads equal seeds give equal weights.
+
+    Args:
+        cases: Patients of any number of slices; those without an ejection fraction are left out.
+        config: Steps, batch size, learning rate, weight decay, decay of the average, augmentation; above an
+            `area_share` of 0 whole stacks are learnt, else the middle slices.
+        seed: Of weights, order and augmentation.
+        device: Where to train.
+        checkpoint: A safetensors file written every `CHECKPOINT_EVERY` steps and removed at the end. One that belongs
+            to other data, settings or seed is not used.
+        description: Words beside the progress bar.
+        log: Called with (step, mean loss since the last call) every `LOG_EVERY` steps.
+        network: What is trained; `Regressor` or a variant of it.
+
+    Raises:
+        UserError: No patient has an ejection fraction, or the loss is no longer finite.
+    """
+    examples = prepare_examples(cases, config.area_share > 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network(examples.mean_ef, config.area_share)
+    model.to(device)
+    state = TrainingState(model.train(), config.weight_decay)
+    identity = _identity(examples, config, seed)
+    first = state.restore(checkpoint, identity) if checkpoint else 0
+
+    losses: list[float] = []
+    for step in track(range(first, config.num_steps), description):
+        losses.append(training_step(state, examples, config, seed, step, device))
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == config.num_steps:
+            if not math.isfinite(sum(losses)):
+                raise UserError(
+                    f"the regressor's loss is not finite at step {step + 1}: lower regression.learning_rate"
+                )
+            if log is not None:
+                log(step + 1, sum(losses) / len(losses))
+            losses = []
+        if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < config.num_steps:
+            state.save(checkpoint, identity, step + 1)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return state.ema.eval()
+
+
+def training_step(
+    state: TrainingState[Regressor],
+    examples: Examples,
+    config: RegressionConfig,
+    seed: int,
+    step: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Draw and augment the batch of this step, learn from it, average the weights; returns the loss before it."""
+    generator = torch.Generator().manual_seed(_step_seed(seed, step))
+    index = batch_indices(len(examples.images), config.batch_size, seed, step)
+    images, growth = augment_pairs(examples.images[index].to(device), config.augmentation, generator)
+    areas = examples.areas[index].to(device) * growth[:, None]
+    with autocast(torch.device(device)):
+        prediction = state.model(images)
+    loss = regression_loss(prediction, examples.ef[index].to(device), areas)
+    rate = one_cycle(step, config.num_steps, config.learning_rate)
+    state.step(loss, rate, MAX_GRAD_NORM, min(config.ema_decay, (1 + step) / (10 + step)))
+    return loss.item()
+
+
+def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Indices of one step's batch: epoch after epoch in a new order, so every example is seen equally often."""
+    first, last = step * batch_size, (step + 1) * batch_size
+    order = [
+        torch.randperm(num_examples, generator=torch.Generator().manual_seed(_step_seed(seed, -1 - epoch)))
+        for epoch in range(first // num_examples, (last - 1) // num_examples + 1)
+    ]
+    start = first % num_examples
+    return torch.cat(order)[start : start + batch_size]
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """A seed of its own for every (seed, step)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:7], "big")
+
+
+def _identity(examples: Examples, config: RegressionConfig, seed: int) -> str:
+    """What a checkpoint must agree on to be continued: data, settings and seed."""
+    digest = hashlib.sha256(repr((sorted(asdict(config).items()), seed)).encode())
+    for tensor in (examples.ef, examples.areas, examples.images.double().sum(dim=(1, 2, 3))):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The segmenter: training, and its use as an independent evaluator of generated images."""

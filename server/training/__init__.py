@@ -1,0 +1,1 @@
+"""What every training of the server shares: its state, and augmentation."""

@@ -1,0 +1,7 @@
+"""The adapters: which part of the generator a federation may change, from the cheapest in privacy to the dearest."""
+
+from typing import Literal, get_args
+
+Rung = Literal["moments", "affine", "low_rank"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
+"""Style statistics alone; the norms' affine parameters with them; low-rank updates (LoRA) of the linear layers too."""

@@ -1,0 +1,1 @@
+"""The segmenter that finds ventricles and muscle: network and inference."""

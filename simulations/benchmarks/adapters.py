@@ -1,0 +1,292 @@
+"""What each rung of private adaptation is worth.
+
+    python -m fedcmr.simulations.benchmarks.adapters --cases DIR... --held-out DIR... [--set key=value ...]
+
+Every folder of cases is one site; simulated hospitals or public development patients, for the settings that follow from
+these tables cost no privacy. The rounds are those of a study without Flower: the same plan, requests, private steps and
+averages, with noise really drawn. Loss is the flow-matching loss of held-out patients on fixed views, in thousandths.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, load_patients, moments, view_seed
+from fedcmr.server.federation.adapters import plan_rung, signal_to_noise
+from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
+from fedcmr.server.federation.vendor_styles import vendor_codes
+from fedcmr.server.settings import Config, load
+from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.case import read_index
+from fedcmr.shared.checkpoint import Arrays, write_atomically
+from fedcmr.shared.device import autocast, pick_device
+from fedcmr.shared.diffusion import flow_matching_loss
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.networks.generator import Generator, Prior, load_prior
+from fedcmr.shared.privacy import os_generator, private_moments
+from fedcmr.shared.progress import track
+from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Request
+from fedcmr.shared.style_statistics import NUM_LOOKS
+from fedcmr.shared.version import add_version
+from fedcmr.shared.views import augment
+
+HELD_OUT_VIEWS = 6
+NUM_MOMENTS = 50
+"""Draws of the moments: they cost nothing."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the budget, for the moments; all of it is the rung of moments."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A folder of cases."""
+
+    vendor: str
+    patients: list[Patient]
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.adapters", description=__doc__)
+    add_version(parser)
+    parser.add_argument(
+        "--cases", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases, one site each"
+    )
+    parser.add_argument(
+        "--held-out", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases to judge by"
+    )
+    parser.add_argument(
+        "--patients", type=int, nargs="+", default=[20, 40], help="per site, the first ones (default: 20 40)"
+    )
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 3, 8, math.inf], help="inf: without privacy")
+    parser.add_argument("--rungs", nargs="*", choices=RUNGS[1:], default=RUNGS[1:], help="of gradients (default: all)")
+    parser.add_argument("--draws", type=int, default=2, help="runs with noise drawn anew (default: %(default)s)")
+    parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="key=value", help="settings other than the default ones"
+    )
+    options = parser.parse_args()
+    return run_command(lambda: _benchmark(options))
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    if min(options.patients) < 2 or min(options.epsilons) <= 0 or options.draws < 1:
+        raise UserError("Expected --patients >= 2, --epsilons > 0 and --draws >= 1.")
+    prior = load_prior(options.prior)
+    sites = [load_site(folder, prior) for folder in options.cases]
+    held_out = [patient for folder in options.held_out for patient in load_patients(folder, prior)]
+    sizes = sorted({min(num, *(len(site.patients) for site in sites)) for num in options.patients})
+    subsets = {num: [Site(site.vendor, site.patients[:num]) for site in sites] for num in sizes}
+    device = pick_device(load("default", options.set).device)
+    views = fixed_views(held_out)
+    before = held_out_loss(prior.generator.to(device), views)
+    tasks = [(rung, num, target) for rung in options.rungs for num in sizes for target in options.epsilons]
+    rows = []
+    for rung, num, target in track(tasks, "climbing"):
+        settings = with_target(options.set, rung, target)
+        draws = options.draws if settings.privacy.enabled else 1
+        states = [federate(prior, subsets[num], settings, device) for _ in range(draws)]
+        after = [adapted_loss(prior.generator, state.ema, views) for state in states]
+        plan = states[0].plan
+        num_parameters = sum(array.size for array in states[0].arrays.values())
+        signal = signal_to_noise(plan[GRADIENTS], [num] * len(sites), num_parameters) if plan else None
+        rows.append(
+            {
+                "rung": rung,
+                "parameters": num_parameters,
+                "patients": num,
+                "epsilon": target if plan else None,
+                "signal_to_noise": signal,
+                "before": before,
+                "change": float(np.mean(after)) - before,
+                "changes": [loss - before for loss in after],
+            }
+        )
+    targets = [target for target in options.epsilons if target < math.inf]
+    code_rows = [
+        {"patients": num, "epsilon": target, "share": share, **code_errors(subsets[num], options.set, target, share)}
+        for num in sizes
+        for target in targets
+        for share in SHARES
+    ]
+    _print(rows, code_rows)
+    if options.json:
+        text = json.dumps({"loss": rows, "codes": code_rows}, indent=2)
+        write_atomically(options.json, (text + "\n").encode())
+
+
+def load_site(folder: Path, prior: Prior) -> Site:
+    """A folder of prepared cases, in the order of their names.
+
+    Raises:
+        UserError: It is no such folder, or has no usable patient.
+    """
+    patients = load_patients(folder, prior)
+    if not patients:
+        raise UserError(f"{folder} has no usable patient: prepare it again or leave it out")
+    return Site(read_index(folder)[0].vendor, patients)
+
+
+def with_target(overrides: Sequence[str], rung: str, target_epsilon: float) -> Config:
+    """The default settings with these, a rung and an epsilon; infinity switches privacy off."""
+    private = target_epsilon < math.inf
+    epsilon = [f"privacy.target_epsilon={target_epsilon}"] if private else ["privacy.enabled=false"]
+    return load("default", [*overrides, f"federation.rung={rung}", *epsilon])
+
+
+def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.device) -> FederationState:
+    """The rounds of gradients; the moments' share of the budget is set aside, as in a study."""
+    names = [f"{number}" for number in range(len(sites))]
+    facts = {
+        name: StudySite({site.vendor: len(site.patients)}, len(site.patients))
+        for name, site in zip(names, sites, strict=True)
+    }
+    state = initial_state(config, prior, facts)
+    for server_round in range(2, state.num_rounds(config) + 1):
+        request = make_request(config, state, server_round)
+        steps = LocalSteps.of(request)
+        updates = {
+            name: fine_tune(
+                prior.generator, site.patients, state.arrays, Mechanism.of(request, len(site.patients)), steps, device
+            )
+            for name, site in zip(names, sites, strict=True)
+        }
+        state.apply_gradients(updates, config.federation.ema_decay)
+    return state
+
+
+def fixed_views(patients: Sequence[Patient]) -> list[torch.Tensor]:
+    """Images, masks, codes, times and noise: the same for every generator, times spread evenly for each patient."""
+    parts = []
+    for patient in patients:
+        rng = torch.Generator().manual_seed(view_seed(0, 0, 0, patient.name))
+        index = torch.randint(len(patient.images), (HELD_OUT_VIEWS,), generator=rng)
+        images, masks = augment(patient.images[index], patient.masks[index], rng)
+        t = (torch.arange(HELD_OUT_VIEWS) + torch.rand(HELD_OUT_VIEWS, generator=rng)) / HELD_OUT_VIEWS
+        noise = torch.randn(images.shape, generator=rng)
+        parts.append((images, masks, patient.slice_codes[index], t, noise))
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def held_out_loss(generator: Generator, views: Sequence[torch.Tensor]) -> float:
+    """Mean flow-matching loss, in thousandths."""
+    device = next(generator.parameters()).device
+    losses = []
+    for part in torch.arange(len(views[0])).split(64):
+        with autocast(device):
+            losses.append(flow_matching_loss(generator, *(tensor[part].to(device) for tensor in views)))
+    return 1000 * float(torch.cat(losses).mean())
+
+
+def adapted_loss(generator: Generator, arrays: Arrays, views: Sequence[torch.Tensor]) -> float:
+    """`held_out_loss` with the trainable part of these names."""
+    with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}):
+        return held_out_loss(generator, views)
+
+
+def code_errors(
+    sites: Sequence[Site], overrides: Sequence[str], target_epsilon: float, share: float
+) -> dict[str, float]:
+    """Root mean square error of the vendors' code means and stds against the sites' own, over codes, sites and draws.
+
+    Returns:
+        "mean" and "std" of the two looks; "one_look_mean" and "one_look_std" of one look with the same budget, whose
+        std is floored alike. In units of the prior's spread.
+    """
+    rung: Rung = "moments" if share == 1 else "affine"
+    shares = [f"privacy.moments_share={share}"] if share < 1 else []
+    settings = with_target([*overrides, *shares], rung, target_epsilon)
+    num_steps = (settings.federation.num_rounds - 1) * settings.federation.local_steps
+    plan = plan_rung(rung, settings.privacy, num_steps)
+    names = [f"{number}" for number in range(len(sites))]
+    # One vendor per site, whatever they are called.
+    vendors = {name: {name: len(site.patients)} for name, site in zip(names, sites, strict=True)}
+    request = _moments_request(settings, plan[MOMENTS].noise_multiplier)
+    codes = [torch.cat([patient.codes for patient in site.patients]).double().numpy() for site in sites]
+    truth = np.stack([[code.mean(axis=0), code.std(axis=0)] for code in codes])
+    errors: dict[str, list[NDArray[np.float64]]] = {"": [], "one_look_": []}
+    for _ in range(NUM_MOMENTS):
+        for prefix, squared in errors.items():
+            updates: dict[str, Arrays] = {}
+            for name, site, code in zip(names, sites, codes, strict=True):
+                mean, square = moments(site.patients, Mechanism.of(request, len(site.patients)), [len(code)])
+                if prefix:
+                    noise = request.noise_multiplier / math.sqrt(NUM_LOOKS)
+                    wide = private_moments(code, request.max_grad_norm, noise, len(code), os_generator())
+                    mean, square = (value.astype(np.float32)[None] for value in wide)
+                updates[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
+            # One look is taken as it is: no noise is known that could draw the vendors together.
+            found = vendor_codes(updates, vendors, request if not prefix else _moments_request(settings, 0.0))
+            squared.append((np.stack([found[name] for name in names]) - truth) ** 2)
+    return {
+        f"{prefix}{kind}": float(np.sqrt(np.mean([draw[:, column] for draw in squared])))
+        for prefix, squared in errors.items()
+        for column, kind in enumerate(("mean", "std"))
+    }
+
+
+def _moments_request(config: Config, noise_multiplier: float) -> Request:
+    return Request(
+        task=MOMENTS,
+        run_id="0" * 16,
+        server_round=1,
+        prior_sha256="",
+        rung="moments",
+        private=True,
+        noise_multiplier=noise_multiplier,
+        sample_rate=1.0,
+        max_grad_norm=config.privacy.moments_clip,
+        target_delta=config.privacy.target_delta,
+        local_steps=NUM_LOOKS,
+        learning_rate=config.federation.learning_rate,
+        num_views=1,
+        seed=0,
+    )
+
+
+def _print(rows: Sequence[dict[str, Any]], code_rows: Sequence[dict[str, Any]]) -> None:
+    console = Console()
+    table = Table(title="loss of held-out patients, in thousandths", title_justify="left")
+    for name in (
+        "rung",
+        "parameters",
+        "patients a site",
+        "epsilon",
+        "signal to noise",
+        "before",
+        "change",
+        "each draw",
+    ):
+        table.add_column(name, justify="left" if name == "rung" else "right")
+    for row in rows:
+        noise = [f"{row['epsilon']:g}", f"{row['signal_to_noise']:.2f}"] if row["epsilon"] else ["none", "no noise"]
+        draws = " ".join(f"{change:+.2f}" for change in row["changes"])
+        sizes = (row["rung"], str(row["parameters"]), str(row["patients"]))
+        table.add_row(*sizes, *noise, f"{row['before']:.2f}", f"{row['change']:+.2f}", draws)
+    console.print(table)
+    table = Table(title="error of a vendor's codes, root mean square, in the prior's spread", title_justify="left")
+    for name in ("patients a site", "epsilon", "share", "mean", "std", "one look: mean", "one look: std"):
+        table.add_column(name, justify="right")
+    for row in code_rows:
+        keys = ("mean", "std", "one_look_mean", "one_look_std")
+        table.add_row(
+            str(row["patients"]), f"{row['epsilon']:g}", f"{row['share']:g}", *(f"{row[k]:.3f}" for k in keys)
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

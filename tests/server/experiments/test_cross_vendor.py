@@ -1,0 +1,80 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedcmr.server.evaluation.score import score
+from fedcmr.server.experiments import cross_vendor as matrix
+from fedcmr.server.experiments.cross_vendor import matrices, train_matrix, training_sets
+from fedcmr.server.experiments.models import predictions_folder
+from fedcmr.server.run_folder import open_run
+from fedcmr.server.settings import Config, EvaluationConfig
+
+VENDORS = ["GE", "Philips", "Siemens"]
+
+
+def write_answers(run, name, shift, rng):
+    sets = {}
+    for test_set in ("a", "b"):
+        true = rng.uniform(0.2, 0.7, 12)
+        sets[test_set] = {"vendors": VENDORS * 4, "true": true.tolist(), "predicted": (true + shift).tolist()}
+    path = predictions_folder(run) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sets))
+    return sets
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = Config(evaluation=EvaluationConfig(num_bootstrap=100))
+    return open_run(tmp_path / "run", config)
+
+
+def test_rows_are_each_vendor_and_all_but_each_without_repetition():
+    assert training_sets(["Siemens", "GE", "Philips", "GE"]) == {
+        "GE": {"GE"},
+        "Philips": {"Philips"},
+        "Siemens": {"Siemens"},
+        "without GE": {"Philips", "Siemens"},
+        "without Philips": {"GE", "Siemens"},
+        "without Siemens": {"GE", "Philips"},
+    }
+    assert training_sets(["GE", "Siemens"]) == {"GE": {"GE"}, "Siemens": {"Siemens"}}
+    assert training_sets(["GE", "GE"]) == {}
+
+
+def test_a_row_is_trained_once_on_its_own_vendors(run, monkeypatch):
+    trained = {}
+
+    def note(run, config, name, cases, real):
+        assert real
+        trained[name] = sorted({case.info.vendor for case in cases})
+
+    monkeypatch.setattr(matrix, "train_and_predict", note)
+    cases = [SimpleNamespace(info=SimpleNamespace(vendor=vendor)) for vendor in VENDORS * 2]
+    train_matrix(run, run.config, "real", cases)
+    assert trained["matrix/real/GE"] == ["GE"] and trained["matrix/real/without GE"] == ["Philips", "Siemens"]
+    assert len(trained) == 6
+    trained.clear()
+    train_matrix(run, run.config, "real", cases)
+    assert trained == {}
+
+
+def test_the_matrix_has_the_scores_of_its_answers_over_all_test_sets(run):
+    whole = write_answers(run, "synthetic_only", 0.01, np.random.default_rng(1))
+    for name, shift in (("GE", 0.05), ("without GE", 0.02)):
+        write_answers(run, f"matrix/synthetic/{name}", shift, np.random.default_rng(1))
+    scores, differences = matrices(run, run.config, lambda sets: sets)
+    assert list(scores) == ["synthetic"] and set(scores["synthetic"]) == {"all", "GE", "without GE"}
+    assert scores["synthetic"]["GE"]["Philips"]["mae_points"] == pytest.approx(5)
+    true = np.array(whole["a"]["true"] + whole["b"]["true"])
+    assert scores["synthetic"]["all"]["all"] == score(true, true + 0.01, 100, 0)
+    left_out = differences["synthetic"]
+    assert set(left_out) == {"without GE"} and left_out["without GE"]["GE"]["difference_points"] == pytest.approx(1)
+
+
+def test_without_rows_or_their_row_of_all_there_is_no_matrix(run):
+    assert matrices(run, run.config, lambda sets: sets) == ({}, {})
+    write_answers(run, "matrix/real/GE", 0.1, np.random.default_rng(0))
+    assert matrices(run, run.config, lambda sets: sets) == ({}, {})

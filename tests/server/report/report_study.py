@@ -1,0 +1,179 @@
+"""An invented study for the tests of the report: three vendors' hospitals, and the same with every section."""
+
+import numpy as np
+
+from fedcmr.server.evaluation.score import score
+from fedcmr.server.evaluation.tables import paired_table, table
+from fedcmr.server.federation.participation import participation
+from fedcmr.server.report.build import Answers, ReportInputs
+from fedcmr.server.report.overlays import overlay_rows
+from fedcmr.server.report.pictures import Extreme, Row, SampleSheet
+from fedcmr.server.tasks.ejection_fraction.saliency import Look, score_looks
+from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
+
+VENDORS = ["GE", "Philips", "Siemens"]
+
+
+def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
+    """A report with its default baselines, and its pictures."""
+    rng = np.random.default_rng(0)
+    vendors = [vendor for vendor in VENDORS for _ in range(15)]
+    true = rng.uniform(0.12, 0.75, 45)
+    requested = rng.uniform(0.08, 0.8, 200)
+    measured = requested + rng.normal(0, 0.03, 200)
+    answers = {
+        "synthetic_only": 0.06 + 0.9 * true + rng.normal(0, 0.06, 45),
+        "prior_only": 0.2 + 0.6 * true + rng.normal(0, 0.09, 45),
+        "predict_the_mean": np.full(45, 0.44),
+    }
+    scores = {model: {"hospitals": table(true, predicted, vendors, 300, 0)} for model, predicted in answers.items()}
+    report = {
+        "study": "runs/default <1>",
+        "simulated": simulated,
+        "provenance": {
+            "sites": {f"{v.lower()}-site": (SIMULATED_SCANS if simulated else PRIVATE_REAL).as_json() for v in VENDORS},
+            "test_sets": {"hospitals": (SIMULATED_SCANS if simulated else PRIVATE_REAL).as_json()},
+            **participation(
+                [{"answered": [f"{v.lower()}-site" for v in VENDORS], "refused": {}, "dropped": {}}] * 6,
+                [f"{v.lower()}-site" for v in VENDORS],
+            ),
+            "styles_of_the_prior": [],
+        },
+        "privacy": {
+            "unit": "one patient at one site, added or removed",
+            "accountant": "prv",
+            "delta": 0.001,
+            "epsilon": 7.964,
+            "sites": {
+                f"{v.lower()}-site": {"epsilon": 7.9 + i / 50, "steps": 11, "refused": i} for i, v in enumerate(VENDORS)
+            },
+        },
+        "regression": scores.pop("synthetic_only"),
+        "baselines": scores,
+        "synthetic": {
+            "n_cases": 201,
+            "per_vendor": dict.fromkeys(VENDORS, 67),
+            "requested_ef": [*requested.tolist(), 0.5],
+            "mask_ef": [*requested.tolist(), 0.5],
+            "measured_ef": [*measured.tolist(), None],
+            "agreement": score(requested, measured, 300, 0),
+        },
+        "timing": {
+            "seconds_per_stage": {
+                "hospitals": 61.2,
+                "prepare": 20.0,
+                "federation": 130.5,
+                "synthesis": 95.0,
+                "regressor": 171.0,
+                "prior_only": 266.0,
+            },
+            "seconds_per_round": [20.0, 22.5],
+            "bytes_per_site_and_round": {"up": 3412, "down": 4410},
+        },
+        "settings": "seed: 0\nprivacy:\n  target_epsilon: 8.0\n",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    }
+    grid = np.hypot(*np.mgrid[-32:32, -32:32])
+
+    def pictures(shade: float) -> np.ndarray:
+        discs = [[np.where(grid < radius, 0.9, shade) for radius in (14 + i, 9 + i)] for i in range(5)]
+        return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
+
+    def mapped(pair: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return pair, np.exp(-((grid / 9) ** 2)), (np.stack([grid, grid + 3]) < 20).astype(np.uint8)
+
+    steps = list(range(20, 901, 20))
+    efs = [0.2, 0.3, 0.4, 0.5, 0.6]
+    looks = {
+        kind: [Look(vendor, ef, 0.7 + ef / 10, 0.33, *mapped(pictures(0.3)[0])) for vendor in VENDORS for ef in efs]
+        for kind in ("synthetic", "hospitals")
+    }
+    report["saliency"] = score_looks(looks, 300, 0)
+    inputs = ReportInputs(
+        predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
+        samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
+        best=[Extreme(vendor, 0.52, 0.53, pictures(0.3)[:3]) for vendor in VENDORS],
+        worst=[Extreme(vendor, 0.61, 0.33, pictures(0.3)[:3]) for vendor in VENDORS],
+        curves={
+            model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
+            for model, tau in (("synthetic_only", 200), ("prior_only", 260))
+        },
+        shown=["hospitals"],
+        saliency=overlay_rows(looks, ["hospitals"]),
+    )
+    return report, inputs
+
+
+def full_study() -> tuple[dict, ReportInputs]:
+    """`study` with all that is not in every run: both matrices, subgroups, uncertainty, EF classes, two test sets."""
+    report, inputs = study()
+    rng = np.random.default_rng(1)
+    answers = inputs.predictions["synthetic_only"]["hospitals"]
+    true, vendors = np.asarray(answers.true), answers.vendors
+    noise = rng.normal(0, 0.05, 45)
+    kinds: dict[str, dict] = {}
+    differences: dict[str, dict] = {}
+    for kind, scale in (("synthetic", 1.0), ("real", 0.8)):
+        guesses = {"all": true + scale * noise}
+        for k, vendor in enumerate(VENDORS):
+            away = np.array([name != vendor for name in vendors])
+            guesses[vendor] = true + scale * (noise + away * (0.02 + 0.02 * k))
+            guesses[f"without {vendor}"] = true + scale * (noise + ~away * 0.015 * k)
+        kinds[kind] = {key: table(true, guess, vendors, 300, 0) for key, guess in guesses.items()}
+        differences[kind] = {
+            key: paired_table(true, guess, guesses["all"], vendors, 300, 0)
+            for key, guess in guesses.items()
+            if key.startswith("without")
+        }
+    del kinds["real"]["GE"]  # nobody trained on it
+    kinds["real"]["without GE"]["GE"] = score([0.5], [np.nan], 300, 0)
+    strengths = np.array([1.5, 3.0])[np.arange(45) % 2]
+    sexes = np.array(["F", "M", "unknown"])[np.arange(45) % 3]
+    pathologies = np.array(["DCM", "HCM", "MINF", "NOR", "RV"])[np.arange(45) % 5]
+
+    def by(labels: np.ndarray) -> dict[str, dict]:
+        guess = np.asarray(answers.predicted)
+        return {str(name): score(true[labels == name], guess[labels == name], 300, 0) for name in np.unique(labels)}
+
+    facts = {
+        "field strength": {f"{name} T": values for name, values in by(strengths).items()},
+        "pathology": by(pathologies),
+        "sex": by(sexes),
+    }
+    coverage = [
+        {"nominal": nominal, "observed": observed, "ci95": ci95}
+        for nominal, observed, ci95 in (
+            (0.5, 0.42, [0.28, 0.56]),
+            (0.8, 0.69, [0.55, 0.82]),
+            (0.9, 0.76, [0.62, 0.87]),
+            (0.95, 0.93, [0.84, 1.0]),
+        )
+    ]
+    few = {"true": [0.33, 0.55, 0.58], "predicted": [0.29, 0.44, 0.56]}
+    report["provenance"]["test_sets"]["mnms"] = public("M&Ms").as_json()
+    report["regression"]["mnms"] = table(few["true"], few["predicted"], VENDORS, 300, 0)
+    for tables in report["regression"].values():
+        for values in tables.values():
+            values |= {"category_agreement": 0.84, "category_kappa": 0.79, "n_undefined": 0}
+            values["ci95"] |= {"category_agreement": [0.73, 0.93], "category_kappa": [0.61, 0.9]}
+    report["baselines"]["predict_the_mean"]["hospitals"]["all"] |= {"category_agreement": 0.4, "category_kappa": None}
+    report |= {
+        "matrix": kinds,
+        "matrix_differences": differences,
+        "subgroups": {"hospitals": facts, "mnms": {}},
+        "uncertainty": {
+            "hospitals": {"n_patients": 45, "mean_sd_points": 3.1, "coverage": coverage, "rank_correlation": 0.31},
+            "mnms": {
+                "n_patients": 3,
+                "mean_sd_points": 4.2,
+                "rank_correlation": None,
+                "coverage": [{"nominal": 0.9, "observed": None, "ci95": None}],
+            },
+        },
+    }
+    sd = [None if i == 7 else float(value) for i, value in enumerate(rng.uniform(0.02, 0.06, 45))]
+    predictions = {
+        "hospitals": Answers(vendors, answers.true, answers.predicted, sd),
+        "mnms": Answers(VENDORS, few["true"], few["predicted"]),
+    }
+    return report, ReportInputs(**{**vars(inputs), "predictions": {"synthetic_only": predictions}})

@@ -1,0 +1,193 @@
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedcmr.server.evaluation.score import score
+from fedcmr.server.evaluation.tables import table
+from fedcmr.server.experiments.names import model_name, model_rank
+from fedcmr.server.report.build import ReportInputs, as_json, build_report, groups_of
+from tests.server.report.report_study import VENDORS, study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    build_report(*study(), folder)
+    return folder
+
+
+def test_json_reads_back_and_holds_no_nan(folder):
+    report, _ = study()
+    assert json.loads((folder / "report.json").read_text()) == report
+    odd = {"a": float("nan"), "b": [np.float32(0.5), float("inf")], "c": np.arange(2), "d": (1, None, "x")}
+    assert as_json(odd) == {"a": None, "b": [0.5, None], "c": [0, 1], "d": [1, None, "x"]}
+    assert sorted(path.name for path in folder.iterdir()) == ["report.csv", "report.html", "report.json"]
+
+
+def test_page_is_one_file_without_network_or_script(folder):
+    page = (folder / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources and all(source.startswith("data:") for source in sources)
+    assert "<script" not in page and "@import" not in page and not re.search(r"url\(", page)
+
+
+def test_every_picture_has_a_text_in_its_place(folder):
+    images = re.findall(r"<img [^>]*>", (folder / "report.html").read_text())
+    assert len(images) == 1 + 2 * 3 + 6 + 6 + 6 + 1 + 1
+    assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+
+
+def test_names_from_outside_are_escaped(folder):
+    page = (folder / "report.html").read_text()
+    assert "runs/default &lt;1&gt;" in page and "<1>" not in page
+
+
+def test_page_tells_figures_of_the_json(folder):
+    report, _ = study()
+    page = (folder / "report.html").read_text()
+    overall = report["regression"]["hospitals"]["all"]
+    assert f"by {overall['mae_points']:.1f} points on average" in page
+    for vendor in VENDORS:
+        assert f"{report['regression']['hospitals'][vendor]['mae_points']:.1f}" in page
+    assert "7.94" in page and "undefined" in page
+
+
+def test_real_pictures_appear_only_when_they_may(tmp_path):
+    report, inputs = study(simulated=False)
+    build_report(report, ReportInputs(**{**inputs.__dict__, "shown": []}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert len(re.findall("data:image/png", page)) == 3 + 3
+    assert page.count("Pictures of the test patients of hospitals are left out") == 2
+    assert "45 real patients" in page
+
+
+def test_best_and_worst_cases_stand_with_both_ejection_fractions(folder):
+    page = (folder / "report.html").read_text()
+    captions = re.findall(r"<figcaption>(\w+)<br>true (\d+)\u00a0%, predicted (\d+)\u00a0%", page)
+    assert captions == [(v, "52", "53") for v in VENDORS] + [(v, "61", "33") for v in VENDORS]
+
+
+def test_page_tells_how_far_the_pictures_are_from_what_was_asked_for(folder):
+    report, _ = study()
+    agreement = report["synthetic"]["agreement"]
+    page = (folder / "report.html").read_text()
+    assert f"by {agreement['mae_points']:.1f} points" in page
+    assert re.search(rf"r\s+is {agreement['r']:.3f}", page)
+    assert "In 1 of 201 cases it found no left ventricle" in page
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [(None, "Nobody has measured"), ([None] * 201, "In none of the synthetic pictures")],
+    ids=["older-run", "nothing-found"],
+)
+def test_where_no_ef_was_measured_the_page_says_so(tmp_path, measured, words):
+    report, inputs = study()
+    agreement = score([], [], 300, 0) if measured else None
+    synthetic = {**report["synthetic"], "measured_ef": measured, "agreement": agreement}
+    build_report({**report, "synthetic": synthetic}, inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert words in page and "measured against the requested" not in page
+
+
+def test_models_have_plain_names_and_a_readers_order():
+    keys = [
+        "without_1-ge",
+        "predict_the_mean",
+        "epsilon_10",
+        "epsilon_3",
+        "local_only_2-philips",
+        "prior_only",
+        "federated_without_privacy",
+        "pooled_real",
+        "synthetic_only",
+        "epsilon_0.5",
+        "something_new",
+    ]
+    assert [model_name(key) for key in sorted(keys, key=model_rank)] == [
+        "synthetic hearts only",
+        "real scans, pooled",
+        "sites, without privacy",
+        "prior alone, no site",
+        "sites, epsilon 0.5",
+        "sites, epsilon 3",
+        "sites, epsilon 10",
+        "site 2-philips alone",
+        "without site 1-ge",
+        "something new",
+        "guess the mean",
+    ]
+
+
+def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figure(tmp_path):
+    report, inputs = study()
+    several = {
+        f"{family}{name}": report["baselines"]["prior_only"]
+        for family in ("without_", "local_only_", "epsilon_")
+        for name in ("1", "2", "3")
+    }
+    build_report({**report, "baselines": report["baselines"] | several}, inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    figure = base64.b64decode(re.search(r'svg\+xml;base64,([^"]+)', page)[1]).decode()
+    for name in ("without site 2", "site 3 alone", "sites, epsilon 1"):
+        assert f'<th scope="row">{name}</th>' in page and name not in figure
+    assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1;" in page
+
+
+def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
+    report, inputs = study()
+    stages = {
+        "regressor": 10.0,
+        "matrix/synthetic/GE": 20.0,
+        "matrix/synthetic/without GE": 30.0,
+        "matrix/real/GE": 7.0,
+    }
+    timing = {**report["timing"], "seconds_per_stage": stages}
+    curves = {**inputs.curves, **dict.fromkeys(stages, ([20, 40], [0.1, 0.05]))}
+    build_report({**report, "timing": timing}, ReportInputs(**{**vars(inputs), "curves": curves}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    bars = re.findall(r"<span>([^<]+)</span><i [^>]*></i><b>([^<]+)</b>", page)
+    assert bars == [("regressor", "10 s"), ("matrix, synthetic", "50 s"), ("matrix, real", "7 s")]
+    figure = base64.b64decode(re.search(r'base64,([^"]+)" alt="Training loss', page)[1]).decode()
+    assert "regressor" in figure and "matrix" not in figure
+
+
+def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():
+    report, _ = study()
+    groups = groups_of(report)
+    assert list(groups) == [*VENDORS, "all vendors"]
+    assert list(groups["GE"]) == ["synthetic hearts only", "prior alone, no site", "guess the mean"]
+    single = {"acdc": table([0.5, 0.3], [0.6, 0.4], ["Siemens"] * 2, 100, 0)}
+    assert list(groups_of({**report, "regression": single, "baselines": {}})) == ["Siemens"]
+
+
+def test_page_of_a_run_without_results_or_privacy(tmp_path):
+    report, _ = study()
+    synthetic = {
+        "n_cases": 0,
+        "per_vendor": {},
+        "requested_ef": None,
+        "mask_ef": None,
+        "measured_ef": None,
+        "agreement": None,
+    }
+    empty = {
+        **report,
+        "regression": {},
+        "baselines": {},
+        "synthetic": synthetic,
+        "privacy": {
+            "unit": "one patient",
+            "accountant": None,
+            "delta": 0.001,
+            "epsilon": None,
+            "sites": {"A": {"epsilon": None, "steps": 3, "refused": 0}},
+        },
+    }
+    build_report(empty, ReportInputs(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "has no result" in page and "None was guaranteed" in page

@@ -1,0 +1,79 @@
+"""Settings: the file and the dataclasses agree, and every mistake is one clear line."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedcmr.server.settings import CONFIG_FOLDER, Config, dump, load
+from fedcmr.shared.errors import UserError, run_command
+
+
+def test_default_yaml_names_every_key_with_the_dataclasses_default():
+    written = OmegaConf.load(CONFIG_FOLDER / "default.yaml")
+    structured = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config())))
+    assert OmegaConf.to_container(written) == OmegaConf.to_container(structured)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path):
+    assert load(path.stem, ["data_root=somewhere"]).seed == 0
+
+
+def test_overrides_win_over_the_experiment_and_the_defaults():
+    config = load("smoke", ["privacy.target_epsilon=3", "seed=7"])
+    assert (config.privacy.target_epsilon, config.seed) == (3.0, 7)
+    assert config.hospitals.num_train == 6  # from smoke.yaml
+    assert config.privacy.target_delta == 1e-3  # from default.yaml
+
+
+def test_a_dumped_config_loads_equal(tmp_path):
+    config = load("default", ["privacy.target_epsilon=2.5", "synthesis.vendor_shares={GE: 2}"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["privacy.target_epsilon=0"], "privacy.target_epsilon"),
+        (["privacy.target_epsilon=-1"], "privacy.target_epsilon"),
+        (["privacy.target_epsilon=nan"], "privacy.target_epsilon"),
+        (["privacy.target_epsilon=.inf"], "privacy.target_epsilon"),
+        (["privacy.target_delta=1"], "privacy.target_delta"),
+        (["privcy.enabled=false"], "privcy"),
+        (["privacy.enable=false"], "enable"),
+        (["hospitals.num_train=many"], "num_train"),
+        (["hospitals.vendors=[Acme]"], "hospitals.vendors"),
+        (["hospitals.source=acdc"], "data_root"),
+        (["hospitals.source=acdc", "data_root=scans"], "hospitals.nominal_patients"),
+        (["hospitals.source=prepared", "data_root=scans"], "hospitals.nominal_patients"),
+        (["hospitals.nominal_patients=0"], "hospitals.nominal_patients"),
+        (["hospitals.nominal_patients={A: 1.5}"], "hospitals.nominal_patients"),
+        (["hospitals.nominal_patients={A: {GE: {x: 1}}}"], "hospitals.nominal_patients"),
+        (["federation.min_sites=0"], "federation.min_sites"),
+        (["hospitals.acdc_test_fold=1"], "folds"),
+        (["evaluation.baselines=[magic]"], "evaluation.baselines"),
+        (["evaluation.matrix=[magic]"], "evaluation.matrix"),
+        (["evaluation.matrix=[real]"], "pooled_real"),
+        (["regression.area_share=1.5"], "regression.area_share"),
+        (["seed"], "key=value"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(overrides, named, capsys):
+    def command():
+        load("default", overrides)
+
+    assert run_command(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("privacy: [unclosed")
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        load(broken)
+    with pytest.raises(UserError, match=r"no config 'nowhere'.*smoke"):
+        load("nowhere")
