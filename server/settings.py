@@ -4,19 +4,21 @@ YAML -> OmegaConf.merge(structured(Config), default, experiment, dotlist) -> pla
 names every key with its unit; a misspelt key or a value out of range is a `UserError`.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedcmr.shared.adapters import RUNGS
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.progress import console
 from fedcmr.shared.settings_file import check_plain, read_settings
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -29,6 +31,16 @@ BASELINES = (
     "federated_without_privacy",
     "pooled_real",
 )
+
+RENAMED_KEYS = {
+    "federation.rung": "federation.adapter",
+    "privacy.moments_share": "privacy.statistics_share",
+    "privacy.moments_clip": "privacy.statistics_clip",
+}
+"""Old key -> new key, in the same block: configs and overrides of earlier versions are read with a warning."""
+RENAMED_VALUES: dict[str, dict[str, str]] = {}
+"""Key -> old value -> new value, likewise."""
+LAST_WITH_OLD_NAMES = "the old name will go in 0.3"
 
 
 def _check(condition: bool, name: str, expected: str, value: object) -> None:
@@ -107,8 +119,8 @@ class PrivacyConfig:
     target_delta: float = 1e-3
     max_grad_norm: float = 0.03
     sample_rate: float = 1.0
-    moments_share: float = 0.5
-    moments_clip: float = 4.0
+    statistics_share: float = 0.5
+    statistics_clip: float = 4.0
 
     def __post_init__(self) -> None:
         _check(
@@ -125,15 +137,15 @@ class PrivacyConfig:
             self.max_grad_norm,
         )
         _check(0 < self.sample_rate <= 1, "privacy.sample_rate", "in (0, 1]", self.sample_rate)
-        _check(0 < self.moments_share < 1, "privacy.moments_share", "in (0, 1)", self.moments_share)
-        _check(self.moments_clip > 0, "privacy.moments_clip", "> 0", self.moments_clip)
+        _check(0 < self.statistics_share < 1, "privacy.statistics_share", "in (0, 1)", self.statistics_share)
+        _check(self.statistics_clip > 0, "privacy.statistics_clip", "> 0", self.statistics_clip)
 
 
 @dataclass
 class FederationConfig:
-    """Rung, rounds, local steps and the views that are averaged into one gradient per patient."""
+    """Adapter, rounds, local steps and the views that are averaged into one gradient per patient."""
 
-    rung: str = "auto"
+    adapter: str = "auto"
     num_rounds: int = 6
     local_steps: int = 2
     learning_rate: float = 3.0
@@ -145,9 +157,12 @@ class FederationConfig:
     reply_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        _check(self.rung in ("auto", *RUNGS), "federation.rung", f"in {('auto', *RUNGS)}", self.rung)
+        _check(self.adapter in ("auto", *RUNGS), "federation.adapter", f"in {('auto', *RUNGS)}", self.adapter)
         _check(
-            self.num_rounds >= 2, "federation.num_rounds", ">= 2 (the first one releases the moments)", self.num_rounds
+            self.num_rounds >= 2,
+            "federation.num_rounds",
+            ">= 2 (the first one releases the style statistics)",
+            self.num_rounds,
         )
         _check(self.local_steps >= 1, "federation.local_steps", ">= 1", self.local_steps)
         _check(self.learning_rate > 0, "federation.learning_rate", "> 0", self.learning_rate)
@@ -346,7 +361,9 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
             check_plain(override.partition("=")[2], f"override {override.partition('=')[0][:64]!r}")
         for file in dict.fromkeys([CONFIG_FOLDER / "default.yaml", path]):
             layers.append(_checked_layer(layers[0], file))
-        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
+        given = OmegaConf.from_dotlist(list(overrides))
+        _rename_old(given, "the overrides")
+        merged = OmegaConf.merge(*layers, given)
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -364,12 +381,56 @@ def dump(config: Config) -> str:
 def _checked_layer(schema: Any, path: Path) -> Any:
     """One YAML file, merged alone first so that an error names the file it came from."""
     layer = read_settings(path)
+    _rename_old(layer, str(path))
     try:
         OmegaConf.merge(schema, layer)
     except OmegaConfBaseException as error:
         reason = str(getattr(error, "msg", None) or error).splitlines()[0]
         raise UserError(f"{path}: {reason}") from None
     return layer
+
+
+def _rename_old(layer: DictConfig, where: str) -> None:
+    """Give the keys and values of earlier versions their present names, in place, with a warning for each.
+
+    Raises:
+        UserError: A key is given under both names.
+    """
+    for old, new in RENAMED_KEYS.items():
+        (parent, old_name), new_name = _split(old), _split(new)[1]
+        block = _block(layer, parent)
+        if block is None or old_name not in block:
+            continue
+        if new_name in block:
+            raise UserError(f"{where}: expected {new} once, got it as {old} too: remove the latter")
+        block[new_name] = block.pop(old_name)
+        _warn_renamed(f"{old} is now {new}")
+    for key, names in RENAMED_VALUES.items():
+        parent, name = _split(key)
+        block = _block(layer, parent)
+        value = block.get(name) if block is not None else None
+        if isinstance(value, str) and value in names:
+            assert block is not None
+            block[name] = names[value]
+            _warn_renamed(f"{key}={value} is now {key}={names[value]}")
+
+
+def _split(key: str) -> tuple[str, str]:
+    """The block and the name in it: privacy and statistics_clip of privacy.statistics_clip."""
+    parent, _, name = key.rpartition(".")
+    return parent, name
+
+
+def _block(layer: DictConfig, name: str) -> DictConfig | None:
+    """The block of settings of this name; None where the layer has none."""
+    block = layer.get(name)
+    return block if isinstance(block, DictConfig) else None
+
+
+@functools.cache
+def _warn_renamed(text: str) -> None:
+    """Once in a process: every stage of a run reads the run's settings again."""
+    console.print(f"{text}; {LAST_WITH_OLD_NAMES}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _find(config: str | Path) -> Path:

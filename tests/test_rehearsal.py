@@ -27,7 +27,7 @@ from fedcmr.simulations import cli as simulations_cli
 from fedcmr.simulations.grid import make_grid, run_server_app
 
 SMALL = (
-    "federation.rung=affine",
+    "federation.adapter=affine",
     "federation.num_rounds=3",
     "federation.local_steps=1",
     "federation.num_views=1",

@@ -30,14 +30,14 @@ def plan_rung(rung: Rung, privacy: PrivacyConfig, num_gradient_steps: int, num_r
     """The least noise with which a whole run on this rung stays within the target.
 
     Two looks with noise s are as one with s / sqrt(2): on the rung of moments that is all the budget, and elsewhere
-    `moments_share` of it. The gradient steps are divided evenly into `num_rounds` of them.
+    `statistics_share` of it. The gradient steps are divided evenly into `num_rounds` of them.
     """
     target, delta = privacy.target_epsilon, privacy.target_delta
     if rung == "moments":
         looks = plan_noise(target, delta, 1.0, 1, 1 / NUM_LOOKS).gradients
         plan = {MOMENTS: replace(looks, num_steps=NUM_LOOKS)}
     else:
-        parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.moments_share, num_rounds)
+        parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.statistics_share, num_rounds)
         looks = Release(parts.moments.noise_multiplier * math.sqrt(NUM_LOOKS), 1.0, NUM_LOOKS)
         plan = {MOMENTS: looks, GRADIENTS: parts.gradients}
     return plan
@@ -68,14 +68,14 @@ def choose_rung(
     moments alone, which then have the whole budget.
 
     Args:
-        setting: `federation.rung`.
+        setting: `federation.adapter`.
         gradients: What the gradient steps would release; None without privacy.
         nominal_patients: Of every site of the study.
         num_parameters: Size of the trainable part of each rung of gradients.
     """
     for rung in RUNGS:
         if rung == setting:
-            return rung, f"rung {rung}: as federation.rung says"
+            return rung, f"rung {rung}: as federation.adapter says"
     if gradients is None:
         return RUNGS[-1], f"rung {RUNGS[-1]}: no noise without privacy"
     sizes = list(nominal_patients)

@@ -27,7 +27,7 @@ def plan_noise(
     target_delta: float,
     sample_rate: float,
     num_gradient_steps: int,
-    moments_share: float,
+    statistics_share: float,
     num_rounds: int = 1,
 ) -> NoisePlan:
     """The least noise with which the moments and all gradient steps together stay within the target.
@@ -43,20 +43,20 @@ def plan_noise(
         target_delta: In (0, 1).
         sample_rate: Of the gradient steps; in (0, 1].
         num_gradient_steps: Over all rounds.
-        moments_share: Part of mu squared that goes to the moments, in (0, 1).
+        statistics_share: Part of mu squared that goes to the moments, in (0, 1).
         num_rounds: Into which the gradient steps are divided evenly: a site charges each by itself.
     """
     _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
     _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
     _check(0 < sample_rate <= 1, "sample_rate in (0, 1]", sample_rate)
     _check(num_gradient_steps >= 1, "num_gradient_steps >= 1", num_gradient_steps)
-    _check(0 < moments_share < 1, "moments_share in (0, 1)", moments_share)
+    _check(0 < statistics_share < 1, "statistics_share in (0, 1)", statistics_share)
     _check(num_rounds >= 1 and num_gradient_steps % num_rounds == 0, "num_rounds that divides the steps", num_rounds)
     privacy_filter = filter_of(sample_rate, target_epsilon, target_delta)
 
     def plan(noise_multiplier: float) -> NoisePlan:
         mu_squared = num_gradient_steps * (sample_rate / noise_multiplier) ** 2
-        moments = math.sqrt((1 - moments_share) / moments_share / mu_squared)
+        moments = math.sqrt((1 - statistics_share) / statistics_share / mu_squared)
         return NoisePlan(Release(moments, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
 
     def excess(log_noise: float) -> float:
@@ -65,7 +65,7 @@ def plan_noise(
         spent = privacy_filter.cost(planned.moments) + num_rounds * privacy_filter.cost(of_round)
         return privacy_filter.epsilon(spent, target_delta) / target_epsilon - 0.9975
 
-    upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - moments_share)))  # mu = 1
+    upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - statistics_share)))  # mu = 1
     while excess(upper) > 0:
         upper += 1
         _check(upper < 14, "a target_epsilon that some noise can meet", target_epsilon)

@@ -193,7 +193,7 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
     sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in RUNGS[1:]}
     plan = plan_rung("affine", privacy, num_steps, num_rounds) if privacy.enabled else None
     nominal_patients = [facts.nominal_patients for facts in sites.values()]
-    rung, choice = choose_rung(federation.rung, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
+    rung, choice = choose_rung(federation.adapter, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
     if plan and rung == "moments":
         plan = plan_rung(rung, privacy, num_steps, num_rounds)
     arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
@@ -237,7 +237,7 @@ def make_request(
         private=state.plan is not None,
         noise_multiplier=float(state.plan[task].noise_multiplier) if state.plan else 0.0,
         sample_rate=1.0 if is_moments else float(privacy.sample_rate),
-        max_grad_norm=float(privacy.moments_clip if is_moments else privacy.max_grad_norm),
+        max_grad_norm=float(privacy.statistics_clip if is_moments else privacy.max_grad_norm),
         target_delta=float(privacy.target_delta),
         local_steps=NUM_LOOKS if is_moments else federation.local_steps,
         learning_rate=float(federation.learning_rate),

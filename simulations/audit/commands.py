@@ -55,7 +55,7 @@ def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         privacy=replace(config.privacy, target_epsilon=claim or config.privacy.target_epsilon),
         federation=replace(config.federation, num_rounds=2, local_steps=1),  # the whole budget in one step
     )
-    patients = canary_audit.make_canaries(prior, cast(Rung, config.federation.rung), arguments.seed)
+    patients = canary_audit.make_canaries(prior, cast(Rung, config.federation.adapter), arguments.seed)
     audit_of = functools.partial(canary_audit.audit, prior, patients, num)
     found = [audit_of(config, "sound", num_guesses), audit_of(short, "sound", num_guesses, control=True)]
     if arguments.broken:
@@ -149,7 +149,7 @@ def _with_rung(config: Config, prior: Prior, run: RunFolder | None, num_patients
         size = config.hospitals.num_train if num_patients is None else num_patients
         sites = {f"{i}": StudySite({vendor: size}, size) for i, vendor in enumerate(config.hospitals.vendors)}
     rung = initial_state(config, prior, sites).rung
-    return replace(config, federation=replace(config.federation, rung=rung))
+    return replace(config, federation=replace(config.federation, adapter=rung))
 
 
 def _training_cases(run: RunFolder) -> list[Case]:

@@ -113,7 +113,7 @@ def likelihood_ratio(
     Every shadow is trained on a random half of all patients at each site with noise of its own. It takes the gradients
     at the prior, because the trained part moves too little for them to change much: it costs no more than its losses.
     """
-    if config.federation.rung == "moments":
+    if config.federation.adapter == "moments":
         return gain  # nothing was trained
     gradients = _gradients(prior, pool.patients, config)
     rng = np.random.default_rng(config.seed)
@@ -154,7 +154,7 @@ def _both(
 
 def _gradients(prior: Prior, patients: Sequence[Patient], config: Config) -> Float:
     """Clipped gradients at the prior, shape (`NUM_DRAWS`, P, D)."""
-    part = prior.generator.trainable(cast(Rung, config.federation.rung))
+    part = prior.generator.trainable(cast(Rung, config.federation.adapter))
     with prior.generator.holding({name: value.detach().clone() for name, value in part.items()}) as parameters:
         chosen = list(parameters.values())
 

@@ -143,7 +143,7 @@ def with_target(overrides: Sequence[str], rung: str, target_epsilon: float) -> C
     """The default settings with these, a rung and an epsilon; infinity switches privacy off."""
     private = target_epsilon < math.inf
     epsilon = [f"privacy.target_epsilon={target_epsilon}"] if private else ["privacy.enabled=false"]
-    return load("default", [*overrides, f"federation.rung={rung}", *epsilon])
+    return load("default", [*overrides, f"federation.adapter={rung}", *epsilon])
 
 
 def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.device) -> FederationState:
@@ -207,7 +207,7 @@ def code_errors(
         std is floored alike. In units of the prior's spread.
     """
     rung: Rung = "moments" if share == 1 else "affine"
-    shares = [f"privacy.moments_share={share}"] if share < 1 else []
+    shares = [f"privacy.statistics_share={share}"] if share < 1 else []
     settings = with_target([*overrides, *shares], rung, target_epsilon)
     num_steps = (settings.federation.num_rounds - 1) * settings.federation.local_steps
     plan = plan_rung(rung, settings.privacy, num_steps)
@@ -248,7 +248,7 @@ def _moments_request(config: Config, noise_multiplier: float) -> Request:
         private=True,
         noise_multiplier=noise_multiplier,
         sample_rate=1.0,
-        max_grad_norm=config.privacy.moments_clip,
+        max_grad_norm=config.privacy.statistics_clip,
         target_delta=config.privacy.target_delta,
         local_steps=NUM_LOOKS,
         learning_rate=config.federation.learning_rate,

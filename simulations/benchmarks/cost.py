@@ -140,7 +140,7 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
     settings = replace(
         config,
         privacy=replace(config.privacy, enabled=False),  # planning the noise takes long and changes no size
-        federation=replace(config.federation, rung=rung),
+        federation=replace(config.federation, adapter=rung),
     )
     sites = {"site": StudySite({"Siemens": len(patients)}, len(patients))}
     state = initial_state(settings, prior, sites)

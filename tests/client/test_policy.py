@@ -213,7 +213,7 @@ def test_the_shipped_studies_are_within_the_default_policy(name):
                 "release": replace(release, num_steps=min(release.num_steps, config.federation.local_steps)),
                 "delta": config.privacy.target_delta,
                 "num_views": config.federation.num_views,
-                "clip": max(config.privacy.max_grad_norm, config.privacy.moments_clip),
+                "clip": max(config.privacy.max_grad_norm, config.privacy.statistics_clip),
                 "num_patients": 20,
             }
             assert refusal(SitePolicy(), **asked) is None

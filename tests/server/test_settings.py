@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fedcmr.server.settings import CONFIG_FOLDER, Config, dump, load
+from fedcmr.server.settings import CONFIG_FOLDER, RENAMED_KEYS, Config, _warn_renamed, dump, load
 from fedcmr.shared.errors import UserError, run_command
 
 
@@ -77,3 +77,50 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         load(broken)
     with pytest.raises(UserError, match=r"no config 'nowhere'.*smoke"):
         load("nowhere")
+
+
+def old_keys() -> list[tuple[str, str]]:
+    return sorted(RENAMED_KEYS.items())
+
+
+def value_of(config: Config, key: str):
+    block, name = key.split(".")
+    return getattr(getattr(config, block), name)
+
+
+def other_value(key: str) -> str:
+    """A legal value of a key that is not its default, as YAML."""
+    default = value_of(load("default"), key)
+    return {"federation.adapter": "moments"}.get(key) or str(default / 2)
+
+
+@pytest.mark.parametrize(("old", "new"), old_keys())
+@pytest.mark.parametrize("layer", ["file", "override"])
+def test_a_key_of_an_earlier_version_is_read_under_its_new_name_and_said_so(old, new, layer, tmp_path, capsys):
+    block, name = old.split(".")
+    _warn_renamed.cache_clear()
+    if layer == "file":
+        (tmp_path / "old.yaml").write_text(f"{block}:\n  {name}: {other_value(new)}\n")
+        config = load(tmp_path / "old.yaml")
+    else:
+        config = load("default", [f"{old}={other_value(new)}"])
+    assert config == load("default", [f"{new}={other_value(new)}"])
+    assert config != load("default")
+    warning = capsys.readouterr().err
+    assert warning == f"{old} is now {new}; the old name will go in 0.3\n"
+
+
+@pytest.mark.parametrize(("old", "new"), old_keys())
+def test_a_key_under_both_its_names_is_an_error(old, new, capsys):
+    overrides = [f"{old}={other_value(new)}", f"{new}={other_value(new)}"]
+    assert run_command(lambda: load("default", overrides)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and old in error and new in error
+
+
+def test_every_renamed_key_stays_in_its_block_and_leads_to_a_key_of_today():
+    today = OmegaConf.to_container(OmegaConf.structured(Config()))
+    for old, new in RENAMED_KEYS.items():
+        (old_block, old_name), (new_block, new_name) = old.split("."), new.split(".")
+        assert old_block == new_block
+        assert old_name not in today[old_block] and new_name in today[new_block]

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("rung", ["affine", "low_rank"])
 def test_its_federation_is_that_of_a_study(make_study, rung):
-    run = make_study("privacy.enabled=false", f"federation.rung={rung}", allow_without_privacy=True)
+    run = make_study("privacy.enabled=false", f"federation.adapter={rung}", allow_without_privacy=True)
     prior = load_prior(run.prior_path())
     with make_grid(run, run.config) as grid:
         federate_study(grid, run, run.config, prior)
@@ -35,7 +35,7 @@ def test_its_federation_is_that_of_a_study(make_study, rung):
 def test_code_errors_vanish_with_the_noise(tmp_path, tiny_prior, write_cases):
     write_cases(tmp_path, "GE", 6, seed=0)
     sites = [ladder.load_site(tmp_path, load_prior(tiny_prior))]
-    wide = ["privacy.moments_clip=40"]  # clips nobody
+    wide = ["privacy.statistics_clip=40"]  # clips nobody
     errors = [ladder.code_errors(sites, wide, epsilon, 0.5)["mean"] for epsilon in (1.0, 60.0)]
     assert errors[1] < 0.2 * errors[0]
 

@@ -18,7 +18,7 @@ SIZES = {"affine": 392, "low_rank": 2048}
     [
         PrivacyConfig(),
         PrivacyConfig(target_epsilon=1.0, target_delta=1e-4),
-        PrivacyConfig(target_epsilon=3.0, moments_share=0.2),
+        PrivacyConfig(target_epsilon=3.0, statistics_share=0.2),
     ],
 )
 def test_a_rungs_plan_spends_the_target_and_no_more(rung, privacy):
@@ -70,7 +70,7 @@ def test_more_patients_sites_or_epsilon_never_lower_the_rung():
 
 def test_a_setting_decides_and_no_noise_takes_the_highest():
     noisy = Release(1e6, 1.0, 1)
-    assert choose_rung("low_rank", noisy, [5], SIZES) == ("low_rank", "rung low_rank: as federation.rung says")
+    assert choose_rung("low_rank", noisy, [5], SIZES) == ("low_rank", "rung low_rank: as federation.adapter says")
     assert choose_rung("auto", noisy, [5], SIZES)[0] == "moments"
     rung, why = choose_rung("auto", None, [5], SIZES)
     assert rung == "low_rank" and "without privacy" in why

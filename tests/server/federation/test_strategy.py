@@ -64,7 +64,7 @@ def agree(value=0.01):
 @pytest.fixture
 def study(make_study):
     """A run folder without patients: the sites of these tests are scripted."""
-    return make_study("federation.rung=affine", num_patients=0)
+    return make_study("federation.adapter=affine", num_patients=0)
 
 
 def newest(run):
@@ -121,7 +121,7 @@ def test_a_vendor_whose_sites_are_silent_keeps_the_priors_codes(study, prior):
 
 
 def test_the_rung_of_low_rank_updates_is_aggregated_and_published_under_its_own_names(make_study, prior):
-    run = make_study("federation.rung=low_rank", num_patients=0)
+    run = make_study("federation.adapter=low_rank", num_patients=0)
     grid = ScriptedGrid(agree(0.01))
     federate(grid, run, run.config, prior)
     published, metadata = checkpoint.load(run.path / "generator.safetensors")
@@ -133,11 +133,11 @@ def test_the_rung_of_low_rank_updates_is_aggregated_and_published_under_its_own_
         np.testing.assert_allclose(published[f"trainable/{name}"], expected, rtol=1e-5)
     assert metadata["rung"] == "low_rank" and {request.rung for request in grid.requests} == {"low_rank"}
     assert [line["rung"] for line in run.metrics()] == ["low_rank"] * 3
-    assert "rung low_rank: as federation.rung says" in (run.path / "log.txt").read_text()
+    assert "rung low_rank: as federation.adapter says" in (run.path / "log.txt").read_text()
 
 
 def test_the_rung_of_moments_ends_after_them_with_the_whole_budget_spent(make_study, prior):
-    run = make_study("federation.rung=moments", num_patients=0)
+    run = make_study("federation.adapter=moments", num_patients=0)
     grid = ScriptedGrid(agree(1.0))  # well above the noise, or it is drawn to the public mean
     federate(grid, run, run.config, prior)
     assert {request.task for request in grid.requests} == {"moments"} and len(grid.requests) == len(SITES)
@@ -154,7 +154,7 @@ def test_the_rung_of_moments_ends_after_them_with_the_whole_budget_spent(make_st
 
 def test_left_to_itself_a_study_takes_the_rung_its_sites_can_pay_for(make_study, prior):
     """Five patients a site cannot pay for steps at epsilon 0.1; without noise the highest rung is free."""
-    run = make_study("federation.rung=auto", "privacy.target_epsilon=0.1", num_patients=0)
+    run = make_study("federation.adapter=auto", "privacy.target_epsilon=0.1", num_patients=0)
     state = initial_state(run.config, prior, read_study(run))
     assert state.rung == "moments" and "signal to noise" in state.choice
     run.config.privacy.enabled = False
@@ -162,7 +162,7 @@ def test_left_to_itself_a_study_takes_the_rung_its_sites_can_pay_for(make_study,
 
 
 def test_a_bad_reply_is_dropped_and_the_round_goes_on(make_study, prior):
-    study = make_study("federation.rung=affine", "federation.min_sites=1", num_patients=0)
+    study = make_study("federation.adapter=affine", "federation.min_sites=1", num_patients=0)
 
     def script(site, request, arrays):
         reply = agree(0.06)(site, request, arrays)
@@ -473,7 +473,7 @@ def test_a_round_does_not_wait_for_ever_for_a_site(study, prior, monkeypatch):
 
 
 def test_a_round_below_its_quorum_changes_nothing_and_is_charged(make_study, prior):
-    study = make_study("federation.rung=affine", "federation.min_sites=2", num_patients=0)
+    study = make_study("federation.adapter=affine", "federation.min_sites=2", num_patients=0)
 
     def script(site, request, arrays):
         if request.server_round == 2 and site != "a":
@@ -491,7 +491,7 @@ def test_a_round_below_its_quorum_changes_nothing_and_is_charged(make_study, pri
 
 
 def test_moments_below_the_quorum_leave_the_priors_codes(make_study, prior):
-    study = make_study("federation.rung=affine", "federation.min_sites=2", num_patients=0)
+    study = make_study("federation.adapter=affine", "federation.min_sites=2", num_patients=0)
 
     def script(site, request, arrays):
         return None if request.server_round == 1 and site != "a" else agree()(site, request, arrays)
@@ -501,7 +501,7 @@ def test_moments_below_the_quorum_leave_the_priors_codes(make_study, prior):
 
 
 def test_a_run_that_never_had_its_quorum_ends_with_an_error(make_study, prior):
-    study = make_study("federation.rung=affine", "federation.min_sites=3", num_patients=0)
+    study = make_study("federation.adapter=affine", "federation.min_sites=3", num_patients=0)
     with pytest.raises(UserError, match="fewer usable answers than the quorum of 3"):
         federate(
             ScriptedGrid(lambda site, *args: None if site == "c" else agree()(site, *args)), study, study.config, prior
@@ -528,7 +528,7 @@ def test_a_quorum_beyond_the_study_is_refused(make_study, prior, setting):
 
 
 def test_the_trimmed_mean_is_scipys_and_outlives_a_plausible_liar(prior, make_study):
-    study = make_study("federation.rung=affine", num_patients=0)
+    study = make_study("federation.adapter=affine", num_patients=0)
     rng = np.random.default_rng(0)
     state = initial_state(study.config, prior, read_study(study))
     start = {name: array.copy() for name, array in state.arrays.items()}
@@ -581,7 +581,7 @@ def test_the_first_round_asks_for_moments_under_their_own_clip(study, prior):
     federate(grid, study, study.config, prior)
     first, second = grid.requests[0], grid.requests[3]
     privacy = study.config.privacy
-    assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.moments_clip, 2)
+    assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.statistics_clip, 2)
     assert (second.task, second.max_grad_norm) == ("gradients", privacy.max_grad_norm)
 
 

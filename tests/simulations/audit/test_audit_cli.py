@@ -13,7 +13,7 @@ from fedcmr.shared.networks.generator import load_prior
 from fedcmr.simulations.audit import cli, commands
 from fedcmr.simulations.grid import make_grid
 
-SMALL = ("federation.num_views=1", "federation.num_rounds=2", "federation.local_steps=1", "federation.rung=affine")
+SMALL = ("federation.num_views=1", "federation.num_rounds=2", "federation.local_steps=1", "federation.adapter=affine")
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from fedcmr.simulations.audit.sites import BUILDS, Run, mechanism, run_study, sl
 
 NUM = 400
 SHORT = (
-    "federation.rung=low_rank",
+    "federation.adapter=low_rank",
     "federation.num_rounds=2",
     "federation.local_steps=1",
     "federation.num_views=1",
     "device=cpu",
 )
-MOMENTS_ONLY = (*SHORT, "federation.rung=moments")
+MOMENTS_ONLY = (*SHORT, "federation.adapter=moments")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_canaries_are_clipped_and_unlike_each_other(prior, canaries):
     assert norms.min() > 2 * config.privacy.max_grad_norm
     assert np.linalg.cond(gradients / norms[:, None]) < 10
     codes = np.concatenate([canary.codes for canary in canaries])
-    assert np.linalg.cond(codes) == 1 and np.linalg.norm(codes, axis=1).min() > config.privacy.moments_clip
+    assert np.linalg.cond(codes) == 1 and np.linalg.norm(codes, axis=1).min() > config.privacy.statistics_clip
     assert len({canary.name for canary in canaries}) == PER_SITE
     again = make_canaries(prior, "low_rank", seed=0)
     assert all(torch.equal(a.images, b.images) for a, b in zip(canaries, again, strict=True))

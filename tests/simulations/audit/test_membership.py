@@ -17,7 +17,12 @@ from fedcmr.simulations.benchmarks.adapters import fixed_views
 from fedcmr.simulations.benchmarks.cost import simulated_patients
 
 NUM = 8
-SETTINGS = ("federation.rung=affine", "federation.num_rounds=2", "federation.local_steps=1", "federation.num_views=2")
+SETTINGS = (
+    "federation.adapter=affine",
+    "federation.num_rounds=2",
+    "federation.local_steps=1",
+    "federation.num_views=2",
+)
 
 
 def pool_of(prior, num: int = NUM, num_sites: int = 1) -> Pool:
@@ -65,7 +70,7 @@ def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
     pool = pool_of(prior)
     settings = (
         "privacy.enabled=false",
-        "federation.rung=low_rank",
+        "federation.adapter=low_rank",
         "federation.num_rounds=6",
         "device=cpu",
         "federation.local_steps=2",
