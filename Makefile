@@ -65,7 +65,7 @@ tools:
 			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d; }; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
 
-# Python code of the delivery's wire contract; `tests/delivery` says where it is not that of the .proto.
+# Python code of the delivery's wire contract; `tests/server/delivery` says where it is not that of the .proto.
 proto: venv
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. fedcmr/shared/delivery/delivery.proto
 

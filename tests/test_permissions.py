@@ -19,7 +19,7 @@ from fedcmr.server.settings import load
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import save_case, write_index
 from fedcmr.shared.permissions import make_private, open_to_others, private_folder
-from tests.client.test_ingest_prepare import write_acdc
+from tests.client.ingest.test_prepare import write_acdc
 from tests.conftest import make_case
 from tests.server.dataset.test_writer import FACTS, synthetic_case
 from tests.server.report.report_study import study

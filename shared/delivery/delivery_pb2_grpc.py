@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from fedcmr.shared.delivery import delivery_pb2 as shared_dot_delivery_dot_delivery__pb2
+from fedcmr.shared.delivery import delivery_pb2 as fedcmr_dot_shared_dot_delivery_dot_delivery__pb2
 
 GRPC_GENERATED_VERSION = '1.73.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + f' but the generated code in shared/delivery/delivery_pb2_grpc.py depends on'
+        + f' but the generated code in fedcmr/shared/delivery/delivery_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,18 +36,18 @@ class DeliveryStub(object):
         """
         self.Describe = channel.unary_unary(
                 '/fedcmr.delivery.v1.Delivery/Describe',
-                request_serializer=shared_dot_delivery_dot_delivery__pb2.DescribeRequest.SerializeToString,
-                response_deserializer=shared_dot_delivery_dot_delivery__pb2.Description.FromString,
+                request_serializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Description.FromString,
                 _registered_method=True)
         self.Stream = channel.unary_stream(
                 '/fedcmr.delivery.v1.Delivery/Stream',
-                request_serializer=shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
-                response_deserializer=shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
+                request_serializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
+                response_deserializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
                 _registered_method=True)
         self.Sample = channel.unary_stream(
                 '/fedcmr.delivery.v1.Delivery/Sample',
-                request_serializer=shared_dot_delivery_dot_delivery__pb2.SampleRequest.SerializeToString,
-                response_deserializer=shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
+                request_serializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.SampleRequest.SerializeToString,
+                response_deserializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
                 _registered_method=True)
 
 
@@ -80,18 +80,18 @@ def add_DeliveryServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
-                    request_deserializer=shared_dot_delivery_dot_delivery__pb2.DescribeRequest.FromString,
-                    response_serializer=shared_dot_delivery_dot_delivery__pb2.Description.SerializeToString,
+                    request_deserializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.DescribeRequest.FromString,
+                    response_serializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Description.SerializeToString,
             ),
             'Stream': grpc.unary_stream_rpc_method_handler(
                     servicer.Stream,
-                    request_deserializer=shared_dot_delivery_dot_delivery__pb2.StreamRequest.FromString,
-                    response_serializer=shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
+                    request_deserializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.StreamRequest.FromString,
+                    response_serializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
             ),
             'Sample': grpc.unary_stream_rpc_method_handler(
                     servicer.Sample,
-                    request_deserializer=shared_dot_delivery_dot_delivery__pb2.SampleRequest.FromString,
-                    response_serializer=shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
+                    request_deserializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.SampleRequest.FromString,
+                    response_serializer=fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Chunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -119,8 +119,8 @@ class Delivery(object):
             request,
             target,
             '/fedcmr.delivery.v1.Delivery/Describe',
-            shared_dot_delivery_dot_delivery__pb2.DescribeRequest.SerializeToString,
-            shared_dot_delivery_dot_delivery__pb2.Description.FromString,
+            fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.DescribeRequest.SerializeToString,
+            fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Description.FromString,
             options,
             channel_credentials,
             insecure,
@@ -146,8 +146,8 @@ class Delivery(object):
             request,
             target,
             '/fedcmr.delivery.v1.Delivery/Stream',
-            shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
-            shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
+            fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.StreamRequest.SerializeToString,
+            fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,
@@ -173,8 +173,8 @@ class Delivery(object):
             request,
             target,
             '/fedcmr.delivery.v1.Delivery/Sample',
-            shared_dot_delivery_dot_delivery__pb2.SampleRequest.SerializeToString,
-            shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
+            fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.SampleRequest.SerializeToString,
+            fedcmr_dot_shared_dot_delivery_dot_delivery__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedcmr.client import app, chain, ledger, release
+from fedcmr.client import app, hash_chained_log as chain, ledger, release
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.release import Refused

@@ -16,7 +16,7 @@ from fedcmr.client.trainable import LEFT_OUT, judge, trainable
 from fedcmr.client.training import load_patients
 from fedcmr.shared.case import ED, LV, MYO, load_cases, read_index, save_case, write_index
 from fedcmr.shared.errors import UserError
-from tests.client.dicom_files import write_study
+from tests.client.ingest.dicom_files import write_study
 
 
 def change(folder: Path, index: int, **values) -> None:

@@ -32,7 +32,6 @@ from fedcmr.shared.case import read_index
 from fedcmr.shared.delivery.delivery_pb2 import DescribeRequest
 from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub
 from fedcmr.shared.errors import UserError
-from tests.delivery.conftest import finished_run
 from tests.deployment.gateway_study import (
     BIN,
     connect,
@@ -46,6 +45,7 @@ from tests.deployment.gateway_study import (
     write_certificates,
     write_node_key,
 )
+from tests.server.delivery.conftest import finished_run
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 LIMITS = Limits(connections=8)

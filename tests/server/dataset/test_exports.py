@@ -21,7 +21,7 @@ from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared.case import LV, RV, Case, load_cases
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, of_folder, public
-from tests.client.dicom_files import write_study
+from tests.client.ingest.dicom_files import write_study
 
 KEY = bytes(range(32))
 SYNTHETIC_DATA = (0x0008, 0x001C)

@@ -14,7 +14,7 @@ import pytest
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared import checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).parent / "fedcmr-simulate"
 REAL_ACDC = ROOT.parent / "shared" / "real" / "acdc"
 NOMINAL = ("hospitals.nominal_patients=6",)

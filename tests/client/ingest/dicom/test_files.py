@@ -34,9 +34,9 @@ from fedcmr.client.ingest.dicom.parser import parse
 from fedcmr.client.ingest.dicom.reader import HEADER_ELEMENTS, find_dicom, read_file
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
-from tests.client.dicom_files import image_dataset, write_image, write_study
+from tests.client.ingest.dicom_files import image_dataset, write_image, write_study
 
-REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real" / "dicom"
+REAL = Path(__file__).resolve().parents[4].parent / "shared" / "real" / "dicom"
 PIXELS = np.zeros((8, 8))
 COMPARED = (
     "PatientID",

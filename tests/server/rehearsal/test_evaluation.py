@@ -32,7 +32,7 @@ from fedcmr.shared.records import (
 from fedcmr.shared.tasks.ejection_fraction.network import Regressor, to_arrays
 from fedcmr.simulations.grid import make_grid, run_server_app
 from tests.conftest import NOMINAL_PATIENTS, give_test_patients
-from tests.test_rehearsal import SMALL
+from tests.server.rehearsal.test_rehearsal import SMALL
 
 NOISE = 0.6
 

@@ -15,7 +15,7 @@ from fedcmr.server.delivery.service import Offer
 from fedcmr.shared.case import load_cases, read_index
 from fedcmr.shared.delivery.delivery_pb2 import Selection
 from fedcmr.shared.errors import UserError
-from tests.delivery.conftest import PER_VENDOR, STYLES, content
+from tests.server.delivery.conftest import PER_VENDOR, STYLES, content
 
 
 def test_the_whole_set_arrives_byte_for_byte(service, finished, fetch, place, tmp_path, capsys):

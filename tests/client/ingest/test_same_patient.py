@@ -11,7 +11,7 @@ from fedcmr.client.ingest.prepare import SETTINGS_NAME, prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.shared.case import read_index, write_index
 from fedcmr.shared.errors import UserError
-from tests.client.dicom_files import write_study
+from tests.client.ingest.dicom_files import write_study
 
 KEY = bytes(range(32))
 

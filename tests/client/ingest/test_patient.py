@@ -14,9 +14,9 @@ from fedcmr.client.ingest.patient import agreed_sex, pathology_code, sex_code
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.shared.case import read_index
 from fedcmr.simulations.hospital import write_hospital
-from tests.client.dicom_files import write_enhanced, write_study
-from tests.client.test_ingest_labels import write_mnms2
-from tests.client.test_ingest_prepare import KEY, heart, write_acdc, write_nifti
+from tests.client.ingest.dicom_files import write_enhanced, write_study
+from tests.client.ingest.layouts.test_labels import write_mnms2
+from tests.client.ingest.test_prepare import KEY, heart, write_acdc, write_nifti
 
 NAME = "Smith^John"
 

@@ -20,7 +20,7 @@ from fedcmr.shared.delivery.contract import SERVICE
 from fedcmr.shared.delivery.delivery_pb2 import DescribeRequest, Description, SampleRequest, Selection, StreamRequest
 from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub
 from fedcmr.shared.errors import UserError
-from tests.delivery.conftest import stub_of
+from tests.server.delivery.conftest import stub_of
 
 
 def code_of(call) -> str:

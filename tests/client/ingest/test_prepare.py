@@ -21,7 +21,7 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS, Unusable
 from fedcmr.shared.case import LV, RV, load_cases, read_index
 from fedcmr.shared.errors import UserError
-from tests.client.test_burned_in import slanted
+from tests.client.ingest.test_burned_in import slanted
 
 KEY = bytes(range(32))
 

@@ -126,11 +126,11 @@ def test_a_child_imports_no_network_and_leaves_no_core_dump():
     # In a process of its own: the nursery here has imported what other tests asked for.
     script = (
         "from fedcmr.client.ingest.sandbox import Workers\n"
-        "from tests.client.test_sandbox import state_of_a_reader\n"
+        "from tests.client.ingest.test_sandbox import state_of_a_reader\n"
         "with Workers() as workers:\n"
         "    print(*workers.map(state_of_a_reader, [0]))\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "([], (0, 0))"
 
@@ -150,12 +150,12 @@ def test_no_child_outlives_its_parent(tmp_path, end):
     script = (
         "import sys\n"
         "from fedcmr.client.ingest.sandbox import Workers\n"
-        "from tests.client.test_sandbox import announce\n"
+        "from tests.client.ingest.test_sandbox import announce\n"
         "with Workers(2) as workers:\n"
         "    list(workers.map(announce, sys.argv[1:], ordered=False))\n"
     )
     marks = [tmp_path / "a", tmp_path / "b"]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     # A shell's background jobs are born deaf to Ctrl-C, and pass that on.
     process = subprocess.Popen(
         [sys.executable, "-c", script, *map(str, marks)],

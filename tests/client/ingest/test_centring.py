@@ -18,7 +18,7 @@ from fedcmr.shared.case import load_cases
 from fedcmr.simulations import hospital
 from fedcmr.simulations.scanners.acquisition import SCANNERS
 
-REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real"
+REAL = Path(__file__).resolve().parents[3].parent / "shared" / "real"
 real = [pytest.mark.real, pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans in {REAL}")]
 MAX_CENTRE_MM = 20.0
 MAX_REAL_CENTRE_MM = 21.5

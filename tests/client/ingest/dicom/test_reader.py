@@ -17,7 +17,7 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.vendor import field_strength, vendor_name
 from fedcmr.shared.case import LV, RV, load_cases
-from tests.client.dicom_files import (
+from tests.client.ingest.dicom_files import (
     CENTRE,
     COLUMN_AXIS,
     COLUMNS,

@@ -7,7 +7,7 @@ import pytest
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.vendor import agreed_field_strength, agreed_vendor, field_strength, vendor_name
 from fedcmr.shared.case import UNKNOWN, VENDORS, read_index
-from tests.client.dicom_files import write_study
+from tests.client.ingest.dicom_files import write_study
 
 SPELLINGS = {
     "Siemens": [

@@ -23,7 +23,7 @@ from fedcmr.client.cli import main
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.shared.case import load_cases
 from fedcmr.simulations.benchmarks.ingest_fuzz import damage
-from tests.client.dicom_files import (
+from tests.client.ingest.dicom_files import (
     COLUMN_AXIS,
     NORMAL,
     PIXEL_MM,
@@ -127,7 +127,7 @@ def run(*arguments: object, folder: Path) -> bytes:
         "COLUMNS": "200",
         "TMPDIR": str(folder),
     }
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "fedcmr.client.cli", *map(str, arguments)],
         capture_output=True,

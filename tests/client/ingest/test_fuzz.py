@@ -10,7 +10,7 @@ from fedcmr.client.ingest.reasons import REASONS, Unusable
 from fedcmr.simulations.benchmarks import ingest_fuzz
 from fedcmr.simulations.benchmarks.ingest_fuzz import CASE, FAILURES, Job, damage, fuzz, outcome
 from fedcmr.simulations.benchmarks.ingest_seeds import write_seeds
-from tests.client.dicom_files import compress
+from tests.client.ingest.dicom_files import compress
 
 
 @pytest.fixture(scope="module")

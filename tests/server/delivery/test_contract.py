@@ -12,13 +12,13 @@ from fedcmr.shared.case import CaseInfo
 from fedcmr.shared.delivery.contract import matches
 from fedcmr.shared.delivery.delivery_pb2 import Selection
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROTO = Path("shared/delivery/delivery.proto")
 
 
 def test_the_committed_code_is_what_the_proto_gives(tmp_path):
     pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed")
-    target = tmp_path / PROTO
+    target = tmp_path / "fedcmr" / PROTO  # as the import name sees it
     target.parent.mkdir(parents=True)
     target.write_bytes((ROOT / PROTO).read_bytes())
     command = next(line for line in target.read_text().splitlines() if "-m grpc_tools.protoc" in line)

@@ -14,7 +14,7 @@ from fedcmr.shared.delivery.contract import MAX_CASE_BYTES, MAX_MESSAGE_BYTES, P
 from fedcmr.shared.delivery.delivery_pb2 import CaseHeader, CaseRow, Chunk, Description
 from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryServicer
 from tests.conftest import make_case
-from tests.delivery.conftest import content, served
+from tests.server.delivery.conftest import content, served
 
 
 def file_of(**changes) -> bytes:

@@ -13,7 +13,7 @@ from fedcmr.client.ingest.dicom.pixels import read_pixels
 from fedcmr.client.ingest.dicom.reader import find_dicom, read_file
 from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.reasons import Unusable
-from tests.client.dicom_files import (
+from tests.client.ingest.dicom_files import (
     COLUMN_AXIS,
     NUM_PHASES,
     NUM_SLICES,

@@ -23,9 +23,9 @@ from fedcmr.client.ingest.dicom.pixels import read_pixels
 from fedcmr.client.ingest.dicom.reader import find_dicom, read_file
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
-from tests.client.dicom_files import compress, image_dataset, write_image, write_study
+from tests.client.ingest.dicom_files import compress, image_dataset, write_image, write_study
 
-REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real" / "dicom" / "multivendor"
+REAL = Path(__file__).resolve().parents[4].parent / "shared" / "real" / "dicom" / "multivendor"
 ROWS, COLUMNS = 32, 40
 HTJ2K_STREAM = (
     "|4;u>04YEK0000e0000W00000000000000e0000W0000000000009pH0sl|{2mk^A000XAQUDA90ssL31q1{@0smY86Cj9?kdTm&kdTm&kdTmw"

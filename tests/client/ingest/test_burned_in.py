@@ -18,7 +18,7 @@ from fedcmr.simulations.hospital import POPULATIONS
 from fedcmr.simulations.patients.population import draw_patient
 from fedcmr.simulations.scanners.acquisition import SCANNERS, acquire
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "real"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not there")
 GLYPHS = {  # rows of a 5 x 7 font, from the top, as bits
     "A": (14, 17, 17, 31, 17, 17, 17),

@@ -14,7 +14,7 @@ from fedcmr.client.ingest.dicom.reader import find_dicom
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.shared.case import LV, RV, load_case, load_cases, read_index
 
-REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real"
+REAL = Path(__file__).resolve().parents[3].parent / "shared" / "real"
 KEY = bytes(32)
 pytestmark = [pytest.mark.real, pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans in {REAL}")]
 

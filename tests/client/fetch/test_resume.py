@@ -21,7 +21,7 @@ from fedcmr.server.delivery.released_set import open_released_set
 from fedcmr.server.delivery.serve import Service
 from fedcmr.server.deployment.coordinator import COORDINATOR_FILE, Coordinator, write_coordinator
 from fedcmr.shared.delivery.delivery_pb2 import DescribeRequest, Description
-from tests.delivery.conftest import Wire, content, stub_of
+from tests.server.delivery.conftest import Wire, content, stub_of
 
 
 @pytest.fixture
