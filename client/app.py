@@ -32,7 +32,7 @@ from fedcmr.client.training import (
     fine_tune,
     moments,
 )
-from fedcmr.shared.adapters import Rung
+from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import Arrays, from_bytes, to_bytes
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
@@ -181,7 +181,7 @@ def respond(
         raise Refused(code)
     if prior.sha256 != request.prior_sha256:
         raise Refused("prior-mismatch")
-    part = prior.generator.trainable(cast(Rung, request.rung))
+    part = prior.generator.trainable(cast(Adapter, request.rung))
     trainable = {name: tuple(parameter.shape) for name, parameter in part.items()}
     shapes = update_shapes(request.task, trainable, len(site.vendors), len(prior.code_mean))
     try:
@@ -194,7 +194,7 @@ def respond(
     mechanism = Mechanism.of(request, site.nominal_patients)
     steps = LocalSteps.of(request, site.policy.max_seconds)
     if request.task != MOMENTS:
-        rung = cast(Rung, request.rung)
+        rung = cast(Adapter, request.rung)
         seconds = estimated_seconds(site.folder, prior, rung, site.nominal_patients, steps, device)
         _check_time(site, seconds)
 

@@ -23,7 +23,7 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.progress import console
 from fedcmr.shared.records import INTERNAL_ERROR
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 
 
 @dataclass
@@ -81,5 +81,5 @@ class Rehearsed:
 
 def invented_patients(site: SiteSettings) -> list[Patient]:
     """As many as the site's public number, all of them nobody."""
-    nobody = replace(dummy_patient(), codes=torch.zeros(len(site.vendors), len(CODE_NAMES)))
+    nobody = replace(dummy_patient(), codes=torch.zeros(len(site.vendors), len(STYLE_NAMES)))
     return [nobody] * site.nominal_patients

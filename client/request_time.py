@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from fedcmr.client.training import LocalSteps, dummy_patient, patient_gradient
-from fedcmr.shared.adapters import Rung
+from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import one_core_each
 from fedcmr.shared.networks.generator import Prior
@@ -28,7 +28,7 @@ TIMED_VIEWS = 4
 def estimated_seconds(
     folder: Path,
     prior: Prior,
-    rung: Rung,
+    rung: Adapter,
     nominal_patients: int,
     steps: LocalSteps,
     device: torch.device,
@@ -64,7 +64,7 @@ def estimated_seconds(
     return of_request(wave_s)
 
 
-def _wave_seconds(prior: Prior, rung: Rung, num_views: int, at_once: int, device: torch.device) -> float:
+def _wave_seconds(prior: Prior, rung: Adapter, num_views: int, at_once: int, device: torch.device) -> float:
     """Seconds for the gradients of so many dummy patients at once; the second time, for the first one warms up."""
     generator = prior.generator.to(device)
     values = {name: parameter.detach().clone() for name, parameter in generator.trainable(rung).items()}

@@ -27,7 +27,7 @@ from fedcmr.shared.diffusion import flow_matching_loss
 from fedcmr.shared.networks.generator import Generator, Prior, load_prior
 from fedcmr.shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
 from fedcmr.shared.records import Request
-from fedcmr.shared.style import CODE_NAMES, appearance_code
+from fedcmr.shared.style import STYLE_NAMES, style_vector
 from fedcmr.shared.style_statistics import two_looks
 from fedcmr.shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
 
@@ -146,7 +146,7 @@ def patient_of(
     codes = torch.zeros(num_vendors, len(prior.code_mean))
     for number in vendors.unique().tolist():
         own = vendors == number
-        codes[number] = prior.standardise(appearance_code(images[own], masks[own]))
+        codes[number] = prior.standardise(style_vector(images[own], masks[own]))
     return Patient(name, images, masks, codes, vendors)
 
 
@@ -198,7 +198,7 @@ def moments(
         mechanism: What makes the release private; its nominal number of patients is not used.
         nominal_patients: The site's public constant for each of its V vendors.
     """
-    num_vendors, size = len(nominal_patients), len(CODE_NAMES)
+    num_vendors, size = len(nominal_patients), len(STYLE_NAMES)
     # Where nobody is left, noise alone is released.
     codes = np.array([patient.codes.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
     known = np.array([patient.known.numpy() for patient in patients], bool).reshape(-1, num_vendors)
@@ -274,7 +274,7 @@ def dummy_patient() -> Patient:
     """Nobody: one empty slice, whose gradient takes as long as anybody's."""
     images = torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE)
     no_vendor = torch.zeros(1, dtype=torch.int64)
-    return Patient("", images, images.to(torch.uint8), torch.zeros(1, len(CODE_NAMES)), no_vendor)
+    return Patient("", images, images.to(torch.uint8), torch.zeros(1, len(STYLE_NAMES)), no_vendor)
 
 
 def _mean_gradient(

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedcmr.shared.adapters import RUNGS
+from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import console
@@ -157,7 +157,7 @@ class FederationConfig:
     reply_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        _check(self.adapter in ("auto", *RUNGS), "federation.adapter", f"in {('auto', *RUNGS)}", self.adapter)
+        _check(self.adapter in ("auto", *ADAPTERS), "federation.adapter", f"in {('auto', *ADAPTERS)}", self.adapter)
         _check(
             self.num_rounds >= 2,
             "federation.num_rounds",

@@ -2,6 +2,6 @@
 
 from typing import Literal, get_args
 
-Rung = Literal["moments", "affine", "low_rank"]
-RUNGS: tuple[Rung, ...] = get_args(Rung)
+Adapter = Literal["moments", "affine", "low_rank"]
+ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 """Style statistics alone; the norms' affine parameters with them; low-rank updates (LoRA) of the linear layers too."""

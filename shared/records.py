@@ -29,7 +29,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedcmr.shared.networks.generator import RUNGS
+from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.style_statistics import NUM_LOOKS
 
@@ -154,7 +154,7 @@ class Request(_Wire):
             all(map(math.isfinite, numbers))
             and self.task in (MOMENTS, GRADIENTS)
             and (self.task == GRADIENTS or as_moments)
-            and self.rung in RUNGS
+            and self.rung in ADAPTERS
             and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
             and self.server_round >= 1
             and self.noise_multiplier >= 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedcmr.shared.case import LV, MYO, RV
 
-CODE_NAMES = (
+STYLE_NAMES = (
     "lv_mean",
     "myo_mean",
     "rv_mean",
@@ -29,12 +29,12 @@ CODE_NAMES = (
 
 RING_PX = 5
 """Width of the ring around the heart, in pixels of the networks' grid (2 mm each)."""
-MAX_CODE = 5.0
+MAX_STYLE = 5.0
 """Standardised codes are limited to +- this before they reach the generator."""
 
 
 @dataclass(frozen=True)
-class CodeDistribution:
+class StyleDistribution:
     """A normal distribution over standardised appearance codes.
 
     A vendor's mean and std are what its sites released; the correlation is the public prior's, because how the codes go
@@ -55,10 +55,10 @@ class CodeDistribution:
         """Draw codes, shape (num, K)."""
         noise = torch.randn(num, len(self.mean), generator=generator)
         correlated = noise @ torch.linalg.cholesky(self.correlation).T
-        return (self.mean + self.std * correlated).clamp(-MAX_CODE, MAX_CODE)
+        return (self.mean + self.std * correlated).clamp(-MAX_STYLE, MAX_STYLE)
 
 
-def code_statistics(raw_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def style_moments(raw_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (K,), std (K,) and correlation (K, K) of raw codes (N, K), patients with a NaN left out."""
     known = raw_codes[raw_codes.isfinite().all(1)]
     # A hundredth toward independence keeps the matrix positive definite however few the hearts.
@@ -66,7 +66,7 @@ def code_statistics(raw_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return known.mean(0), known.std(0), correlation
 
 
-def appearance_code(images: Tensor, masks: Tensor) -> Tensor:
+def style_vector(images: Tensor, masks: Tensor) -> Tensor:
     """Raw appearance code of one patient, averaged over its slices and both frames.
 
     Args:
@@ -74,9 +74,9 @@ def appearance_code(images: Tensor, masks: Tensor) -> Tensor:
         masks: Shape (N, 2, H, W), uint8 labels 0..3.
 
     Returns:
-        Shape (K,), in the order of `CODE_NAMES`; NaN where the patient lacks the region.
+        Shape (K,), in the order of `STYLE_NAMES`; NaN where the patient lacks the region.
     """
-    return appearance_codes(images[None], masks[None])[0]
+    return style_vectors(images[None], masks[None])[0]
 
 
 def regions(masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -93,8 +93,8 @@ def regions(masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return masks == LV, masks == MYO, masks == RV, near & ~heart, ~near
 
 
-def appearance_codes(images: Tensor, masks: Tensor) -> Tensor:
-    """`appearance_code` of B patients at once: (B, N, 2, H, W) -> (B, K)."""
+def style_vectors(images: Tensor, masks: Tensor) -> Tensor:
+    """`style_vector` of B patients at once: (B, N, 2, H, W) -> (B, K)."""
     batch, height, width = len(images), *images.shape[-2:]
     pictures = images.reshape(-1, 1, height, width)
     labels = masks.reshape(-1, 1, height, width)

@@ -14,7 +14,7 @@ from fedcmr.server.run_folder import RunFolder, load_run
 from fedcmr.server.settings import dump, load
 from fedcmr.shared.case import Case, CaseInfo, save_case, write_index
 from fedcmr.shared.networks.generator import Architecture, Generator, Prior, load_prior, save_prior
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 
 NOMINAL_PATIENTS = 5
 VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}
@@ -49,7 +49,7 @@ def tiny_prior(tmp_path_factory) -> Path:
     for parameter in generator.parameters():
         if parameter.dim() > 1 and not parameter.any():  # layers that MONAI starts at zero pass no gradient
             torch.nn.init.normal_(parameter, std=0.1)
-    num = len(CODE_NAMES)
+    num = len(STYLE_NAMES)
     save_prior(path, generator, torch.zeros(num), torch.full((num,), 0.5), torch.eye(num), {"made_by": "a test"})
     return path
 

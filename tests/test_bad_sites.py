@@ -28,7 +28,7 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.generator import load_prior
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.shared.tasks.ejection_fraction.inference import predict
 from fedcmr.simulations.grid import make_grid
 
@@ -145,7 +145,7 @@ def test_a_region_that_no_patient_has_gets_the_public_mean_and_the_least_spread(
     arrays = run_federation(run)
     assert_finite(arrays)
     assert refused(run) == [{}, {}]
-    missing = np.array([name in lost for name in CODE_NAMES])
+    missing = np.array([name in lost for name in STYLE_NAMES])
     mean, std = arrays["code_mean/Siemens"], arrays["code_std/Siemens"]
     assert not mean[missing].any() and (std[missing] == CODE_STD_RANGE[0]).all()
     assert np.abs(mean[~missing]).min() > 0, "what the patients do have is told"

@@ -12,7 +12,7 @@ from fedcmr.client import training
 from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
 from fedcmr.shared import privacy
 from fedcmr.shared import style_statistics as shared_moments
-from fedcmr.shared.style import appearance_code
+from fedcmr.shared.style import style_vector
 
 CPU = torch.device("cpu")
 CLIP = 0.05
@@ -33,7 +33,7 @@ def patient_of(prior):
         rng = torch.Generator().manual_seed(num_slices)
         images = scale * (torch.rand(num_slices, 2, 64, 64, generator=rng) * 2 - 1)
         masks = torch.randint(0, 4, (num_slices, 2, 64, 64), generator=rng).to(torch.uint8)
-        codes = prior.standardise(appearance_code(images, masks))[None]
+        codes = prior.standardise(style_vector(images, masks))[None]
         return Patient(name, images, masks, codes, torch.zeros(num_slices, dtype=torch.int64))
 
     return make

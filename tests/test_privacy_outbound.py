@@ -15,8 +15,8 @@ from flwr.common.serde import message_to_proto
 
 from fedcmr.client import app as client_app
 from fedcmr.client.training import Patient
-from fedcmr.server.federation.state import RUNGS
 from fedcmr.server.settings import load
+from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.records import GRADIENTS, MOMENTS, OK, Request, pack_request
 from fedcmr.simulations.grid import InProcessGrid, make_grid, run_server_app
 from fedcmr.simulations.run import simulate
@@ -69,7 +69,7 @@ def patients_like(kind: str) -> list[Patient]:
 @pytest.mark.parametrize("task", [MOMENTS, GRADIENTS])
 def test_an_update_has_the_same_bytes_whatever_the_data(make_study, prior, monkeypatch, task):
     site = make_study().path / "sites" / "a"
-    arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(RUNGS[1]).items()}
+    arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(ADAPTERS[1]).items()}
     is_moments = task == MOMENTS
     sizes, contents = set(), set()
     for number, kind in enumerate(("few", "many", "long", "nan", "zero"), start=1):

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from fedcmr.server.federation.noise_plan import plan_noise
 from fedcmr.server.settings import PrivacyConfig
-from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.records import GRADIENTS, MOMENTS
 from fedcmr.shared.style_statistics import NUM_LOOKS
 
-LEAST_SIGNAL: Mapping[Rung, float] = {"affine": 1.2, "low_rank": 0.3}
+LEAST_SIGNAL: Mapping[Adapter, float] = {"affine": 1.2, "low_rank": 0.3}
 """Of `signal_to_noise`, for a rung of gradients. Set by `simulations.benchmarks.adapters` on simulated hospitals: the
 affine rung brought the held-out loss down from 1.2 on and raised it at 0.95 and below, and the low-rank one brought it
 down by its full worth from 0.4 on and by half of it at 0.2: noise in these numbers moves the pictures little, and much
@@ -26,7 +26,7 @@ Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
 
 
-def plan_rung(rung: Rung, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
+def plan_rung(rung: Adapter, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
     """The least noise with which a whole run on this rung stays within the target.
 
     Two looks with noise s are as one with s / sqrt(2): on the rung of moments that is all the budget, and elsewhere
@@ -60,8 +60,8 @@ def signal_to_noise(gradients: Release, nominal_patients: Iterable[int], num_par
 
 
 def choose_rung(
-    setting: str, gradients: Release | None, nominal_patients: Iterable[int], num_parameters: Mapping[Rung, int]
-) -> tuple[Rung, str]:
+    setting: str, gradients: Release | None, nominal_patients: Iterable[int], num_parameters: Mapping[Adapter, int]
+) -> tuple[Adapter, str]:
     """The rung that a study takes, and why, in a line.
 
     "auto" takes the highest rung of gradients whose signal to noise is at least its `LEAST_SIGNAL`, otherwise the
@@ -73,14 +73,14 @@ def choose_rung(
         nominal_patients: Of every site of the study.
         num_parameters: Size of the trainable part of each rung of gradients.
     """
-    for rung in RUNGS:
+    for rung in ADAPTERS:
         if rung == setting:
             return rung, f"rung {rung}: as federation.adapter says"
     if gradients is None:
-        return RUNGS[-1], f"rung {RUNGS[-1]}: no noise without privacy"
+        return ADAPTERS[-1], f"rung {ADAPTERS[-1]}: no noise without privacy"
     sizes = list(nominal_patients)
     signals = {rung: signal_to_noise(gradients, sizes, num) for rung, num in num_parameters.items()}
     paid = [rung for rung, signal in signals.items() if signal >= LEAST_SIGNAL[rung]]
-    chosen = max(paid, key=RUNGS.index, default=RUNGS[0])
+    chosen = max(paid, key=ADAPTERS.index, default=ADAPTERS[0])
     told = ", ".join(f"{rung} {signal:.2f} (least {LEAST_SIGNAL[rung]:g})" for rung, signal in signals.items())
     return chosen, f"rung {chosen}: signal to noise {told}"

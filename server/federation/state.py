@@ -15,7 +15,7 @@ from fedcmr.server.federation.vendor_styles import vendor_codes
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config, FederationConfig, PrivacyConfig
 from fedcmr.shared import checkpoint
-from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.generator import Prior
@@ -70,7 +70,7 @@ class FederationState:
 
     run_id: str
     prior_sha256: str
-    rung: Rung
+    rung: Adapter
     choice: str
     plan: Plan | None
     server_round: int
@@ -189,8 +189,8 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
     privacy, federation = config.privacy, config.federation
     num_rounds = federation.num_rounds - 1  # of gradients
     num_steps = num_rounds * federation.local_steps
-    parts = {rung: prior.generator.trainable(rung) for rung in RUNGS}
-    sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in RUNGS[1:]}
+    parts = {rung: prior.generator.trainable(rung) for rung in ADAPTERS}
+    sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in ADAPTERS[1:]}
     plan = plan_rung("affine", privacy, num_steps, num_rounds) if privacy.enabled else None
     nominal_patients = [facts.nominal_patients for facts in sites.values()]
     rung, choice = choose_rung(federation.adapter, plan[GRADIENTS] if plan else None, nominal_patients, sizes)

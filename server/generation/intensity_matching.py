@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcmr.shared.style import CODE_NAMES, appearance_codes, regions
+from fedcmr.shared.style import STYLE_NAMES, regions, style_vectors
 
 MAX_GAIN = 2.5
 """A flat region is not stretched into noise, nor a textured one pressed flat."""
@@ -25,7 +25,7 @@ def recolour(sketch: Tensor, masks: Tensor, raw_code: Tensor) -> Tensor:
     Args:
         sketch: Shape (N, S, 2, H, W), float32 in [-1, 1].
         masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
-        raw_code: Shape (N, K), raw codes in the order of `CODE_NAMES`.
+        raw_code: Shape (N, K), raw codes in the order of `STYLE_NAMES`.
 
     Returns:
         Shape (N, S, 2, H, W) in [-1, 1]. A region that a heart lacks is left out.
@@ -39,10 +39,10 @@ def recolour(sketch: Tensor, masks: Tensor, raw_code: Tensor) -> Tensor:
         values = sketch.reshape(num, -1)
         mean = (values * inside).sum(1) / size
         std = (((values - mean[:, None]) ** 2 * inside).sum(1) / size).sqrt()
-        wanted = raw_code[:, CODE_NAMES.index(mean_name)]
+        wanted = raw_code[:, STYLE_NAMES.index(mean_name)]
         gain = torch.ones(num)
         if std_name:
-            spread = raw_code[:, CODE_NAMES.index(std_name)].clamp(min=0)
+            spread = raw_code[:, STYLE_NAMES.index(std_name)].clamp(min=0)
             gain = (spread / std.clamp(min=1e-3)).clamp(1 / MAX_GAIN, MAX_GAIN)
         # Over a border the maps change within two pixels, as partial volume does.
         share = F.avg_pool2d(region.float(), 3, stride=1, padding=1, count_include_pad=False).reshape(sketch.shape)
@@ -58,14 +58,14 @@ def regrain(images: Tensor, masks: Tensor, raw_code: Tensor, rng: torch.Generato
     Args:
         images: Shape (N, S, 2, H, W), float32 in [-1, 1].
         masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
-        raw_code: Shape (N, K), raw codes in the order of `CODE_NAMES`.
+        raw_code: Shape (N, K), raw codes in the order of `STYLE_NAMES`.
         rng: Source of the noise.
 
     Returns:
         Shape (N, S, 2, H, W) in [-1, 1].
     """
-    grain = CODE_NAMES.index("grain")
-    has = torch.nan_to_num(appearance_codes(images, masks)[:, grain])
+    grain = STYLE_NAMES.index("grain")
+    has = torch.nan_to_num(style_vectors(images, masks)[:, grain])
     # Mean absolute values of normal noise, whose squares add up; the code's filter keeps its standard deviation.
     missing = (raw_code[:, grain].clamp(min=0) ** 2 - has**2).clamp(min=0) * math.pi / 2
     noise = torch.randn(images.shape, generator=rng)

@@ -20,7 +20,7 @@ from fedcmr.shared.diffusion import flow_matching_loss
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.generator import Generator, load_prior, save_prior
 from fedcmr.shared.progress import track
-from fedcmr.shared.style import appearance_codes, code_statistics
+from fedcmr.shared.style import style_moments, style_vectors
 from fedcmr.shared.views import augment
 
 STACK_SLICES = 8
@@ -82,11 +82,11 @@ def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
         chosen = torch.rand(len(hearts), STACK_SLICES, generator=generator).argsort(1)[:, :SLICES_PER_HEART]
         d = distances(hearts, slice_positions(hearts, STACK_SLICES).gather(1, chosen.sort(1).values))
         labels, pictures = masks_from(d), render(hearts, d, generator)
-        codes.append(appearance_codes(pictures, labels).repeat_interleave(SLICES_PER_HEART, dim=0))
+        codes.append(style_vectors(pictures, labels).repeat_interleave(SLICES_PER_HEART, dim=0))
         images.append(((pictures + 1) * 127.5).round().to(torch.uint8).flatten(0, 1))
         masks.append(labels.flatten(0, 1))
     raw = torch.cat(codes)
-    mean, std, correlation = code_statistics(raw)
+    mean, std, correlation = style_moments(raw)
     standardised = torch.nan_to_num((raw - mean) / std, nan=0.0)
     return PublicHearts(torch.cat(images), torch.cat(masks), standardised, mean, std, correlation)
 

@@ -21,7 +21,7 @@ from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.generator import Prior
 from fedcmr.shared.progress import track
-from fedcmr.shared.style import CodeDistribution, appearance_codes
+from fedcmr.shared.style import StyleDistribution, style_vectors
 from fedcmr.shared.views import PIXEL_MM
 
 EF_RANGE = (0.08, 0.80)
@@ -39,7 +39,7 @@ class SharedGenerator:
     """
 
     trainable: Mapping[str, Tensor]
-    codes: Mapping[str, CodeDistribution]
+    codes: Mapping[str, StyleDistribution]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
         group, _, rest = name.partition("/")
         groups[group][rest] = torch.from_numpy(array)
     codes = {
-        vendor: CodeDistribution(mean, groups["code_std"][vendor], prior.code_correlation)
+        vendor: StyleDistribution(mean, groups["code_std"][vendor], prior.code_correlation)
         for vendor, mean in groups["code_mean"].items()
     }
     return SharedGenerator(groups["trainable"], codes)
@@ -220,7 +220,7 @@ def _sketch(
     d = distances(hearts, slice_positions(hearts, config.num_slices))
     masks, sketch = masks_from(d), render(hearts, d, rng)
     if codes is None:
-        return sketch, masks, prior.standardise(appearance_codes(sketch, masks))
+        return sketch, masks, prior.standardise(style_vectors(sketch, masks))
     return recolour(sketch, masks, prior.raw(codes)), masks, codes
 
 

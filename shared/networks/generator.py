@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.case import LV
 from fedcmr.shared.checkpoint import check_header
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.low_rank import LowRankLinear
 from fedcmr.shared.resources import resource
-from fedcmr.shared.style import CODE_NAMES, MAX_CODE, CodeDistribution
+from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES, StyleDistribution
 
 SHIPPED_PRIOR = resource("shared/weights/prior.safetensors")
 PATCH = 2
@@ -67,7 +67,7 @@ class Generator(nn.Module):
         # MONAI adds a class embedding to the time embedding; a code is a class with coordinates.
         width = 4 * channels[0]
         self.unet.class_embedding = nn.Sequential(
-            LowRankLinear(len(CODE_NAMES), width, seed=1), nn.SiLU(), LowRankLinear(width, width, seed=2)
+            LowRankLinear(len(STYLE_NAMES), width, seed=1), nn.SiLU(), LowRankLinear(width, width, seed=2)
         )
 
     def forward(self, x_t: Tensor, t: Tensor, masks: Tensor, code: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ class Generator(nn.Module):
         packed = F.pixel_unshuffle(torch.cat([x_t, *labels], dim=1), PATCH)
         packed = packed.contiguous(memory_format=torch.channels_last)
         # The sinusoidal embedding expects timesteps in 0..1000.
-        out = self.unet(packed, t * 1000, class_labels=code.clamp(-MAX_CODE, MAX_CODE))
+        out = self.unet(packed, t * 1000, class_labels=code.clamp(-MAX_STYLE, MAX_STYLE))
         return F.pixel_shuffle(out, PATCH)
 
-    def trainable(self, rung: Rung = "affine") -> dict[str, nn.Parameter]:
+    def trainable(self, rung: Adapter = "affine") -> dict[str, nn.Parameter]:
         """The part that sites fine-tune on a rung, by name, in the order of the names.
 
         affine: The last decoder level's output norms and the final bias, 392 numbers.
@@ -111,7 +111,7 @@ class Generator(nn.Module):
                 chosen[name] = parameter
         return dict(sorted(chosen.items()))
 
-    def freeze(self, rung: Rung = "affine") -> "Generator":
+    def freeze(self, rung: Adapter = "affine") -> "Generator":
         """Leave gradients on for `trainable(rung)` only."""
         self.requires_grad_(False)
         for parameter in self.trainable(rung).values():
@@ -130,7 +130,7 @@ class Generator(nn.Module):
         Raises:
             ValueError: Names or shapes are those of no rung.
         """
-        rung = next((rung for rung in RUNGS if self.trainable(rung).keys() == values.keys()), None)
+        rung = next((rung for rung in ADAPTERS if self.trainable(rung).keys() == values.keys()), None)
         if rung is None or any(p.shape != values[n].shape for n, p in self.trainable(rung).items()):
             raise ValueError("Expected the names and shapes of a rung's trainable part.")
         parameters = self.trainable(rung)
@@ -167,13 +167,15 @@ class Prior:
     made_by: Mapping[str, str]
 
     @property
-    def codes(self) -> CodeDistribution:
+    def codes(self) -> StyleDistribution:
         """The standardised codes of the public hearts: mean 0, std 1."""
-        return CodeDistribution(torch.zeros_like(self.code_mean), torch.ones_like(self.code_std), self.code_correlation)
+        return StyleDistribution(
+            torch.zeros_like(self.code_mean), torch.ones_like(self.code_std), self.code_correlation
+        )
 
     def standardise(self, raw_code: Tensor) -> Tensor:
         """Raw code(s) -> standardised; a region the patient lacks (NaN) gets the public mean, 0."""
-        return torch.nan_to_num((raw_code - self.code_mean) / self.code_std, nan=0.0).clamp(-MAX_CODE, MAX_CODE)
+        return torch.nan_to_num((raw_code - self.code_mean) / self.code_std, nan=0.0).clamp(-MAX_STYLE, MAX_STYLE)
 
     def raw(self, code: Tensor) -> Tensor:
         """Standardised code(s) -> raw, in picture units: the inverse of `standardise` within its limits."""
@@ -222,7 +224,7 @@ def load_prior(path: Path | None = None) -> Prior:
         generator = Generator(Architecture(**sizes))
         generator.load_state_dict({n[10:]: v for n, v in tensors.items() if n.startswith("generator.")})
         code_mean, code_std, correlation = (tensors[f"code_{name}"] for name in ("mean", "std", "correlation"))
-        if correlation.shape != (len(CODE_NAMES), len(CODE_NAMES)):
+        if correlation.shape != (len(STYLE_NAMES), len(STYLE_NAMES)):
             raise ValueError
     except OSError:
         raise UserError(f"{path} cannot be read: give a prior made by 'fedcmr-server pretrain'") from None

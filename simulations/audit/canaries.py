@@ -26,13 +26,13 @@ from scipy.stats import norm
 
 from fedcmr.client.training import Patient, patient_gradient, view_seed
 from fedcmr.server.settings import Config
-from fedcmr.shared.adapters import Rung
+from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.device import one_core_each
 from fedcmr.shared.networks.generator import Prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.progress import track
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS
-from fedcmr.shared.style import CODE_NAMES, MAX_CODE
+from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES
 from fedcmr.shared.style_statistics import noise_std, two_looks
 from fedcmr.shared.views import IMAGE_SIZE
 from fedcmr.simulations.audit.one_run import CONFIDENCE, Family, chance, guess, highest_provable, lower_bound, p_value
@@ -165,7 +165,7 @@ def audit(
     )
 
 
-def make_canaries(prior: Prior, rung: Rung, seed: int, num_views: int = 1, num: int = PER_SITE) -> list[Patient]:
+def make_canaries(prior: Prior, rung: Adapter, seed: int, num_views: int = 1, num: int = PER_SITE) -> list[Patient]:
     """A site's canaries: long gradients, unlike each other, of blocks of black and white under random labels.
 
     Each has one number of the appearance code to itself, as far out as a code may be. Of `POOL` candidates the one is
@@ -179,8 +179,8 @@ def make_canaries(prior: Prior, rung: Rung, seed: int, num_views: int = 1, num: 
         num: At most as many as a code has numbers.
     """
     rng = np.random.default_rng(seed)
-    if not 1 <= num <= len(CODE_NAMES):
-        raise ValueError(f"Expected num in 1..{len(CODE_NAMES)}, got {num}.")
+    if not 1 <= num <= len(STYLE_NAMES):
+        raise ValueError(f"Expected num in 1..{len(STYLE_NAMES)}, got {num}.")
     pools = [[_candidate(f"canary{axis:02d}", axis, rng) for _ in range(POOL)] for axis in range(num)]
     if rung == "moments":  # no gradient is taken
         return [pool[0] for pool in pools]
@@ -240,8 +240,8 @@ def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
     picture = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
     picture *= rng.uniform(0.1, 1.0)
     labels = _blocks(rng.integers(0, 4, (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(3, 20)))
-    codes = torch.zeros(1, len(CODE_NAMES))
-    codes[0, axis] = MAX_CODE
+    codes = torch.zeros(1, len(STYLE_NAMES))
+    codes[0, axis] = MAX_STYLE
     images = torch.from_numpy(picture.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
     masks = torch.from_numpy(labels.astype(np.uint8)).expand(NUM_SLICES, -1, -1, -1)
     return Patient(name, images, masks, codes, torch.zeros(NUM_SLICES, dtype=torch.int64))

@@ -20,7 +20,7 @@ from fedcmr.server.report.collect import test_provenances
 from fedcmr.server.run_folder import RunFolder, load_run
 from fedcmr.server.settings import Config, load
 from fedcmr.shared import checkpoint
-from fedcmr.shared.adapters import Rung
+from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.case import INDEX_NAME, Case, load_cases, read_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.generator import Prior, load_prior
@@ -55,7 +55,7 @@ def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         privacy=replace(config.privacy, target_epsilon=claim or config.privacy.target_epsilon),
         federation=replace(config.federation, num_rounds=2, local_steps=1),  # the whole budget in one step
     )
-    patients = canary_audit.make_canaries(prior, cast(Rung, config.federation.adapter), arguments.seed)
+    patients = canary_audit.make_canaries(prior, cast(Adapter, config.federation.adapter), arguments.seed)
     audit_of = functools.partial(canary_audit.audit, prior, patients, num)
     found = [audit_of(config, "sound", num_guesses), audit_of(short, "sound", num_guesses, control=True)]
     if arguments.broken:

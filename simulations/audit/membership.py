@@ -22,7 +22,7 @@ from torch import Tensor
 from fedcmr.client.training import Patient, patient_gradient, view_seed
 from fedcmr.server.federation.state import StudySite, initial_state
 from fedcmr.server.settings import Config
-from fedcmr.shared.adapters import Rung
+from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.device import autocast, one_core_each
 from fedcmr.shared.diffusion import flow_matching_loss
@@ -154,7 +154,7 @@ def _both(
 
 def _gradients(prior: Prior, patients: Sequence[Patient], config: Config) -> Float:
     """Clipped gradients at the prior, shape (`NUM_DRAWS`, P, D)."""
-    part = prior.generator.trainable(cast(Rung, config.federation.adapter))
+    part = prior.generator.trainable(cast(Adapter, config.federation.adapter))
     with prior.generator.holding({name: value.detach().clone() for name, value in part.items()}) as parameters:
         chosen = list(parameters.values())
 

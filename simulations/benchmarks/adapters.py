@@ -27,7 +27,7 @@ from fedcmr.server.federation.adapters import plan_rung, signal_to_noise
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
 from fedcmr.server.federation.vendor_styles import vendor_codes
 from fedcmr.server.settings import Config, load
-from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.case import read_index
 from fedcmr.shared.checkpoint import Arrays, write_atomically
 from fedcmr.shared.device import autocast, pick_device
@@ -70,7 +70,9 @@ def main() -> int:
         "--patients", type=int, nargs="+", default=[20, 40], help="per site, the first ones (default: 20 40)"
     )
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 3, 8, math.inf], help="inf: without privacy")
-    parser.add_argument("--rungs", nargs="*", choices=RUNGS[1:], default=RUNGS[1:], help="of gradients (default: all)")
+    parser.add_argument(
+        "--rungs", nargs="*", choices=ADAPTERS[1:], default=ADAPTERS[1:], help="of gradients (default: all)"
+    )
     parser.add_argument("--draws", type=int, default=2, help="runs with noise drawn anew (default: %(default)s)")
     parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
@@ -206,7 +208,7 @@ def code_errors(
         "mean" and "std" of the two looks; "one_look_mean" and "one_look_std" of one look with the same budget, whose
         std is floored alike. In units of the prior's spread.
     """
-    rung: Rung = "moments" if share == 1 else "affine"
+    rung: Adapter = "moments" if share == 1 else "affine"
     shares = [f"privacy.statistics_share={share}"] if share < 1 else []
     settings = with_target([*overrides, *shares], rung, target_epsilon)
     num_steps = (settings.federation.num_rounds - 1) * settings.federation.local_steps

@@ -29,7 +29,7 @@ from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import Config, load
-from fedcmr.shared.adapters import RUNGS, Rung
+from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.checkpoint import Arrays, write_atomically
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.networks.generator import Prior, load_prior
@@ -38,7 +38,7 @@ from fedcmr.shared.version import add_version
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
-GRADIENT_RUNGS = tuple(rung for rung in RUNGS if rung != "moments")
+GRADIENT_ADAPTERS = tuple(rung for rung in ADAPTERS if rung != "moments")
 NUM_REPEATS = 5
 NUM_CASES = 40
 """Synthetic patients that are timed, after a few that are not."""
@@ -63,7 +63,7 @@ def _measure(options: argparse.Namespace) -> None:
     prior = load_prior(options.prior)
     patients = simulated_patients(NUM_PATIENTS, prior, config.synthesis.num_slices)
     memory: dict[str, int] = {}  # in this order: the peak only ever grows, and the large batch comes last
-    sizes = {rung: bytes_per_round(prior, patients, config, rung) for rung in GRADIENT_RUNGS}
+    sizes = {rung: bytes_per_round(prior, patients, config, rung) for rung in GRADIENT_ADAPTERS}
     memory["a site's rounds"] = peak_memory_mb()
     made = pair_seconds(prior, config)
     memory["and generation"] = peak_memory_mb()
@@ -74,7 +74,7 @@ def _measure(options: argparse.Namespace) -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "private_step": {rung: step_seconds(prior, patients, config, rung) for rung in GRADIENT_RUNGS},
+        "private_step": {rung: step_seconds(prior, patients, config, rung) for rung in GRADIENT_ADAPTERS},
         "bytes_per_site_and_round": sizes,
         "generation": made,
         "peak_memory_mb": memory,
@@ -94,7 +94,7 @@ def simulated_patients(num: int, prior: Prior, num_slices: int) -> list[Patient]
 
 
 def step_seconds(
-    prior: Prior, patients: list[Patient], config: Config, rung: Rung, num_repeats: int = NUM_REPEATS
+    prior: Prior, patients: list[Patient], config: Config, rung: Adapter, num_repeats: int = NUM_REPEATS
 ) -> dict[str, Any]:
     """Medians of the seconds of a private step and of both peers, and the ratios of these medians."""
     start = trainable_arrays(prior, rung)
@@ -135,7 +135,7 @@ def step_seconds(
     }
 
 
-def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung: Rung) -> dict[str, dict[str, int]]:
+def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung: Adapter) -> dict[str, dict[str, int]]:
     """Bytes of the server's request and of a site's whole reply, by task, as the wire format packs them."""
     settings = replace(
         config,
@@ -174,7 +174,7 @@ def pair_seconds(prior: Prior, config: Config, num_cases: int = NUM_CASES) -> di
     return {"pairs": num_pairs, "sampler_steps": settings.num_steps, "seconds_per_pair": elapsed / num_pairs}
 
 
-def trainable_arrays(prior: Prior, rung: Rung) -> dict[str, np.ndarray]:
+def trainable_arrays(prior: Prior, rung: Adapter) -> dict[str, np.ndarray]:
     """The part that sites fine-tune, as the server would send it."""
     return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable(rung).items()}
 

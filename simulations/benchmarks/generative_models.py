@@ -23,7 +23,7 @@ from fedcmr.shared.device import autocast
 from fedcmr.shared.diffusion import integrate, interpolate
 from fedcmr.shared.networks.generator import Architecture
 from fedcmr.shared.progress import track
-from fedcmr.shared.style import CODE_NAMES, MAX_CODE
+from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES
 
 PRETRAIN = PretrainConfig()
 """Batches, learning rate and average are those of the public prior's training."""
@@ -146,7 +146,7 @@ class Painter(nn.Module):
             num_class_embeds=1,
         )
         width = 4 * channels[0]
-        unet.class_embedding = nn.Sequential(nn.Linear(len(CODE_NAMES), width), nn.SiLU(), nn.Linear(width, width))
+        unet.class_embedding = nn.Sequential(nn.Linear(len(STYLE_NAMES), width), nn.SiLU(), nn.Linear(width, width))
         self.unet = unet.to(memory_format=torch.channels_last)
 
     def loss(self, points: Tensor, masks: Tensor, code: Tensor, draw: Tensor, noise: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class Painter(nn.Module):
             out = self.unet(
                 packed.contiguous(memory_format=torch.channels_last),
                 t * 1000,
-                class_labels=code.clamp(-MAX_CODE, MAX_CODE),
+                class_labels=code.clamp(-MAX_STYLE, MAX_STYLE),
             )
         return out.float()
 

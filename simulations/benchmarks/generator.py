@@ -36,7 +36,7 @@ from fedcmr.server.tasks.segmentation.training import measured_ef
 from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.networks.generator import Prior, load_prior
-from fedcmr.shared.style import CODE_NAMES, CodeDistribution, appearance_codes
+from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_vectors
 from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter
 from fedcmr.shared.version import add_version
 from fedcmr.shared.views import PIXEL_MM, slice_pairs
@@ -180,7 +180,7 @@ def measure(
 def measured_codes(prior: Prior, cases: Sequence[Case]) -> Tensor:
     """Standardised appearance codes of the pictures of each case, shape (len(cases), K)."""
     stacks = [slice_pairs(case) for case in cases]
-    return prior.standardise(torch.cat([appearance_codes(images[None], masks[None]) for images, masks in stacks]))
+    return prior.standardise(torch.cat([style_vectors(images[None], masks[None]) for images, masks in stacks]))
 
 
 def code_slopes(prior: Prior, shared: SharedGenerator, config: SynthesisConfig, seed: int) -> dict[str, float]:
@@ -188,22 +188,22 @@ def code_slopes(prior: Prior, shared: SharedGenerator, config: SynthesisConfig, 
 
     Both pictures of a pair have the same heart, sketch and noise.
     """
-    num_codes = len(CODE_NAMES)
+    num_codes = len(STYLE_NAMES)
     # Every code is a vendor of its own, so that one call paints all of them.
     num_cases = num_codes * max(1, config.num_cases // (2 * num_codes))
     config = replace(config, num_cases=num_cases, num_slices=SLOPE_SLICES)
 
     def ask(value: float) -> SyntheticSet:
         codes = {
-            name: CodeDistribution(value * unit, torch.full((num_codes,), 1e-6), prior.code_correlation)
-            for name, unit in zip(CODE_NAMES, torch.eye(num_codes), strict=True)
+            name: StyleDistribution(value * unit, torch.full((num_codes,), 1e-6), prior.code_correlation)
+            for name, unit in zip(STYLE_NAMES, torch.eye(num_codes), strict=True)
         }
-        return synthesize(prior, replace(shared, codes=codes), config, CODE_NAMES, seed)
+        return synthesize(prior, replace(shared, codes=codes), config, STYLE_NAMES, seed)
 
     low, high = ask(-1.0), ask(1.0)
     moved = (measured_codes(prior, high.cases) - measured_codes(prior, low.cases)) / 2
     asked_of = [case.info.vendor for case in high.cases]
-    return {name: float(moved[[vendor == name for vendor in asked_of], k].mean()) for k, name in enumerate(CODE_NAMES)}
+    return {name: float(moved[[vendor == name for vendor in asked_of], k].mean()) for k, name in enumerate(STYLE_NAMES)}
 
 
 def knee(curve: Sequence[Measured], reference: Measured) -> int | None:

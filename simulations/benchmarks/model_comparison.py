@@ -34,7 +34,7 @@ from fedcmr.server.generation.rendering import render
 from fedcmr.shared import checkpoint
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command
-from fedcmr.shared.style import appearance_codes
+from fedcmr.shared.style import style_vectors
 from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter
 from fedcmr.shared.version import add_version
 from fedcmr.simulations.benchmarks.generative_models import KINDS, Painter, train
@@ -235,7 +235,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 def _codes(pictures: Tensor, masks: Tensor, scale: PublicHearts) -> Tensor:
     """Codes (N, K) standardised as the training set's; a region that a heart lacks has the mean."""
-    return torch.nan_to_num((appearance_codes(pictures, masks) - scale.code_mean) / scale.code_std, nan=0.0)
+    return torch.nan_to_num((style_vectors(pictures, masks) - scale.code_mean) / scale.code_std, nan=0.0)
 
 
 def _table(rows: Sequence[Row], options: argparse.Namespace) -> Table:

@@ -34,7 +34,7 @@ from fedcmr.shared.case import Case, load_cases
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.networks.generator import Prior, load_prior
 from fedcmr.shared.progress import track
-from fedcmr.shared.style import appearance_code
+from fedcmr.shared.style import style_vector
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices
 from fedcmr.shared.version import add_version
 from fedcmr.shared.views import slice_pairs, with_heart
@@ -119,7 +119,7 @@ def codes_of(cases: Sequence[Case], prior: Prior) -> NDArray[np.float32]:
     for case in cases:
         images, masks = slice_pairs(case)
         keep = with_heart(masks)
-        codes.append(prior.standardise(appearance_code(images[keep], masks[keep])))
+        codes.append(prior.standardise(style_vector(images[keep], masks[keep])))
     return torch.stack(codes).numpy()
 
 

@@ -11,12 +11,12 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.case import load_cases, write_index
 from fedcmr.shared.networks.generator import load_prior
 from fedcmr.shared.provenance import SIMULATED_SCANS
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.shared.tasks.ejection_fraction.inference import predict
 from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
-NUM_CODES = len(CODE_NAMES)
+NUM_CODES = len(STYLE_NAMES)
 
 
 @pytest.fixture

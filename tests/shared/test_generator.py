@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedcmr.shared.adapters import RUNGS
+from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.networks.generator import Architecture, Generator, load_prior, save_prior
 from fedcmr.shared.networks.low_rank import RANK, LowRankLinear
 
@@ -42,7 +42,7 @@ def test_every_site_and_the_server_draw_the_same_fixed_factor():
 def test_a_rungs_part_is_sorted_small_and_begins_where_the_prior_is(prior, tiny_prior):
     untouched = out(prior.generator)
     sizes = {}
-    for rung in RUNGS:
+    for rung in ADAPTERS:
         part = prior.generator.trainable(rung)
         assert list(part) == sorted(part)
         sizes[rung] = sum(parameter.numel() for parameter in part.values())

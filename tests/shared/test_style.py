@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fedcmr.shared.case import LV, MYO, RV
-from fedcmr.shared.style import CODE_NAMES, CodeDistribution, appearance_code, code_statistics
+from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_moments, style_vector
 
 
 def patient(seed: int = 0):
@@ -20,7 +20,7 @@ def patient(seed: int = 0):
 
 def test_region_means_and_spreads_equal_numpys():
     images, masks = patient()
-    code = dict(zip(CODE_NAMES, appearance_code(images, masks).tolist(), strict=True))
+    code = dict(zip(STYLE_NAMES, style_vector(images, masks).tolist(), strict=True))
     for name, label in (("lv", LV), ("myo", MYO), ("rv", RV)):
         values = images.numpy()[masks.numpy() == label]
         assert abs(code[f"{name}_mean"] - values.mean()) < 1e-5
@@ -30,9 +30,9 @@ def test_region_means_and_spreads_equal_numpys():
 
 def test_grain_rises_with_noise_and_edge_falls_with_blur():
     images, masks = patient()
-    rough = appearance_code(images + 0.2 * torch.randn(images.shape), masks)
-    smooth = appearance_code(torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2), masks)
-    code, grain, edge = appearance_code(images, masks), CODE_NAMES.index("grain"), CODE_NAMES.index("edge")
+    rough = style_vector(images + 0.2 * torch.randn(images.shape), masks)
+    smooth = style_vector(torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2), masks)
+    code, grain, edge = style_vector(images, masks), STYLE_NAMES.index("grain"), STYLE_NAMES.index("edge")
     assert rough[grain] > 2 * code[grain]
     assert smooth[edge] < 0.7 * code[edge]
 
@@ -40,14 +40,14 @@ def test_grain_rises_with_noise_and_edge_falls_with_blur():
 def test_a_missing_region_is_nan_and_the_rest_is_not():
     images, masks = patient()
     masks[masks == RV] = 0
-    code = appearance_code(images, masks)
-    assert np.flatnonzero(torch.isnan(code).numpy()).tolist() == [CODE_NAMES.index("rv_mean")]
+    code = style_vector(images, masks)
+    assert np.flatnonzero(torch.isnan(code).numpy()).tolist() == [STYLE_NAMES.index("rv_mean")]
 
 
 def test_samples_follow_the_distribution():
-    num = len(CODE_NAMES)
+    num = len(STYLE_NAMES)
     correlation = torch.full((num, num), 0.6) + 0.4 * torch.eye(num)
-    wanted = CodeDistribution(torch.linspace(-1, 1, num), torch.linspace(0.2, 0.4, num), correlation)
+    wanted = StyleDistribution(torch.linspace(-1, 1, num), torch.linspace(0.2, 0.4, num), correlation)
     drawn = wanted.sample(4000, torch.Generator().manual_seed(0))
     assert (drawn.mean(0) - wanted.mean).abs().max() < 0.03
     assert (drawn.std(0) - wanted.std).abs().max() < 0.03
@@ -55,13 +55,13 @@ def test_samples_follow_the_distribution():
 
 
 def test_statistics_of_codes_leave_out_a_patient_without_a_region():
-    raw = torch.randn(60, len(CODE_NAMES), generator=torch.Generator().manual_seed(1)) * 2 + 3
-    broken = torch.cat([raw, torch.full((1, len(CODE_NAMES)), float("nan"))])
-    mean, std, correlation = code_statistics(broken)
+    raw = torch.randn(60, len(STYLE_NAMES), generator=torch.Generator().manual_seed(1)) * 2 + 3
+    broken = torch.cat([raw, torch.full((1, len(STYLE_NAMES)), float("nan"))])
+    mean, std, correlation = style_moments(broken)
     np.testing.assert_allclose(mean, raw.numpy().mean(0), rtol=1e-5)
     np.testing.assert_allclose(std, raw.numpy().std(0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(
-        correlation, 0.99 * np.corrcoef(raw.numpy().T) + 0.01 * np.eye(len(CODE_NAMES)), atol=1e-5
+        correlation, 0.99 * np.corrcoef(raw.numpy().T) + 0.01 * np.eye(len(STYLE_NAMES)), atol=1e-5
     )
     twins = torch.cat([raw[:2], raw[:2]])  # fewer patients than codes: singular without the share of independence
-    assert torch.linalg.eigvalsh(code_statistics(twins)[2]).min() > 0
+    assert torch.linalg.eigvalsh(style_moments(twins)[2]).min() > 0

@@ -29,7 +29,7 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub, add_DeliveryServicer_to_server
 from fedcmr.shared.networks.generator import load_prior
 from fedcmr.shared.provenance import SIMULATED_SCANS
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 from tests.conftest import make_case
 
 STYLES = ("GE", "Philips", "Siemens")
@@ -51,8 +51,8 @@ def finished_run(path: Path, tiny_prior: Path) -> RunFolder:
     arrays = {f"trainable/{name}": value.detach().numpy() for name, value in prior.generator.trainable().items()}
     for vendor in STYLES:
         arrays |= {
-            f"code_mean/{vendor}": np.zeros(len(CODE_NAMES), np.float32),
-            f"code_std/{vendor}": np.ones(len(CODE_NAMES), np.float32),
+            f"code_mean/{vendor}": np.zeros(len(STYLE_NAMES), np.float32),
+            f"code_std/{vendor}": np.ones(len(STYLE_NAMES), np.float32),
         }
     site = {"epsilon": 7.9, "accountant": "prv", "steps": 5, "refused": []}
     generator = path / "generator.safetensors"

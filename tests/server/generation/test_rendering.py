@@ -5,7 +5,7 @@ import torch
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
 from fedcmr.server.generation.rendering import render
 from fedcmr.shared.case import LV, MYO
-from fedcmr.shared.style import CODE_NAMES, appearance_codes
+from fedcmr.shared.style import STYLE_NAMES, style_vectors
 
 
 def paint(num: int, seed: int):
@@ -32,6 +32,6 @@ def test_blood_is_brighter_than_muscle_in_nearly_every_heart():
 
 def test_appearance_varies_widely_between_hearts():
     images, masks = paint(40, seed=4)
-    codes = appearance_codes(images, masks)
-    spread = dict(zip(CODE_NAMES, codes.nan_to_num(0).std(0).tolist(), strict=True))
+    codes = style_vectors(images, masks)
+    spread = dict(zip(STYLE_NAMES, codes.nan_to_num(0).std(0).tolist(), strict=True))
     assert spread["lv_mean"] > 0.15 and spread["myo_mean"] > 0.1 and spread["far_mean"] > 0.08

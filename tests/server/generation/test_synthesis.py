@@ -11,7 +11,7 @@ from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.networks.generator import load_prior
-from fedcmr.shared.style import CODE_NAMES, CodeDistribution, appearance_code
+from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_vector
 from fedcmr.shared.views import slice_pairs, with_heart
 
 VENDORS = ["GE", "Philips", "Siemens"]
@@ -20,8 +20,8 @@ SMALL = SynthesisConfig(num_cases=12, num_slices=6, num_steps=2)
 
 def shared_generator(prior, level: float = 0.0) -> SharedGenerator:
     trainable = {name: value.detach().clone() for name, value in prior.generator.trainable().items()}
-    codes = CodeDistribution(
-        torch.full((len(CODE_NAMES),), level), torch.full((len(CODE_NAMES),), 0.1), torch.eye(len(CODE_NAMES))
+    codes = StyleDistribution(
+        torch.full((len(STYLE_NAMES),), level), torch.full((len(STYLE_NAMES),), 0.1), torch.eye(len(STYLE_NAMES))
     )
     return SharedGenerator(trainable, dict.fromkeys(VENDORS, codes))
 
@@ -90,11 +90,11 @@ def test_the_shipped_prior_paints_the_appearance_and_the_anatomy_it_is_asked_for
         for case in synthesize(prior, shared, config, VENDORS, seed=2, device_name="cpu").cases:
             images, masks = slice_pairs(case)
             seen = with_heart(masks)
-            measured.append(prior.standardise(appearance_code(images[seen], masks[seen])))
+            measured.append(prior.standardise(style_vector(images[seen], masks[seen])))
             asked.append(level)
     codes, levels = torch.stack(measured), torch.tensor(asked)
     shift = codes[levels > 0].mean(0) - codes[levels < 0].mean(0)
-    brightness = [CODE_NAMES.index(name) for name in ("lv_mean", "rv_mean", "myo_mean")]
+    brightness = [STYLE_NAMES.index(name) for name in ("lv_mean", "rv_mean", "myo_mean")]
     assert (shift[brightness] > 0.7).all()
     raw = codes * prior.code_std + prior.code_mean
-    assert (raw[:, CODE_NAMES.index("lv_mean")] > raw[:, CODE_NAMES.index("myo_mean")]).float().mean() > 0.95
+    assert (raw[:, STYLE_NAMES.index("lv_mean")] > raw[:, STYLE_NAMES.index("myo_mean")]).float().mean() > 0.95

@@ -15,7 +15,7 @@ from fedcmr.server.tasks.segmentation.training import dice, measured_ef, train_s
 from fedcmr.shared.case import LV, Case, CaseInfo
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.shared.tasks.segmentation.network import (
     SHIPPED_SEGMENTER,
     Segmenter,
@@ -104,7 +104,7 @@ def test_dice_of_known_squares():
 def test_masks_move_with_their_pictures():
     """Pictures whose only bright part is the cavity: after the augmentation the mask still lies on it."""
     masks = simulate_hearts(16, seed=5).masks
-    codes = torch.zeros(len(masks), len(CODE_NAMES))
+    codes = torch.zeros(len(masks), len(STYLE_NAMES))
     hearts = PublicHearts((masks == LV).to(torch.uint8) * 200, masks, codes, codes[0], codes[0], torch.eye(2))
     images, moved = segmentation._training_pairs(hearts, seed=0, step=1)
     cavity = moved == LV

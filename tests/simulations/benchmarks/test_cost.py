@@ -10,7 +10,7 @@ from fedcmr.shared.networks.generator import load_prior
 from fedcmr.shared.records import GRADIENTS, MOMENTS
 from fedcmr.simulations.benchmarks.cost import (
     CPU,
-    GRADIENT_RUNGS,
+    GRADIENT_ADAPTERS,
     bytes_per_round,
     local_steps,
     mechanism,
@@ -23,7 +23,7 @@ from fedcmr.simulations.benchmarks.cost import (
 SMALL = ("federation.num_views=2", "synthesis.num_steps=1", "synthesis.num_slices=3", "device=cpu")
 
 
-@pytest.mark.parametrize("rung", GRADIENT_RUNGS)
+@pytest.mark.parametrize("rung", GRADIENT_ADAPTERS)
 def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, rung):
     """With a clip that clips nothing and no noise, the private step is the plain one."""
     config = load("default", SMALL)
@@ -63,7 +63,7 @@ def test_figures_are_complete(tiny_prior):
     assert made["pairs"] == 6 and made["seconds_per_pair"] > 0
 
 
-@pytest.mark.parametrize("rung", GRADIENT_RUNGS)
+@pytest.mark.parametrize("rung", GRADIENT_ADAPTERS)
 def test_bytes_are_the_numbers_and_little_more(tiny_prior, rung):
     prior = load_prior(tiny_prior)
     sizes = bytes_per_round(prior, simulated_patients(2, prior, 3), load("default", SMALL), rung)

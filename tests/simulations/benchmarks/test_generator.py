@@ -8,7 +8,7 @@ import torch
 
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
-from fedcmr.shared.style import CODE_NAMES
+from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.shared.tasks.segmentation.network import load_segmenter
 from fedcmr.shared.views import slice_pairs
 from fedcmr.simulations.benchmarks import generator
@@ -53,7 +53,7 @@ def test_codes_are_those_of_the_patient_whole_stack(prior):
     made = synthesize(prior, prior_alone(prior), CONFIG, ["public"], SEED)
     images, masks = slice_pairs(made.cases[1])
     codes = measured_codes(prior, made.cases)
-    assert codes.shape == (4, len(CODE_NAMES))
+    assert codes.shape == (4, len(STYLE_NAMES))
     lv_mean = images[masks == 3].mean()
     expected = (lv_mean - prior.code_mean[0]) / prior.code_std[0]
     torch.testing.assert_close(codes[1, 0], expected, atol=1e-4, rtol=1e-4)
@@ -73,7 +73,7 @@ def test_a_generator_that_paints_what_it_is_asked_has_slope_one(prior, monkeypat
     slopes = code_slopes(prior, prior_alone(prior), CONFIG, SEED)
     assert slopes["lv_mean"] == pytest.approx(1, abs=0.02)
     assert slopes["far_mean"] == pytest.approx(0, abs=1e-6)
-    assert set(slopes) == set(CODE_NAMES)
+    assert set(slopes) == set(STYLE_NAMES)
 
 
 def test_the_segmenter_has_an_error_of_its_own_on_rendered_hearts():
