@@ -46,7 +46,7 @@ prior: {prior:<26} # the public prior (.safetensors); null: the one that ships w
 coordinator: {coordinator:<20} # HOST:PORT that 'fedcmr-client join' calls; null: the site takes part in no deployment
 authority: {authority:<22} # the coordinator's ca.crt, by which the server is known
 
-policy:                           # a request that goes beyond one of these is refused; PRIVACY.md says how to choose
+policy:                           # a request beyond one of these is refused; docs/privacy.md says how to choose
   max_epsilon: {policy[max_epsilon]:<18} # privacy loss of a patient over the life of the ledger, all runs together
   max_delta: {policy[max_delta]:<20} # at most 0.1 / nominal_patients
   min_noise_multiplier: {policy[min_noise_multiplier]:<9} # noise of a single step, in units of the clip norm

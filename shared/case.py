@@ -195,8 +195,19 @@ def load_case(folder: Path, info: CaseInfo) -> Case:
         raise UserError(f"{path} is not a readable case ({type(error).__name__}): prepare the folder again") from None
 
 
-def load_cases(folder: Path) -> list[Case]:
-    """Read all cases of a folder, in the order of its index."""
+def load_cases(folder: str | Path) -> list[Case]:
+    """Read a folder of cases: a run's `synthetic`, or what `fedcmr-client prepare` wrote.
+
+    Args:
+        folder: Holds `cases.csv` and `cases/`.
+
+    Returns:
+        The patients in the order of `cases.csv`; `Case` and `CaseInfo` give shapes and units.
+
+    Raises:
+        UserError: The folder, its index or a case is missing or cannot be read.
+    """
+    folder = Path(folder)
     return [load_case(folder, info) for info in read_index(folder)]
 
 

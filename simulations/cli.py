@@ -38,17 +38,14 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    # Imported here: every spawned worker imports this module again, and most need neither torch nor Flower.
-    from fedcmr.server.settings import load
+    # Imported here: `--help` and a mistyped setting wait for neither torch nor Flower.
+    from fedcmr.simulations.config import default_folder, load_study
 
-    config = load(arguments.config, arguments.overrides)
-    from fedcmr.simulations.run import rehearse, simulate  # seconds, for which nobody waits who has mistyped a setting
+    config = load_study(arguments.config, arguments.overrides)
+    from fedcmr.simulations.run import rehearse, simulate
     from fedcmr.simulations.summary import print_summary
 
-    # A run folder is opened from other working directories too: by worker processes and by Flower.
-    config.prior = config.prior and str(Path(config.prior).resolve())
-    config.data_root = config.data_root and str(Path(config.data_root).resolve())
-    out = arguments.out or Path("runs") / Path(arguments.config).stem
+    out = arguments.out or default_folder(arguments.config)
     print(f"study {arguments.config}: {config.hospitals.source} hospitals -> {out}", file=sys.stderr)
     if arguments.rehearsal:
         rehearse(config, out)

@@ -1,20 +1,17 @@
 """In-process grid: Flower's Message API without ports and without Ray.
 
-The real ClientApp answers for each site, in spawned worker processes or, with one process, in this one. Every task
+The real ClientApp answers for each site, in worker processes or, with one process, in this one. Every task
 runs on one thread, so that results do not depend on the number of processes.
 """
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from dataclasses import replace
+from multiprocessing.connection import wait
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -29,17 +26,10 @@ from fedcmr.client.app import app as client_app
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config
 from fedcmr.shared.progress import console, track
+from fedcmr.simulations.processes import Worker, start_worker
 
 RUN_ID = 1
 FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
-
-
-@dataclass
-class Worker:
-    """A process that answers for one site at a time."""
-
-    process: BaseProcess
-    connection: Connection
 
 
 class InProcessGrid(Grid):
@@ -120,7 +110,7 @@ class InProcessGrid(Grid):
     def close(self) -> None:
         """End all workers."""
         for worker in self._workers:
-            _stop(worker)
+            worker.stop()
         self._workers.clear()
         self._busy.clear()
 
@@ -148,7 +138,7 @@ class InProcessGrid(Grid):
                 worker = self._idle_worker()
                 message = queue.popleft()
                 busy.append(worker)
-                worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
+                worker.call(_answer, message, self._contexts[message.metadata.dst_node_id])
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 for worker in busy:
@@ -168,20 +158,14 @@ class InProcessGrid(Grid):
     def _idle_worker(self) -> Worker:
         """A worker that is not busy, started where there is none."""
         for worker in self._workers:
-            if worker not in self._busy and worker.process.is_alive():
+            if worker not in self._busy and worker.is_alive():
                 return worker
-        spawn = multiprocessing.get_context("spawn")
-        here, there = spawn.Pipe()
-        process = spawn.Process(target=_work, args=(there,), daemon=True)
-        with _interrupts_ignored():
-            process.start()
-        there.close()
-        self._workers.append(Worker(process, here))
+        self._workers.append(start_worker())
         return self._workers[-1]
 
     def _drop(self, worker: Worker) -> None:
         """End a worker that is late or dead; the next message gets a new one."""
-        _stop(worker)
+        worker.stop()
         self._workers.remove(worker)
 
 
@@ -211,24 +195,6 @@ def _answer(message: Message, context: Context) -> Message:
         torch.set_num_threads(num_threads)
 
 
-def _work(connection: Connection) -> None:
-    """A worker's life: answer until the pipe ends."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError):
-        while True:
-            connection.send(_answer(*connection.recv()))
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """A process started in here ignores Ctrl-C from its first moment: that is the parent's to handle."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 @contextlib.contextmanager
 def _interrupts_deferred() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait for the end of what is done in here; a second one does not."""
@@ -250,18 +216,3 @@ def _interrupts_deferred() -> Iterator[None]:
             signal.signal(sign, handler)
     for number in waiting:
         signal.raise_signal(number)
-
-
-def _die_with_parent() -> None:
-    """Leave at once, also amid a computation, when the parent is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _stop(worker: Worker) -> None:
-    """Kill a worker's process: it holds nothing that its site's files do not."""
-    worker.process.kill()
-    worker.process.join()
-    worker.connection.close()

@@ -6,9 +6,7 @@
 The hospitals differ in scanner and field strength (`scanner.py`), in the mix of diseases, and in age and body size.
 """
 
-import multiprocessing
 import shutil
-import signal
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -20,6 +18,7 @@ import numpy as np
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import track
 from fedcmr.simulations.patients.population import Population, draw_patient
+from fedcmr.simulations.processes import map_unordered, workers
 from fedcmr.simulations.scanners.acquisition import SCANNERS, Acquisition, acquire
 from fedcmr.simulations.scanners.dicom import write_dicom
 
@@ -86,17 +85,12 @@ def write_hospital(
 
 
 def _each(write: "partial[None]", num_patients: int, num_processes: int) -> Iterator[None]:
-    """Write every patient, here or in worker processes that end with this one."""
+    """Write every patient, here or in worker processes."""
     if num_processes == 1:
         yield from map(write, range(num_patients))
         return
-    with multiprocessing.get_context("spawn").Pool(num_processes, _ignore_interrupt) as pool:
-        yield from pool.imap_unordered(write, range(num_patients))
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C is the parent's to handle: it ends the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with workers(min(num_processes, num_patients)) as started:
+        yield from map_unordered(started, write, range(num_patients))
 
 
 def _write_study(

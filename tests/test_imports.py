@@ -1,6 +1,7 @@
 """Imports point one way: shared <- client, shared <- server, all <- simulations; flwr in five kinds of file only."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def sources() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Full names of the modules that a file imports, and of what it imports from them."""
     names = set()

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from fedcmr.client.code_hash import IMPORT_NAME, SAFE_NAME, sha256_of_files
 
 CODE_FOLDERS = ("client", "server", "shared")
-TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "PRIVACY.md", "DEPLOYMENT.md", "CONTRIBUTING.md")
+TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
 CLIENTAPP = "fedcmr.client.app:app"
 CONTENT_LIST = ".info/CONTENT"
 """Flower's own list of the files' hashes; it is not unpacked."""

@@ -114,7 +114,7 @@ def synthesize(
 
 def synthesize_asked(
     prior: Prior,
-    shared: SharedGenerator,
+    shared: SharedGenerator | None,
     config: SynthesisConfig,
     names: Sequence[str],
     requested_efs: Sequence[float],
@@ -125,9 +125,9 @@ def synthesize_asked(
 
     Args:
         prior: The public prior; left as it was.
-        shared: What the federation added.
+        shared: What the federation added; None samples the public prior only, see `synthesize`.
         config: Slices and steps.
-        names: Shape (N,), vendors that the study has learnt.
+        names: Shape (N,), vendors that the study has learnt; of the public prior, any words.
         requested_efs: Shape (N,), in `EF_RANGE`; the masks' own, `info.ef`, differ a little by their pixels.
         seed: Of shapes, codes and noise. The whole of (names, requested_efs, seed) makes a case what it is.
         device_name: See `fedcmr.shared.device`.

@@ -1,6 +1,5 @@
 """The reading of `prepare` measured: time against a bare loop, memory of all processes."""
 
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from fedcmr.client.ingest.cine import Study
 from fedcmr.client.ingest.dicom.reader import find_dicom
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
+from fedcmr.simulations import processes
 from fedcmr.simulations.benchmarks.ingest_seeds import NUM_PHASES, NUM_SLICES, STUDY_NUMBER, write_seeds
 from fedcmr.simulations.benchmarks.stages import watched
 
@@ -26,11 +26,10 @@ def files_per_second(source: Path, num_processes: int, repeats: int) -> dict[str
     paths = [str(path) for path in sorted(source.rglob("*.dcm"))]
     parts = [paths[index::num_processes] for index in range(num_processes)]
     seconds: dict[str, list[float]] = {"prepare": [], "bare": []}
-    pool = multiprocessing.get_context("spawn").Pool(num_processes)
-    with pool, Workers(num_processes) as workers:
+    with processes.workers(num_processes) as bare, Workers(num_processes) as workers:
         read: dict[str, Callable[[], int]] = {
             "prepare": partial(read_as_prepare, source, workers),
-            "bare": lambda: sum(pool.map(read_bare, parts, chunksize=1)),
+            "bare": lambda: sum(processes.map_unordered(bare, read_bare, parts)),
         }
         for repeat in range(repeats + 1):
             for name, function in read.items():
@@ -39,7 +38,7 @@ def files_per_second(source: Path, num_processes: int, repeats: int) -> dict[str
                 assert num_read == len(paths), "both read every file"
                 if repeat > 0:  # the first fills the disk's cache, and imports
                     seconds[name].append(time.perf_counter() - started)
-    shares = [bare / ours for bare, ours in zip(seconds["bare"], seconds["prepare"], strict=True)]
+    shares = [plain / ours for plain, ours in zip(seconds["bare"], seconds["prepare"], strict=True)]
     rates = {name: len(paths) / statistics.median(values) for name, values in seconds.items()}
     return rates | {"share": statistics.median(shares), "num_files": len(paths)}
 

@@ -1,4 +1,4 @@
-"""DEPLOYMENT.md against the code: its commands are understood, its tables hold every code."""
+"""docs/deployment.md against the code: its commands are understood, its tables hold every code."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ from fedcmr.server.deployment.gateway import Limits
 from fedcmr.shared.records import CODES, OK
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 PARSERS = {"fedcmr-client": client_cli._parser, "fedcmr-server": server_cli._parser}
 BLOCKS = "".join(re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S))
 COMMANDS = re.findall(r"^(fedcmr-(?:client|server) [a-z][^#\n]*)", BLOCKS, re.M)
@@ -47,7 +47,8 @@ def test_every_refusal_has_its_line_with_a_mend():
 
 
 def test_every_reason_to_drop_an_answer_is_explained():
-    source = (ROOT / "server" / "validation.py").read_text() + (ROOT / "server" / "strategy.py").read_text()
+    federation = ROOT / "server" / "federation"
+    source = (federation / "validation.py").read_text() + (federation / "strategy.py").read_text()
     reasons = set(re.findall(r'dropped="([a-z-]+)"', source))
     records = (ROOT / "shared" / "records.py").read_text()
     reasons |= set(re.findall(r'raise ValueError\("([a-z-]+)"\)', records))
