@@ -183,7 +183,7 @@ def respond(
         raise Refused("prior-mismatch")
     part = prior.generator.trainable(cast(Adapter, request.rung))
     trainable = {name: tuple(parameter.shape) for name, parameter in part.items()}
-    shapes = update_shapes(request.task, trainable, len(site.vendors), len(prior.code_mean))
+    shapes = update_shapes(request.task, trainable, len(site.vendors), len(prior.style_mean))
     try:
         start = decode(content[ARRAYS], trainable)
     except (KeyError, ValueError):

@@ -16,7 +16,7 @@ from fedcmr.client.training import LocalSteps, dummy_patient, patient_gradient
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import one_core_each
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 
 PACE_NAME = "pace.json"
 KEPT_S = 86_400.0

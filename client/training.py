@@ -23,8 +23,8 @@ from fedcmr.client.trainable import group_of, usable_cases
 from fedcmr.shared.case import INDEX_NAME
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.device import autocast, one_core_each
-from fedcmr.shared.diffusion import flow_matching_loss
-from fedcmr.shared.networks.generator import Generator, Prior, load_prior
+from fedcmr.shared.models.base import Condition, GenerativeModel
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
 from fedcmr.shared.records import Request
 from fedcmr.shared.style import STYLE_NAMES, style_vector
@@ -143,7 +143,7 @@ def patient_of(
     keep = with_heart(masks)
     images, masks = images[keep], masks[keep]
     vendors = torch.zeros(len(images), dtype=torch.int64) if vendors is None else vendors[keep]
-    codes = torch.zeros(num_vendors, len(prior.code_mean))
+    codes = torch.zeros(num_vendors, len(prior.style_mean))
     for number in vendors.unique().tolist():
         own = vendors == number
         codes[number] = prior.standardise(style_vector(images[own], masks[own]))
@@ -216,7 +216,7 @@ def moments(
 
 
 def fine_tune(
-    generator: Generator,
+    generator: GenerativeModel,
     patients: list[Patient],
     arrays: Mapping[str, NDArray[np.float32]],
     mechanism: Mechanism,
@@ -278,7 +278,7 @@ def dummy_patient() -> Patient:
 
 
 def _mean_gradient(
-    generator: Generator,
+    generator: GenerativeModel,
     sampled: list[Patient],
     size: int,
     parameters: Mapping[str, torch.nn.Parameter],
@@ -326,7 +326,7 @@ def _mean_gradient(
 
 
 def patient_gradient(
-    generator: Generator,
+    generator: GenerativeModel,
     patient: Patient,
     num_views: int,
     seed: int,
@@ -349,11 +349,9 @@ def patient_gradient(
     rng = torch.Generator().manual_seed(seed)
     index = torch.randint(len(patient.images), (num_views,), generator=rng)
     images, masks = augment(patient.images[index], patient.masks[index], rng)
-    t = torch.rand(num_views, generator=rng)
-    noise = torch.randn(images.shape, generator=rng)
-    batch = [tensor.to(device) for tensor in (images, masks, patient.slice_codes[index], t, noise)]
+    condition = Condition(masks, patient.slice_codes[index]).to(device)
     with autocast(device):
-        loss = flow_matching_loss(generator, *batch).mean()
+        loss = generator.loss(images.to(device), condition, rng).mean()
     gradients = torch.autograd.grad(loss, parameters)
     return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
 

@@ -14,7 +14,7 @@ from fedcmr.server.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
 from fedcmr.server.settings import load
 from fedcmr.server.study import finish_study
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 
 # Opacus, once imported, has the root logger print every debug line a second time; Flower's own handler stays.
 logging.getLogger("flwr").propagate = False

@@ -159,7 +159,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     from fedcmr.server.generation.synthesis import load_shared_generator, synthesize
     from fedcmr.server.run_folder import load_run
     from fedcmr.server.tasks.segmentation.training import measured_ef
-    from fedcmr.shared.networks.generator import load_prior
+    from fedcmr.shared.models.prior import load_prior
     from fedcmr.shared.tasks.segmentation.network import load_segmenter
 
     run = load_run(options.run)
@@ -175,7 +175,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     generator = run.path / "generator.safetensors"
     shared = load_shared_generator(generator, prior)
     print(f"{config.synthesis.num_cases} synthetic patients -> {options.out}", file=sys.stderr)
-    made = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
+    made = synthesize(prior, shared, config.synthesis, sorted(shared.styles), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
     facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))
     write_release(options.out, made.cases, made.requested_efs, measured, facts, options.dicom, options.nifti)

@@ -34,6 +34,7 @@ BASELINES = (
 
 RENAMED_KEYS = {
     "federation.rung": "federation.adapter",
+    "synthesis.start_t": "synthesis.t_start",
     "privacy.moments_share": "privacy.statistics_share",
     "privacy.moments_clip": "privacy.statistics_clip",
 }
@@ -89,6 +90,19 @@ class HospitalsConfig:
         folds = [*self.acdc_train_folds.values(), self.acdc_test_fold]
         _check(all(0 <= fold < 5 for fold in folds), "hospitals.acdc folds", "in 0..4", folds)
         _check(len(set(folds)) == len(folds), "hospitals.acdc folds", "to be disjoint", folds)
+
+
+@dataclass
+class GeneratorConfig:
+    """Which generative model `fedcmr-server pretrain` makes; a study takes the one of its prior's file."""
+
+    kind: str = "flow_matching"
+
+    def __post_init__(self) -> None:
+        if self.kind != "flow_matching":  # MONAI's networks take seconds to load
+            from fedcmr.shared.models.kinds import KINDS
+
+            _check(self.kind in KINDS, "generator.kind", f"in {tuple(KINDS)}", self.kind)
 
 
 @dataclass
@@ -186,7 +200,7 @@ class SynthesisConfig:
     num_cases: int = 600
     num_slices: int = 8
     num_steps: int = 4
-    start_t: float = 0.5
+    t_start: float = 0.5
     batch_size: int = 64
     vendor_shares: dict[str, float] = field(default_factory=dict)
     dicom: bool = False
@@ -196,7 +210,7 @@ class SynthesisConfig:
         _check(self.num_cases >= 2, "synthesis.num_cases", ">= 2", self.num_cases)
         _check(1 <= self.num_slices <= 16, "synthesis.num_slices", "in 1..16", self.num_slices)
         _check(self.num_steps >= 1, "synthesis.num_steps", ">= 1", self.num_steps)
-        _check(0 <= self.start_t < 1, "synthesis.start_t", "in [0, 1)", self.start_t)
+        _check(0 <= self.t_start < 1, "synthesis.t_start", "in [0, 1)", self.t_start)
         _check(self.batch_size >= 1, "synthesis.batch_size", ">= 1", self.batch_size)
         shares = self.vendor_shares
         _check(
@@ -307,6 +321,7 @@ class Config:
     data_root: str | None = None
     prior: str | None = None
     hospitals: HospitalsConfig = field(default_factory=HospitalsConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)

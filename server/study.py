@@ -19,7 +19,7 @@ from fedcmr.server.settings import Config
 from fedcmr.server.tasks.segmentation.training import measured_ef
 from fedcmr.shared.case import load_cases
 from fedcmr.shared.device import pick_device
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.tasks.segmentation.network import load_segmenter
 
 
@@ -51,7 +51,7 @@ def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> No
     if "prior_only" in config.evaluation.baselines:
         with run.stage("prior_only") as to_do:
             if to_do:
-                vendors = sorted(shared.codes)
+                vendors = sorted(shared.styles)
                 synthetic = synthesize(
                     prior, None, config.synthesis, vendors, config.seed, config.device, "painting with the prior alone"
                 )
@@ -65,7 +65,7 @@ def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> No
 
 def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerator) -> None:
     """Sample the synthetic data set, measure what the pictures show, and write it with labels and datasheet."""
-    synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.codes), config.seed, config.device)
+    synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.styles), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     generator = run.path / "generator.safetensors"
     facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))

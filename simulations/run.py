@@ -16,7 +16,7 @@ from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
 from fedcmr.server.run_folder import RunFolder, open_run
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.permissions import make_private, private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder

@@ -13,7 +13,9 @@ from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
 from fedcmr.server.run_folder import RunFolder, load_run
 from fedcmr.server.settings import dump, load
 from fedcmr.shared.case import Case, CaseInfo, save_case, write_index
-from fedcmr.shared.networks.generator import Architecture, Generator, Prior, load_prior, save_prior
+from fedcmr.shared.models.flow_matching import FlowMatching
+from fedcmr.shared.models.networks.unet import Architecture
+from fedcmr.shared.models.prior import Prior, load_prior, save_prior
 from fedcmr.shared.style import STYLE_NAMES
 
 NOMINAL_PATIENTS = 5
@@ -45,7 +47,7 @@ def tiny_prior(tmp_path_factory) -> Path:
     """The file of a random generator small enough for one CPU thread."""
     path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
     torch.manual_seed(0)
-    generator = Generator(Architecture(channels=(16, 16, 16), norm_num_groups=4))
+    generator = FlowMatching(Architecture(channels=(16, 16, 16), norm_num_groups=4))
     for parameter in generator.parameters():
         if parameter.dim() > 1 and not parameter.any():  # layers that MONAI starts at zero pass no gradient
             torch.nn.init.normal_(parameter, std=0.1)

@@ -27,7 +27,7 @@ from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.shared.tasks.ejection_fraction.inference import predict
 from fedcmr.simulations.grid import make_grid

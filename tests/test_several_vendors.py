@@ -18,8 +18,7 @@ from fedcmr.client.training import Mechanism, Patient, load_patients, moments, p
 from fedcmr.server.federation.strategy import federate
 from fedcmr.shared import checkpoint, privacy
 from fedcmr.shared.case import Case, save_case, write_index
-from fedcmr.shared.diffusion import flow_matching_loss
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import clip_to_norm, epsilon, moment_vectors
 from fedcmr.shared.records import OK, Request, decode, pack_request
 from fedcmr.shared.site_facts import facts_line
@@ -155,12 +154,14 @@ def test_gradients_see_every_slice_with_its_own_vendors_style(tmp_path, prior, m
     assert patient.codes[0, 0] < patient.codes[1, 0] - 0.3, "lv_mean of the dark scanner"
     seen = []
 
-    def recorded(generator, images, masks, codes, t, noise):
-        seen.append((images, codes))
-        return flow_matching_loss(generator, images, masks, codes, t, noise)
+    loss = prior.generator.loss
+
+    def recorded(images, condition, rng):
+        seen.append((images, condition.style))
+        return loss(images, condition, rng)
 
     monkeypatch.setattr("fedcmr.client.training.augment", lambda images, masks, rng: (images, masks))
-    monkeypatch.setattr("fedcmr.client.training.flow_matching_loss", recorded)
+    monkeypatch.setattr(prior.generator, "loss", recorded)
     patient_gradient(prior.generator, patient, 32, seed=1)
     ((images, codes),) = seen
     of_slice = [next(k for k in range(6) if torch.equal(picture, patient.images[k])) for picture in images]

@@ -20,7 +20,7 @@ from fedcmr.server.dataset.nifti import LABELS
 from fedcmr.server.evaluation.score import score
 from fedcmr.server.settings import Config
 from fedcmr.shared.case import Case
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.provenance import Provenance
 
 NUM_BOOTSTRAP = 1000

@@ -1,8 +1,8 @@
 """Fresh synthetic cases from a run's generator, without end and without a list: the i-th of a wish is always the same.
 
-A wish is a selection and a seed. Its candidates have numbers; those of one batch are painted together, always the whole
-batch, so that neither where a stream begins nor how many cases are asked for changes any of them. Sampling costs no
-further privacy: what is made from the generator is covered by the guarantee that the generator has.
+A wish is a selection and a seed. Its candidates have numbers; those of one batch are generated together, always the
+whole batch, so that neither where a stream begins nor how many cases are asked for changes any of them. Sampling costs
+no further privacy: what is made from the generator is covered by the guarantee that the generator has.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from pathlib import Path
 import grpc
 
 from fedcmr.server.delivery.query import Refusal, bad_request
-from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, load_shared_generator, synthesize_asked
+from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, load_shared_generator, synthesize_requested
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config
 from fedcmr.shared.case import Case
 from fedcmr.shared.delivery.contract import MAX_SEED, ef_range, matches
 from fedcmr.shared.delivery.delivery_pb2 import Selection
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.models.prior import Prior, load_prior
 
 BATCH = 16
 MIN_EF_WIDTH = 0.02
@@ -98,10 +98,10 @@ class FreshSampler:
         Raises:
             Refusal: It cannot be sampled.
         """
-        vendors = tuple(sorted(set(selection.vendors))) or tuple(sorted(self._shared.codes))
-        unknown = sorted(set(vendors) - set(self._shared.codes))
+        vendors = tuple(sorted(set(selection.vendors))) or tuple(sorted(self._shared.styles))
+        unknown = sorted(set(vendors) - set(self._shared.styles))
         if unknown:
-            raise bad_request(f"the study has learnt {', '.join(sorted(self._shared.codes))}, not {unknown[0]}")
+            raise bad_request(f"the study has learnt {', '.join(sorted(self._shared.styles))}, not {unknown[0]}")
         low, high = ef_range(selection)
         low, high = max(low, EF_RANGE[0]), min(high, EF_RANGE[1])
         if high - low < MIN_EF_WIDTH:
@@ -123,7 +123,7 @@ class FreshSampler:
         empty = 0
         for batch in range(first // BATCH, MAX_CANDIDATES // BATCH):
             found = False
-            for number, case in enumerate(self._paint(wish, batch), start=batch * BATCH):
+            for number, case in enumerate(self._generate(wish, batch), start=batch * BATCH):
                 # The masks' own ejection fraction may lie a pixel's worth beyond the range.
                 if number >= first and matches(case.info, wish.selection):
                     found = True
@@ -134,11 +134,11 @@ class FreshSampler:
                 break
         raise Refusal(grpc.StatusCode.OUT_OF_RANGE, "no more cases of this selection are found: widen it")
 
-    def _paint(self, wish: Wish, batch: int) -> list[Case]:
+    def _generate(self, wish: Wish, batch: int) -> list[Case]:
         seed = int(hashlib.sha256(f"{wish.key}/{batch}".encode()).hexdigest()[:12], 16)
         names, efs = wish.asked(batch)
         with self._lock:
-            return synthesize_asked(
+            return synthesize_requested(
                 self._prior, self._shared, self._config.synthesis, names, efs, seed, self._config.device
             )
 
@@ -152,12 +152,12 @@ def load_sampler(run: RunFolder) -> FreshSampler:
     path: Path = run.path / "generator.safetensors"
     prior = load_prior(run.prior_path())
     shared = load_shared_generator(path, prior)
-    if not shared.codes:
+    if not shared.styles:
         raise UserError(f"{path} has learnt no vendor: give --no-fresh")
     sampler = FreshSampler(prior, shared, run.config, hashlib.sha256(path.read_bytes()).hexdigest())
     # One heart now: a generator that does not fit is the coordinator's to mend, not the first partner's to meet.
-    vendor = min(shared.codes)
-    synthesize_asked(prior, shared, run.config.synthesis, [vendor], [0.5], 0, run.config.device)
+    vendor = min(shared.styles)
+    synthesize_requested(prior, shared, run.config.synthesis, [vendor], [0.5], 0, run.config.device)
     return sampler
 
 

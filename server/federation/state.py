@@ -18,7 +18,7 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
 from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of
 from fedcmr.shared.provenance import PRIVATE_REAL, Provenance, from_json
@@ -198,7 +198,7 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
         plan = plan_rung(rung, privacy, num_steps, num_rounds)
     arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
     vendors = sorted({vendor for facts in sites.values() for vendor in facts.vendors})
-    code_size = len(prior.code_mean)
+    code_size = len(prior.style_mean)
     return FederationState(
         run_id=secrets.token_hex(8),
         prior_sha256=prior.sha256,

@@ -34,7 +34,7 @@ from fedcmr.server.settings import Config, FederationConfig
 from fedcmr.shared import checkpoint
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.progress import console
 from fedcmr.shared.records import (

@@ -3,7 +3,7 @@
 A heart is a tapered tube of muscle around the LV cavity with a right ventricle leaning on it, seen in slices across
 its long axis. From ED to ES the cavity's radius shrinks, the mitral plane moves toward the apex, and the wall thickens
 as the muscle keeps its volume and trabeculae close up against it. Not modelled here: papillary muscles (ACDC and M&Ms
-count them as cavity; the renderer paints them), the RV outflow tract, twisting.
+count them as cavity; the renderer draws them), the RV outflow tract, twisting.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Gives a picture the appearance that a code asks for, as far as simple maps can: colours and noise.
+"""Matches an image to a style vector, as far as simple maps can: intensities and noise.
 
-Region by region an affine map of the grey values brings mean and spread to the code's. The sketch needs it because a
-sampler that starts from a partly noised sketch keeps much of its colours. The painted picture needs it, and noise,
-because a few large steps of the sampler end near the mean of what could be: little contrast, no noise.
+Region by region an affine map of the grey values brings mean and spread to those of the style vector. The guide needs
+it because a sampler that starts from a partly noised guide keeps much of its intensities. The generated image needs it,
+and noise, because a few large steps of the sampler end near the mean of what could be: little contrast, no noise.
 """
 
 import math
@@ -16,57 +16,57 @@ from fedcmr.shared.style import STYLE_NAMES, regions, style_vectors
 MAX_GAIN = 2.5
 """A flat region is not stretched into noise, nor a textured one pressed flat."""
 _MEANS = ("lv_mean", "myo_mean", "rv_mean", "ring_mean", "far_mean")
-_STDS = ("lv_std", "myo_std", None, "ring_std", "far_std")  # the code does not say how even the RV is
+_STDS = ("lv_std", "myo_std", None, "ring_std", "far_std")  # the style vector does not say how even the RV is
 
 
-def recolour(sketch: Tensor, masks: Tensor, raw_code: Tensor) -> Tensor:
-    """Map the grey values of each heart's regions to the means and standard deviations of its code.
-
-    Args:
-        sketch: Shape (N, S, 2, H, W), float32 in [-1, 1].
-        masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
-        raw_code: Shape (N, K), raw codes in the order of `STYLE_NAMES`.
-
-    Returns:
-        Shape (N, S, 2, H, W) in [-1, 1]. A region that a heart lacks is left out.
-    """
-    num = len(sketch)
-    flat = masks.flatten(0, 1)
-    mapped, weights = torch.zeros_like(sketch), torch.zeros_like(sketch)
-    for region, mean_name, std_name in zip(regions(flat), _MEANS, _STDS, strict=True):
-        inside = region.float().reshape(num, -1)
-        size = inside.sum(1).clamp(min=1)
-        values = sketch.reshape(num, -1)
-        mean = (values * inside).sum(1) / size
-        std = (((values - mean[:, None]) ** 2 * inside).sum(1) / size).sqrt()
-        wanted = raw_code[:, STYLE_NAMES.index(mean_name)]
-        gain = torch.ones(num)
-        if std_name:
-            spread = raw_code[:, STYLE_NAMES.index(std_name)].clamp(min=0)
-            gain = (spread / std.clamp(min=1e-3)).clamp(1 / MAX_GAIN, MAX_GAIN)
-        # Over a border the maps change within two pixels, as partial volume does.
-        share = F.avg_pool2d(region.float(), 3, stride=1, padding=1, count_include_pad=False).reshape(sketch.shape)
-        mean, gain, wanted = (x[:, None, None, None, None] for x in (mean, gain, wanted))
-        mapped += share * ((sketch - mean) * gain + wanted)
-        weights += share
-    return (mapped / weights).clamp(-1, 1)
-
-
-def regrain(images: Tensor, masks: Tensor, raw_code: Tensor, rng: torch.Generator) -> Tensor:
-    """Add white noise until each heart's pictures are as grainy as its code asks; one that already is stays.
+def match_intensities(images: Tensor, masks: Tensor, raw_style: Tensor) -> Tensor:
+    """Map the grey values of each heart's regions to the means and standard deviations of its style vector.
 
     Args:
         images: Shape (N, S, 2, H, W), float32 in [-1, 1].
         masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
-        raw_code: Shape (N, K), raw codes in the order of `STYLE_NAMES`.
+        raw_style: Shape (N, K), raw style vectors in the order of `STYLE_NAMES`.
+
+    Returns:
+        Shape (N, S, 2, H, W) in [-1, 1]. A region that a heart does not have is left out.
+    """
+    num = len(images)
+    flat = masks.flatten(0, 1)
+    mapped, weights = torch.zeros_like(images), torch.zeros_like(images)
+    for region, mean_name, std_name in zip(regions(flat), _MEANS, _STDS, strict=True):
+        inside = region.float().reshape(num, -1)
+        size = inside.sum(1).clamp(min=1)
+        values = images.reshape(num, -1)
+        mean = (values * inside).sum(1) / size
+        std = (((values - mean[:, None]) ** 2 * inside).sum(1) / size).sqrt()
+        wanted = raw_style[:, STYLE_NAMES.index(mean_name)]
+        gain = torch.ones(num)
+        if std_name:
+            spread = raw_style[:, STYLE_NAMES.index(std_name)].clamp(min=0)
+            gain = (spread / std.clamp(min=1e-3)).clamp(1 / MAX_GAIN, MAX_GAIN)
+        # Over a border the maps change within two pixels, as partial volume does.
+        share = F.avg_pool2d(region.float(), 3, stride=1, padding=1, count_include_pad=False).reshape(images.shape)
+        mean, gain, wanted = (x[:, None, None, None, None] for x in (mean, gain, wanted))
+        mapped += share * ((images - mean) * gain + wanted)
+        weights += share
+    return (mapped / weights).clamp(-1, 1)
+
+
+def match_noise(images: Tensor, masks: Tensor, raw_style: Tensor, rng: torch.Generator) -> Tensor:
+    """Add white noise up to the noise level of each heart's style vector; an image that has it already stays.
+
+    Args:
+        images: Shape (N, S, 2, H, W), float32 in [-1, 1].
+        masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
+        raw_style: Shape (N, K), raw style vectors in the order of `STYLE_NAMES`.
         rng: Source of the noise.
 
     Returns:
         Shape (N, S, 2, H, W) in [-1, 1].
     """
-    grain = STYLE_NAMES.index("grain")
-    has = torch.nan_to_num(style_vectors(images, masks)[:, grain])
-    # Mean absolute values of normal noise, whose squares add up; the code's filter keeps its standard deviation.
-    missing = (raw_code[:, grain].clamp(min=0) ** 2 - has**2).clamp(min=0) * math.pi / 2
+    level = STYLE_NAMES.index("grain")
+    has = torch.nan_to_num(style_vectors(images, masks)[:, level])
+    # Mean absolute values of normal noise, whose squares add up; the encoder's filter keeps its standard deviation.
+    missing = (raw_style[:, level].clamp(min=0) ** 2 - has**2).clamp(min=0) * math.pi / 2
     noise = torch.randn(images.shape, generator=rng)
     return (images + missing.sqrt()[:, None, None, None, None] * noise).clamp(-1, 1)

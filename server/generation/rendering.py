@@ -1,4 +1,4 @@
-"""Paints simulated hearts with randomised appearance: the public prior's pictures, and the sampler's sketches.
+"""Renders simulated hearts with randomised appearance: the public prior's images, and the sampler's guides.
 
 Appearance is drawn far wider than any scanner's (the SynthSeg idea, Billot et al. 2023,
 https://arxiv.org/abs/2107.09559), so that real ones lie inside. Modelled: blood, muscle, papillary muscles,
@@ -46,7 +46,7 @@ class _Dice:
 
 
 def render(hearts: Hearts, d: Distances, generator: torch.Generator) -> Tensor:
-    """Paint hearts.
+    """Render hearts.
 
     Args:
         hearts: N hearts.

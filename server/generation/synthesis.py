@@ -1,4 +1,4 @@
-"""Synthetic patients: heart shapes over the whole range of ejection fractions, painted by the shared generator."""
+"""Synthetic patients: heart shapes over the whole range of ejection fractions, rendered by the shared generator."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from fedcmr.server.generation.heart_shapes import Hearts, distances, draw_hearts, masks_from, slice_positions
-from fedcmr.server.generation.intensity_matching import recolour, regrain
+from fedcmr.server.generation.intensity_matching import match_intensities, match_noise
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.device import autocast, pick_device
-from fedcmr.shared.diffusion import sample
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.base import Condition, GenerativeModel, Sampler
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.progress import track
 from fedcmr.shared.style import StyleDistribution, style_vectors
 from fedcmr.shared.views import PIXEL_MM
 
 EF_RANGE = (0.08, 0.80)
-"""Ejection fractions asked for are spread evenly over this, for every vendor."""
+"""Ejection fractions requested are spread evenly over this, for every vendor."""
 _HEARTS_PER_CHUNK = 32
 
 
@@ -35,26 +35,26 @@ class SharedGenerator:
 
     Attributes:
         trainable: The fine-tuned parameters by name.
-        codes: Vendor -> its distribution of appearance codes.
+        styles: Vendor -> its distribution of style vectors.
     """
 
     trainable: Mapping[str, Tensor]
-    codes: Mapping[str, StyleDistribution]
+    styles: Mapping[str, StyleDistribution]
 
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """Synthetic cases and what was asked for.
+    """Synthetic cases and what was requested.
 
     Attributes:
         cases: Frames and masks on the generator's grid; `info.ef` is measured on the masks.
         requested_efs: Shape (len(cases),).
-        codes: Shape (len(cases), K), the standardised appearance codes asked for.
+        styles: Shape (len(cases), K), the standardised style vectors requested.
     """
 
     cases: list[Case]
     requested_efs: list[float]
-    codes: Tensor
+    styles: Tensor
 
 
 def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
@@ -70,11 +70,11 @@ def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = torch.from_numpy(array)
-    codes = {
-        vendor: StyleDistribution(mean, groups["code_std"][vendor], prior.code_correlation)
+    styles = {
+        vendor: StyleDistribution(mean, groups["code_std"][vendor], prior.style_correlation)
         for vendor, mean in groups["code_mean"].items()
     }
-    return SharedGenerator(groups["trainable"], codes)
+    return SharedGenerator(groups["trainable"], styles)
 
 
 def synthesize(
@@ -84,35 +84,35 @@ def synthesize(
     vendors: Sequence[str],
     seed: int,
     device_name: str = "auto",
-    description: str = "painting hearts",
+    description: str = "generating hearts",
 ) -> SyntheticSet:
     """Sample labelled cases, the same hearts for the same seed whatever the generator.
 
     Args:
         prior: The public prior; left as it was.
-        shared: What the federation added; None samples the prior alone, with its own wide range of appearances.
+        shared: What the federation added; None samples the prior alone, with its own wide range of styles.
         config: How many cases, slices and steps, and the vendors' shares.
         vendors: The study's vendors, in equal shares where `config.vendor_shares` is empty.
-        seed: Of shapes, codes and noise.
+        seed: Of shapes, style vectors and noise.
         device_name: See `fedcmr.shared.device`.
         description: Words beside the progress bar.
 
     Raises:
-        UserError: A vendor is asked for that the study has not learnt.
+        UserError: A vendor is requested that the study has not learnt.
     """
     names = vendor_names(config, vendors)
-    unknown = sorted(set(names) - set(shared.codes)) if shared else []
+    unknown = sorted(set(names) - set(shared.styles)) if shared else []
     if unknown:
         raise UserError(
             f"synthesis.vendor_shares asks for {unknown[0]}, which the study has not learnt: "
-            f"expected some of {sorted(shared.codes if shared else ())}"
+            f"expected some of {sorted(shared.styles if shared else ())}"
         )
     rng = torch.Generator().manual_seed(seed)
     requested = _spread_efs(names, rng)
     return _make(prior, shared, config, names, requested, seed, rng, device_name, description)
 
 
-def synthesize_asked(
+def synthesize_requested(
     prior: Prior,
     shared: SharedGenerator | None,
     config: SynthesisConfig,
@@ -121,7 +121,7 @@ def synthesize_asked(
     seed: int,
     device_name: str = "auto",
 ) -> list[Case]:
-    """Sample one case per vendor and ejection fraction asked for; no word is said beside it.
+    """Sample one case per vendor and ejection fraction requested, without a progress bar.
 
     Args:
         prior: The public prior; left as it was.
@@ -129,7 +129,7 @@ def synthesize_asked(
         config: Slices and steps.
         names: Shape (N,), vendors that the study has learnt; of the public prior, any words.
         requested_efs: Shape (N,), in `EF_RANGE`; the masks' own, `info.ef`, differ a little by their pixels.
-        seed: Of shapes, codes and noise. The whole of (names, requested_efs, seed) makes a case what it is.
+        seed: Of shapes, style vectors and noise. The whole of (names, requested_efs, seed) makes a case what it is.
         device_name: See `fedcmr.shared.device`.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -151,9 +151,9 @@ def _make(
     device = pick_device(device_name)
     # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
     hearts = draw_hearts(len(names), rng, config.num_slices, requested)
-    wanted = _draw_codes(shared, names, seed)
+    wanted = _draw_styles(shared, names, seed)
     cases: list[Case] = []
-    codes: list[Tensor] = []
+    styles: list[Tensor] = []
     generator = prior.generator.to(device)
     with ExitStack() as stack:
         if shared:
@@ -166,20 +166,20 @@ def _make(
         starts: Iterable[int] = range(0, len(names), _HEARTS_PER_CHUNK)
         for start in starts if description is None else track(starts, description):
             part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
-            sketch, masks, code = _sketch(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
-            images = _paint(generator, sketch, masks, code, config, rng, device)
-            raw_code = prior.raw(code)
-            images = regrain(recolour(images, masks, raw_code), masks, raw_code, rng)
-            codes.append(code)
+            guide, condition = _guides(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
+            images = _generate(generator, guide, condition, config, rng, device)
+            masks, raw = condition.masks, prior.raw(condition.style)
+            images = match_noise(match_intensities(images, masks, raw), masks, raw, rng)
+            styles.append(condition.style)
             cases += [
                 _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])
                 for i in range(part.stop - start)
             ]
-    return SyntheticSet(cases, requested.tolist(), torch.cat(codes))
+    return SyntheticSet(cases, requested.tolist(), torch.cat(styles))
 
 
 def vendor_names(config: SynthesisConfig, vendors: Sequence[str]) -> list[str]:
-    """The vendor of each case, interleaved, in the shares asked for (largest remainder)."""
+    """The vendor of each case, interleaved, in the shares requested (largest remainder)."""
     shares = {name: share for name, share in config.vendor_shares.items() if share > 0}
     shares = shares or dict.fromkeys(sorted(set(vendors)), 1.0)
     total = sum(shares.values())
@@ -202,51 +202,52 @@ def _spread_efs(names: Sequence[str], rng: torch.Generator) -> Tensor:
     return efs
 
 
-def _draw_codes(shared: SharedGenerator | None, names: Sequence[str], seed: int) -> Tensor | None:
-    """A code from each case's vendor, shape (N, K); None for the prior alone, where every sketch has its own.
+def _draw_styles(shared: SharedGenerator | None, names: Sequence[str], seed: int) -> Tensor | None:
+    """A style vector from each case's vendor, shape (N, K); None for the prior alone, where every guide has its own.
 
-    Random numbers of their own: the hearts stay the same whether there are codes to draw or not.
+    Random numbers of their own: the hearts stay the same whether there are styles to draw or not.
     """
     if shared is None:
         return None
     rng = torch.Generator().manual_seed(seed + 1)
-    return torch.stack([shared.codes[name].sample(1, rng)[0] for name in names])
+    return torch.stack([shared.styles[name].sample(1, rng)[0] for name in names])
 
 
-def _sketch(
-    prior: Prior, hearts: Hearts, codes: Tensor | None, config: SynthesisConfig, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rough pictures and masks (N, S, 2, H, W) of the hearts in the colours of their codes, and the codes (N, K)."""
+def _guides(
+    prior: Prior, hearts: Hearts, styles: Tensor | None, config: SynthesisConfig, rng: torch.Generator
+) -> tuple[Tensor, Condition]:
+    """Rough images (N, S, 2, H, W) of the hearts in the intensities of their styles.
+
+    With them the condition of the hearts: masks (N, S, 2, H, W), and one style vector for all slices, (N, K).
+    """
     d = distances(hearts, slice_positions(hearts, config.num_slices))
-    masks, sketch = masks_from(d), render(hearts, d, rng)
-    if codes is None:
-        return sketch, masks, prior.standardise(style_vectors(sketch, masks))
-    return recolour(sketch, masks, prior.raw(codes)), masks, codes
+    masks, guide = masks_from(d), render(hearts, d, rng)
+    if styles is None:
+        return guide, Condition(masks, prior.standardise(style_vectors(guide, masks)))
+    return match_intensities(guide, masks, prior.raw(styles)), Condition(masks, styles)
 
 
-def _paint(
-    generator: torch.nn.Module,
-    sketch: Tensor,
-    masks: Tensor,
-    codes: Tensor,
+def _generate(
+    generator: GenerativeModel,
+    guide: Tensor,
+    condition: Condition,
     config: SynthesisConfig,
     rng: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """Images (N, S, 2, H, W) in [-1, 1], each heart in its own appearance."""
-    noise = torch.randn(sketch.shape, generator=rng)
-    flat_codes = codes.repeat_interleave(config.num_slices, dim=0)
+    """Images (N, S, 2, H, W) in [-1, 1], each heart in its own style."""
+    sampler = Sampler(config.num_steps, config.t_start)
+    flat = Condition(condition.masks.flatten(0, 1), condition.style.repeat_interleave(config.num_slices, dim=0))
     images = []
-    for part in torch.arange(masks.shape[0] * masks.shape[1]).split(config.batch_size):
-        batch = [x.flatten(0, 1)[part].to(device) for x in (masks, sketch, noise)]
-        code = flat_codes[part].to(device)
+    for part in torch.arange(len(flat)).split(config.batch_size):
         with autocast(device):
-            images.append(sample(generator, batch[0], code, batch[1], batch[2], config.start_t, config.num_steps).cpu())
-    return torch.cat(images).reshape(sketch.shape)
+            rough = guide.flatten(0, 1)[part].to(device)
+            images.append(generator.sample(flat[part].to(device), sampler, rng, rough).cpu())
+    return torch.cat(images).reshape(guide.shape)
 
 
 def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts) -> Case:
-    """One heart's (S, 2, H, W) pictures as a case."""
+    """One heart's (S, 2, H, W) images as a case."""
     num_slices = images.shape[0]
     frames = ((images + 1) / 2).clamp(0, 1).transpose(0, 1).numpy().astype(np.float32)
     labels = masks.transpose(0, 1).numpy()

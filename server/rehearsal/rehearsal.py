@@ -32,7 +32,7 @@ from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.records import OK, Request, Shapes, update_shapes
 from fedcmr.shared.tasks.ejection_fraction.inference import predict

@@ -28,7 +28,7 @@ from fedcmr.client.training import Patient, patient_gradient, view_seed
 from fedcmr.server.settings import Config
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.device import one_core_each
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.progress import track
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS

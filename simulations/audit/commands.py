@@ -23,7 +23,7 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.case import INDEX_NAME, Case, load_cases, read_index
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.provenance import together
 from fedcmr.simulations.audit import canaries as canary_audit
 from fedcmr.simulations.audit import membership as attacks

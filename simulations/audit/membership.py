@@ -3,7 +3,7 @@
 Three attacks, each relative to the public prior, which every attacker has: what all of a patient's pictures have in
 common with those of others then cancels. The attacker holds the patient's pictures, masks and appearance code.
 
-- denoising loss: the flow-matching loss on fixed views (the threshold attack of Yeom et al. 2018,
+- denoising loss: the training loss on fixed views (the threshold attack of Yeom et al. 2018,
   https://arxiv.org/abs/1709.01604, as Matsumoto et al. 2023, https://arxiv.org/abs/2302.03262, apply it to diffusion);
 - SimA (Rao, Qu and Moyer 2025, https://arxiv.org/abs/2509.25003): one query with the clean picture, the norm of the
   predicted noise;
@@ -25,8 +25,8 @@ from fedcmr.server.settings import Config
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.device import autocast, one_core_each
-from fedcmr.shared.diffusion import flow_matching_loss
-from fedcmr.shared.networks.generator import Generator, Prior
+from fedcmr.shared.models.base import Condition, GenerativeModel
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.progress import console, track
 from fedcmr.shared.records import GRADIENTS
@@ -57,7 +57,7 @@ def attack_arrays(prior: Prior, arrays: Arrays, pool: Pool, config: Config, num_
     return _told_apart(gains, pool)
 
 
-def attack_generator(prior: Prior, generator: Generator, pool: Pool) -> dict[str, Membership]:
+def attack_generator(prior: Prior, generator: GenerativeModel, pool: Pool) -> dict[str, Membership]:
     """The attacks without shadows on a generator of any weights."""
     views, pictures = fixed_views(pool.patients), clean_pictures(pool.patients)
     before, after = (_both(network, views, pictures) for network in (prior.generator, generator))
@@ -77,18 +77,19 @@ def clean_pictures(patients: Sequence[Patient]) -> list[tuple[Tensor, Tensor, Te
 
 
 @torch.no_grad()
-def view_losses(generator: Generator, views: Sequence[Tensor]) -> Float:
-    """Mean flow-matching loss of every patient over its fixed views, shape (P,)."""
+def view_losses(generator: GenerativeModel, views: Sequence[Tensor]) -> Float:
+    """Mean loss of every patient over its fixed views, shape (P,)."""
     device = next(generator.parameters()).device
     losses = []
     for part in torch.arange(len(views[0])).split(BATCH):
         with autocast(device):
-            losses.append(flow_matching_loss(generator, *(tensor[part].to(device) for tensor in views)).cpu())
+            images, masks, codes, t, noise = (tensor[part].to(device) for tensor in views)
+            losses.append(generator.loss_at(images, Condition(masks, codes), t, noise).cpu())
     return torch.cat(losses).reshape(-1, HELD_OUT_VIEWS).mean(1).double().numpy()
 
 
 @torch.no_grad()
-def predicted_noise(generator: Generator, pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float:
+def predicted_noise(generator: GenerativeModel, pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float:
     """SimA's statistic, shape (P,): norm of the noise found in a clean picture, mean over a patient's slices.
 
     On the linear path x_t = (1 - t) x_0 + t x_1 the noise is x_0 = x_t - t v; the query is x_t = t x_1.
@@ -97,9 +98,10 @@ def predicted_noise(generator: Generator, pictures: Sequence[tuple[Tensor, Tenso
     images, masks, codes = (torch.cat([part[k] for part in pictures]) for k in range(3))
     norms = []
     for part in torch.arange(len(images)).split(BATCH):
-        x_t, t = SIMA_T * images[part].to(device), torch.full((len(part),), SIMA_T, device=device)
+        t = torch.full((len(part),), SIMA_T, device=device)
         with autocast(device):
-            velocity = generator(x_t, t, masks[part].to(device), codes[part].to(device)).float()
+            x_t = SIMA_T * generator.encode(images[part].to(device))
+            velocity = generator.velocity(x_t, t, Condition(masks[part], codes[part]).to(device))
         norms.append((x_t - SIMA_T * velocity).flatten(1).norm(dim=1).cpu())
     sizes = [len(part[0]) for part in pictures]
     return np.array([float(part.mean()) for part in torch.cat(norms).split(sizes)])
@@ -147,7 +149,7 @@ def _first_halves(site: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _both(
-    generator: Generator, views: Sequence[Tensor], pictures: Sequence[tuple[Tensor, Tensor, Tensor]]
+    generator: GenerativeModel, views: Sequence[Tensor], pictures: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[Float, Float]:
     return view_losses(generator, views), predicted_noise(generator, pictures)
 

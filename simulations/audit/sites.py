@@ -17,7 +17,7 @@ from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, mo
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
 from fedcmr.server.settings import Config
 from fedcmr.shared.checkpoint import Arrays
-from fedcmr.shared.networks.generator import Prior
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import epsilon
 from fedcmr.shared.progress import track
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request

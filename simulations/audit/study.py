@@ -17,8 +17,8 @@ from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.training import Patient, patient_of
 from fedcmr.shared.case import Case, CaseInfo
-from fedcmr.shared.diffusion import flow_matching_loss
-from fedcmr.shared.networks.generator import Generator, Prior
+from fedcmr.shared.models.base import Condition, GenerativeModel
+from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.progress import track
 from fedcmr.shared.views import augment, slice_pairs
 from fedcmr.simulations.hospital import POPULATIONS
@@ -88,7 +88,7 @@ def middle(patient: Patient, num_slices: int) -> Patient:
 
 def overfitted(
     prior: Prior, patients: Sequence[Patient], num_steps: int, batch_size: int, learning_rate: float, seed: int = 0
-) -> Generator:
+) -> GenerativeModel:
     """A generator without privacy, all weights trained on a few patients for long: what the attacks must catch."""
     generator = deepcopy(prior.generator).requires_grad_(True)
     images, masks = (torch.cat([getattr(patient, key) for patient in patients]) for key in ("images", "masks"))
@@ -98,8 +98,7 @@ def overfitted(
     for _ in track(range(num_steps), "overfitting"):
         index = torch.randint(len(images), (batch_size,), generator=rng)
         pictures, labels = augment(images[index], masks[index], rng, 5.0, 0.02, 1.0)
-        t, noise = torch.rand(batch_size, generator=rng), torch.randn(pictures.shape, generator=rng)
-        loss = flow_matching_loss(generator, pictures, labels, codes[index], t, noise).mean()
+        loss = generator.loss(pictures, Condition(labels, codes[index]), rng).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -31,9 +31,9 @@ from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.case import read_index
 from fedcmr.shared.checkpoint import Arrays, write_atomically
 from fedcmr.shared.device import autocast, pick_device
-from fedcmr.shared.diffusion import flow_matching_loss
 from fedcmr.shared.errors import UserError, run_command
-from fedcmr.shared.networks.generator import Generator, Prior, load_prior
+from fedcmr.shared.models.base import Condition, GenerativeModel
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import os_generator, private_moments
 from fedcmr.shared.progress import track
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Request
@@ -183,17 +183,18 @@ def fixed_views(patients: Sequence[Patient]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def held_out_loss(generator: Generator, views: Sequence[torch.Tensor]) -> float:
-    """Mean flow-matching loss, in thousandths."""
+def held_out_loss(generator: GenerativeModel, views: Sequence[torch.Tensor]) -> float:
+    """Mean loss, in thousandths."""
     device = next(generator.parameters()).device
     losses = []
     for part in torch.arange(len(views[0])).split(64):
         with autocast(device):
-            losses.append(flow_matching_loss(generator, *(tensor[part].to(device) for tensor in views)))
+            images, masks, codes, t, noise = (tensor[part].to(device) for tensor in views)
+            losses.append(generator.loss_at(images, Condition(masks, codes), t, noise))
     return 1000 * float(torch.cat(losses).mean())
 
 
-def adapted_loss(generator: Generator, arrays: Arrays, views: Sequence[torch.Tensor]) -> float:
+def adapted_loss(generator: GenerativeModel, arrays: Arrays, views: Sequence[torch.Tensor]) -> float:
     """`held_out_loss` with the trainable part of these names."""
     with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}):
         return held_out_loss(generator, views)

@@ -32,7 +32,7 @@ from fedcmr.server.settings import Config, load
 from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.checkpoint import Arrays, write_atomically
 from fedcmr.shared.errors import run_command
-from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
 from fedcmr.shared.version import add_version
 
@@ -152,7 +152,7 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
     sizes = {}
     for server_round, arrays in updates.items():
         request = make_request(settings, state, server_round, sites)
-        shapes = update_shapes(request.task, trainable, 1, len(prior.code_mean))
+        shapes = update_shapes(request.task, trainable, 1, len(prior.style_mean))
         content = {"down": pack_request(state.arrays, request), "up": pack_reply("site", OK, arrays, shapes)}
         sizes[request.task] = {
             direction: sum(record.count_bytes() for record in records.values())

@@ -1,7 +1,7 @@
-"""Whether generated pictures obey what was asked for, and what each step of the sampler buys.
+"""How faithful generated images are to their condition, and what each step of the sampler buys.
 
-Four figures for every start of the sampler and number of steps: the ejection fraction asked for against the one an
-independent segmenter measures on the picture, the appearance code asked for against the one measured, the distance to
+Four figures for every start of the sampler and number of steps: the ejection fraction requested against the one that an
+independent segmenter measures on the image, the style vector requested against the one measured, the distance to
 a sampler of many steps from the same noise, and the time.
 """
 
@@ -35,7 +35,7 @@ from fedcmr.server.settings import SynthesisConfig
 from fedcmr.server.tasks.segmentation.training import measured_ef
 from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.errors import UserError, run_command
-from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_vectors
 from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter
 from fedcmr.shared.version import add_version
@@ -43,15 +43,16 @@ from fedcmr.shared.views import PIXEL_MM, slice_pairs
 
 REFERENCE_STEPS = 32
 ALMOST_ONE = 0.9999
-"""A start of the sampler that leaves the sketch as it is."""
+"""A start of the sampler that leaves the guide as it is."""
 SLOPE_SLICES = 3
-"""Slices per heart where only codes are measured: they are means over a heart's slices."""
+"""Slices per heart where only style vectors are measured: they are means over a heart's slices."""
 PUBLIC = "public"
-"""Stands for a vendor where the prior alone paints."""
+"""Stands for a vendor where the prior alone generates."""
 NUM_BOOTSTRAP = 1000
-MAE_TOLERANCE, CODE_TOLERANCE, DISTANCE_TOLERANCE = 0.3, 0.05, 0.025
+MAE_TOLERANCE, STYLE_TOLERANCE, DISTANCE_TOLERANCE = 0.3, 0.05, 0.025
 """The knee: fewest steps from which on no figure is worse than the reference's by more than EF points, standard
-deviations of the code, and grey values that drown in the noise of a scan (0.044 on the public development patients)."""
+deviations of the style vector, and grey values that drown in the noise of a scan (0.044 on the public development
+patients)."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,30 @@ class Measured:
     """One sampler's figures; None where a figure has no meaning.
 
     Attributes:
-        start_t: Where the sampler starts: 0 noise, 1 the sketch.
-        num_steps: Calls of the generator per picture.
-        r: Pearson's r of the ejection fraction asked for and measured.
+        t_start: Where the sampler starts: 0 noise, 1 the guide.
+        num_steps: Calls of the generator per image.
+        r: Pearson's r of the ejection fraction requested and measured.
         r_ci95: Its 95 % interval over hearts.
         mae_points: Mean absolute difference of the two, EF points.
         not_found: Hearts in which the segmenter found no LV at ED; they are left out of both.
-        code_error: Mean absolute difference of the codes asked for and measured, in the prior's standard deviations;
-            1.13 is what two unrelated normal codes have.
-        code_slope: How far a code follows when it alone is asked at -1 and at +1, as a share of the 2 asked, mean over
-            codes.
-        code_slopes: The same by name.
-        distance: Root mean square to the reference of `REFERENCE_STEPS` steps, pictures in [-1, 1].
+        style_error: Mean absolute difference of the style vectors requested and measured, in the prior's standard
+            deviations; 1.13 is what two unrelated normal ones have.
+        style_slope: How far an entry of the style vector follows when it alone is requested at -1 and at +1, as a share
+            of the 2, mean over entries.
+        style_slopes: The same by name.
+        distance: Root mean square to the reference of `REFERENCE_STEPS` steps, images in [-1, 1].
         seconds_per_pair: All that `synthesize` does, per ED/ES pair of slices.
     """
 
-    start_t: float | None
+    t_start: float | None
     num_steps: int
     r: float | None
     r_ci95: list[float] | None
     mae_points: float | None
     not_found: int
-    code_error: float | None = None
-    code_slope: float | None = None
-    code_slopes: dict[str, float] | None = None
+    style_error: float | None = None
+    style_slope: float | None = None
+    style_slopes: dict[str, float] | None = None
     distance: float | None = None
     seconds_per_pair: float | None = None
 
@@ -94,12 +95,14 @@ def main() -> int:
     parser.add_argument("--prior", type=Path, help="prior's file (default: the one that ships)")
     parser.add_argument("--generator", type=Path, help="a run's generator.safetensors (default: the prior alone)")
     parser.add_argument("--segmenter", type=Path, help="segmenter's file (default: the one that ships)")
-    parser.add_argument("--start-t", type=_floats, default=[0.0, 0.3, 0.5], metavar="T,T", help="0,0.3,0.5")
+    parser.add_argument("--t-start", type=_floats, default=[0.0, 0.3, 0.5], metavar="T,T", help="0,0.3,0.5")
     parser.add_argument(
         "--steps", type=_ints, default=[1, 2, 3, 4, 6, 8, 12, 16], metavar="N,N", help="1,2,3,4,6,8,12,16"
     )
     parser.add_argument("--num-cases", type=int, default=48, metavar="N", help="hearts (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=12345, help="of hearts, codes and noise (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=12345, help="of hearts, style vectors and noise (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
     parser.add_argument("--plot", type=Path, metavar="PATH.png", help="also draw quality against steps there")
     options = parser.parse_args()
@@ -121,21 +124,21 @@ def spread_hearts(num: int, num_slices: int, rng: torch.Generator) -> tuple[Tens
     return efs, hearts, distances(hearts, slice_positions(hearts, num_slices))
 
 
-def stacks(pictures: Tensor, masks: Tensor) -> list[Case]:
-    """Cases of pictures in [-1, 1] and masks, both of shape (N, S, 2, 64, 64)."""
-    frames = ((pictures + 1) / 2).transpose(1, 2).numpy()
+def stacks(images: Tensor, masks: Tensor) -> list[Case]:
+    """Cases of images in [-1, 1] and masks, both of shape (N, S, 2, 64, 64)."""
+    frames = ((images + 1) / 2).transpose(1, 2).numpy()
     spacing_mm = np.array([1, PIXEL_MM, PIXEL_MM], np.float32)  # the slices' distance plays no part in an EF
     info = CaseInfo("rendered", PUBLIC, float("nan"), float("nan"), "rendered")
     return [Case(info, *arrays, spacing_mm) for arrays in zip(frames, masks.transpose(1, 2).numpy(), strict=True)]
 
 
 def prior_alone(prior: Prior) -> SharedGenerator:
-    """The prior as if a federation had added nothing, asked for codes of the whole public range.
+    """The prior as if a federation had added nothing, with styles of the whole public range.
 
-    `synthesize` without a shared generator takes each sketch's own code, which leaves nothing to obey.
+    `synthesize` without a shared generator takes each guide's own style vector, to which no image could be unfaithful.
     """
     trainable = {name: parameter.detach().clone() for name, parameter in prior.generator.trainable().items()}
-    return SharedGenerator(trainable, {PUBLIC: prior.codes})
+    return SharedGenerator(trainable, {PUBLIC: prior.styles})
 
 
 def measure(
@@ -151,70 +154,72 @@ def measure(
     Args:
         prior: The public prior.
         shared: What a federation added, or `prior_alone`.
-        segmenter: The judge.
-        config: How many hearts and slices; `start_t` and `num_steps` are what is measured.
-        seed: Of hearts, codes and noise, the same for all samplers that are compared.
-        reference: The pictures of many steps; None leaves the distance out.
+        segmenter: The independent evaluator.
+        config: How many hearts and slices; `t_start` and `num_steps` are what is measured.
+        seed: Of hearts, style vectors and noise, the same for all samplers that are compared.
+        reference: The images of many steps; None leaves the distance out.
 
     Returns:
-        The figures and the pictures, (all slices of all hearts, 2, 64, 64) in [-1, 1].
+        The figures and the images, (all slices of all hearts, 2, 64, 64) in [-1, 1].
     """
     started = time.perf_counter()
-    made = synthesize(prior, shared, config, sorted(shared.codes), seed)
+    made = synthesize(prior, shared, config, sorted(shared.styles), seed)
     seconds = time.perf_counter() - started
-    pictures = torch.cat([slice_pairs(case)[0] for case in made.cases])
-    slopes = code_slopes(prior, shared, config, seed)
+    images = torch.cat([slice_pairs(case)[0] for case in made.cases])
+    slopes = style_slopes(prior, shared, config, seed)
     measured = Measured(
-        config.start_t,
+        config.t_start,
         config.num_steps,
         **ef_agreement(segmenter, made.requested_efs, made.cases),
-        code_error=float((measured_codes(prior, made.cases) - made.codes).abs().mean()),
-        code_slope=float(np.mean(list(slopes.values()))),
-        code_slopes=slopes,
-        distance=None if reference is None else float((pictures - reference).square().mean().sqrt()),
-        seconds_per_pair=seconds / len(pictures),
+        style_error=float((measured_styles(prior, made.cases) - made.styles).abs().mean()),
+        style_slope=float(np.mean(list(slopes.values()))),
+        style_slopes=slopes,
+        distance=None if reference is None else float((images - reference).square().mean().sqrt()),
+        seconds_per_pair=seconds / len(images),
     )
-    return measured, pictures
+    return measured, images
 
 
-def measured_codes(prior: Prior, cases: Sequence[Case]) -> Tensor:
-    """Standardised appearance codes of the pictures of each case, shape (len(cases), K)."""
+def measured_styles(prior: Prior, cases: Sequence[Case]) -> Tensor:
+    """Standardised style vectors of the images of each case, shape (len(cases), K)."""
     stacks = [slice_pairs(case) for case in cases]
     return prior.standardise(torch.cat([style_vectors(images[None], masks[None]) for images, masks in stacks]))
 
 
-def code_slopes(prior: Prior, shared: SharedGenerator, config: SynthesisConfig, seed: int) -> dict[str, float]:
-    """How far each code follows when it alone is asked at -1 and +1, the others at the public mean; 1 is all the way.
+def style_slopes(prior: Prior, shared: SharedGenerator, config: SynthesisConfig, seed: int) -> dict[str, float]:
+    """How far each entry follows when it alone is requested at -1 and +1, the others at the public mean; 1: wholly.
 
-    Both pictures of a pair have the same heart, sketch and noise.
+    Both images of a pair have the same heart, guide and noise.
     """
-    num_codes = len(STYLE_NAMES)
-    # Every code is a vendor of its own, so that one call paints all of them.
-    num_cases = num_codes * max(1, config.num_cases // (2 * num_codes))
+    num_entries = len(STYLE_NAMES)
+    # Every entry is a vendor of its own, so that one call generates all of them.
+    num_cases = num_entries * max(1, config.num_cases // (2 * num_entries))
     config = replace(config, num_cases=num_cases, num_slices=SLOPE_SLICES)
 
-    def ask(value: float) -> SyntheticSet:
-        codes = {
-            name: StyleDistribution(value * unit, torch.full((num_codes,), 1e-6), prior.code_correlation)
-            for name, unit in zip(STYLE_NAMES, torch.eye(num_codes), strict=True)
+    def request(value: float) -> SyntheticSet:
+        styles = {
+            name: StyleDistribution(value * unit, torch.full((num_entries,), 1e-6), prior.style_correlation)
+            for name, unit in zip(STYLE_NAMES, torch.eye(num_entries), strict=True)
         }
-        return synthesize(prior, replace(shared, codes=codes), config, STYLE_NAMES, seed)
+        return synthesize(prior, replace(shared, styles=styles), config, STYLE_NAMES, seed)
 
-    low, high = ask(-1.0), ask(1.0)
-    moved = (measured_codes(prior, high.cases) - measured_codes(prior, low.cases)) / 2
-    asked_of = [case.info.vendor for case in high.cases]
-    return {name: float(moved[[vendor == name for vendor in asked_of], k].mean()) for k, name in enumerate(STYLE_NAMES)}
+    low, high = request(-1.0), request(1.0)
+    moved = (measured_styles(prior, high.cases) - measured_styles(prior, low.cases)) / 2
+    requested_of = [case.info.vendor for case in high.cases]
+    return {
+        name: float(moved[[vendor == name for vendor in requested_of], k].mean()) for k, name in enumerate(STYLE_NAMES)
+    }
 
 
 def knee(curve: Sequence[Measured], reference: Measured) -> int | None:
     """Fewest steps from which on no sampler of the curve is worse than the reference beyond the tolerances."""
     best = None
     for measured in sorted(curve, key=lambda m: -m.num_steps):
-        values = (measured.mae_points, reference.mae_points, measured.code_error, reference.code_error)
+        values = (measured.mae_points, reference.mae_points, measured.style_error, reference.style_error)
         if None in values:
             break
         mae, least_mae, error, least_error = (float(value or 0) for value in values)
-        if mae > least_mae + MAE_TOLERANCE or error > least_error + CODE_TOLERANCE:
+        if mae > least_mae + MAE_TOLERANCE or error > least_error + STYLE_TOLERANCE:
             break
         if (measured.distance or 0) > DISTANCE_TOLERANCE:
             break
@@ -227,26 +232,26 @@ def _benchmark(options: argparse.Namespace) -> None:
     prior, segmenter = load_prior(options.prior), load_segmenter(options.segmenter)
     shared = load_shared_generator(options.generator, prior) if options.generator else prior_alone(prior)
     config = SynthesisConfig(num_cases=options.num_cases)
-    for start_t, num_steps in itertools.product(options.start_t, options.steps):
-        replace(config, start_t=start_t, num_steps=num_steps)  # what is out of range is refused before the work
+    for t_start, num_steps in itertools.product(options.t_start, options.steps):
+        replace(config, t_start=t_start, num_steps=num_steps)  # what is out of range is refused before the work
     rows = [("rendered hearts", on_rendered_hearts(segmenter, config, options.seed))]
-    sketches = replace(config, start_t=ALMOST_ONE, num_steps=1)
-    rows.append(("sketches", measure(prior, shared, segmenter, sketches, options.seed, None)[0]))
+    guides = replace(config, t_start=ALMOST_ONE, num_steps=1)
+    rows.append(("guides", measure(prior, shared, segmenter, guides, options.seed, None)[0]))
     knees = {}
-    for start_t in options.start_t:
-        many = replace(config, start_t=start_t, num_steps=REFERENCE_STEPS)
-        reference, pictures = measure(prior, shared, segmenter, many, options.seed, None)
+    for t_start in options.t_start:
+        many = replace(config, t_start=t_start, num_steps=REFERENCE_STEPS)
+        reference, images = measure(prior, shared, segmenter, many, options.seed, None)
         curve = [
-            measure(prior, shared, segmenter, replace(many, num_steps=num_steps), options.seed, pictures)[0]
+            measure(prior, shared, segmenter, replace(many, num_steps=num_steps), options.seed, images)[0]
             for num_steps in sorted(options.steps)
         ]
-        rows += [(f"start_t {start_t:g}", measured) for measured in [*curve, reference]]
-        knees[start_t] = knee(curve, reference)
+        rows += [(f"t_start {t_start:g}", measured) for measured in [*curve, reference]]
+        knees[t_start] = knee(curve, reference)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_table(rows, options))
-    for start_t, steps in knees.items():
+    for t_start, steps in knees.items():
         found = "not within these steps" if steps is None else f"{steps} steps"
-        console.print(f"knee of the curve from start_t {start_t:g}: {found}", highlight=False)
+        console.print(f"knee of the curve from t_start {t_start:g}: {found}", highlight=False)
     if options.json:
         figures = {
             "prior_sha256": prior.sha256,
@@ -254,7 +259,7 @@ def _benchmark(options: argparse.Namespace) -> None:
             "num_cases": config.num_cases,
             "num_slices": config.num_slices,
             "seed": options.seed,
-            "knee": {f"{start_t:g}": steps for start_t, steps in knees.items()},
+            "knee": {f"{t_start:g}": steps for t_start, steps in knees.items()},
             "rows": [{"name": name, **asdict(measured)} for name, measured in rows],
         }
         options.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -273,9 +278,9 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise UserError(f"{path.parent} is no folder: give a path for {name} in a folder that is there")
 
 
-def ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[Case]) -> dict:
+def ef_agreement(segmenter: Segmenter, requested: Sequence[float], cases: Sequence[Case]) -> dict:
     """`r`, `r_ci95`, `mae_points` and `not_found` of `Measured`."""
-    pairs = list(zip(asked, measured_ef(segmenter, cases), strict=True))
+    pairs = list(zip(requested, measured_ef(segmenter, cases), strict=True))
     found = [pair for pair in pairs if np.isfinite(pair[1])]
     values = score([true for true, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
     return {
@@ -287,14 +292,14 @@ def ef_agreement(segmenter: Segmenter, asked: Sequence[float], cases: Sequence[C
 
 
 def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) -> Table:
-    painter = "prior and federation" if options.generator else "prior alone"
-    table = Table(title=f"{painter}, {options.num_cases} hearts: asked for and measured", title_justify="left")
-    table.add_column("picture", no_wrap=True)
+    source = "prior and federation" if options.generator else "prior alone"
+    table = Table(title=f"{source}, {options.num_cases} hearts: requested and measured", title_justify="left")
+    table.add_column("image", no_wrap=True)
     for heading in (
         "steps",
         "EF: r (95 %)",
         "MAE, points",
-        "code: error, sd",
+        "style: error, sd",
         "slope",
         f"to {REFERENCE_STEPS} steps",
         "ms per pair",
@@ -311,8 +316,8 @@ def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) ->
             str(m.num_steps or "-"),
             show(m.r, 3) + interval,
             show(m.mae_points, 1),
-            show(m.code_error, 2),
-            show(m.code_slope, 2),
+            show(m.style_error, 2),
+            show(m.style_slope, 2),
             show(m.distance, 3),
             show(m.seconds_per_pair, 1, 1000),
         )
@@ -322,18 +327,18 @@ def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) ->
 def draw(path: Path, measured: Sequence[Measured], rendered: Measured) -> None:
     """Quality against the number of steps, one line per start of the sampler, as a PNG."""
     panels = {
-        "mae_points": "EF asked for and measured:\nmean difference, EF points",
-        "code_error": "appearance code:\nmean difference, sd",
+        "mae_points": "EF requested and measured:\nmean difference, EF points",
+        "style_error": "style vector:\nmean difference, sd",
         "distance": f"distance to {REFERENCE_STEPS} steps\nfrom the same noise",
         "seconds_per_pair": "seconds per ED/ES pair",
     }
     figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels))
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        for start_t in sorted({m.start_t for m in measured if m.start_t is not None}):
-            points = [(m.num_steps, getattr(m, name)) for m in measured if m.start_t == start_t]
+        for t_start in sorted({m.t_start for m in measured if m.t_start is not None}):
+            points = [(m.num_steps, getattr(m, name)) for m in measured if m.t_start == t_start]
             known = [(steps, value) for steps, value in points if value is not None]
-            axis.plot(*zip(*known, strict=True), "o-", label=f"start_t {start_t:g}")
+            axis.plot(*zip(*known, strict=True), "o-", label=f"t_start {t_start:g}")
         if name == "mae_points" and rendered.mae_points is not None:
             axis.axhline(rendered.mae_points, color="grey", linestyle=":", label="rendered hearts")
         axis.set(title=title, xlabel="steps", xscale="log", ylim=(0, None))

@@ -32,7 +32,7 @@ from fedcmr.server.training.augmentation import augment_pairs
 from fedcmr.server.training.state import TrainingState, one_cycle
 from fedcmr.shared.case import Case, load_cases
 from fedcmr.shared.errors import UserError, run_command
-from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.progress import track
 from fedcmr.shared.style import style_vector
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices

@@ -86,7 +86,7 @@ def test_gradients_come_back_in_the_shapes_of_the_trainable_part(site, arrays, r
 def test_moments_come_back_in_the_shape_of_the_code(site, arrays, request_of, prior):
     reply = ask(site, pack_request(arrays, request_of(task="moments")))
     assert code_of(reply) == OK
-    shape = (1, len(prior.code_mean))
+    shape = (1, len(prior.style_mean))
     decode(reply.content["arrays"], {"code_mean": shape, "code_square": shape})
 
 

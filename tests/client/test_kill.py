@@ -26,7 +26,7 @@ from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.release import Refused
 from fedcmr.shared import checkpoint
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import epsilon
 from fedcmr.shared.records import Request, pack_request
 

@@ -18,9 +18,8 @@ from fedcmr.client.training import (
     view_seed,
 )
 from fedcmr.shared.case import read_index, write_index
-from fedcmr.shared.diffusion import flow_matching_loss
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.style_statistics import noise_std
 
@@ -93,31 +92,32 @@ def test_the_gradient_is_that_of_the_mean_loss_over_views(prior, patients, monke
     """Views of one patient are averaged before anything is clipped: two equal views give one view's gradient."""
     monkeypatch.setattr("fedcmr.client.training.augment", lambda images, masks, rng: (images, masks))
     seen = []
+    loss_at = prior.generator.loss_at
 
-    def recorded(generator, images, masks, code, t, noise):
-        loss = flow_matching_loss(generator, images, masks, code, t, noise)
-        seen.append((images, masks, code, t, noise, loss.detach()))
-        return loss
+    def recorded(images, condition, t, noise):
+        losses = loss_at(images, condition, t, noise)
+        seen.append((images, condition, t, noise, losses.detach()))
+        return losses
 
-    monkeypatch.setattr("fedcmr.client.training.flow_matching_loss", recorded)
+    monkeypatch.setattr(prior.generator, "loss_at", recorded)
     gradient = patient_gradient(prior.generator, patients[0], 4, seed=1)
-    images, masks, code, t, noise, losses = seen[0]
+    monkeypatch.undo()
+    images, condition, t, noise, losses = seen[0]
     assert losses.shape == (4,)
     parameters = list(prior.generator.trainable().values())
-    x = [images.contiguous(), masks, code, t, noise]
-    direct = torch.autograd.grad(_contiguous_mean_loss(prior.generator, *x), parameters)
+    direct = torch.autograd.grad(
+        _contiguous_mean_loss(prior.generator, images.contiguous(), condition, t, noise), parameters
+    )
     reference = np.concatenate([piece.double().numpy().ravel() for piece in direct])
     assert np.linalg.norm(gradient - reference) < 0.05 * np.linalg.norm(reference)
 
 
-def _contiguous_mean_loss(generator, images, masks, code, t, noise):
+def _contiguous_mean_loss(generator, images, condition, t, noise):
     """In float32, one view at a time."""
     norms = [m for m in generator.modules() if isinstance(m, torch.nn.GroupNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)) for norm in norms]
     losses = [
-        flow_matching_loss(
-            generator, images[i : i + 1], masks[i : i + 1], code[i : i + 1], t[i : i + 1], noise[i : i + 1]
-        )
+        generator.loss_at(images[i : i + 1], condition[i : i + 1], t[i : i + 1], noise[i : i + 1])
         for i in range(len(images))
     ]
     for hook in hooks:
@@ -208,7 +208,7 @@ def test_a_site_reads_its_patients_once_and_again_when_they_change(tmp_path, tin
     write_cases(tmp_path, "GE", 2, seed=0)
     patients = cached_patients(tmp_path, tiny_prior)
     assert [patient.name for patient in patients] == ["p00", "p01"]
-    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].codes.shape == (1, *prior.code_mean.shape)
+    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].codes.shape == (1, *prior.style_mean.shape)
     assert cached_patients(tmp_path, tiny_prior) is patients
     write_cases(tmp_path, "GE", 3, seed=0)
     assert len(cached_patients(tmp_path, tiny_prior)) == 3

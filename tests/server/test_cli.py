@@ -9,7 +9,7 @@ from fedcmr.server.evaluation.disclosure import published
 from fedcmr.server.evaluation.tables import table
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import load_cases, write_index
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.shared.tasks.ejection_fraction.inference import predict

@@ -53,6 +53,7 @@ def test_a_dumped_config_loads_equal(tmp_path):
         (["hospitals.nominal_patients={A: {GE: {x: 1}}}"], "hospitals.nominal_patients"),
         (["federation.min_sites=0"], "federation.min_sites"),
         (["hospitals.acdc_test_fold=1"], "folds"),
+        (["generator.kind=gan"], "generator.kind"),
         (["evaluation.baselines=[magic]"], "evaluation.baselines"),
         (["evaluation.matrix=[magic]"], "evaluation.matrix"),
         (["evaluation.matrix=[real]"], "pooled_real"),

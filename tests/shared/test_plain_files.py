@@ -12,7 +12,7 @@ from fedcmr.client.cli import main
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import read_index
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.plain_files import read_plain
 
 

@@ -23,7 +23,7 @@ from fedcmr.server.federation.state import (
 from fedcmr.server.federation.strategy import EqualWeightFedAvg, federate
 from fedcmr.shared import checkpoint
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import epsilon
 from fedcmr.shared.records import encode
 from fedcmr.simulations import grid as grid_module
@@ -194,7 +194,7 @@ import sys
 from pathlib import Path
 from fedcmr.server.federation.strategy import federate
 from fedcmr.shared.errors import run_command
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.server.run_folder import load_run
 from fedcmr.simulations import grid as grid_module
 from fedcmr.simulations.grid import make_grid

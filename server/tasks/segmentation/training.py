@@ -103,7 +103,7 @@ def train_segmenter(
         state, step = _train(hearts, out.with_suffix(".checkpoint"), seed, device, minutes, num_steps)
         segmenter = state.ema.eval()
         held_out = simulate_hearts(NUM_HELD_OUT, seed + HELD_OUT_OFFSET)
-        overlap = dice(segment(segmenter, held_out.pictures(slice(None))), held_out.masks)
+        overlap = dice(segment(segmenter, held_out.chosen(slice(None))), held_out.masks)
         card = {
             "command": f"fedcmr-server segmenter --out {out.name}",
             "trained_on": f"{num_hearts} simulated hearts; no patient, no generated picture",
@@ -160,7 +160,7 @@ def _training_pairs(hearts: PublicHearts, seed: int, step: int) -> tuple[Tensor,
     rng = torch.Generator().manual_seed(seed * 7_368_787 + step)
     index = torch.randint(len(hearts.images), (BATCH_SIZE,), generator=rng)
     images, masks = augment(
-        hearts.pictures(index),
+        hearts.chosen(index),
         hearts.masks[index],
         rng,
         max_rotation_deg=45,

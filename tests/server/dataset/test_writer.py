@@ -18,7 +18,7 @@ from fedcmr.server.settings import load
 from fedcmr.shared.case import LV, MYO, Case, CaseInfo, load_cases
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 
 PRIVACY = {

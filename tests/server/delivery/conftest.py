@@ -27,7 +27,7 @@ from fedcmr.server.run_folder import RunFolder, load_run
 from fedcmr.server.settings import dump, load
 from fedcmr.shared import checkpoint
 from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryStub, add_DeliveryServicer_to_server
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.shared.style import STYLE_NAMES
 from tests.conftest import make_case

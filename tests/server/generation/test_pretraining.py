@@ -1,5 +1,6 @@
 """Pre-training: a resumed run equals an uninterrupted one, and the file it writes is a prior."""
 
+import copy
 import dataclasses
 import json
 
@@ -7,31 +8,33 @@ import pytest
 import torch
 
 import fedcmr.server.generation.pretraining
-from fedcmr.server.generation.pretraining import pretrain
-from fedcmr.server.settings import Config, PretrainConfig
+from fedcmr.server.generation.pretraining import Trainer, pretrain, simulate_hearts
+from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.kinds import KINDS, kind_of
+from fedcmr.shared.models.prior import load_prior
 
 
-@pytest.fixture
-def config() -> Config:
-    return Config(device="cpu", pretrain=PretrainConfig(num_hearts=8, num_steps=4, batch_size=2, learning_rate=1e-3))
+@pytest.fixture(params=KINDS)
+def config(request) -> Config:
+    settings = PretrainConfig(num_hearts=8, num_steps=4, batch_size=2, learning_rate=1e-3)
+    return Config(device="cpu", generator=GeneratorConfig(request.param), pretrain=settings)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, config, monkeypatch):
     monkeypatch.setattr(fedcmr.server.generation.pretraining, "CHECKPOINT_STEPS", 2)
     pretrain(config, tmp_path / "whole.safetensors")
-    real_step = fedcmr.server.generation.pretraining._Trainer._train_step
+    real_step = fedcmr.server.generation.pretraining.Trainer._train_step
 
     def stop_at_three(trainer, done):
         if trainer.step == 3:
             raise KeyboardInterrupt
         real_step(trainer, done)
 
-    monkeypatch.setattr(fedcmr.server.generation.pretraining._Trainer, "_train_step", stop_at_three)
+    monkeypatch.setattr(fedcmr.server.generation.pretraining.Trainer, "_train_step", stop_at_three)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config, tmp_path / "parts.safetensors")
-    monkeypatch.setattr(fedcmr.server.generation.pretraining._Trainer, "_train_step", real_step)
+    monkeypatch.setattr(fedcmr.server.generation.pretraining.Trainer, "_train_step", real_step)
     pretrain(config, tmp_path / "parts.safetensors")
     whole, parts = load_prior(tmp_path / "whole.safetensors"), load_prior(tmp_path / "parts.safetensors")
     for name, value in whole.generator.state_dict().items():
@@ -39,6 +42,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, config, monkeypatch
     card = json.loads((tmp_path / "parts.json").read_text())
     assert (card["num_steps"], card["seed"], card["start_sha256"]) == (4, 0, None)
     assert (tmp_path / "whole.safetensors").stat().st_size < 16e6
+    assert card["kind"] == kind_of(parts.generator) == config.generator.kind
 
     other = dataclasses.replace(config, seed=1)
     with pytest.raises(UserError, match="other settings"):
@@ -58,3 +62,34 @@ def test_a_run_may_begin_with_an_earlier_prior(tmp_path, config):
         json.loads((tmp_path / "second.json").read_text())["start_sha256"]
         == load_prior(tmp_path / "first.safetensors").sha256
     )
+
+
+def test_an_earlier_prior_of_another_kind_is_refused(tmp_path, tiny_prior):
+    settings = PretrainConfig(num_hearts=8, num_steps=1, batch_size=2, start=str(tiny_prior))
+    config = Config(device="cpu", generator=GeneratorConfig("diffusion"), pretrain=settings)
+    with pytest.raises(UserError, match="is of kind flow_matching, expected diffusion"):
+        pretrain(config, tmp_path / "prior.safetensors")
+
+
+def test_the_autoencoder_learns_first_and_stays_as_it_is_while_the_flow_learns(tmp_path):
+    settings = PretrainConfig(num_steps=8, batch_size=2, learning_rate=1e-3)
+    config = Config(device="cpu", generator=GeneratorConfig("latent_flow"), pretrain=settings)
+    trainer = Trainer(config, simulate_hearts(8, 0), tmp_path / "checkpoint")
+    unet, autoencoder = (copy.deepcopy(part.state_dict()) for part in (trainer.ema.unet, trainer.ema.autoencoder))
+
+    def changed(module, before):
+        return any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+    for step in range(2):
+        trainer._train_step(step / 8)
+    assert trainer.autoencoder_steps is None
+    assert changed(trainer.ema.autoencoder, autoencoder) and not changed(trainer.ema.unet, unet)
+    trainer._train_step(2 / 8)
+    assert trainer.autoencoder_steps == 2 and changed(trainer.ema.unet, unet)
+    autoencoder = copy.deepcopy(trainer.ema.autoencoder.state_dict())
+    latents = trainer.ema.encode(trainer.hearts.chosen(slice(None)))
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(8), atol=0.05, rtol=0)
+    for step in range(3, 8):
+        trainer._train_step(step / 8)
+    assert not changed(trainer.ema.autoencoder, autoencoder)
+    assert not changed(trainer.generator.autoencoder, autoencoder), "the optimiser leaves it alone"

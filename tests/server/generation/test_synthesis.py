@@ -1,4 +1,4 @@
-"""Synthetic cases: labelled by their masks, balanced over vendors, and obedient to the masks they were painted on."""
+"""Synthetic cases: labelled by their masks, balanced over vendors, faithful to the masks they were made from."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from fedcmr.server.generation.synthesis import SharedGenerator, synthesize, vend
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_vector
 from fedcmr.shared.views import slice_pairs, with_heart
 
@@ -20,10 +20,10 @@ SMALL = SynthesisConfig(num_cases=12, num_slices=6, num_steps=2)
 
 def shared_generator(prior, level: float = 0.0) -> SharedGenerator:
     trainable = {name: value.detach().clone() for name, value in prior.generator.trainable().items()}
-    codes = StyleDistribution(
+    styles = StyleDistribution(
         torch.full((len(STYLE_NAMES),), level), torch.full((len(STYLE_NAMES),), 0.1), torch.eye(len(STYLE_NAMES))
     )
-    return SharedGenerator(trainable, dict.fromkeys(VENDORS, codes))
+    return SharedGenerator(trainable, dict.fromkeys(VENDORS, styles))
 
 
 def test_labels_are_measured_on_the_masks_and_follow_the_request(prior):
@@ -50,20 +50,20 @@ def test_equal_seeds_give_equal_cases_and_the_prior_stays_as_it_was(prior):
     np.testing.assert_array_equal(plain.cases[0].masks, first.cases[0].masks)
 
 
-@pytest.mark.parametrize("rung", ["affine", "low_rank"])
-def test_every_rung_of_a_federation_changes_the_pictures_and_nothing_else(prior, rung):
-    trainable = {n: v.detach() + 0.3 for n, v in prior.generator.trainable(rung).items()}
-    adapted = SharedGenerator(trainable, shared_generator(prior).codes)
+@pytest.mark.parametrize("adapter", ["affine", "low_rank"])
+def test_every_adapter_changes_the_images_and_nothing_else(prior, adapter):
+    trainable = {n: v.detach() + 0.3 for n, v in prior.generator.trainable(adapter).items()}
+    adapted = SharedGenerator(trainable, shared_generator(prior).styles)
     changed = synthesize(prior, adapted, SMALL, VENDORS, seed=1, device_name="cpu")
     plain = synthesize(prior, shared_generator(prior), SMALL, VENDORS, seed=1, device_name="cpu")
     assert not np.array_equal(plain.cases[0].frames, changed.cases[0].frames)
     np.testing.assert_array_equal(plain.cases[0].masks, changed.cases[0].masks)
-    for name, value in prior.generator.trainable(rung).items():
+    for name, value in prior.generator.trainable(adapter).items():
         torch.testing.assert_close(value.detach(), trainable[name] - 0.3)
 
 
 def test_a_generator_of_other_names_is_refused(prior):
-    strange = SharedGenerator({"unknown": torch.zeros(3)}, shared_generator(prior).codes)
+    strange = SharedGenerator({"unknown": torch.zeros(3)}, shared_generator(prior).styles)
     with pytest.raises(UserError, match="does not fit"):
         synthesize(prior, strange, SMALL, VENDORS, seed=1, device_name="cpu")
 
@@ -79,22 +79,22 @@ def test_a_vendor_that_was_not_learnt_is_refused(prior):
         synthesize(prior, shared_generator(prior), SynthesisConfig(num_cases=4, vendor_shares={"Canon": 1}), VENDORS, 0)
 
 
-def test_the_shipped_prior_paints_the_appearance_and_the_anatomy_it_is_asked_for():
-    """Codes measured on the pictures follow the codes asked for, and blood is brighter than muscle in its mask."""
+def test_the_shipped_prior_generates_the_style_and_the_anatomy_requested():
+    """Style vectors measured on the images follow those requested, and blood is brighter than muscle in its mask."""
     prior = load_prior()
-    # From pure noise: a later start hands part of the appearance to the sketch.
-    config = SynthesisConfig(num_cases=16, num_slices=4, num_steps=6, start_t=0.0)
-    measured, asked = [], []
+    # From pure noise: a later start hands part of the style to the guide.
+    config = SynthesisConfig(num_cases=16, num_slices=4, num_steps=6, t_start=0.0)
+    measured, requested = [], []
     for level in (-1.0, 1.0):
         shared = shared_generator(prior, level)
         for case in synthesize(prior, shared, config, VENDORS, seed=2, device_name="cpu").cases:
             images, masks = slice_pairs(case)
             seen = with_heart(masks)
             measured.append(prior.standardise(style_vector(images[seen], masks[seen])))
-            asked.append(level)
-    codes, levels = torch.stack(measured), torch.tensor(asked)
-    shift = codes[levels > 0].mean(0) - codes[levels < 0].mean(0)
+            requested.append(level)
+    styles, levels = torch.stack(measured), torch.tensor(requested)
+    shift = styles[levels > 0].mean(0) - styles[levels < 0].mean(0)
     brightness = [STYLE_NAMES.index(name) for name in ("lv_mean", "rv_mean", "myo_mean")]
     assert (shift[brightness] > 0.7).all()
-    raw = codes * prior.code_std + prior.code_mean
+    raw = styles * prior.style_std + prior.style_mean
     assert (raw[:, STYLE_NAMES.index("lv_mean")] > raw[:, STYLE_NAMES.index("myo_mean")]).float().mean() > 0.95

@@ -9,7 +9,7 @@ import pytest
 from fedcmr.server.federation.strategy import federate
 from fedcmr.server.report.audit import audit_tables, read_audit
 from fedcmr.shared.case import load_cases, save_case, write_index
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.simulations.audit import cli, commands
 from fedcmr.simulations.grid import make_grid
 

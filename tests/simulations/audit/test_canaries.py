@@ -8,7 +8,7 @@ import torch
 
 from fedcmr.client.training import LocalSteps, fine_tune, patient_gradient, view_seed
 from fedcmr.server.settings import load
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.simulations.audit import canaries as canary_audit
 from fedcmr.simulations.audit.canaries import NUM_SLICES, PER_SITE, attack, audit, make_canaries

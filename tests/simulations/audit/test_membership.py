@@ -8,8 +8,10 @@ import torch
 
 from fedcmr.server.report.audit import membership_lines
 from fedcmr.server.settings import load
-from fedcmr.shared.diffusion import flow_matching_loss
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.base import Condition
+from fedcmr.shared.models.flow_matching import FlowMatching
+from fedcmr.shared.models.networks.unet import Architecture
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.simulations.audit import membership as attacks
 from fedcmr.simulations.audit.membership import LOSS, RATIO, SIMA, attack_arrays, attack_generator, federate
 from fedcmr.simulations.audit.study import Pool, draw_pool, overfitted
@@ -146,14 +148,15 @@ def test_sima_reads_the_noise_off_the_velocity():
         (images[2:], torch.zeros(3, 2, 64, 64).byte(), torch.zeros(3, 11)),
     ]
 
-    class Knows(torch.nn.Linear):
-        def forward(self, x_t, t, masks, code):
-            return self.weight * x_t / t[:, None, None, None]
+    class Knows(FlowMatching):
+        share = 1.0
 
-    knows = Knows(1, 1, bias=False).requires_grad_(False)
-    knows.weight.fill_(1.0)
+        def velocity(self, x_t, t, condition):
+            return self.share * x_t / t[:, None, None, None]
+
+    knows = Knows(Architecture(channels=(16, 16), norm_num_groups=4))
     np.testing.assert_allclose(attacks.predicted_noise(knows, pictures), 0, atol=1e-4)
-    knows.weight.fill_(0.0)
+    knows.share = 0.0
     expected = [float((attacks.SIMA_T * part).flatten(1).norm(dim=1).mean()) for part in (images[:2], images[2:])]
     np.testing.assert_allclose(attacks.predicted_noise(knows, pictures), expected, rtol=1e-4)
 
@@ -162,7 +165,10 @@ def test_losses_are_each_patients_own(prior):
     pool = pool_of(prior, 2)
     together = attacks.view_losses(prior.generator, fixed_views(pool.patients))
     with torch.no_grad():
-        alone = [float(flow_matching_loss(prior.generator, *fixed_views([p])).mean()) for p in pool.patients]
+        alone = []
+        for patient in pool.patients:
+            images, masks, styles, t, noise = fixed_views([patient])
+            alone.append(float(prior.generator.loss_at(images, Condition(masks, styles), t, noise).mean()))
     np.testing.assert_allclose(together, alone, rtol=2e-2)  # bf16 where the processor has it
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fedcmr.server.federation.strategy import federate as federate_study
 from fedcmr.shared import checkpoint
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.simulations.benchmarks import adapters as ladder
 from fedcmr.simulations.grid import make_grid
 

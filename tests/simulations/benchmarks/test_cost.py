@@ -6,7 +6,7 @@ import torch
 
 from fedcmr.client.training import fine_tune, patient_gradient, view_seed
 from fedcmr.server.settings import load
-from fedcmr.shared.networks.generator import load_prior
+from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.records import GRADIENTS, MOMENTS
 from fedcmr.simulations.benchmarks.cost import (
     CPU,
@@ -71,4 +71,4 @@ def test_bytes_are_the_numbers_and_little_more(tiny_prior, rung):
     numbers = 4 * sum(array.size for array in arrays.values())
     assert numbers < sizes[GRADIENTS]["up"] < numbers + 256 * len(arrays) + 256
     assert sizes[GRADIENTS]["down"] > sizes[GRADIENTS]["up"]
-    assert 4 * 2 * len(prior.code_mean) < sizes[MOMENTS]["up"] < 4 * 2 * len(prior.code_mean) + 1024
+    assert 4 * 2 * len(prior.style_mean) < sizes[MOMENTS]["up"] < 4 * 2 * len(prior.style_mean) + 1024

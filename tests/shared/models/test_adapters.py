@@ -1,18 +1,21 @@
-"""The generator's trainable parts: what a rung trains, and that a prior knows nothing of it."""
+"""The adapters: which parameters one trains, and that a prior knows nothing of it."""
 
 import pytest
 import torch
 
 from fedcmr.shared.adapters import ADAPTERS
-from fedcmr.shared.networks.generator import Architecture, Generator, load_prior, save_prior
-from fedcmr.shared.networks.low_rank import RANK, LowRankLinear
+from fedcmr.shared.models.base import Condition
+from fedcmr.shared.models.flow_matching import FlowMatching
+from fedcmr.shared.models.networks.low_rank import RANK, LowRankLinear
+from fedcmr.shared.models.networks.unet import Architecture
+from fedcmr.shared.models.prior import load_prior, save_prior
 
-CALL = (torch.zeros(1, 2, 64, 64), torch.tensor([0.5]), torch.ones(1, 2, 64, 64, dtype=torch.uint8), torch.ones(1, 11))
+CONDITION = Condition(torch.ones(1, 2, 64, 64, dtype=torch.uint8), torch.ones(1, 11))
 
 
 @torch.no_grad()
 def out(generator):
-    return generator(*CALL)
+    return generator.velocity(torch.zeros(1, 2, 64, 64), torch.tensor([0.5]), CONDITION)
 
 
 def test_a_low_rank_update_is_that_of_the_product(prior):
@@ -28,9 +31,9 @@ def test_a_low_rank_update_is_that_of_the_product(prior):
 
 def test_every_site_and_the_server_draw_the_same_fixed_factor():
     torch.manual_seed(1)
-    first = Generator(Architecture(channels=(16, 16), norm_num_groups=4))
+    first = FlowMatching(Architecture(channels=(16, 16), norm_num_groups=4))
     torch.manual_seed(2)
-    second = Generator(Architecture(channels=(16, 16), norm_num_groups=4))
+    second = FlowMatching(Architecture(channels=(16, 16), norm_num_groups=4))
     factors = [{n: b for n, b in g.named_buffers() if n.endswith("lora_a")} for g in (first, second)]
     assert len(factors[0]) == 2
     for name, value in factors[0].items():
@@ -39,22 +42,22 @@ def test_every_site_and_the_server_draw_the_same_fixed_factor():
     assert float(factors[0]["unet.class_embedding.0.lora_a"][0, 0]) == pytest.approx(-1.8399378)
 
 
-def test_a_rungs_part_is_sorted_small_and_begins_where_the_prior_is(prior, tiny_prior):
+def test_an_adapter_is_sorted_small_and_begins_where_the_prior_is(prior, tiny_prior):
     untouched = out(prior.generator)
     sizes = {}
-    for rung in ADAPTERS:
-        part = prior.generator.trainable(rung)
+    assert list(prior.generator.adapters()) == list(ADAPTERS)
+    for adapter, part in prior.generator.adapters().items():
         assert list(part) == sorted(part)
-        sizes[rung] = sum(parameter.numel() for parameter in part.values())
+        sizes[adapter] = sum(parameter.numel() for parameter in part.values())
     assert sizes["moments"] == sizes["affine"]
     assert sizes["low_rank"] == 2 * 4 * 16 * RANK
     assert torch.equal(out(prior.generator), untouched), "B is zero before it is trained"
 
 
-@pytest.mark.parametrize("rung", ["affine", "low_rank"])
-def test_values_are_held_and_given_back_also_after_an_error(prior, rung):
+@pytest.mark.parametrize("adapter", ["affine", "low_rank"])
+def test_values_are_held_and_given_back_also_after_an_error(prior, adapter):
     generator = prior.generator
-    part = generator.trainable(rung)
+    part = generator.trainable(adapter)
     before, flags = out(generator), [parameter.requires_grad for parameter in generator.parameters()]
     values = {name: torch.full_like(parameter, 0.3).detach() for name, parameter in part.items()}
     with pytest.raises(RuntimeError, match="inside"), generator.holding(values) as held:
@@ -66,11 +69,11 @@ def test_values_are_held_and_given_back_also_after_an_error(prior, rung):
     assert [parameter.requires_grad for parameter in generator.parameters()] == flags
 
 
-def test_values_of_no_rung_are_refused(prior):
+def test_values_of_no_adapter_are_refused(prior):
     part = {name: value.detach() for name, value in prior.generator.trainable("low_rank").items()}
     first = next(iter(part))
     for wrong in ({}, {first: part[first]}, part | {first: part[first][:-1]}):
-        with pytest.raises(ValueError, match="a rung"), prior.generator.holding(wrong):
+        with pytest.raises(ValueError, match="an adapter"), prior.generator.holding(wrong):
             pass
 
 
@@ -79,7 +82,9 @@ def test_a_priors_file_holds_no_low_rank_part(prior, tmp_path):
     for parameter in prior.generator.trainable("low_rank").values():
         parameter.data.fill_(1.0)
     assert not torch.equal(out(prior.generator), before)
-    save_prior(tmp_path / "p.safetensors", prior.generator, prior.code_mean, prior.code_std, prior.code_correlation, {})
+    save_prior(
+        tmp_path / "p.safetensors", prior.generator, prior.style_mean, prior.style_std, prior.style_correlation, {}
+    )
     torch.testing.assert_close(out(load_prior(tmp_path / "p.safetensors").generator), before)
 
 
@@ -93,7 +98,7 @@ def test_only_where_a_gradient_is_taken_the_first_trained_norm_leaves_channels_l
 
         norms = [module for module in prior.generator.modules() if isinstance(module, torch.nn.GroupNorm)]
         hooks = [norm.register_forward_pre_hook(record) for norm in norms]
-        prior.generator(torch.zeros(1, 2, 64, 64), torch.zeros(1), torch.zeros(1, 2, 64, 64), torch.zeros(1, 11))
+        prior.generator.velocity(torch.zeros(1, 2, 64, 64), torch.zeros(1), CONDITION)
         for hook in hooks:
             hook.remove()
         return seen

@@ -1,1 +1,0 @@
-"""The two networks: the generator every site fine-tunes and the regressor of the central stage."""
