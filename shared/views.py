@@ -9,9 +9,9 @@ from torch import Tensor
 from fedcmr.shared.case import ED, LV, Case
 
 IMAGE_SIZE = 64
-"""Height and width of the networks' pictures in pixels."""
+"""Height and width of the networks' images in pixels."""
 PIXEL_MM = 2.0
-"""In-plane pixel of the networks' pictures: 128 mm, the left ventricle with its surroundings."""
+"""In-plane pixel of the networks' images: 128 mm, the left ventricle with its surroundings."""
 
 
 def slice_pairs(case: Case) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def augment(
     max_scale: float = 0.1,
     max_shift_px: float = 3.0,
 ) -> tuple[Tensor, Tensor]:
-    """Random rotation, scale and shift, one draw per picture; ED and ES move together.
+    """Random rotation, scale and shift, one draw per image; ED and ES move together.
 
     Args:
         images: Shape (N, 2, H, W).
@@ -63,7 +63,7 @@ def augment(
 
 
 def warp(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Mirror, rotate, zoom and shift about the centre; beyond the edge the picture is mirrored.
+    """Mirror, rotate, zoom and shift about the centre; beyond the edge the image is mirrored.
 
     Args:
         images: Shape (N, C, H, W) with H = W.
@@ -73,7 +73,7 @@ def warp(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, mirror: Te
         mirror: Shape (N, 2), +1 or -1 along x and y.
     """
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    # affine_grid maps output to input coordinates: the inverse of what is done to the picture.
+    # affine_grid maps output to input coordinates: the inverse of what is done to the image.
     rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2) * mirror[:, :, None]
     offset = -(rotation @ (shift * 2 / images.shape[-1])[:, :, None])
     grid = F.affine_grid(torch.cat([rotation, offset], -1), list(images.shape), align_corners=False)
@@ -81,8 +81,8 @@ def warp(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, mirror: Te
 
 
 def _resample(images: Tensor, masks: Tensor, theta: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Images bilinearly, masks by nearest neighbour, at one affine grid; beyond the edge the picture is mirrored."""
+    """Images bilinearly, masks by nearest neighbour, at one affine grid; beyond the edge the image is mirrored."""
     grid = F.affine_grid(theta, [len(images), 2, *size], align_corners=False)
-    pictures = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    resampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     labels = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return pictures, labels.to(torch.uint8)
+    return resampled, labels.to(torch.uint8)

@@ -135,7 +135,7 @@ def test_too_few_patients_are_named_and_cost_nothing(make_study):
     assert not arrays["code_mean/Siemens"].any(), "a vendor whose site refused keeps the prior's appearance"
 
 
-@pytest.mark.parametrize(("label", "lost"), [(RV, {"rv_mean"}), (MYO, {"myo_mean", "myo_std", "edge"})])
+@pytest.mark.parametrize(("label", "lost"), [(RV, {"rv_mean"}), (MYO, {"myo_mean", "myo_std", "edge_sharpness"})])
 def test_a_region_that_no_patient_has_gets_the_public_mean_and_the_least_spread(make_study, label, lost):
     """Without noise, so that the released figures are exact."""
     run = make_study(

@@ -33,7 +33,7 @@ class Hearts:
         taper: Exponent of the profile along the long axis: 2 an ellipsoid, larger a bullet.
         harmonics: Shape (N, 3, 2): cosine and sine amplitudes of the radius, orders 2..4, as shares of it.
         axis_tilt: Shape (N, 2): in-plane drift of the axis from base to apex, x and y.
-        rv_angle: Direction of the right ventricle in the picture; pi is the left, y points down.
+        rv_angle: Direction of the right ventricle in the image; pi is the left, y points down.
         rv_reach: How far the RV reaches out from the LV's outer wall, as a share of the LV's outer radius.
         rv_width: Tangential half width of the RV, as a share of the LV's outer radius.
         rv_shrink: RV size at ES as a share of ED.
@@ -44,7 +44,7 @@ class Hearts:
         thickening: Growth of the wall's cross-section with its contraction, beyond what shortening gives: trabeculae
             that close up count as wall.
         contraction: Endocardial radius at ES as a share of ED, outside the territory; sets the ejection fraction.
-        centre: Shape (N, 2): offset of the heart from the picture's centre, x and y.
+        centre: Shape (N, 2): offset of the heart from the image's centre, x and y.
         stack_start: Where the stack of slices begins, mm below the ED mitral plane; negative in the atrium.
         stack_end: Where it ends, mm below the ED mitral plane; beyond `length` it runs past the apex.
     """

@@ -15,8 +15,8 @@ from fedcmr.shared.style import STYLE_NAMES, regions, style_vectors
 
 MAX_GAIN = 2.5
 """A flat region is not stretched into noise, nor a textured one pressed flat."""
-_MEANS = ("lv_mean", "myo_mean", "rv_mean", "ring_mean", "far_mean")
-_STDS = ("lv_std", "myo_std", None, "ring_std", "far_std")  # the style vector does not say how even the RV is
+_MEANS = ("lv_mean", "myo_mean", "rv_mean", "band_mean", "background_mean")
+_STDS = ("lv_std", "myo_std", None, "band_std", "background_std")  # the style vector does not say how even the RV is
 
 
 def match_intensities(images: Tensor, masks: Tensor, raw_style: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def match_noise(images: Tensor, masks: Tensor, raw_style: Tensor, rng: torch.Gen
     Returns:
         Shape (N, S, 2, H, W) in [-1, 1].
     """
-    level = STYLE_NAMES.index("grain")
+    level = STYLE_NAMES.index("noise_level")
     has = torch.nan_to_num(style_vectors(images, masks)[:, level])
     # Mean absolute values of normal noise, whose squares add up; the encoder's filter keeps its standard deviation.
     missing = (raw_style[:, level].clamp(min=0) ** 2 - has**2).clamp(min=0) * math.pi / 2

@@ -58,9 +58,9 @@ def render(hearts: Hearts, d: Distances, generator: torch.Generator) -> Tensor:
     """
     num_hearts, num_slices, _, size, _ = d.endo.shape
     dice = _Dice(num_hearts, num_slices, size, generator)
-    picture = _thorax(hearts, d, dice)
-    picture = _heart(hearts, picture, d, dice)
-    return _scan(picture, dice)
+    image = _thorax(hearts, d, dice)
+    image = _heart(hearts, image, d, dice)
+    return _scan(image, dice)
 
 
 def _ed_es(ed: float, es: float) -> Tensor:
@@ -87,7 +87,7 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
 
     lung = dice.heart(0.0, 0.16) * (1 + 0.3 * dice.field(10))
     vessels = _soft(1.9 - dice.field(18), 0.5) * dice.heart(0.1, 0.6)
-    picture = lung + vessels
+    image = lung + vessels
     # Liver, stomach and diaphragm under the inferior wall: patches of different brightness with sharp borders.
     patches = (
         dice.heart(0.05, 0.6)
@@ -96,7 +96,7 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     )
     patches = patches + 0.06 * dice.field(16)
     diaphragm = dice.heart(12, 55) + 8 * dice.field(4) + dice.heart(-0.3, 0.3) * x
-    picture = _mix(picture, patches, _soft(diaphragm - y, 3.0))
+    image = _mix(image, patches, _soft(diaphragm - y, 3.0))
     # Muscle and bright fat of the chest wall, toward the sternum (left and top).
     lean = dice.heart(0.0, 1.2)
     toward_wall = -x * torch.cos(lean) - y * torch.sin(lean)
@@ -104,18 +104,18 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     muscle = dice.heart(0.1, 0.35) * (1 + 0.2 * dice.field(12))
     fat = dice.heart(0.4, 1.15) * (1 + 0.15 * dice.field(8))
     layer = dice.heart(3, 12)
-    picture = _mix(picture, muscle, _soft(-wall, 2.0))
-    picture = _mix(picture, fat, _soft(layer - wall, 2.0))
-    picture = _mix(picture, dice.heart(0.0, 0.05), _soft(layer + dice.heart(12, 60) - wall, 2.0))
+    image = _mix(image, muscle, _soft(-wall, 2.0))
+    image = _mix(image, fat, _soft(layer - wall, 2.0))
+    image = _mix(image, dice.heart(0.0, 0.05), _soft(layer + dice.heart(12, 60) - wall, 2.0))
     # A bright vessel or two (aorta, vena cava, liver veins) somewhere beside the heart.
     for _ in range(2):
         angle, reach, radius = dice.heart(-math.pi, math.pi), dice.heart(45, 75), dice.heart(3, 11)
         away = ((x - reach * torch.cos(angle)) ** 2 + (y - reach * torch.sin(angle)) ** 2).sqrt()
-        picture = _mix(picture, dice.heart(0.5, 1.0), _soft(away - radius, 2.0) * dice.chance(0.5))
-    return picture.clamp(min=0).expand(d.endo.shape)
+        image = _mix(image, dice.heart(0.5, 1.0), _soft(away - radius, 2.0) * dice.chance(0.5))
+    return image.clamp(min=0).expand(d.endo.shape)
 
 
-def _heart(hearts: Hearts, picture: Tensor, d: Distances, dice: _Dice) -> Tensor:
+def _heart(hearts: Hearts, image: Tensor, d: Distances, dice: _Dice) -> Tensor:
     """The heart over its surroundings."""
     edge = dice.heart(0.8, 2.4)
     blood = dice.heart(0.65, 1.3)
@@ -126,22 +126,22 @@ def _heart(hearts: Hearts, picture: Tensor, d: Distances, dice: _Dice) -> Tensor
     outline = torch.minimum(d.epi, d.rv - dice.heart(1.5, 4.5))
     fat_depth = (dice.heart(-4, 5) + 3.5 * dice.field(6)).clamp(min=0)
     fat = dice.heart(0.3, 1.15)
-    picture = _mix(picture, fat, _soft(outline - fat_depth, edge) * (fat_depth > 0.5))
+    image = _mix(image, fat, _soft(outline - fat_depth, edge) * (fat_depth > 0.5))
     # The RV's thin free wall, then its blood with coarse trabeculae toward the apex.
-    picture = _mix(picture, muscle * dice.heart(0.8, 1.3), _soft(outline, edge))
+    image = _mix(image, muscle * dice.heart(0.8, 1.3), _soft(outline, edge))
     coarse = _soft(dice.heart(1.0, 2.2) - dice.field(14, per_phase=True), 0.4)
     rv_inner = _mix(rv_blood * inflow, muscle, coarse * dice.heart(0.2, 0.9))
-    picture = _mix(picture, rv_inner, _soft(d.rv, edge))
+    image = _mix(image, rv_inner, _soft(d.rv, edge))
     texture = 1 + dice.heart(0.0, 0.16) * dice.field(16, per_phase=True) + dice.heart(0.0, 0.12) * dice.field(5)
-    picture = _mix(picture, muscle * texture, _soft(d.epi, edge))
+    image = _mix(image, muscle * texture, _soft(d.epi, edge))
     # Readers draw the cavity's border outside the trabeculae: the bright blood ends a little inside it, raggedly, and
     # more so when contracted.
     inset = (dice.heart(0.4, 3.0) + dice.heart(0.2, 1.5) * dice.field(12, per_phase=True)) * _ed_es(0.9, 1.4)
     ragged = d.endo + inset
-    picture = _mix(picture, blood * inflow, _soft(ragged, edge))
-    picture = _mix(picture, muscle * dice.heart(0.9, 1.15), _papillary(hearts, d, dice) * dice.heart(0.6, 1.0))
+    image = _mix(image, blood * inflow, _soft(ragged, edge))
+    image = _mix(image, muscle * dice.heart(0.9, 1.15), _papillary(hearts, d, dice) * dice.heart(0.6, 1.0))
     atrium = blood * inflow * dice.heart(0.75, 1.05)
-    return _mix(picture, atrium, _soft(d.atrium, edge))
+    return _mix(image, atrium, _soft(d.atrium, edge))
 
 
 def _papillary(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
@@ -166,26 +166,26 @@ def _papillary(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     return torch.maximum(share, strands * dice.heart(0.4, 1.0)) * cavity
 
 
-def _scan(picture: Tensor, dice: _Dice) -> Tensor:
+def _scan(image: Tensor, dice: _Dice) -> Tensor:
     """Blur, shading, noise, gamma; scaled per heart to the 1st and 99th percentile and to [-1, 1]."""
-    num_hearts, _, _, size, _ = picture.shape
+    num_hearts, _, _, size, _ = image.shape
     sigma = dice.heart(0.15, 0.8)
     taps = torch.arange(-3, 4, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (taps / sigma.reshape(-1, 1)) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)
-    grouped = picture.reshape(num_hearts, -1, size, size).transpose(0, 1)
+    grouped = image.reshape(num_hearts, -1, size, size).transpose(0, 1)
     grouped = F.conv2d(F.pad(grouped, (0, 0, 3, 3), mode="reflect"), kernel[:, None, :, None], groups=num_hearts)
     grouped = F.conv2d(F.pad(grouped, (3, 3, 0, 0), mode="reflect"), kernel[:, None, None, :], groups=num_hearts)
-    picture = grouped.transpose(0, 1).reshape(picture.shape)
+    image = grouped.transpose(0, 1).reshape(image.shape)
 
-    picture = picture * torch.exp(dice.heart(0.0, 0.35) * dice.field(2))
-    grain = torch.randn(picture.shape, generator=dice.generator)
-    soft_grain = F.avg_pool2d(grain.flatten(0, 1), 2, stride=1, padding=1)[..., :size, :size].reshape(picture.shape) * 2
+    image = image * torch.exp(dice.heart(0.0, 0.35) * dice.field(2))
+    noise = torch.randn(image.shape, generator=dice.generator)
+    soft_noise = F.avg_pool2d(noise.flatten(0, 1), 2, stride=1, padding=1)[..., :size, :size].reshape(image.shape) * 2
     level = dice.heart(0.004, 0.045)
-    picture = (picture + level * torch.where(dice.chance(0.5), grain, soft_grain)).abs()
-    picture = picture.clamp(min=1e-4) ** torch.exp(dice.heart(-0.3, 0.3))
-    flat = picture.reshape(num_hearts, -1)
+    image = (image + level * torch.where(dice.chance(0.5), noise, soft_noise)).abs()
+    image = image.clamp(min=1e-4) ** torch.exp(dice.heart(-0.3, 0.3))
+    flat = image.reshape(num_hearts, -1)
     low, high = torch.quantile(flat[:, ::7], torch.tensor([0.01, 0.99]), dim=1)
     shape = (num_hearts, 1, 1, 1, 1)
-    scaled = (picture - low.reshape(shape)) / (high - low).clamp(min=1e-3).reshape(shape)
+    scaled = (image - low.reshape(shape)) / (high - low).clamp(min=1e-3).reshape(shape)
     return scaled.clamp(0, 1) * 2 - 1

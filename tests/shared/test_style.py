@@ -20,28 +20,29 @@ def patient(seed: int = 0):
 
 def test_region_means_and_spreads_equal_numpys():
     images, masks = patient()
-    code = dict(zip(STYLE_NAMES, style_vector(images, masks).tolist(), strict=True))
+    vector = dict(zip(STYLE_NAMES, style_vector(images, masks).tolist(), strict=True))
     for name, label in (("lv", LV), ("myo", MYO), ("rv", RV)):
         values = images.numpy()[masks.numpy() == label]
-        assert abs(code[f"{name}_mean"] - values.mean()) < 1e-5
-        if f"{name}_std" in code:
-            assert abs(code[f"{name}_std"] - values.std()) < 1e-4
+        assert abs(vector[f"{name}_mean"] - values.mean()) < 1e-5
+        if f"{name}_std" in vector:
+            assert abs(vector[f"{name}_std"] - values.std()) < 1e-4
 
 
-def test_grain_rises_with_noise_and_edge_falls_with_blur():
+def test_the_noise_level_rises_with_noise_and_edge_sharpness_falls_with_blur():
     images, masks = patient()
     rough = style_vector(images + 0.2 * torch.randn(images.shape), masks)
     smooth = style_vector(torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2), masks)
-    code, grain, edge = style_vector(images, masks), STYLE_NAMES.index("grain"), STYLE_NAMES.index("edge")
-    assert rough[grain] > 2 * code[grain]
-    assert smooth[edge] < 0.7 * code[edge]
+    plain = style_vector(images, masks)
+    noise, edge = STYLE_NAMES.index("noise_level"), STYLE_NAMES.index("edge_sharpness")
+    assert rough[noise] > 2 * plain[noise]
+    assert smooth[edge] < 0.7 * plain[edge]
 
 
 def test_a_missing_region_is_nan_and_the_rest_is_not():
     images, masks = patient()
     masks[masks == RV] = 0
-    code = style_vector(images, masks)
-    assert np.flatnonzero(torch.isnan(code).numpy()).tolist() == [STYLE_NAMES.index("rv_mean")]
+    vector = style_vector(images, masks)
+    assert np.flatnonzero(torch.isnan(vector).numpy()).tolist() == [STYLE_NAMES.index("rv_mean")]
 
 
 def test_samples_follow_the_distribution():
@@ -54,7 +55,7 @@ def test_samples_follow_the_distribution():
     assert (torch.corrcoef(drawn.T) - correlation).abs().max() < 0.06
 
 
-def test_statistics_of_codes_leave_out_a_patient_without_a_region():
+def test_moments_leave_out_a_patient_without_a_region():
     raw = torch.randn(60, len(STYLE_NAMES), generator=torch.Generator().manual_seed(1)) * 2 + 3
     broken = torch.cat([raw, torch.full((1, len(STYLE_NAMES)), float("nan"))])
     mean, std, correlation = style_moments(broken)
@@ -63,5 +64,5 @@ def test_statistics_of_codes_leave_out_a_patient_without_a_region():
     np.testing.assert_allclose(
         correlation, 0.99 * np.corrcoef(raw.numpy().T) + 0.01 * np.eye(len(STYLE_NAMES)), atol=1e-5
     )
-    twins = torch.cat([raw[:2], raw[:2]])  # fewer patients than codes: singular without the share of independence
+    twins = torch.cat([raw[:2], raw[:2]])  # fewer patients than entries: singular without the share of independence
     assert torch.linalg.eigvalsh(style_moments(twins)[2]).min() > 0

@@ -22,7 +22,13 @@ def test_region_means_and_spreads_move_to_the_style_vector():
     own = style_vectors(images, masks)
     requested = own.roll(1, dims=0)  # every heart in its neighbour's style: a plausible one that is not its own
     got = style_vectors(match_intensities(images, masks, requested), masks)
-    for name, share in (("lv_mean", 0.15), ("myo_mean", 0.25), ("rv_mean", 0.25), ("far_mean", 0.25), ("lv_std", 0.6)):
+    for name, share in (
+        ("lv_mean", 0.15),
+        ("myo_mean", 0.25),
+        ("rv_mean", 0.25),
+        ("background_mean", 0.25),
+        ("lv_std", 0.6),
+    ):
         k = STYLE_NAMES.index(name)
         before, after = (requested[:, k] - own[:, k]).abs().mean(), (requested[:, k] - got[:, k]).abs().mean()
         assert after < share * before, name
@@ -55,7 +61,7 @@ def test_a_heart_without_a_region_stays_finite():
 
 def test_noise_is_added_until_the_level_is_met_and_never_removed():
     images, masks = rendered_hearts()
-    grain = STYLE_NAMES.index("grain")
+    grain = STYLE_NAMES.index("noise_level")
     own = style_vectors(images, masks)
     requested = own.clone()
     requested[::2, grain] *= 2
@@ -63,7 +69,7 @@ def test_noise_is_added_until_the_level_is_met_and_never_removed():
     got = match_noise(images, masks, requested, torch.Generator().manual_seed(0))
     np.testing.assert_allclose(style_vectors(got, masks)[::2, grain], requested[::2, grain], rtol=0.15)
     assert torch.equal(got[1::2], images[1::2])
-    means = [STYLE_NAMES.index(name) for name in ("lv_mean", "myo_mean", "far_mean")]
+    means = [STYLE_NAMES.index(name) for name in ("lv_mean", "myo_mean", "background_mean")]
     assert (style_vectors(got, masks) - own)[:, means].abs().max() < 0.03
 
 

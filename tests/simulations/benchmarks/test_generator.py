@@ -72,7 +72,7 @@ def test_a_generator_that_does_what_is_requested_has_slope_one(prior, monkeypatc
     )  # would be faithful in its place
     slopes = style_slopes(prior, prior_alone(prior), CONFIG, SEED)
     assert slopes["lv_mean"] == pytest.approx(1, abs=0.02)
-    assert slopes["far_mean"] == pytest.approx(0, abs=1e-6)
+    assert slopes["background_mean"] == pytest.approx(0, abs=1e-6)
     assert set(slopes) == set(STYLE_NAMES)
 
 
