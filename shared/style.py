@@ -25,7 +25,7 @@ STYLE_NAMES = (
     "edge_sharpness",
     "noise_level",
 )
-"""Means and standard deviations of regions in grey values of [-1, 1], endocardial edge strength over contrast, noise."""
+"""Means and standard deviations of regions in grey values, endocardial edge strength over contrast, fine noise."""
 
 BAND_PX = 5
 """Width of the peri-cardiac band, in pixels of the networks' grid (2 mm each)."""

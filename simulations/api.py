@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, load_shared_generator, synthesize_asked
+from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, load_shared_generator, synthesize_requested
 from fedcmr.server.run_folder import load_run
 from fedcmr.server.settings import load
 from fedcmr.shared.case import UNKNOWN, Case, load_cases
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.networks.generator import Prior, load_prior
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.simulations import run as study
 from fedcmr.simulations.config import default_folder, load_study
 from fedcmr.simulations.summary import print_summary
@@ -113,13 +113,13 @@ def synthesize(
         study = study if isinstance(study, Study) else Study(Path(study))
         config = load_run(study.path).config
         prior, generator = study.prior, study.generator
-        vendors = sorted(generator.codes) if vendor is None else [vendor]
-        if not set(vendors) <= set(generator.codes):
-            raise UserError(f"{study.path} has not learnt {vendor!r}: expected one of {sorted(generator.codes)}")
+        vendors = sorted(generator.styles) if vendor is None else [vendor]
+        if not set(vendors) <= set(generator.styles):
+            raise UserError(f"{study.path} has not learnt {vendor!r}: expected one of {sorted(generator.styles)}")
     names = [vendors[index % len(vendors)] for index in range(number)]
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
     efs = low + (high - low) * (order + 0.5) / number
-    return synthesize_asked(prior, generator, config.synthesis, names, efs.tolist(), seed, device)
+    return synthesize_requested(prior, generator, config.synthesis, names, efs.tolist(), seed, device)
 
 
 def _as_yaml(key: str, value: Any) -> str:

@@ -59,7 +59,7 @@ def study(tmp_path_factory, tiny_prior):
 def test_an_unguarded_script_runs_a_study_once(study):
     assert study.report["synthetic"]["per_vendor"] == {"GE": 2, "Siemens": 4}
     assert [case.info.vendor for case in study.cases].count("Siemens") == 4
-    assert set(study.generator.codes) == {"Siemens", "GE"}
+    assert set(study.generator.styles) == {"Siemens", "GE"}
     assert study.report == json.loads((study.path / "report.json").read_text())
 
 

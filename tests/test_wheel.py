@@ -106,7 +106,7 @@ from fedcmr.client.deployment.install import TEMPLATES as AT_SITES
 from fedcmr.server.deployment.gateway import TEMPLATES as AT_THE_COORDINATOR
 from fedcmr.server.report.build import resource
 from fedcmr.server.settings import load
-from fedcmr.shared.networks.generator import SHIPPED_PRIOR, load_prior
+from fedcmr.shared.models.prior import SHIPPED_PRIOR, load_prior
 from fedcmr.shared.tasks.segmentation.network import SHIPPED_SEGMENTER
 
 assert load("smoke").hospitals.num_train == 6
@@ -137,7 +137,7 @@ def test_flowers_bundle_in_front_of_the_wheel_wins_for_its_code(installed, tmp_p
     code = (
         "import sys\n"
         f"sys.path.insert(0, {str(bundle)!r})\n"
-        "from fedcmr.shared.networks.generator import SHIPPED_PRIOR, load_prior\n"
+        "from fedcmr.shared.models.prior import SHIPPED_PRIOR, load_prior\n"
         "import fedcmr.client.app\n"
         "assert load_prior(None).sha256\n"
         "print(*{m.__file__ for name, m in sys.modules.items() if name.split('.')[0] == 'fedcmr'}, sep='\\n')\n"
