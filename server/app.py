@@ -7,7 +7,6 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from fedcmr.server.federation.grid import PromptGrid
 from fedcmr.server.federation.strategy import federate
 from fedcmr.server.rehearsal.rehearsal import rehearse
 from fedcmr.server.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
@@ -33,12 +32,12 @@ def main(grid: Grid, context: Context) -> None:
     run.lock()
     prior = load_prior(run.prior_path())
     if context.run_config.get("rehearsal", False):
-        rehearse(PromptGrid(grid), run, run.config, prior)
+        rehearse(grid, run, run.config, prior)
         return
     with run.stage("federation") as to_do:
         if to_do:
-            federate(PromptGrid(grid), run, run.config, prior)
-    finish_study(run, run.config, prior, PromptGrid(grid))
+            federate(grid, run, run.config, prior)
+    finish_study(run, run.config, prior, grid)
 
 
 def open_run_folder(run_config: UserConfig) -> RunFolder:

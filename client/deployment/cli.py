@@ -19,14 +19,9 @@ def add_commands(commands: Any) -> None:
         "join",
         help="take part in a deployed study until it is stopped",
         description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
-        "where 'check SITE_FOLDER' finds something to mend.",
+        "where 'check SITE_FOLDER' finds a problem.",
     )
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
-    sub.add_argument(
-        "--cold",
-        action="store_true",
-        help="load the libraries anew for every message: slower, and no gigabyte of memory between them",
-    )
     sub.set_defaults(command=_join)
 
     sub = commands.add_parser(
@@ -67,10 +62,10 @@ def add_commands(commands: Any) -> None:
 
 
 def check_site(folder: Path, as_json: bool, console: Console) -> None:
-    """Print whether a site can join: what was looked at, and what is to be mended.
+    """Print whether a site can join: what was looked at, and the remedy of what is wrong.
 
     Raises:
-        UserError: Something is to be mended.
+        UserError: Something is wrong.
     """
     from fedcmr.client.deployment.connection import examine
     from fedcmr.client.policy import load_site
@@ -81,11 +76,11 @@ def check_site(folder: Path, as_json: bool, console: Console) -> None:
     else:
         table = Table("", "", "finding")
         for finding in findings:
-            table.add_row(finding.name, "ok" if finding.ok else "[red]mend[/red]", escape(finding.text))
+            table.add_row(finding.name, "ok" if finding.ok else "[red]wrong[/red]", escape(finding.text))
         console.print(table)
     troubles = [finding.name for finding in findings if not finding.ok]
     if troubles:
-        raise UserError(f"{folder}: to be mended before the site can join: {', '.join(troubles)}")
+        raise UserError(f"{folder}: to be put right before the site can join: {', '.join(troubles)}")
 
 
 def _join(options: argparse.Namespace) -> None:
@@ -93,7 +88,7 @@ def _join(options: argparse.Namespace) -> None:
     from fedcmr.client.deployment.supernode import join
     from fedcmr.client.policy import load_site
 
-    join(load_site(options.site), warm=not options.cold)
+    join(load_site(options.site))
 
 
 def _service(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """`flwr-clientapp` as a site starts it: Flower's own command, with the bundle judged before it is unpacked.
 
 The SuperNode starts `flwr-clientapp` for every message, by its name on the PATH. `fedcmr.client.deployment.supernode`
-puts a command of that name in front which ends up here, see `fedcmr.client.deployment.preforked`.
+puts a command of that name in front which ends up here, see `fedcmr.client.deployment.commands`.
 
 Flower unpacks the bundle that it was sent, and then runs what lies in the folder that the server's own words for the
 run name, id and version. So both are held: the bundle by its bytes, and the folder by being the one just unpacked.

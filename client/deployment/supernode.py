@@ -18,32 +18,30 @@ import time
 from pathlib import Path
 
 from fedcmr.client.deployment.clientapp import SITE_VARIABLE
+from fedcmr.client.deployment.commands import write_commands
 from fedcmr.client.deployment.connection import LOOPBACK, address_of, authority_of, examine
 from fedcmr.client.deployment.node_key import checked_node_key
-from fedcmr.client.deployment.preforked import write_refusals, write_shim
 from fedcmr.client.policy import SiteSettings
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import console
 
 BIN = Path(sys.executable).parent
-CLIENTAPP = "flwr-clientapp"
 WAITS_S = (5.0, 15.0, 30.0, 60.0)
 """Before each new start; a node that died keeps its lease for a minute, in which Flower refuses it (code 305)."""
 STEADY_S = 300.0
 """A SuperNode that ran so long starts the waits from the first."""
 STOP_S = 20.0
 EXECUTOR_POLL_S = "0.2"
-"""How often the executor asks the SuperNode beside it for work; Flower's own pause is a second."""
+"""How often the executor asks the SuperNode next to it for work; Flower's own pause is a second."""
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 """prctl(2), on Linux."""
 
 
-def join(site: SiteSettings, warm: bool = True) -> None:
+def join(site: SiteSettings) -> None:
     """Run the SuperNode until SIGTERM or SIGINT.
 
     Args:
         site: Its settings.
-        warm: Keep the libraries loaded between messages: see `fedcmr.client.deployment.preforked`.
 
     Raises:
         UserError: The site is not ready: everything that is not is named.
@@ -58,7 +56,7 @@ def join(site: SiteSettings, warm: bool = True) -> None:
     failures = 0
     while not over.is_set():
         started = time.monotonic()
-        code = _run_once(site, over, warm)
+        code = _run_once(site, over)
         if over.is_set():
             return
         failures = 0 if time.monotonic() - started > STEADY_S else failures
@@ -68,22 +66,18 @@ def join(site: SiteSettings, warm: bool = True) -> None:
         over.wait(wait_s)
 
 
-def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
+def _run_once(site: SiteSettings, over: threading.Event) -> int:
     """One SuperNode and its executor, from their start to the end of either."""
     environment = _environment(site)
-    # The path of a Unix socket is short, and a site's folder may not be.
+    write_commands(_commands(site))
     with tempfile.TemporaryDirectory(prefix="fedcmr-") as temporary:
-        address, secret = Path(temporary) / "warm", Path(temporary) / "secret"
-        write_shim(_commands(site) / CLIENTAPP, address)
-        write_refusals(_commands(site), CLIENTAPP)
+        secret = Path(temporary) / "secret"
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         port = _free_port()
-        commands = [[sys.executable, "-P", "-m", "fedcmr.client.deployment.preforked", str(address)]] if warm else []
-        commands += [_supernode(site, port, secret), _executor(port, secret)]
         processes: list[subprocess.Popen[bytes]] = []
         try:
-            for command in commands:
+            for command in (_supernode(site, port, secret), _executor(port, secret)):
                 processes.append(
                     subprocess.Popen(
                         command,
@@ -94,10 +88,9 @@ def _run_once(site: SiteSettings, over: threading.Event, warm: bool) -> int:
                         preexec_fn=_end_with_parent,
                     )
                 )
-            needed = processes[-2:]
-            while all(process.poll() is None for process in needed) and not over.wait(0.2):
+            while all(process.poll() is None for process in processes) and not over.wait(0.2):
                 pass
-            ended = [process.returncode for process in needed if process.returncode is not None]
+            ended = [process.returncode for process in processes if process.returncode is not None]
         finally:
             for process in reversed(processes):
                 _end(process)
@@ -108,10 +101,7 @@ def _supernode(site: SiteSettings, port: int, secret: Path) -> list[str]:
     """The SuperNode, which starts nothing itself: on its own port, an executor that knows the secret takes its work."""
     host, server_port = address_of(site)
     return [
-        sys.executable,
-        "-P",
-        "-m",
-        "fedcmr.client.deployment.node",
+        "flower-supernode",
         "--superlink",
         f"[{host}]:{server_port}" if ":" in host else f"{host}:{server_port}",
         "--root-certificates",

@@ -26,7 +26,7 @@ FLEET_PATHS = (
     "/v1/fleet/activate-node",  # http_request_response, once at the start
     "/v1/fleet/deactivate-node",  # http_request_response, once at the end
     "/v1/fleet/send-node-heartbeat",  # send_node_heartbeat, about every 25 s
-    "/v1/fleet/pull-messages",  # receive, every second
+    "/v1/fleet/pull-messages",  # receive, every three seconds
     "/v1/fleet/get-run",  # get_run
     "/v1/fleet/get-fab",  # get_fab: the bundle of code
     "/v1/fleet/pull-object",  # pull_object: the arrays of a message, in chunks of up to 5 MiB

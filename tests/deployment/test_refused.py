@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +17,8 @@ from fedcmr.server.deployment.services import node_ids
 from fedcmr.simulations.flower_engine import ROOT
 from tests.deployment.conftest import change_site, children, descendant, free_port, server
 from tests.deployment.gateway_study import BIN, process, request, send, wait_for
+
+pytestmark = pytest.mark.engine
 
 PATIENCE_S = 240.0
 STEAL = f"""
@@ -40,7 +41,9 @@ app = ServerApp()
 def main(grid, context):
     question = Message(RecordDict(), dst_node_id={node}, message_type="train")
     (reply,) = grid.send_and_receive([question], timeout=200)
-    Path({answer!r}).write_text(reply.error.reason if reply.has_error() else str(dict(reply.content)))
+    partial = Path({answer!r} + ".partial")
+    partial.write_text(reply.error.reason if reply.has_error() else str(dict(reply.content)))
+    partial.rename({answer!r})
 """
 AGENT = (
     STEAL
@@ -62,7 +65,9 @@ def main(agent, context):
     else:
         message = {{"dst_node_id": "{node}", "payload": "x", "reply_to_message_id": None}}
         sent = call("push_messages", messages=[message])["results"][0]["message_id"]
-        Path({answer!r}).write_text(json.dumps(call("pull_messages", message_ids=[sent], timeout=200)))
+        partial = Path({answer!r} + ".partial")
+        partial.write_text(json.dumps(call("pull_messages", message_ids=[sent], timeout=200)))
+        partial.rename({answer!r})
 """
 )
 AGENT_PROJECT = """
@@ -108,7 +113,6 @@ def run_app(study, app, answer, prompt=""):
     assert status == 200, text
     log = study.folder / "logs" / "superexec.log"
     wait_for(answer.exists, "answer", log, study.sites["b"] / "join.log", seconds=PATIENCE_S)
-    time.sleep(0.5)
     return answer.read_text()
 
 
@@ -146,7 +150,7 @@ def test_an_agent_is_refused_before_any_of_its_code_runs(deployed, joined, tmp_p
 def test_an_executor_without_the_sites_secret_gets_no_work(joined, tmp_path, flags):
     """Any program of the site's machine reaches the SuperNode's own port, and could answer in the site's name."""
     (tmp_path / "guessed").write_text("0" * 64)
-    words = children(joined.pid)[descendant(joined.pid, "fedcmr.client.deployment.node")]
+    words = children(joined.pid)[descendant(joined.pid, "flower-supernode")]
     address = f"127.0.0.1:{words[words.index('--port') + 1]}"
     known = ("--superexec-auth-secret-file", words[words.index("--superexec-auth-secret-file") + 1])
     command = (BIN / "flower-superexec", "--insecure", "--runtime-api-address", address)

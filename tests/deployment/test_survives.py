@@ -25,16 +25,17 @@ from tests.deployment.conftest import (
     change_site,
     children,
     descendant,
-    descendants,
     rounds,
     server,
     start_run,
     wait_for,
 )
 
+pytestmark = pytest.mark.engine
+
 OTHER_VERSION = "0" * 64
-WARM = "fedcmr.client.deployment.preforked"
-"""The process with the libraries, and its child for every message: the ClientApp."""
+CLIENTAPP = "fedcmr.client.deployment.clientapp"
+"""The process that answers one message."""
 
 
 def charged_rounds(folder):
@@ -47,8 +48,8 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
     change_site(deployed.sites["c"], policy=SitePolicy(allowed_code_sha256=[OTHER_VERSION]))
     shutil.rmtree(deployed.sites["c"] / "flwr" / "apps", ignore_errors=True)
     run = tmp_path / "run"
-    going_on = ("federation.reply_timeout_s=600", "federation.min_sites=1", "evaluation.federated=true")
-    settings = (*deployed.settings, "federation.num_rounds=4", *going_on)
+    waiting = ("federation.reply_timeout_s=600", "federation.min_sites=1", "evaluation.federated=true")
+    settings = (*deployed.settings, "federation.num_rounds=4", *waiting)
     with deployed.joined("a", "b", "c") as joined:
         # None of them has test patients, so that nothing would come of the evaluation.
         assert server("run", deployed.folder, "--rehearsal", "--test", deployed.test, "--set", *settings) == 2
@@ -69,7 +70,7 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
         assert server("start", deployed.folder) == 0
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > done_before, "a round after the restart")
-        os.kill(descendant(joined["b"].pid, "fedcmr.client.deployment.node"), signal.SIGKILL)
+        os.kill(descendant(joined["b"].pid, "flower-supernode"), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4]
@@ -90,10 +91,7 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
 
 
 def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
-    """The ServerApp dies with answers that it has not saved; the ClientApp of a site while it answers.
-
-    On a busy machine this test may look away while a round passes, so that it takes whichever round it sees.
-    """
+    """The ServerApp dies with answers that it has not saved; the ClientApp of a site while it answers."""
     run = tmp_path / "run"
     settings = (*deployed.settings, "federation.num_rounds=5", "federation.reply_timeout_s=600")
     deployed.renew()
@@ -101,16 +99,27 @@ def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
     with deployed.joined("a", "b", "c") as joined:
         first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
         executor = running_pid(load_coordinator(deployed.folder), EXECUTOR)
-        wait_for(lambda: len(charged_rounds(a)) > len(rounds(run)) >= 1, "a round that follows another", every_s=0.05)
-        os.kill(descendant(executor, "flwr-serverapp"), signal.SIGKILL)
+        wait_for(lambda: len(rounds(run)) >= 1, "a round", every_s=0.05)
+        server_app = descendant(executor, "flwr-serverapp")
+
+        def stands_still_in_a_round() -> bool:
+            """Whether a site has charged a round that is not saved; nothing can be saved then, until it is killed."""
+            os.kill(server_app, signal.SIGSTOP)
+            if len(charged_rounds(a)) > len(rounds(run)):
+                return True
+            os.kill(server_app, signal.SIGCONT)
+            return False
+
+        wait_for(stands_still_in_a_round, "a round that follows another", every_s=0.05)
+        os.kill(server_app, signal.SIGKILL)
         assert first.wait(timeout=PATIENCE_S) == 2
         saved = rounds(run)
         assert len(charged_rounds(a)) == len(saved) + 1 <= 5, "one was answered and not saved"
 
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > len(saved), "that round again", every_s=0.05)
-        wait_for(lambda: len(descendants(joined["b"].pid, WARM)) > 1, "the ClientApp", every_s=0.01)
-        os.kill(descendant(joined["b"].pid, WARM), signal.SIGKILL)
+        wait_for(lambda: descendant(joined["b"].pid, CLIENTAPP), "the ClientApp", every_s=0.01)
+        os.kill(descendant(joined["b"].pid, CLIENTAPP), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4, 5]

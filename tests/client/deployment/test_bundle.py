@@ -16,7 +16,7 @@ from flwr.common.config import get_project_dir
 from fedcmr.client.code_hash import code_sha256, sha256_of_files
 from fedcmr.client.deployment.bundle import BundleRefused, check_bundle
 from fedcmr.client.deployment.clientapp import judging
-from fedcmr.client.deployment.preforked import write_refusals, write_shim
+from fedcmr.client.deployment.commands import write_commands
 from fedcmr.shared.errors import UserError
 from fedcmr.simulations.flower_engine import ROOT
 
@@ -177,8 +177,7 @@ def test_a_folder_that_is_not_the_bundle_is_unpacked_again(flower, left, tmp_pat
 
 
 def test_every_other_kind_of_app_has_a_command_that_refuses(tmp_path):
-    write_shim(tmp_path / "flwr-clientapp", tmp_path / "socket")
-    write_refusals(tmp_path, "flwr-clientapp")
+    write_commands(tmp_path)
     commands = {entry.name for entry in distribution("flwr").entry_points if entry.name.startswith("flwr-")}
     assert {path.name for path in tmp_path.iterdir()} == commands >= {"flwr-agentapp", "flwr-serverapp"}
     for name in commands - {"flwr-clientapp", "flwr-agentapp"}:  # tests/deployment has the agent's
@@ -243,7 +242,7 @@ def test_only_plain_names_have_a_fingerprint(name):
 
 
 def test_what_judges_a_bundle_loads_no_library_that_takes_long():
-    """Without a process that keeps them loaded it starts for every message."""
+    """It starts for every message."""
     code = (
         "import sys, fedcmr.client.deployment.clientapp as _; print(*{'torch', 'opacus', 'monai'} & set(sys.modules))"
     )

@@ -1,0 +1,49 @@
+"""The commands by which Flower starts apps, as a site has them: one judges a bundle before it runs, all others refuse.
+
+Flower starts an app by the name of its command, on the PATH, for every message anew. The folder with these commands
+is in front of the PATH of everything that `fedcmr-client join` starts.
+"""
+
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+CLIENTAPP = "flwr-clientapp"
+APP_COMMANDS = "flwr-"
+"""How the commands that run an app are called; the services are flower-*."""
+
+JUDGED = '''\
+#!{python} -IS
+"""{name}: Flower's own command, with the bundle judged before it is unpacked."""
+import os, sys
+
+os.execv({python!r}, [{python!r}, "-P", "-m", "fedcmr.client.deployment.clientapp", *sys.argv[1:]])
+'''
+
+REFUSED = '''\
+#!{python} -IS
+"""{name}, which no site has approved: refused in a way that Flower can tell the server of, where there is one."""
+import os, sys
+
+if {name!r} == "flwr-agentapp":
+    command = "from fedcmr.client.deployment.clientapp import refuse_agent; refuse_agent()"
+    os.execv({python!r}, [{python!r}, "-P", "-c", command, *sys.argv[1:]])
+sys.exit("{name}: refused: this site runs a ClientApp that it has approved, and nothing else")
+'''
+
+
+def write_commands(folder: Path) -> None:
+    """Write a command in place of every one by which Flower starts an app.
+
+    The server says what kind of app a run is, and Flower 1.42 has six kinds, each with a command. A SuperNode starts
+    an agent at the server's word.
+
+    Args:
+        folder: In front of the PATH.
+    """
+    names = {command.name for command in distribution("flwr").entry_points.select(group="console_scripts")}
+    for name in {name for name in names if name.startswith(APP_COMMANDS)} | {CLIENTAPP}:
+        path = folder / name
+        text = JUDGED if name == CLIENTAPP else REFUSED
+        path.write_text(text.format(python=sys.executable, name=name), encoding="utf-8")
+        path.chmod(0o700)
