@@ -5,7 +5,7 @@ TORCH := torch==2.13.0
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: venv lock sbom simulate test tools proto clean
+.PHONY: venv lock sbom simulate quick test check tools proto clean
 
 venv: .venv/.installed
 
@@ -41,26 +41,31 @@ sbom: venv
 simulate: venv
 	$(BIN)/fedcmr-simulate
 
-# One process more than there are cores: the tests of Flower's engine wait for much of their time.
-test: venv tools
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+# Everybody's tests: no root, no network, no engine, nothing that takes more than seconds. One process a core, up to four.
+quick: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not engine" --numprocesses auto --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder
+
+# All tests. One process more than there are cores: the tests of Flower's engine wait for much of their time. Root has
+# installed what the tests need, so that none may be skipped for want of it; others are told at the end what was skipped.
+test: check tools
 	$(BIN)/python .ci/vulnerabilities.py
+	[ $$(id -u) != 0 ] || export FEDCMR_REQUIRE_TOOLS=1; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(PYTHON) -c 'import os; print(1 + os.cpu_count())') \
 		--maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# What the tests use beside Python, by Debian's packages: a browser opens and prints the report, pdftotext reads the print,
-# dciodvfy judges the DICOM export, nginx is the gateway of a deployment, systemd-analyze judges the units. Debian would
-# start nginx as a service; policy-rc.d says no for the time of the installation.
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The programs of tests/tools.py that are missing, by Debian's packages, which only root can install. Debian would start
+# nginx as a service; policy-rc.d says no for the time of the installation.
 tools:
-	@missing=; \
-	command -v chromium >/dev/null || missing="$$missing chromium"; \
-	command -v pdftotext >/dev/null || missing="$$missing poppler-utils"; \
-	command -v dciodvfy >/dev/null || missing="$$missing dicom3tools"; \
-	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx"; \
-	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
-	[ -z "$$missing" ] || { \
+	@missing=$$($(PYTHON) tests/tools.py) || exit; \
+	if [ -z "$$missing" ]; then exit; fi; \
+	if [ $$(id -u) != 0 ]; then echo "not installed, for want of root: $$missing; the tests that need them are skipped"; exit; fi; \
+	{ \
 		[ -e /usr/sbin/policy-rc.d ] || { trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
 			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d; }; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }

@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> int:
     found = [(package, vulnerability) for package in packages for vulnerability in package.get("vulns", [])]
     left = [(package, one) for package, one in found if not {one["id"], *one.get("aliases", [])} & set(IGNORED)]
     for package, one in left:
-        mended = ", ".join(one["fix_versions"]) or "no release"
-        print(f"{package['name']} {package['version']}: {one['id']}, mended in {mended}")
+        fixed = ", ".join(one["fix_versions"]) or "no release"
+        print(f"{package['name']} {package['version']}: {one['id']}, fixed in {fixed}")
     skipped = [package["name"] for package in packages if "skip_reason" in package]
     print(
         f"pip-audit: {len(left)} known vulnerabilities in {len(packages) - len(skipped)} locked packages; "

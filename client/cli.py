@@ -30,7 +30,7 @@ from fedcmr.shared.version import add_version
 
 console = Console(highlight=False)
 PREPARE = """\
-Scans -> cases without identifiers. Repeat an interrupted call to go on. What --format expects in SRC:
+Scans -> cases without identifiers. Repeat an interrupted call to resume. What --format expects in SRC:
 
   dicom   any folders of any files, as exported; masks as DICOM segmentations among them, or as masks.nii.gz (x, y, z,
           phase; 1 RV, 2 myocardium, 3 LV cavity) in a study's own folder
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("source", type=Path, metavar="SRC", help="folder of scans; only read")
-    sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to go on with")
+    sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to resume")
     sub.add_argument("--format", required=True, choices=get_args(Layout), help="how the scans are stored")
     sub.add_argument(
         "--labels",
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep cases whose scans seem to show letters, "
         "perhaps a name: for whoever has looked at them; they are left out otherwise",
     )
-    sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} beside DST)")
+    sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} next to DST)")
     sub.add_argument(
         "--num-processes",
         type=_positive,
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--repair",
         action="store_true",
-        help="mend a lost or damaged copy of the ledger from the other, or accept a clock that was set "
+        help="repair a lost or damaged copy of the ledger from the other, or accept a clock that was set "
         "back; is noted in the ledger and lowers nothing that either copy says was spent",
     )
     sub.add_argument(

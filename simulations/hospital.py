@@ -16,7 +16,6 @@ import nibabel as nib
 import numpy as np
 
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.file_names import MASKS_NAME
 from fedcmr.shared.progress import track
 from fedcmr.simulations.patients.population import Population, draw_patient
 from fedcmr.simulations.processes import map_unordered, workers
@@ -44,6 +43,7 @@ POPULATIONS = {
         female_share=0.38,
     ),
 }
+MASKS_NAME = "masks.nii.gz"
 
 
 def write_hospital(
@@ -56,7 +56,7 @@ def write_hospital(
     prefix: str,
     num_processes: int = 1,
 ) -> None:
-    """Write a hospital's export, or go on with it: a finished study is kept, an unfinished one is written again.
+    """Write a hospital's export, or resume: a finished study is kept, an unfinished one is written again.
 
     Args:
         folder: Receives one folder per study; created if missing.
@@ -81,7 +81,7 @@ def write_hospital(
     except OSError as error:
         # pydicom puts a traceback into its own OSError's text; the reason then is nearly always a full disk.
         reason = error.strerror or "a DICOM file could not be stored, is the disk full?"
-        raise UserError(f"{folder} cannot be written ({reason}): mend it, then run again") from None
+        raise UserError(f"{folder} cannot be written ({reason}): put it right, then run again") from None
 
 
 def _each(write: "partial[None]", num_patients: int, num_processes: int) -> Iterator[None]:

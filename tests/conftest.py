@@ -1,6 +1,7 @@
 """Invented data for the tests: a small random prior, and the folders of a small study."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedcmr.shared.models.flow_matching import FlowMatching
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.models.prior import Prior, load_prior, save_prior
 from fedcmr.shared.style import STYLE_NAMES
+from tests import tools
 
 NOMINAL_PATIENTS = 5
 VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}
@@ -34,6 +36,16 @@ LONGEST = (
     "test_utility",
 )
 """Files of tests that take minutes."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose programs are missing; fail it where they are required."""
+    missing = tools.packages(tuple(program for mark in item.iter_markers("tool") for program in mark.args))
+    if missing:
+        told = f"missing Debian package: {', '.join(missing)}"
+        if os.environ.get(tools.REQUIRED):
+            pytest.fail(f"{told} ({tools.REQUIRED} is set)", pytrace=False)
+        pytest.skip(told)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,7 +162,7 @@ def small_disk():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["mount", "-t", "tmpfs", "-o", f"size={num_pages * PAGE}", "tmpfs", str(folder)]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("a small disk cannot be mounted here")
+            pytest.skip("mounting a small disk needs root and the right to mount (CAP_SYS_ADMIN)")
         mounted.append(folder)
         return folder
 

@@ -19,6 +19,8 @@ from fedcmr.shared.privacy import Release, clip_to_norm, epsilon, moment_vectors
 from fedcmr.shared.style_statistics import SECOND_CLIP, two_looks
 from fedcmr.simulations.audit.one_run import gaussian_mu
 
+pytestmark = pytest.mark.slow
+
 ALARM = 1e-6
 DRAWS, CLIP, SIGMA, NOMINAL = 10_000, 0.03, 0.8, 40
 OTHERS = [np.array([0.01, -0.02, 0.0, 0.005]), np.array([-3.0, 1.0, 0.0, 2.0])]

@@ -173,7 +173,7 @@ def test_a_known_vulnerability_ends_the_tests(vulnerabilities):
     known |= {"requests": ["PYSEC-2018-28"]}
     done = step(url)
     assert done.returncode == 1, "the locked requests is said to be vulnerable too"
-    assert "requests" in done.stdout and "PYSEC-2018-28, mended in 999" in done.stdout
+    assert "requests" in done.stdout and "PYSEC-2018-28, fixed in 999" in done.stdout
 
 
 def test_unreachable_vulnerability_data_is_told_and_ends_nothing():

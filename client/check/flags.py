@@ -35,7 +35,7 @@ FLAGS = {
     "wide-spacing": f"slices more than {MAX_SLICE_SPACING_MM:.0f} mm apart: is one missing?",
     "ef-at-bound": f"ejection fraction below {MIN_EF:.0%} or above {MAX_EF:.0%}: are phases and masks right?",
 }
-"""Every code with what it means. What `prepare` noted while it had the scans comes beside these, by its reason code."""
+"""Every code with what it means. What `prepare` noted of the scans comes next to these, by its reason code."""
 
 
 def flags_of(case: Case) -> list[str]:

@@ -16,7 +16,10 @@ from fedcmr.client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
 from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names
 from fedcmr.shared.case import (
     CASE_SIZE,
+    ED,
+    ES,
     INDEX_NAME,
+    LV,
     UNKNOWN,
     VENDORS,
     Case,
@@ -25,12 +28,11 @@ from fedcmr.shared.case import (
     read_index,
 )
 from fedcmr.shared.checkpoint import write_atomically
-from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import track
 
 JSON_NAME, PAGE_NAME = "check.json", "check.html"
-MEND = "remove the files of these cases and prepare the folder again"
+REMEDY = "remove the files of these cases and prepare the folder again"
 
 
 def check(folder: Path) -> CheckReport:
@@ -70,7 +72,7 @@ def complain(folder: Path, report: CheckReport) -> None:
     if report.num_unusable:
         troubles = "; ".join(f"{number}: {TROUBLES[code]}" for code, number in report.troubles.items())
         raise UserError(
-            f"{folder}: {report.num_unusable} of {report.num_cases} cases cannot be used ({troubles}): {MEND}"
+            f"{folder}: {report.num_unusable} of {report.num_cases} cases cannot be used ({troubles}): {REMEDY}"
         )
     if not report.trainable:
         reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in report.not_trained.items())
@@ -121,10 +123,10 @@ def _trouble(case: Case) -> str | None:
         return "no-contrast"
     if not case.masks.any():
         return None
-    ef = ejection_fraction(case.masks)
-    if math.isnan(ef):
+    areas = (case.masks == LV).sum(axis=(1, 2, 3))
+    if areas[ED] == 0 or areas[ES] == 0:
         return "no-left-ventricle"
-    if not abs(ef - case.info.ef) <= MAX_EF_DIFFERENCE:
+    if not abs(1 - areas[ES] / areas[ED] - case.info.ef) <= MAX_EF_DIFFERENCE:
         return "ef-differs"
     return None
 

@@ -1,4 +1,4 @@
-"""Whether a site can take part: settings, data, key, code, disk, and the way to the coordinator, each with its mend."""
+"""Whether a site can take part: settings, data, key, code, disk, the way to the coordinator; each with its remedy."""
 
 import base64
 import datetime
@@ -44,7 +44,7 @@ class Finding:
 
     Attributes:
         name: What.
-        text: What was found, or what to mend.
+        text: What was found, or what is wrong and its remedy.
         ok: Whether the site can take part with it.
     """
 
@@ -167,7 +167,7 @@ def _permissions(site: SiteSettings) -> str:
     if wide:
         number = sum(map(len, wide.values()))
         raise UserError(
-            f"other accounts may use {number} files or folders about patients: mend with 'chmod -R go= "
+            f"other accounts may use {number} files or folders about patients: remedy: 'chmod -R go= "
             f"{shlex.join(map(str, wide))}'"
         )
     return "the site's folder, cases and ledger are this account's alone"
@@ -186,7 +186,7 @@ def _ledger(site: SiteSettings) -> str:
         raise UserError(f"{witness.parent}: expected the folder of 'ledger_witness', got none; mount or make it")
     if site.ledger_same_disk:
         return "both copies may be on one disk (ledger_same_disk): a restored backup of it forgets what was spent"
-    mend = (
+    remedy = (
         "name a file on another disk as 'ledger_witness' in site.yaml or, where no backup of that disk is ever put "
         "back, set ledger_same_disk: true"
     )
@@ -194,14 +194,14 @@ def _ledger(site: SiteSettings) -> str:
     for ledger, witness in copies:
         if witness.resolve().is_relative_to(site.folder.resolve()):
             raise UserError(
-                f"the ledger's second copy {witness} lies in the site's own folder, and is restored with it: {mend}"
+                f"the ledger's second copy {witness} lies in the site's own folder, and is restored with it: {remedy}"
             )
         # Where the files are, not the links to them.
         first, second = (_nearest(path.resolve()).stat().st_dev for path in (ledger / LEDGER_NAME, witness))
         if first == second:
             raise UserError(
                 f"the ledger {ledger} and its second copy {witness} are on one file system, which is "
-                f"restored as a whole: {mend}"
+                f"restored as a whole: {remedy}"
             )
     return f"its second copy is on another file system, {witness_of(site)}"
 
@@ -290,7 +290,7 @@ def _certificate(site: SiteSettings) -> str:
                 "'fedcmr-server init'; or is this machine's clock wrong?"
             ) from None
         raise UserError(
-            f"{host}:{port} is not the study's server ({error.verify_message}): do not go on; compare "
+            f"{host}:{port} is not the study's server ({error.verify_message}): do not join; compare "
             f"{site.authority_path} with the coordinator's by telephone"
         ) from None
     except (OSError, ssl.SSLError) as error:

@@ -96,7 +96,7 @@ def next_steps(site: SiteSettings, kind: Kind, user: str, out: Path) -> str:
 
 
 def installed_program() -> Path:
-    """`fedcmr-client` beside this Python."""
+    """`fedcmr-client` next to this Python."""
     return Path(sys.executable).with_name("fedcmr-client")
 
 
@@ -121,7 +121,7 @@ def _read(site: SiteSettings) -> list[Path]:
 
 
 def _hidden(site: SiteSettings) -> list[Path]:
-    """Where `prepare` leaves the key of the pseudonyms: beside the cases, which is the site's folder in most sites."""
+    """Where `prepare` leaves the key of the pseudonyms: next to the cases, which is the site's folder in most sites."""
     places = [site.folder, site.data_path.parent, *([] if site.test_path is None else [site.test_path.parent])]
     return list(dict.fromkeys(_normal(place / PSEUDONYM_KEY) for place in places))
 

@@ -40,5 +40,5 @@ def checked_node_key(site: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing: 'fedcmr-client key {site}' makes it; the coordinator registers its .pub")
     if path.stat().st_mode & 0o077:
-        raise UserError(f"{path} can be read by others: mend with 'chmod 600 {path}'")
+        raise UserError(f"{path} can be read by others: remedy: 'chmod 600 {path}'")
     return path

@@ -28,10 +28,10 @@ def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", p
         "fetch",
         help="bring synthetic cases from the study's coordinator",
         description="Into a folder of cases like those of 'prepare', with the set's datasheet. "
-        "Goes on by itself after a broken connection; the same command again goes on where an "
+        "Resumes by itself after a broken connection; the same command again resumes where an "
         "earlier one stopped. Every case is checked before it is kept.",
     )
-    sub.add_argument("out", type=Path, metavar="DIR", help="new or empty folder, or one to go on with")
+    sub.add_argument("out", type=Path, metavar="DIR", help="new or empty folder, or one to resume")
     sub.add_argument("--from", required=True, dest="address", metavar="HOST:PORT", help="the delivery service")
     sub.add_argument(
         "--site",
@@ -77,7 +77,7 @@ def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", p
 
 def _fetch(options: argparse.Namespace) -> None:
     # Imported here: gRPC takes a while to load, and no other command of a site without a deployment needs it.
-    from fedcmr.client.fetch.fetch import Wish, check_ef, fetch
+    from fedcmr.client.fetch.fetch import Query, check_ef, fetch
     from fedcmr.shared.delivery.contract import MAX_SEED
 
     if options.seed is not None and not options.fresh:
@@ -86,13 +86,13 @@ def _fetch(options: argparse.Namespace) -> None:
         raise UserError(f"Expected --seed in 0..{MAX_SEED}, got {options.seed}.")
     if not 0 <= options.patience < float("inf"):
         raise UserError(f"Expected --patience >= 0, got {options.patience:g}.")
-    wish = Wish(
+    query = Query(
         tuple(sorted(set(options.vendor))),
         check_ef(*options.ef) if options.ef else None,
         options.fresh,
         options.seed or 0,
     )
-    fetched = fetch(_source(options), options.out, wish, options.patience)
+    fetched = fetch(_source(options), options.out, query, options.patience)
     Console(highlight=False).print(
         f"{fetched.num_cases} synthetic cases of {fetched.study} in {options.out}; privacy: {fetched.privacy}",
         soft_wrap=True,

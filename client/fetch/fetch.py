@@ -1,4 +1,4 @@
-"""From a delivery service into a folder of cases: what breaks is called again and goes on after the last whole case."""
+"""From a delivery service into a folder of cases: what breaks is called again and resumes after the last whole case."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import grpc
 
-from fedcmr.client.fetch.folder import Arrivals
+from fedcmr.client.fetch.folder import ReceivedCases
 from fedcmr.client.fetch.inbound import Untrustworthy, announced, check_file, expect
 from fedcmr.client.fetch.source import Broken, Source, clean, connected, judged
 from fedcmr.shared.case import CaseInfo
@@ -32,13 +32,13 @@ from fedcmr.shared.progress import track
 
 Answer = TypeVar("Answer")
 CALL_S, STREAM_S = 30.0, 600.0
-"""Deadlines. A longer stream ends with its own and goes on in another one."""
+"""Deadlines. A longer stream ends with its own and resumes in another one."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 SLACK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Wish:
+class Query:
     """What to fetch.
 
     Attributes:
@@ -100,20 +100,20 @@ class _Patience:
         """
         left = self._since + self._patience_s - time.monotonic()
         if left <= 0:
-            raise UserError(f"{self._source.address}: {broken}; the same command again goes on") from None
+            raise UserError(f"{self._source.address}: {broken}; the same command again resumes") from None
         print(f"{self._source.address}: {broken}; trying again", file=sys.stderr)
         # Not all sites at once when the server comes back.
         time.sleep(min(left, self._pause_s * random.uniform(0.5, 1.0)))  # noqa: S311 - no secret
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
 
 
-def fetch(source: Source, folder: Path, wish: Wish, patience_s: float) -> Fetched:
-    """Fill the folder, or go on with it.
+def fetch(source: Source, folder: Path, query: Query, patience_s: float) -> Fetched:
+    """Fill the folder, or resume it.
 
     Args:
         source: The service.
-        folder: New, empty, or of the same wish.
-        wish: What to fetch.
+        folder: New, empty, or of the same query.
+        query: What to fetch.
         patience_s: How long to try again while nothing comes.
 
     Raises:
@@ -123,28 +123,28 @@ def fetch(source: Source, folder: Path, wish: Wish, patience_s: float) -> Fetche
     with connected(source) as stub:
         patience = _Patience(source, patience_s)
         described = _again(
-            lambda: stub.Describe(DescribeRequest(selection=wish.selection), timeout=CALL_S), source, patience
+            lambda: stub.Describe(DescribeRequest(selection=query.selection), timeout=CALL_S), source, patience
         )
         study = clean(described.study)
-        total = _total(described, wish, source)
+        total = _total(described, query, source)
         request = {
             "study": study,
-            "release_sha256": "" if wish.fresh else clean(described.release_sha256),
-            "generator_sha256": clean(described.generator_sha256) if wish.fresh else "",
-            "vendors": list(wish.vendors),
-            "ef": list(wish.ef) if wish.ef else None,
-            "fresh": wish.fresh,
-            "seed": wish.seed,
+            "release_sha256": "" if query.fresh else clean(described.release_sha256),
+            "generator_sha256": clean(described.generator_sha256) if query.fresh else "",
+            "vendors": list(query.vendors),
+            "ef": list(query.ef) if query.ef else None,
+            "fresh": query.fresh,
+            "seed": query.seed,
         }
-        with Arrivals(folder, request) as arrivals:
-            if not arrivals.done:
-                _check_disk(folder, described, wish)
-                if arrivals.count:
-                    print(f"going on after {arrivals.count} of {total} cases", file=sys.stderr)
-                cases = _all_cases(stub, source, patience, arrivals, described, wish, total)
-                for _ in track(cases, "fetching cases", total - arrivals.count):
+        with ReceivedCases(folder, request) as received:
+            if not received.done:
+                _check_disk(folder, described, query)
+                if received.count:
+                    print(f"resuming after {received.count} of {total} cases", file=sys.stderr)
+                cases = _all_cases(stub, source, patience, received, described, query, total)
+                for _ in track(cases, "fetching cases", total - received.count):
                     pass
-                arrivals.finish(_datasheet(described, wish, total))
+                received.finish(_datasheet(described, query, total))
     return Fetched(total, study, clean(described.privacy))
 
 
@@ -160,7 +160,7 @@ def _again(call: Callable[[], Answer], source: Source, patience: _Patience) -> A
             patience.wait(trouble)
 
 
-def _total(described: Description, wish: Wish, source: Source) -> int:
+def _total(described: Description, query: Query, source: Source) -> int:
     """How many cases are to come.
 
     Raises:
@@ -171,26 +171,28 @@ def _total(described: Description, wish: Wish, source: Source) -> int:
             f"{source.address} speaks version {described.protocol} of the delivery protocol, this is "
             f"{PROTOCOL}: install the study's version of fedcmr"
         )
-    if wish.fresh:
+    if query.fresh:
         if not described.max_fresh:
             raise UserError(f"{source.address} samples no fresh cases: leave --fresh out")
-        if wish.fresh > described.max_fresh:
+        if query.fresh > described.max_fresh:
             raise UserError(
                 f"{source.address} samples at most {described.max_fresh} cases at once: give --fresh less, "
                 "and another --seed and folder for more"
             )
-        return wish.fresh
+        return query.fresh
     if not described.matching_cases:
         there = ", ".join(f"{entry.cases} {clean(entry.vendor)}" for entry in described.vendors)
-        raise UserError(f"nothing matches {wish.words() or 'the request'}: the set has {there}; widen --vendor or --ef")
+        raise UserError(
+            f"nothing matches {query.words() or 'the request'}: the set has {there}; widen --vendor or --ef"
+        )
     if described.matching_cases > MAX_CASES:
         raise UserError(f"{source.address} describes more than {MAX_CASES} cases: tell the coordinator")
     return int(described.matching_cases)
 
 
-def _check_disk(folder: Path, described: Description, wish: Wish) -> None:
+def _check_disk(folder: Path, described: Description, query: Query) -> None:
     """Before the first case rather than at the last one."""
-    needed = SLACK_BYTES + (0 if wish.fresh else described.matching_bytes)
+    needed = SLACK_BYTES + (0 if query.fresh else described.matching_bytes)
     there = sum(path.stat().st_size for path in (folder / "cases").iterdir())
     if shutil.disk_usage(folder).free < needed - there:
         raise UserError(
@@ -203,22 +205,22 @@ def _all_cases(
     stub: DeliveryStub,
     source: Source,
     patience: _Patience,
-    arrivals: Arrivals,
+    received: ReceivedCases,
     described: Description,
-    wish: Wish,
+    query: Query,
     total: int,
 ) -> Iterator[None]:
     """Yields once for every case that is kept, over as many streams as it takes."""
-    while arrivals.count < total:
-        stream = _stream(stub, arrivals, described, wish, total)
+    while received.count < total:
+        stream = _stream(stub, received, described, query, total)
         try:
-            for header, info, content in _whole_cases(stream, wish, arrivals):
-                expect(arrivals.count < total, "more cases than it described")
+            for header, info, content in _whole_cases(stream, query, received):
+                expect(received.count < total, "more cases than it described")
                 check_file(header, info, content)
-                arrivals.keep(info, content, header.sha256)
+                received.keep(info, content, header.sha256)
                 patience.progress()
                 yield
-            expect(arrivals.count == total, "fewer cases than it described")
+            expect(received.count == total, "fewer cases than it described")
         except Untrustworthy as error:
             raise UserError(
                 f"{source.address} sent {error}: it was not kept, nor anything after it; tell the coordinator"
@@ -233,26 +235,26 @@ def _all_cases(
 
 
 def _stream(
-    stub: DeliveryStub, arrivals: Arrivals, described: Description, wish: Wish, total: int
+    stub: DeliveryStub, received: ReceivedCases, described: Description, query: Query, total: int
 ) -> "grpc.CallIterator[Chunk]":
     """The cases after the last one that is there."""
-    if wish.fresh:
+    if query.fresh:
         request = SampleRequest(
             generator_sha256=described.generator_sha256,
-            selection=wish.selection,
-            seed=wish.seed,
-            count=total - arrivals.count,
-            after=arrivals.last,
+            selection=query.selection,
+            seed=query.seed,
+            count=total - received.count,
+            after=received.last,
         )
         return stub.Sample(request, timeout=STREAM_S)
     return stub.Stream(
-        StreamRequest(release_sha256=described.release_sha256, selection=wish.selection, after=arrivals.last),
+        StreamRequest(release_sha256=described.release_sha256, selection=query.selection, after=received.last),
         timeout=STREAM_S,
     )
 
 
 def _whole_cases(
-    stream: "grpc.CallIterator[Chunk]", wish: Wish, arrivals: Arrivals
+    stream: "grpc.CallIterator[Chunk]", query: Query, received: ReceivedCases
 ) -> Iterator[tuple[CaseHeader, CaseInfo, bytes]]:
     """Headers, rows and files put together from the pieces; never more than one case is in memory.
 
@@ -265,7 +267,7 @@ def _whole_cases(
         if chunk.WhichOneof("part") == "header":
             expect(header is None, "a case before the end of the one before")
             header, content = chunk.header, bytearray()
-            info = announced(header, wish.selection, arrivals.last)  # before a byte of it is taken
+            info = announced(header, query.selection, received.last)  # before a byte of it is taken
             continue
         if header is None or not chunk.data:
             raise Untrustworthy("pieces of no case")
@@ -277,21 +279,21 @@ def _whole_cases(
     expect(header is None, "a case that ends too early")
 
 
-def _datasheet(described: Description, wish: Wish, total: int) -> str:
+def _datasheet(described: Description, query: Query, total: int) -> str:
     """The set's own, word for word where the folder is the whole set, else below a note of what the folder is."""
     text = "".join(c for c in described.datasheet if c.isprintable() or c in "\n\t")
-    if wish.fresh:
-        selection = f" ({wish.words()})" if wish.words() else ""
+    if query.fresh:
+        selection = f" ({query.words()})" if query.words() else ""
         note = (
-            f"> This folder holds {total} fresh cases{selection}, sampled with seed {wish.seed} from the generator "
+            f"> This folder holds {total} fresh cases{selection}, sampled with seed {query.seed} from the generator "
             f"(SHA-256 {clean(described.generator_sha256)}) of the set that is described below. None of them is in "
             "that set, and its numbers are not theirs; the paragraphs on how they were made, privacy, uses and "
             "terms hold for both."
         )
-    elif wish.words():
+    elif query.words():
         number = sum(entry.cases for entry in described.vendors)
         note = (
-            f"> This folder holds {total} of the {number} cases of the set described below: {wish.words()}. "
+            f"> This folder holds {total} of the {number} cases of the set described below: {query.words()}. "
             "The numbers below are those of the whole set."
         )
     else:

@@ -1,4 +1,4 @@
-"""The folder that cases arrive in: what is whole stays whole, and the same request goes on where it stopped.
+"""The folder that cases arrive in: what is whole stays whole, and the same request resumes where it stopped.
 
 DIR/cases/NAME.npz    each appears at once
 DIR/arrived.jsonl     while cases come: a line for each that is there
@@ -18,12 +18,12 @@ from typing import Any, TextIO
 from fedcmr.shared.case import INDEX_NAME, CaseInfo, write_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
 
 REQUEST_NAME, JOURNAL_NAME = "fetch.json", "arrived.jsonl"
+DATASHEET_NAME, CHECKSUMS_NAME = "DATASHEET.md", "SHA256SUMS"
 
 
-class Arrivals:
+class ReceivedCases:
     """A folder that is being filled; `with` keeps a second process out.
 
     Attributes:
@@ -58,7 +58,7 @@ class Arrivals:
         if not self.done:
             self._take_stock()
 
-    def __enter__(self) -> "Arrivals":
+    def __enter__(self) -> "ReceivedCases":
         return self
 
     def __exit__(
@@ -122,7 +122,7 @@ class Arrivals:
         write_atomically(self._folder / REQUEST_NAME, text.encode(), private=False)
 
     def _take_stock(self) -> None:
-        """Count what is there, up to the first case whose file is not the one that came; go on from there.
+        """Count what is there, up to the first case whose file is not the one that came; resume from there.
 
         A power cut may leave a line without its file's content.
         """

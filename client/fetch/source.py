@@ -23,7 +23,7 @@ OPTIONS = (
     # A server that has died without a word is noticed within 40 seconds.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # How often to call again is ours to say: a broken stream goes on after its last whole case.
+    # How often to call again is ours to say: a broken stream resumes after its last whole case.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),

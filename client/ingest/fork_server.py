@@ -21,14 +21,14 @@ MAX_MESSAGE_BYTES = 2**16
 
 
 def send_message(control: socket.socket, order: tuple[Any, ...], passed: socket.socket | None = None) -> None:
-    """Send the nursery an order, with a socket for the child it is about."""
+    """Send the fork server an order, with a socket for the child it is about."""
     message = pickle.dumps(order)
     assert len(message) <= MAX_MESSAGE_BYTES
     socket.send_fds(control, [message], [] if passed is None else [passed.fileno()])
 
 
 def serve(descriptor: int) -> None:
-    """The nursery: start and end children as the parent asks, until the parent is gone.
+    """The fork server: start and end children as the parent asks, until the parent is gone.
 
     Args:
         descriptor: Of the socket that orders come from.

@@ -1,4 +1,4 @@
-"""What scans and tables say about a patient beside the heart: sex and pathology group, brought to one spelling.
+"""What scans and tables say about a patient besides the heart: sex and pathology group, brought to one spelling.
 
 Both describe groups of patients, for an evaluation by subgroup, and neither identifies one. Other words than those
 listed here become unknown: a field that is meant for a code may hold a name.
@@ -19,12 +19,12 @@ PATHOLOGIES = {
         "AHS",
         "IHD",
         "LVNC",
-        "Other",  # M&Ms, beside NOR, DCM and HCM
+        "Other",  # M&Ms, next to NOR, DCM and HCM
         "LV",
         "ARR",
         "FALL",
         "CIA",
-        "TRI",  # M&Ms-2, beside NOR, HCM and RV (there: dilated)
+        "TRI",  # M&Ms-2, next to NOR, HCM and RV (there: dilated)
     )
 }
 """Codes of the data sets, by their capitals. They are kept as each data set has them: its definitions are its own."""

@@ -26,12 +26,12 @@ from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.file_names import PREPARED_NAME
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.progress import track
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, of_layout
 
 Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
+SETTINGS_NAME = "prepared.json"
 REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
 MAX_TOLD = 5
@@ -98,9 +98,10 @@ def prepare(
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
-    A case that is already there is kept, so an interrupted call is repeated to go on, and new scans can be added. What
-    was refused is tried again. Besides the cases the folder gets `refused.json`, counts by reason code, `details.json`,
-    what a case does not hold of its scan, and `prepared.json`, the settings and where the scans come from.
+    A case that is already there is kept, so an interrupted call resumes when it is repeated, and new scans can be
+    added. What was refused is tried again. Besides the cases the folder gets `refused.json`, counts by reason code,
+    `details.json`, what a case does not hold of its scan, and `prepared.json`, the settings and where the scans come
+    from.
 
     Guarantees: no name, number, date, UID or path of the source gets into the destination, a message or a log.
     Not covered: what the pixels show.
@@ -112,7 +113,7 @@ def prepare(
         folds: For ACDC, the patients to keep: see `find_acdc`.
         labels: For the plain layout, what the masks' numbers mean: see `plain.parse_labels`.
         ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
-        key: Secret for the pseudonyms; by default `pseudonym.key` beside `destination`, made on first use.
+        key: Secret for the pseudonyms; by default `pseudonym.key` next to `destination`, made on first use.
         num_processes: Child processes that read the scans.
         vendor: Of the scanners, one of `fedcmr.shared.case.VENDORS`, for scans that name none; it overrides nothing
             that the scans say. Cases of an earlier call that had none get it too.
@@ -188,7 +189,7 @@ def prepare(
             cautions["unused-row"] = len(set(table) - {name for study in studies for name in names_of(study)})
         if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
             record["provenance"] = SIMULATED_SCANS.as_json()
-            _write_json(destination / PREPARED_NAME, record)
+            _write_json(destination / SETTINGS_NAME, record)
         summary = Summary(
             len(known),
             len(known) - num_known,
@@ -282,13 +283,13 @@ def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:
 def _open_destination(
     destination: Path, settings: dict[str, Any], vendor: str | None
 ) -> tuple[dict[str, CaseInfo], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Make the folder, or go on in one with the same settings.
+    """Make the folder, or resume in one with the same settings.
 
     Returns:
         The cases that are there, their details, and what `prepared.json` now says. Where the files decide on the
         provenance it says private, and so it stays until all cases have been read.
     """
-    path = destination / PREPARED_NAME
+    path = destination / SETTINGS_NAME
     if destination.exists() and not path.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not empty and was not made by 'prepare': choose another destination")
     known: dict[str, CaseInfo] = {}

@@ -26,7 +26,7 @@ REASONS = {
     "ef-implausible": "the masks' ejection fraction is 95 % or more: slices are missing at end-systole",
     "burned-in-annotation": "images marked as holding burned-in text, which may name the patient: export them without",
     "heart-beyond-crop": "the left ventricle reaches beyond a case's 144 mm: the pixel spacing may be wrong",
-    "ambiguous-masks": "one mask file for several studies: keep each beside its own scans",
+    "ambiguous-masks": "one mask file for several studies: keep each next to its own scans",
     "no-orientation": "a NIfTI file that does not know the patient's axes: convert it again from DICOM",
     "not-short-axis": "a NIfTI stack whose slices do not lie across the heart's long axis",
     "unreadable-segmentation": "a DICOM segmentation that is damaged, or that does not fit the images it refers to",

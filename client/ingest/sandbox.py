@@ -5,11 +5,11 @@
             if isinstance(result, Unusable): ...                         # its code
         for result in workers.map(prepare_one, studies, ordered=False):  # as they are finished
 
-Whatever a file makes of its child, the parent goes on: an item whose child dies gets the code "parser-crashed", one
+Whatever a file makes of its child, the parent continues: an item whose child dies gets the code "parser-crashed", one
 that takes longer than `seconds` "too-slow", one that needs more than `memory_bytes` "too-large"; `Unusable` keeps its
 own code, and any other exception becomes "unexpected-error". A new child takes the place of a dead one.
 
-Children are forked from a nursery: one process that never opens a scan, imports what the children need once, and has
+Children come from a fork server: one process that never opens a scan, imports what the children need once, and has
 none of the parent's threads, memory or open files. It ends with the parent, however that ends, and takes the children
 along. Children have no output: what C libraries and pydicom print may quote a patient.
 
@@ -83,7 +83,7 @@ class Workers:
 
     def close(self) -> None:
         """End the children."""
-        _nursery.end(self._idle)
+        _fork_server.end(self._idle)
         self._idle = []
 
     def __enter__(self) -> "Workers":
@@ -137,7 +137,7 @@ class _Job:
                     turn += 1
         finally:
             # After an interruption children are still at work: they are ended, not waited for.
-            _nursery.end([child for child, _ in self.busy.values()])
+            _fork_server.end([child for child, _ in self.busy.values()])
 
     def _send(self) -> bool:
         """Give every idle child a batch; whether there was any."""
@@ -161,12 +161,12 @@ class _Job:
                 child.connection.send_bytes(message)
                 break
             except OSError:  # it died while it was idle
-                _nursery.end([child])
+                _fork_server.end([child])
         batch.sent_at = time.monotonic()
         self.busy[child.connection] = child, batch
 
     def _new_child(self) -> _Child:
-        return _nursery.start(self.workers.memory_bytes, self.module)
+        return _fork_server.start(self.workers.memory_bytes, self.module)
 
     def _receive(self) -> Iterator[tuple[int, list[Any]]]:
         """Wait for the children; batches that are complete, as (number, results)."""
@@ -177,7 +177,7 @@ class _Job:
                 outcomes = pickle.loads(connection.recv_bytes())
                 self.workers._idle.append(child)
             except (EOFError, OSError, pickle.UnpicklingError):
-                _nursery.end([child])
+                _fork_server.end([child])
                 if len(batch.items) > 1:
                     number = batch.place[0]
                     self.parts[number] = {}
@@ -214,11 +214,11 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[_Batch]:
 
 
 def _module_of(function: Any) -> str:
-    """Where a function, or that of a `functools.partial`, comes from: the nursery imports it before it forks."""
+    """Where a function, or that of a `functools.partial`, comes from: the fork server imports it before it forks."""
     return str(getattr(function, "func", function).__module__)
 
 
-class _Nursery:
+class _ForkServer:
     """The process that children are forked from; one for all `Workers`, started at first use."""
 
     def __init__(self) -> None:
@@ -236,7 +236,7 @@ class _Nursery:
             try:
                 self._control()
                 send_message(self.control, order, its)
-            except OSError:  # somebody has ended the nursery
+            except OSError:  # somebody has ended the fork server
                 self.process = None
                 self._control()
                 send_message(self.control, order, its)
@@ -255,7 +255,7 @@ class _Nursery:
                     self.process = None
 
     def _control(self) -> None:
-        """Have a nursery that listens."""
+        """Have a fork server that listens."""
         if self.process is not None and self.owner == os.getpid():
             return
         self.control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -279,7 +279,7 @@ class _Nursery:
         self.owner = os.getpid()
 
     def close(self) -> None:
-        """End the nursery and its children."""
+        """End the fork server and its children."""
         with self.lock:
             if self.process is not None and self.owner == os.getpid():
                 self.control.close()
@@ -287,5 +287,5 @@ class _Nursery:
             self.process = None
 
 
-_nursery = _Nursery()
-atexit.register(_nursery.close)
+_fork_server = _ForkServer()
+atexit.register(_fork_server.close)

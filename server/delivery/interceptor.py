@@ -40,7 +40,7 @@ CHECKING, WAITING, ANSWERED = "health check", "waiting", "answered"
 Method = Callable[[Any, grpc.ServicerContext], Any]
 
 
-class Guard(grpc.ServerInterceptor):
+class TokenInterceptor(grpc.ServerInterceptor):
     """Lets calls with a site's token in."""
 
     def __init__(self, tokens: TokenBook, audit: AuditLog):
@@ -51,7 +51,7 @@ class Guard(grpc.ServerInterceptor):
     def intercept_service(
         self, continuation: Callable[[Any], grpc.RpcMethodHandler | None], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler | None:
-        """The method's own handler with the guard around it, or one that refuses before it reads anything."""
+        """The method's own handler with this check around it, or one that refuses before it reads anything."""
         handler = continuation(details)
         if handler is None:
             return None
@@ -68,7 +68,7 @@ class Guard(grpc.ServerInterceptor):
         inner = handler.unary_stream or handler.unary_unary
         assert inner is not None, "no method of ours takes a stream"
         call = _Call(method, site, token, bool(handler.response_streaming), forwarded)
-        return _reading(handler, self._guarded(inner, call))
+        return _reading(handler, self._answering(inner, call))
 
     def _refusing(self, method: str, forwarded: str) -> Method:
         def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> None:
@@ -90,7 +90,7 @@ class Guard(grpc.ServerInterceptor):
 
         return answer
 
-    def _guarded(self, inner: Method, call: "_Call") -> Method:
+    def _answering(self, inner: Method, call: "_Call") -> Method:
         site = call.site
 
         def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:

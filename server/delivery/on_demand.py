@@ -1,6 +1,6 @@
-"""Fresh synthetic cases from a run's generator, without end and without a list: the i-th of a wish is always the same.
+"""Fresh synthetic cases from a run's generator, without end and without a list: the i-th of a query is always the same.
 
-A wish is a selection and a seed. Its candidates have numbers; those of one batch are generated together, always the
+A query is a selection and a seed. Its candidates have numbers; those of one batch are generated together, always the
 whole batch, so that neither where a stream begins nor how many cases are asked for changes any of them. Sampling costs
 no further privacy: what is made from the generator is covered by the guarantee that the generator has.
 """
@@ -33,14 +33,14 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
-class Wish:
+class Query:
     """What is sampled.
 
     Attributes:
         vendors: Taken in turn.
         low: Lowest ejection fraction of a case, highest `high`.
         selection: What the cases must match.
-        key: Tells this wish apart from any other; begins the cases' names and makes their random numbers.
+        key: Tells this query apart from any other; begins the cases' names and makes their random numbers.
     """
 
     vendors: tuple[str, ...]
@@ -57,7 +57,7 @@ class Wish:
         """The candidate that follows the one of this name; 0 after none.
 
         Raises:
-            Refusal: The name is of another wish.
+            Refusal: The name is of another query.
         """
         if not pseudonym:
             return 0
@@ -80,7 +80,7 @@ class Wish:
         return names, efs
 
 
-class FreshSampler:
+class OnDemandSampler:
     """Samples from one generator, for one stream at a time: it is the machine's cores that are shared.
 
     Attributes:
@@ -92,7 +92,7 @@ class FreshSampler:
         self.generator_sha256 = generator_sha256
         self._lock = threading.Lock()
 
-    def wish(self, selection: Selection, seed: int) -> Wish:
+    def query(self, selection: Selection, seed: int) -> Query:
         """What a request means for this generator; the selection is a checked one.
 
         Raises:
@@ -111,39 +111,39 @@ class FreshSampler:
         if not 0 <= seed <= MAX_SEED:
             raise bad_request(f"expected a seed of at most {MAX_SEED}")
         text = f"{self.generator_sha256}/{seed}/{'+'.join(vendors)}/{low!r}/{high!r}"
-        return Wish(vendors, low, high, selection, hashlib.sha256(text.encode()).hexdigest())
+        return Query(vendors, low, high, selection, hashlib.sha256(text.encode()).hexdigest())
 
-    def cases(self, wish: Wish, after: str = "") -> Iterator[Case]:
-        """The wish's cases that come after `after`, without end.
+    def cases(self, query: Query, after: str = "") -> Iterator[Case]:
+        """The query's cases that come after `after`, without end.
 
         Raises:
-            Refusal: `after` is of another wish, or nothing more is found.
+            Refusal: `after` is of another query, or nothing more is found.
         """
-        first = wish.number_after(after)
+        first = query.number_after(after)
         empty = 0
         for batch in range(first // BATCH, MAX_CANDIDATES // BATCH):
             found = False
-            for number, case in enumerate(self._generate(wish, batch), start=batch * BATCH):
+            for number, case in enumerate(self._generate(query, batch), start=batch * BATCH):
                 # The masks' own ejection fraction may lie a pixel's worth beyond the range.
-                if number >= first and matches(case.info, wish.selection):
+                if number >= first and matches(case.info, query.selection):
                     found = True
-                    name = wish.name(number)
+                    name = query.name(number)
                     yield replace(case, info=replace(case.info, pseudonym=name, group=name))
             empty = 0 if found else empty + 1
             if empty == MAX_EMPTY_BATCHES:
                 break
         raise Refusal(grpc.StatusCode.OUT_OF_RANGE, "no more cases of this selection are found: widen it")
 
-    def _generate(self, wish: Wish, batch: int) -> list[Case]:
-        seed = int(hashlib.sha256(f"{wish.key}/{batch}".encode()).hexdigest()[:12], 16)
-        names, efs = wish.asked(batch)
+    def _generate(self, query: Query, batch: int) -> list[Case]:
+        seed = int(hashlib.sha256(f"{query.key}/{batch}".encode()).hexdigest()[:12], 16)
+        names, efs = query.asked(batch)
         with self._lock:
             return synthesize_requested(
                 self._prior, self._shared, self._config.synthesis, names, efs, seed, self._config.device
             )
 
 
-def load_sampler(run: RunFolder) -> FreshSampler:
+def load_sampler(run: RunFolder) -> OnDemandSampler:
     """The sampler of a finished run.
 
     Raises:
@@ -154,7 +154,7 @@ def load_sampler(run: RunFolder) -> FreshSampler:
     shared = load_shared_generator(path, prior)
     if not shared.styles:
         raise UserError(f"{path} has learnt no vendor: give --no-fresh")
-    sampler = FreshSampler(prior, shared, run.config, hashlib.sha256(path.read_bytes()).hexdigest())
+    sampler = OnDemandSampler(prior, shared, run.config, hashlib.sha256(path.read_bytes()).hexdigest())
     # One heart now: a generator that does not fit is the coordinator's to mend, not the first partner's to meet.
     vendor = min(shared.styles)
     synthesize_requested(prior, shared, run.config.synthesis, [vendor], [0.5], 0, run.config.device)
@@ -162,5 +162,5 @@ def load_sampler(run: RunFolder) -> FreshSampler:
 
 
 def _fraction(key: str, vendor: str) -> float:
-    """A number in [0, 1) of a wish and a vendor."""
+    """A number in [0, 1) of a query and a vendor."""
     return int(hashlib.sha256(f"{key}/{vendor}".encode()).hexdigest()[:12], 16) / 16**12

@@ -1,4 +1,4 @@
-"""The running service: TLS, the guard, health, and an end that lets streams finish their case."""
+"""The running service: TLS, the interceptor, health, and an end that lets streams finish their case."""
 
 import datetime
 import ssl
@@ -11,7 +11,13 @@ from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedcmr.server.delivery.access_log import AuditLog
-from fedcmr.server.delivery.interceptor import CALLS_IN_ALL, CALLS_PER_SITE, CHECKS_IN_ALL, WAITING_IN_ALL, Guard
+from fedcmr.server.delivery.interceptor import (
+    CALLS_IN_ALL,
+    CALLS_PER_SITE,
+    CHECKS_IN_ALL,
+    WAITING_IN_ALL,
+    TokenInterceptor,
+)
 from fedcmr.server.delivery.service import Delivery, Offer
 from fedcmr.server.delivery.tokens import TokenBook, read_tokens, tokens_path
 from fedcmr.shared.delivery.contract import MAX_MESSAGE_BYTES, SERVICE
@@ -59,9 +65,12 @@ class Service:
         """
         credentials, self.days_left = _credentials(folder)
         read_tokens(tokens_path(folder))
-        guard = Guard(TokenBook(folder), AuditLog(folder))
+        interceptor = TokenInterceptor(TokenBook(folder), AuditLog(folder))
         self._server = grpc.server(
-            ThreadPoolExecutor(THREADS), interceptors=[guard], options=OPTIONS, maximum_concurrent_rpcs=THREADS * 4
+            ThreadPoolExecutor(THREADS),
+            interceptors=[interceptor],
+            options=OPTIONS,
+            maximum_concurrent_rpcs=THREADS * 4,
         )
         add_DeliveryServicer_to_server(Delivery(offer), self._server)
         self._health = health.HealthServicer()

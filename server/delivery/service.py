@@ -8,7 +8,7 @@ from itertools import islice
 
 import grpc
 
-from fedcmr.server.delivery.on_demand import FreshSampler
+from fedcmr.server.delivery.on_demand import OnDemandSampler
 from fedcmr.server.delivery.query import Refusal, bad_request
 from fedcmr.server.delivery.released_set import ReleasedSet
 from fedcmr.shared.case import CaseInfo, write_arrays
@@ -40,12 +40,12 @@ class Offer:
     study: str
     privacy: str
     released: ReleasedSet
-    sampler: FreshSampler | None
+    sampler: OnDemandSampler | None
     max_fresh: int
 
 
 class Delivery(DeliveryServicer):  # type: ignore[misc]
-    """The service of `delivery.proto`; `Guard` has let the caller in and checked the selection."""
+    """The service of `delivery.proto`; `TokenInterceptor` has let the caller in and checked the selection."""
 
     def __init__(self, offer: Offer):
         self._offer = offer
@@ -84,8 +84,8 @@ class Delivery(DeliveryServicer):  # type: ignore[misc]
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "this generator is no longer served: there is a new one")
         if not 1 <= request.count <= self._offer.max_fresh:
             raise bad_request(f"expected 1 to {self._offer.max_fresh} fresh cases")
-        wish = sampler.wish(request.selection, request.seed)
-        for case in islice(sampler.cases(wish, request.after), request.count):
+        query = sampler.query(request.selection, request.seed)
+        for case in islice(sampler.cases(query, request.after), request.count):
             content = io.BytesIO()
             write_arrays(content, case)
             data = content.getvalue()

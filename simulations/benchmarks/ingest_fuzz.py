@@ -174,7 +174,7 @@ def outcome(job: Job) -> str:
         else:
             images = found
     grouped = group_studies(images)
-    # What says it is of another study stands beside the good one, and counts like that.
+    # What says it is of another study stands next to the good one, and counts like that.
     members = max(grouped.studies.values(), key=len, default=[])
     if not members:
         raise Unusable(next(iter(grouped.refused)))
@@ -186,7 +186,7 @@ def outcome(job: Job) -> str:
 
 
 def _check_case(stack: Stack, cine: Cine) -> None:
-    """Go on as `prepare` does, and hold what it must hold."""
+    """Continue as `prepare` does, and hold what it must hold."""
     first, num_phases = stack.images[0][0], len(stack.images[0])
     assert cine.images.shape == (num_phases, len(stack.images), first.Rows, first.Columns)
     assert np.isfinite(cine.images).all()

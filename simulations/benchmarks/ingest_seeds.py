@@ -86,7 +86,7 @@ def write_seeds(folder: Path) -> Seeds:
 
 
 def beating_heart() -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Images and labels, shape (T, Z, H, W): a disc in a ring beside a second disc."""
+    """Images and labels, shape (T, Z, H, W): a disc in a ring next to a second disc."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     masks = np.zeros((NUM_PHASES, NUM_SLICES, SIZE, SIZE), np.uint8)
     for t, z in np.ndindex(NUM_PHASES, NUM_SLICES):

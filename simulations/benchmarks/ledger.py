@@ -43,7 +43,7 @@ NUM_REPEATS = 5
 REPLY_BYTES = 6000
 """Of a site's update in the default study."""
 PARTS = ("policy", "accountant", "ledger", "whole round", "processor")
-"""The last is processor time of the whole round: beside other work, or on a slow disk, the round takes longer."""
+"""The last is processor time of the whole round: next to other work, or on a slow disk, the round takes longer."""
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 The first seed's hospitals are written and prepared; the others use its cases in place, with sites, policies and ledgers
 of their own. So the seeds differ in the privacy noise, the synthetic hearts and the ResNet50's start and batches, and
-never in the patients. Every part goes on where it was interrupted.
+never in the patients. Every part resumes where it was interrupted.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def run_seeds(paths: Sequence[Path], models: Sequence[str], num_jobs: int) -> No
     own progress; of several, each writes to `<folder>.log`.
 
     Raises:
-        UserError: One of them failed. The others are stopped; the same command goes on with all.
+        UserError: One of them failed. The others are stopped; the same command resumes all.
     """
     _simulate([path for path in paths if not _is_finished(load_run(path), models)], num_jobs)
 
@@ -183,5 +183,5 @@ def _simulate(paths: Sequence[Path], num_jobs: int, *options: str) -> None:
 
 
 def _log(path: Path) -> Path:
-    """Where one of several jobs writes its messages: beside its folder."""
+    """Where one of several jobs writes its messages: next to its folder."""
     return path.with_name(f"{path.name}.log")

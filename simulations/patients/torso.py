@@ -21,8 +21,8 @@ MUSCLE_MM = 14.0
 TEXTURE_SIZE = 40
 
 
-def paint_torso(patient: Patient, points_mm: Float, signal: Mapping[str, float], pixel_mm: float) -> Float:
-    """Paint a slice of the torso.
+def render_torso(patient: Patient, points_mm: Float, signal: Mapping[str, float], pixel_mm: float) -> Float:
+    """Render a slice of the torso.
 
     Args:
         patient: Size of the heart, fat and texture.
@@ -34,7 +34,7 @@ def paint_torso(patient: Patient, points_mm: Float, signal: Mapping[str, float],
         Shape (H, W).
     """
     left, back, up = np.moveaxis(points_mm, -1, 0)
-    wavy, coarse, fine = (_texture(patient, points_mm, *grain) for grain in ((45.0, 8), (11.0, 4), (3.5, 1)))
+    wavy, coarse, fine = (_texture(patient, points_mm, *scale) for scale in ((45.0, 8), (11.0, 4), (3.5, 1)))
     vary = np.random.default_rng([patient.texture_seed, 1]).uniform(-1, 1, 12).astype(np.float32)
 
     def inside(depth_mm: Float) -> Float:
@@ -109,9 +109,9 @@ def paint_torso(patient: Patient, points_mm: Float, signal: Mapping[str, float],
     return value
 
 
-def _texture(patient: Patient, points_mm: Float, grain_mm: float, step: int) -> Float:
-    """Periodic smooth noise of unit variance, features about `grain_mm` wide, read at every `step`-th pixel."""
-    coordinates = np.moveaxis(points_mm[::step, ::step], -1, 0) * np.float32(2.0 / grain_mm)
+def _texture(patient: Patient, points_mm: Float, feature_mm: float, step: int) -> Float:
+    """Periodic smooth noise of unit variance, features about `feature_mm` wide, read at every `step`-th pixel."""
+    coordinates = np.moveaxis(points_mm[::step, ::step], -1, 0) * np.float32(2.0 / feature_mm)
     volume = _noise_volume(patient.texture_seed)
     return enlarge(
         map_coordinates(volume, coordinates, order=1, mode="grid-wrap", prefilter=False), points_mm.shape[:2], step

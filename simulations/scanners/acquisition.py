@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.simulations.patients.heart import Patient, extent_mm
-from fedcmr.simulations.patients.torso import paint_torso
+from fedcmr.simulations.patients.torso import render_torso
 from fedcmr.simulations.scanners.contrast import TISSUES, bssfp_signal
 from fedcmr.simulations.scanners.receive_chain import ReceiveFields, k_space_window, receive
-from fedcmr.simulations.scanners.rendering import paint_heart
+from fedcmr.simulations.scanners.rendering import render_heart
 
 Float = NDArray[np.floating]
 
@@ -205,7 +205,7 @@ def acquire(
     signal = {name: value * rng.normal(1, 0.04) for name, value in signal.items()}
     inflow = rng.uniform(0.95, 1.15)  # fresh, unsaturated blood
     signal["blood"], signal["venous blood"] = signal["blood"] * inflow, signal["venous blood"] * inflow
-    signal["fat"] *= -1  # opposed phase at TE = TR / 2, see `paint_heart`
+    signal["fat"] *= -1  # opposed phase at TE = TR / 2, see `render_heart`
     stack = _plan(patient, scanner, num_slices, rng)
     interval_ms = 60e3 / patient.heart_rate_bpm
     time = np.arange(num_phases) / num_phases
@@ -222,16 +222,16 @@ def acquire(
     for z, origin in enumerate(stack.first_pixel_mm):
         shift = heart.T @ rng.normal(0, [1.0, 1.5, 1.0])  # the breath is held a little differently each time
         points = _grid(origin - shift, stack.column_direction, stack.row_direction, down, right)
-        surroundings = paint_torso(patient, points, signal, stack.pixel_mm)
+        surroundings = render_torso(patient, points, signal, stack.pixel_mm)
         start, along, across = (heart @ v for v in (origin - shift, stack.column_direction, stack.row_direction))
         x_mm, y_mm, _ = np.moveaxis(_grid(start, along, across, down, right), -1, 0)
         patch = _patch(patient, x_mm, y_mm)
         thirds = start[2] + stack.thickness_mm * np.array([-1, 0, 1]) / 3
-        painted, mask = paint_heart(
+        rendered, mask = render_heart(
             patient, x_mm[patch], y_mm[patch], thirds, time, surroundings[patch], signal, stack.pixel_mm, rng
         )
         scene = np.repeat(surroundings[None], num_phases, 0)
-        scene[:, *patch], masks[:, z, *patch] = painted, mask
+        scene[:, *patch], masks[:, z, *patch] = rendered, mask
         received, correction, noise_gain = fields.at(points, echo_spacing_ms, tissues["muscle"], flip_angle_deg)
         frames[:, z] = correction * receive(scene * received, window, noise_level * noise_gain, rng)
     frames *= rng.uniform(*scanner.max_intensity) / frames.max()

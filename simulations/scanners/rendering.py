@@ -1,4 +1,4 @@
-"""How a slice of the beating heart is painted over its surroundings, with partial volume in plane and through it.
+"""How a slice of the beating heart is rendered over its surroundings, with partial volume in plane and through it.
 
 Modelled: compact and trabeculated myocardium, papillary muscles (both count as cavity in the masks, as readers of ACDC
 and M&Ms count them), unevenly bright blood, thin-walled RV with its own trabeculae, epicardial fat, the aortic root
@@ -22,7 +22,7 @@ CLOSING = 1.3  # of the relief, per shortening of the circumference: keeps the t
 FLOW_STEP = 14  # pixels between the knots of the blood's unevenness
 
 
-def paint_heart(
+def render_heart(
     patient: Patient,
     x_mm: Float,
     y_mm: Float,
@@ -33,7 +33,7 @@ def paint_heart(
     pixel_mm: float,
     rng: np.random.Generator,
 ) -> tuple[Float, NDArray[np.uint8]]:
-    """Paint one slice of the heart at several times over what surrounds it.
+    """Render one slice of the heart at several times over what surrounds it.
 
     In-plane partial volume is the covered part of each pixel (exact for a straight border); through-plane partial
     volume is the mean over the levels `z_mm`.
@@ -138,7 +138,7 @@ def _papillary(patient: Patient, x: Float, y: Float, speckle: Float, lines: Cont
 def _aortic_root(
     value: Float, x: Float, y: Float, radius: Float, level: Float, signal: Mapping[str, float], pixel_mm: float
 ) -> Float:
-    """Paint the aortic root between the atria when the slice lies above the mitral plane; return what it covers."""
+    """Render the aortic root between the atria when the slice lies above the mitral plane; return what it covers."""
     away = 0.95 * radius[:, None, None]
     distance = np.hypot(x + away * 0.75, y + away * 0.66)
     above = level < -0.06
@@ -167,5 +167,5 @@ def _covered(border: float | Float, radius: Float, pixel_mm: float) -> Float:
 
 
 def _over(value: Float, covered: Float, signal: float | Float) -> None:
-    """Paint a tissue over what is there, in place."""
+    """Render a tissue over what is there, in place."""
     value += covered * (signal - value)

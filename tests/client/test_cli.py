@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and one clear line for what a person can mend."""
+"""The command line: what it prints, its exit codes, and one clear line for what a person can put right."""
 
 import json
 import shutil

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -340,6 +341,7 @@ for limit in range(0, 3000, 97):  # no file may grow past this many bytes
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_at_any_byte_loses_no_charge_and_allows_no_training_without_one(tmp_path):
     """A real limit of the operating system: the write comes back short, then fails."""
     done = subprocess.run(
@@ -400,12 +402,18 @@ def test_a_lock_file_that_is_deleted_lets_nobody_in(used):
     assert written.is_set() and len(Ledger(used).releases()) == 3
 
 
-def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path):
+def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path, monkeypatch):
     """Two that waited for one file, deleted meanwhile, do not both get in: where folders cannot be locked."""
     path = tmp_path / "lock"
     first = chain._locked_file(path)
     first.__enter__()
-    inside = threading.Event()
+    inside, asked = threading.Event(), threading.Event()
+
+    def flock(descriptor, operation):
+        asked.set()
+        fcntl.flock(descriptor, operation)
+
+    monkeypatch.setattr(chain, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX))
 
     def wait():
         with chain._locked_file(path):
@@ -414,7 +422,7 @@ def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    time.sleep(0.2)
+    assert asked.wait(30), "it has opened the file that goes"
     path.unlink()
     path.touch()
     newest = chain._locked_file(path)

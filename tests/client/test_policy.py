@@ -157,7 +157,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line_that_names_the_file(tmp
     with pytest.raises(UserError) as caught:
         load_site(tmp_path)
     assert SITE_FILE in str(caught.value)
-    assert "fedcmr-client init" in str(caught.value), "the mend"
+    assert "fedcmr-client init" in str(caught.value), "the remedy"
     assert "\n" not in str(caught.value)
 
 

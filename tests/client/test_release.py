@@ -66,7 +66,7 @@ def test_what_is_refused_before_the_charge_says_why_and_may_be_asked_again(folde
 
 
 WORKER = """
-import sys, time
+import fcntl, sys, time
 from pathlib import Path
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.release import charged
@@ -74,11 +74,19 @@ from fedcmr.shared.privacy import Release
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 
+flock = fcntl.flock
+
+def asking(*lock):
+    (folder.parent / f"{name}.asked").touch()
+    flock(*lock)
+
 def work():
     (folder.parent / f"{name}.works").touch()
-    time.sleep(1)
+    while len(list(folder.parent.glob("*.asked"))) < 2:  # the other one is at the lock
+        time.sleep(0.01)
     return name.encode()
 
+fcntl.flock = asking
 print("ready", flush=True)
 sys.stdin.readline()
 print(charged(Ledger(folder), ("abababab", 2), Release(2.0, 1.0, 2), work, delta=1e-3, cap=100.0).decode())

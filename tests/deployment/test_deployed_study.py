@@ -17,6 +17,8 @@ from fedcmr.simulations.grid import make_grid, run_server_app
 from tests.conftest import VENDORS, write_cases
 from tests.deployment.conftest import change_site, server
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def joined(deployed):

@@ -1,8 +1,12 @@
 """The disks of a site and of the server fill up during a deployed study; with room again it goes on as if not."""
 
+import pytest
+
 from fedcmr.client.ledger import Ledger
 from fedcmr.shared.records import UNCHARGED_CODES
 from tests.deployment.conftest import PATIENCE_S, change_site, rounds, start_run, wait_for
+
+pytestmark = pytest.mark.engine
 
 NUM_ROUNDS = 5
 RUN_PAGES = 65536

@@ -40,7 +40,7 @@ def test_the_guide_has_the_commands_of_every_step():
     assert len(COMMANDS) >= 14 and len(INLINE) >= 8
 
 
-def test_every_refusal_has_its_line_with_a_mend():
+def test_every_refusal_has_its_line_with_a_remedy():
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| ([^|]+) \|$", GUIDE, re.M))
     assert set(rows) == CODES - {OK}
     assert all(rows.values())

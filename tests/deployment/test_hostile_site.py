@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pytest
 
 from fedcmr.client.ledger import Ledger
 from fedcmr.server.deployment.coordinator import load_coordinator
@@ -11,6 +12,8 @@ from fedcmr.server.run_folder import load_run
 from fedcmr.shared.checkpoint import from_bytes, load, round_path
 from tests.deployment.conftest import free_port, server, wait_online
 from tests.deployment.gateway_study import BIN, process
+
+pytestmark = pytest.mark.engine
 
 REASONS = ("keys", "non-finite", "non-finite", "shape", "names", "payload", "norm", "payload", "names-another-site")
 """Why its answer is dropped, round by round, in the order of `HOSTILE`."""

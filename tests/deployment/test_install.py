@@ -61,11 +61,13 @@ def seen_folder():
         yield Path(folder)
 
 
+@pytest.mark.tool("systemd-analyze")
 def test_systemd_understands_every_line_of_the_units(tmp_path):
     for unit in units(tmp_path):
         assert run("systemd-analyze", "verify", unit, cwd=tmp_path) == "", unit
 
 
+@pytest.mark.tool("systemd-analyze")
 def test_the_units_are_closed(tmp_path):
     assert len(units(tmp_path)) == 4
     for unit in units(tmp_path):
@@ -222,6 +224,7 @@ def test_every_unit_has_limits_and_secrets_that_it_does_not_see(tmp_path):
         assert values.get("IPAddressDeny") == denied, "the gateway is what everybody may call"
 
 
+@pytest.mark.tool("systemd-analyze")
 @pytest.mark.parametrize(
     ("coordinator", "allow", "expected"),
     [

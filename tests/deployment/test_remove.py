@@ -12,6 +12,8 @@ from fedcmr.client.deployment.node_key import make_node_key
 from fedcmr.server.deployment.coordinator import load_coordinator
 from tests.deployment.conftest import free_port, server
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):

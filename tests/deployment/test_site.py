@@ -1,4 +1,4 @@
-"""What a site looks at before it joins: each thing that is wrong is named, with its mend."""
+"""What a site looks at before it joins: each thing that is wrong is named, with its remedy."""
 
 import select
 import shlex
@@ -251,7 +251,7 @@ def test_a_site_that_is_not_in_order_does_not_join(site, capsys):
     error = capsys.readouterr().err
     assert "cannot join" in error and "is not reached" in error and "Traceback" not in error
     assert main(["check", str(site)]) == 2
-    assert "to be mended" in capsys.readouterr().err
+    assert "to be put right" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{"coordinator": None}, {"coordinator": "host"}, {"authority": None}])
@@ -277,7 +277,7 @@ def test_half_of_a_deployment_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name", [".", "site.yaml", "train", "train/cases", "train/cases.csv", "ledger", "ledger.witness"]
 )
-def test_what_other_accounts_may_use_is_named_with_its_mend(site, serve, name):
+def test_what_other_accounts_may_use_is_named_with_its_remedy(site, serve, name):
     change_site(site, coordinator=f"127.0.0.1:{serve()}")
     (site / "ledger").mkdir(mode=0o700)
     (site / "ledger.witness").touch(mode=0o600)

@@ -50,9 +50,7 @@ def test_a_table_that_is_none_ends_prepare_at_once(tmp_path, capsys, make, layou
     """The table is read before any child process is asked, so nothing watched over it."""
     (tmp_path / "s" / "frames").mkdir(parents=True)
     make(tmp_path / "s" / name)
-    started = time.monotonic()
     assert main(["prepare", "--format", layout, str(tmp_path / "s"), str(tmp_path / "d"), "--num-processes", "1"]) == 2
-    assert time.monotonic() - started < 20
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error
 

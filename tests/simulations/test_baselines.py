@@ -12,6 +12,8 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.errors import UserError
 from fedcmr.simulations.baselines import link_sites, nested_studies, run_baselines
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "federation.num_rounds=2",
     "federation.local_steps=1",

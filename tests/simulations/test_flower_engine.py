@@ -10,6 +10,8 @@ from fedcmr.shared import checkpoint
 from fedcmr.simulations.flower_engine import simulating_superlink
 from fedcmr.simulations.grid import make_grid, run_server_app
 
+pytestmark = pytest.mark.engine
+
 SMALL = (
     "synthesis.num_cases=6",
     "synthesis.num_steps=1",

@@ -14,6 +14,8 @@ import pytest
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared import checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).parent / "fedcmr-simulate"
 REAL_ACDC = ROOT.parent / "shared" / "real" / "acdc"

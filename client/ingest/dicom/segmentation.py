@@ -1,4 +1,4 @@
-"""Masks as DICOM segmentations (PS3.3 A.51 and A.90) of the cine they lie beside.
+"""Masks as DICOM segmentations (PS3.3 A.51 and A.90) of the cine next to them.
 
 Read with pydicom by an allow-list of elements, like the images. Which image a frame is of is told by the image that it
 names, else by its position among those that the whole object names.
@@ -25,7 +25,7 @@ from fedcmr.shared.case import LV, MYO, RV
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
 SEGMENTATION_CLASSES = frozenset({SegmentationStorage, LABEL_MAP_STORAGE})
-PAINTING_ORDER = (RV, LV, MYO)
+DRAWING_ORDER = (RV, LV, MYO)
 """Later ones cover earlier ones: of a left ventricle drawn to its outer wall the wall leaves the cavity."""
 MAX_VOXELS = 2**28
 MIN_FRACTION = 0.5
@@ -115,9 +115,9 @@ def read_segmentations(paths: Sequence[Path], stack: Stack) -> NDArray[np.uint8]
     A segmentation may cover some phases, slices or structures; several add up. Of fractions, a half and more counts.
 
     Raises:
-        Unusable: One is damaged, lies beside its image, or two contradict each other.
+        Unusable: One is damaged, lies next to its image, or two contradict each other.
     """
-    painted: dict[tuple[int, Place], tuple[Path, NDArray[np.bool_]]] = {}
+    drawn: dict[tuple[int, Place], tuple[Path, NDArray[np.bool_]]] = {}
     for path in paths:
         try:
             elements = pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
@@ -131,14 +131,14 @@ def read_segmentations(paths: Sequence[Path], stack: Stack) -> NDArray[np.uint8]
         for structure, place, plane in planes:
             own[structure, place] = own[structure, place] | plane if (structure, place) in own else plane
         for key, plane in own.items():
-            if not np.array_equal(painted.setdefault(key, (path, plane))[1], plane):
+            if not np.array_equal(drawn.setdefault(key, (path, plane))[1], plane):
                 raise Unusable("ambiguous-masks")
-    if not painted:
+    if not drawn:
         return None
     first = stack.images[0][0]
     masks = np.zeros((len(stack.images[0]), len(stack.images), first.Rows, first.Columns), np.uint8)
-    for structure in PAINTING_ORDER:
-        for (one, place), (_, plane) in painted.items():
+    for structure in DRAWING_ORDER:
+        for (one, place), (_, plane) in drawn.items():
             if one == structure:
                 masks[place][plane] = structure
     return masks

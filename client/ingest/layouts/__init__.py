@@ -1,1 +1,1 @@
-"""Data sets' own layouts, and tables beside the scans."""
+"""Data sets' own layouts, and tables next to the scans."""

@@ -1,7 +1,7 @@
 """The layout of M&Ms-2: one CSV, and `NNN/NNN_SA_ED.nii.gz`, `NNN_SA_ES.nii.gz`, each with its `..._gt.nii.gz`.
 
 Martín-Isla et al., IEEE JBHI 2023, https://doi.org/10.1109/JBHI.2023.3267857. Two 3D phases a patient; the whole cine
-(`SA_CINE`) and the long axis (`LA_*`) beside them are not read. Its masks count from the left ventricle: 1 LV,
+(`SA_CINE`) and the long axis (`LA_*`) next to them are not read. Its masks count from the left ventricle: 1 LV,
 2 myocardium, 3 RV. The CSV, `dataset_information.csv`, has the columns SUBJECT_CODE, DISEASE, VENDOR, SCANNER
 and FIELD; codes stand there without the zeros that the folders' names begin with. The sex is not given.
 """

@@ -11,7 +11,7 @@ MAX_DEVIATION = 0.1
 MAX_POSITIONS = 100
 """No stack through a heart has as many."""
 MAX_EXTRA_SHARE = 0.25
-"""Of all positions: more slices beside an even run than this are no extra ones."""
+"""Of all positions: more slices next to an even run than this are no extra ones."""
 
 
 def even_run(depths: Sequence[float]) -> list[int]:

@@ -17,7 +17,6 @@ from fedcmr.client.cli import main
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.simulations.hospital import write_hospital
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CANARY = "ZZCANARY"
 
 
@@ -129,7 +128,8 @@ def test_what_the_scans_call_the_patient_is_in_neither_page_nor_json(tmp_path, c
     assert report.refused == {"burned-in-annotation": 1}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.engine
+@pytest.mark.tool("chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_chromium_shows_every_picture_and_nothing_overflows(tmp_path, width):
     """The page stays as it is, in a frame of that width; the page around the frame asks the questions."""
@@ -152,7 +152,7 @@ def test_chromium_shows_every_picture_and_nothing_overflows(tmp_path, width):
         }};</script>""")
     shown = subprocess.run(
         [
-            CHROMIUM,
+            "chromium",
             "--headless",
             "--no-sandbox",
             "--disable-gpu",

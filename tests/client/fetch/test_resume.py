@@ -1,4 +1,4 @@
-"""What breaks goes on: cut connections, a server that dies, a client that ends, a full disk; never another folder."""
+"""What breaks resumes: cut connections, a server that dies, a client that ends, a full disk; never another folder."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from fedcmr.client.fetch import fetch as fetching
-from fedcmr.client.fetch.folder import Arrivals
+from fedcmr.client.fetch.folder import ReceivedCases
 from fedcmr.server import cli as server_cli
 from fedcmr.server.delivery.released_set import open_released_set
 from fedcmr.server.delivery.serve import Service
@@ -39,7 +39,7 @@ class Arriving:
 
     def __call__(self):
         self.wanted += 2
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(list(self.folder.glob("cases/*.npz"))) < self.wanted and time.monotonic() < deadline:
             time.sleep(0.01)
 
@@ -52,7 +52,7 @@ def wire(service, tmp_path):
     wire.close()
 
 
-def test_a_cut_connection_goes_on_by_itself_to_an_identical_folder(wire, expected, fetch, place, tmp_path, capsys):
+def test_a_cut_connection_resumes_by_itself_to_an_identical_folder(wire, expected, fetch, place, tmp_path, capsys):
     assert fetch(wire.port) == 0
     assert wire.num_cut == 3 and "trying again" in capsys.readouterr().err
     assert content(tmp_path / "out") == expected
@@ -60,15 +60,15 @@ def test_a_cut_connection_goes_on_by_itself_to_an_identical_folder(wire, expecte
     assert len(calls) == 4 and calls[-1]["cases"] <= 24 - 3 * 2, "whole cases are not sent again"
 
 
-def test_without_patience_it_ends_and_the_same_command_goes_on(wire, expected, fetch, tmp_path, capsys):
+def test_without_patience_it_ends_and_the_same_command_resumes(wire, expected, fetch, tmp_path, capsys):
     codes = []
     while not codes or codes[-1]:
         codes.append(fetch(wire.port, "--patience", 0))
         assert len(codes) < 6
         if codes[-1]:
             assert not (tmp_path / "out" / "cases.csv").exists(), "half a set is not taken for a whole one"
-    assert codes.count(2) == 3 and "the same command again goes on" in (shown := capsys.readouterr().err)
-    assert "going on after" in shown
+    assert codes.count(2) == 3 and "the same command again resumes" in (shown := capsys.readouterr().err)
+    assert "resuming after" in shown
     assert content(tmp_path / "out") == expected
 
 
@@ -111,7 +111,7 @@ def test_a_supervisor_s_stop_is_no_error(finished, place, free_port, capsys):
     answers: list[Description] = []
 
     def while_served():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", free_port)) and time.monotonic() < deadline:
             time.sleep(0.05)
         with stub_of(place, free_port, place.token) as stub:
@@ -144,7 +144,7 @@ def test_a_case_that_a_power_cut_has_emptied_comes_again(service, expected, fetc
     assert content(tmp_path / "out") == expected
 
 
-def test_fresh_cases_go_on_where_they_broke(place, offer, sampler, fetch, tmp_path):
+def test_fresh_cases_resume_where_they_broke(place, offer, sampler, fetch, tmp_path):
     options = ("--fresh", 30, "--seed", 7)
     with Service(place.folder, replace(offer, sampler=sampler), "127.0.0.1", 0) as service:
         assert fetch(service.port, *options, out="expected") == 0
@@ -199,6 +199,6 @@ def test_a_full_disk_ends_it_and_what_came_is_kept(service, expected, small_disk
 def test_two_at_once_in_one_folder_are_refused(service, fetch, tmp_path, capsys):
     assert fetch(service.port, "--vendor", "GE") == 0
     request = json.loads((tmp_path / "out" / "fetch.json").read_text())
-    with Arrivals(tmp_path / "out", {key: value for key, value in request.items() if key != "done"}):
+    with ReceivedCases(tmp_path / "out", {key: value for key, value in request.items() if key != "done"}):
         assert fetch(service.port, "--vendor", "GE") == 2
     assert "is being filled by another process" in capsys.readouterr().err

@@ -200,6 +200,7 @@ def test_the_canaries_are_where_they_would_be_found(tmp_path):
         assert_silent(b"", packed.parent)
 
 
+@pytest.mark.slow
 def test_good_odd_and_damaged_dicom_says_no_name(tmp_path, out):
     scans = tmp_path / "scans"
     write_canaries(scans, 1)

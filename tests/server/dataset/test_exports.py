@@ -1,6 +1,5 @@
 """The DICOM and NIfTI of a synthetic data set: what they say, where they lie, and the way back through `prepare`."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from fedcmr.client.cli import main
 from fedcmr.client.deidentify import pseudonym
 from fedcmr.client.ingest.layouts.plain import parse_labels
+from fedcmr.client.ingest.normalise import BASE_TO_APEX
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.server.dataset.dicom import MAX_STORED, export_case
@@ -19,14 +19,12 @@ from fedcmr.server.dataset.nifti import LABELS, export_nifti
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared.case import LV, RV, Case, load_cases
-from fedcmr.shared.orientation import BASE_TO_APEX
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, of_folder, public
 from tests.client.ingest.dicom_files import write_study
 
 KEY = bytes(range(32))
 SYNTHETIC_DATA = (0x0008, 0x001C)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-has_validator = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
 
 
 @pytest.fixture
@@ -254,7 +252,7 @@ def judged(path: Path) -> list[str]:
     return [line for line in found if not (unknown and "(0008,001c)" in line)]
 
 
-@has_validator
+@pytest.mark.tool("dciodvfy")
 def test_dciodvfy_finds_no_error(cases, tmp_path):
     for path in export_case(tmp_path, cases[0]):
         # A study of no day belongs in no DICOMDIR; StudyDate is type 2 and may be empty.
@@ -263,7 +261,7 @@ def test_dciodvfy_finds_no_error(cases, tmp_path):
         }
 
 
-@has_validator
+@pytest.mark.tool("dciodvfy")
 def test_dciodvfy_has_nothing_else_against_the_mark(cases, tmp_path):
     """That the tag is unknown is all: without it, whatever the version, no error is left."""
     path = export_case(tmp_path, cases[0])[0]
@@ -273,7 +271,7 @@ def test_dciodvfy_has_nothing_else_against_the_mark(cases, tmp_path):
     assert [line for line in complaints("dciodvfy", "-new", path) if line.startswith("Error")] == []
 
 
-@has_validator
+@pytest.mark.tool("dciodvfy")
 @pytest.mark.parametrize(
     "keyword, value",
     [("FrameOfReferenceUID", None), ("ImageOrientationPatient", [1, 0, 0]), ("LossyImageCompression", "MAYBE")],
@@ -289,7 +287,7 @@ def test_dciodvfy_would_have_found_it(cases, tmp_path, keyword, value):
     assert any(keyword in line for line in judged(path))
 
 
-@has_validator
+@pytest.mark.tool("dciodvfy")
 def test_dcentvfy_finds_patients_studies_and_series_consistent(cases, tmp_path):
     paths = [path for case in cases[:2] for path in export_case(tmp_path, case)]
     assert complaints("dcentvfy", *paths) == []

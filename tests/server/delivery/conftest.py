@@ -141,7 +141,7 @@ def stub_of(place: Place, port: int, token: str | None):
 
 @contextmanager
 def served(place: Place, servicer, *options):
-    """Any servicer behind the study's certificate, without our guard; yields its port."""
+    """Any servicer behind the study's certificate, without our interceptor; yields its port."""
     server = grpc.server(ThreadPoolExecutor(4), options=options)
     add_DeliveryServicer_to_server(servicer, server)
     pair = [(place.folder / name).read_bytes() for name in ("server.key", "server.crt")]

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fedcmr.server.delivery.on_demand import BATCH, FreshSampler
+from fedcmr.server.delivery.on_demand import BATCH, OnDemandSampler
 from fedcmr.server.delivery.released_set import open_released_set
 from fedcmr.server.delivery.serve import Service
 from fedcmr.server.delivery.service import Offer
@@ -78,24 +78,24 @@ def test_fresh_cases_are_what_was_asked_for(place, offer, sampler, fetch, tmp_pa
     assert "sampled with seed 3" in (tmp_path / "out" / "DATASHEET.md").read_text().splitlines()[0]
 
 
-def test_a_fresh_case_depends_on_seed_and_number_alone(sampler: FreshSampler):
-    wish = sampler.wish(Selection(), seed=1)
-    straight = list(islice(sampler.cases(wish), BATCH + 4))
+def test_a_fresh_case_depends_on_seed_and_number_alone(sampler: OnDemandSampler):
+    query = sampler.query(Selection(), seed=1)
+    straight = list(islice(sampler.cases(query), BATCH + 4))
     for start in (0, 2, BATCH - 1, BATCH):
-        rest = islice(sampler.cases(wish, straight[start].info.pseudonym), 2)
+        rest = islice(sampler.cases(query, straight[start].info.pseudonym), 2)
         for case, expected in zip(rest, straight[start + 1 :], strict=False):
             assert repr(case.info) == repr(expected.info)  # no field strength: NaN
             np.testing.assert_array_equal(case.frames, expected.frames)
     assert [case.info.vendor for case in straight[:6]] == [*STYLES, *STYLES]
     assert len({case.info.pseudonym for case in straight}) == len(straight)
     assert [case.info.pseudonym for case in straight] == sorted(case.info.pseudonym for case in straight)
-    other = next(sampler.cases(sampler.wish(Selection(), seed=2)))
+    other = next(sampler.cases(sampler.query(Selection(), seed=2)))
     assert other.info.pseudonym != straight[0].info.pseudonym and not np.array_equal(other.frames, straight[0].frames)
 
 
-def test_ejection_fractions_of_fresh_cases_are_spread_evenly_for_every_vendor(sampler: FreshSampler):
-    wish = sampler.wish(Selection(vendors=["GE", "Siemens"], min_ef=0.2, max_ef=0.7), seed=5)
-    asked = [pair for batch in range(4) for pair in zip(*wish.asked(batch), strict=True)]
+def test_ejection_fractions_of_fresh_cases_are_spread_evenly_for_every_vendor(sampler: OnDemandSampler):
+    query = sampler.query(Selection(vendors=["GE", "Siemens"], min_ef=0.2, max_ef=0.7), seed=5)
+    asked = [pair for batch in range(4) for pair in zip(*query.asked(batch), strict=True)]
     for vendor in ("GE", "Siemens"):
         efs = np.sort([ef for name, ef in asked if name == vendor])
         assert len(efs) == 4 * BATCH // 2

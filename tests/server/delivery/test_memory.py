@@ -1,6 +1,10 @@
 """Memory of service and client does not grow with the cases that go through them; the benchmark does it with 10,000."""
 
+import pytest
+
 from fedcmr.simulations.benchmarks.delivery import growth_mib, main, measure
+
+pytestmark = pytest.mark.slow
 
 
 def test_memory_stays_flat_over_a_stream(tmp_path):

@@ -13,14 +13,13 @@ from fedcmr.server.report.build import build_report
 from tests.server.report.report_study import full_study
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DARK = "--blink-settings=preferredColorScheme=0"
 PAPER = {"light": "rgb(250, 249, 246)", "dark": "rgb(18, 20, 22)"}
 NUM_PICTURES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 6 + 1 + 1
 """Errors, heat maps, two plots of three vendors and a small test set, cases, calibration, samples, maps, requests,
 curves."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [pytest.mark.engine, pytest.mark.tool("chromium")]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def page(tmp_path_factory) -> Path:
 def chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [
-            str(CHROMIUM),
+            "chromium",
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
@@ -95,14 +94,13 @@ def test_chromium_shows_every_picture_and_nothing_overflows(page, tmp_path, widt
     assert "CONSOLE" not in shown.stderr
 
 
+@pytest.mark.tool("pdftotext")
 def test_it_prints(page, tmp_path):
     """What is folded away on the screen is printed, and no column of the widest table is cut off."""
     printed = tmp_path / "report.pdf"
     chromium(tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={printed}", page.as_uri())
     assert printed.read_bytes().startswith(b"%PDF")
-    if (pdftotext := shutil.which("pdftotext")) is None:
-        pytest.skip("pdftotext is not installed: the PDF was made, and not read")
-    text = subprocess.run([pdftotext, "-layout", printed, "-"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(["pdftotext", "-layout", printed, "-"], capture_output=True, text=True, check=True).stdout
     assert "target_epsilon: 8.0" in text and "all but Philips" in text
     report = json.loads((page.parent / "report.json").read_text())
     assert f"{report['regression']['hospitals']['GE']['mse']:.4f}" in text

@@ -13,6 +13,8 @@ from fedcmr.shared.models.prior import load_prior
 from fedcmr.simulations.audit import cli, commands
 from fedcmr.simulations.grid import make_grid
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("federation.num_views=1", "federation.num_rounds=2", "federation.local_steps=1", "federation.adapter=affine")
 
 

@@ -14,6 +14,8 @@ from fedcmr.simulations.audit import canaries as canary_audit
 from fedcmr.simulations.audit.canaries import NUM_SLICES, PER_SITE, attack, audit, make_canaries
 from fedcmr.simulations.audit.sites import BUILDS, Run, mechanism, run_study, slices_of
 
+pytestmark = pytest.mark.slow
+
 NUM = 400
 SHORT = (
     "federation.adapter=low_rank",

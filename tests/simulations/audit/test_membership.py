@@ -18,6 +18,8 @@ from fedcmr.simulations.audit.study import Pool, draw_pool, overfitted
 from fedcmr.simulations.benchmarks.adapters import fixed_views
 from fedcmr.simulations.benchmarks.cost import simulated_patients
 
+pytestmark = pytest.mark.slow
+
 NUM = 8
 SETTINGS = (
     "federation.adapter=affine",

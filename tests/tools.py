@@ -1,0 +1,35 @@
+"""Programs that some tests need, each with its Debian package; `python3 tests/tools.py` names the missing packages.
+
+A browser opens and prints the reports, pdftotext reads the print, dciodvfy judges the DICOM export, nginx is the
+gateway of a deployment, openssl speaks old TLS to it, systemd-analyze judges the units. A test that needs one says
+`@pytest.mark.tool("nginx")`.
+"""
+
+import os
+import shutil
+
+PACKAGES = {
+    "chromium": "chromium",
+    "pdftotext": "poppler-utils",
+    "dciodvfy": "dicom3tools",
+    "nginx": "nginx",
+    "openssl": "openssl",
+    "systemd-analyze": "systemd",
+}
+REQUIRED = "FEDCMR_REQUIRE_TOOLS"
+"""With this variable set a missing program fails a test instead of skipping it, as with `make test` as root."""
+
+
+def find(program: str) -> str | None:
+    """The program's path, or None; Debian keeps servers where an account's PATH does not lead."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    return shutil.which(program, path=path)
+
+
+def packages(programs: tuple[str, ...]) -> list[str]:
+    """The Debian packages of those that are missing."""
+    return [PACKAGES[program] for program in programs if find(program) is None]
+
+
+if __name__ == "__main__":
+    print(*packages(tuple(PACKAGES)))
