@@ -30,6 +30,7 @@ from typing import Any
 from fedcmr.client.hash_chained_log import Chain, LedgerError, Lines
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import PREPARED_NAME
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.privacy_filter import PrivacyFilter, mu_squared, renyi_order
 from fedcmr.shared.records import INTERNAL_ERROR
@@ -40,8 +41,6 @@ FORMAT = 3
 OPEN, CHARGE, COMMIT, FAILURE, POLICY, REPAIR = "open", "charge", "commit", "failure", "policy", "repair"
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """By which network time may set a clock back."""
-PREPARED_NAME = "prepared.json"
-"""Settings that `fedcmr-client prepare` leaves beside the cases."""
 
 
 class BudgetExhausted(UserError):  # noqa: N818

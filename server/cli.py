@@ -1,4 +1,4 @@
-"""`fedcmr-server`: what the study's coordinator does beside the federation itself."""
+"""`fedcmr-server`: what the study's coordinator does besides the federation itself."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from rich.console import Console
 from fedcmr.server.delivery import cli as delivery
 from fedcmr.server.deployment import cli as deployment
 from fedcmr.server.settings import Config, load
-from fedcmr.shared.case import VENDORS, load_cases
+from fedcmr.shared.case import VENDORS
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError, run_command
@@ -47,7 +47,7 @@ def _parser() -> Parser:
         sub.set_defaults(command=command)
         return sub
 
-    again = "The same command again goes on where it stopped."
+    again = "The same command again resumes where it stopped."
     sub = add(
         "pretrain",
         _pretrain,
@@ -61,8 +61,8 @@ def _parser() -> Parser:
     sub = add(
         "segmenter",
         _segmenter,
-        "train the segmenter that measures generated pictures",
-        f"On simulated hearts only, so that it is an independent judge. {again}",
+        "train the public segmenter that measures generated images",
+        f"On simulated hearts only, so that it is an independent evaluator. {again}",
         settings,
     )
     sub.add_argument("--out", type=Path, required=True, help="the segmenter's file, ending in .safetensors")
@@ -91,19 +91,22 @@ def _parser() -> Parser:
     sub = add(
         "train",
         _train,
-        "train a ResNet50 that reads the ejection fraction",
-        f"Patients without an ejection fraction are left out. {again}",
+        "train a task's network on folders of cases",
+        "A ResNet50 that predicts the ejection fraction, or a U-Net that finds the ventricles and the muscle. Cases "
+        f"without the labels that the task learns are left out and counted. {again}",
         settings,
     )
+    sub.add_argument("--task", default="ejection_fraction", help="ejection_fraction (default) or segmentation")
     sub.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
     sub.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new file, ending in .safetensors")
 
     sub = add(
         "evaluate",
         _evaluate,
-        "test a ResNet50 on folders of cases, vendor by vendor",
-        "Prints errors and agreement of ejection fraction classes with 95 % intervals over patients, also by "
-        "field strength, pathology and sex where known, beside those of guessing the mean. Nothing is sent, and "
+        "test a trained network on folders of cases, vendor by vendor",
+        "The model's file knows its task. Ejection fraction: errors and agreement of classes with 95 % intervals over "
+        "patients, also by field strength, pathology and sex where known, next to those of guessing the mean. "
+        "Segmentation: overlap, distance of borders, and errors of the ejection fraction. Nothing is sent, and "
         "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
         "than the table it chooses. Groups of fewer than 5 patients are joined, and the figures of patients that "
         "are not simulated are rounded.",
@@ -141,11 +144,11 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _segmenter(options: argparse.Namespace) -> None:
     """Train the segmenter."""
-    from fedcmr.server.tasks.segmentation.training import NUM_STEPS, train_segmenter
+    from fedcmr.server.tasks.segmentation.training import PUBLIC, train_segmenter
 
     config = _config(options)
     _check_suffix(options.out)
-    limit = f"{NUM_STEPS} steps" if options.minutes is None else f"{options.minutes:g} minutes"
+    limit = f"{PUBLIC.num_steps} steps" if options.minutes is None else f"{options.minutes:g} minutes"
     print(f"training the segmenter, {limit} -> {options.out}", file=sys.stderr)
     train_segmenter(options.out, config.seed, pick_device(config.device), options.minutes)
     print(f"wrote {options.out}")
@@ -183,46 +186,43 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    """Train a regressor on folders of cases."""
-    from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
-    from fedcmr.server.tasks.ejection_fraction.model_card import of_folders, training_facts, write_model_card
-    from fedcmr.shared.tasks.ejection_fraction.network import save_regressor
+    """Train a task's network on folders of cases."""
+    from fedcmr.server.tasks.facts import of_folders
+    from fedcmr.server.tasks.folders import training_cases
+    from fedcmr.server.tasks.registry import task_named
 
-    config = _config(options)
+    config, task = _config(options), task_named(options.task)
     _check_suffix(options.out)
     if options.out.exists():
         raise UserError(f"{options.out} exists: give a new file as --out")
-    cases = [case for folder in options.data for case in load_cases(folder)]
-    print(f"{len(cases)} cases, {config.regression.num_steps} steps -> {options.out}", file=sys.stderr)
+    cases = training_cases(task, options.data)
+    print(f"{len(cases)} cases, {task.num_steps(config)} steps -> {options.out}", file=sys.stderr)
     unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
-    model = train_reader(cases, config.regression, config.seed, pick_device(config.device), checkpoint=unfinished)
-    save_regressor(options.out, model, training_facts(cases, config.regression, config.seed, of_folders(options.data)))
-    print(f"wrote {options.out} and its card {write_model_card(options.out)}")
+    model = task.train(cases, config, pick_device(config.device), checkpoint=unfinished)
+    card = task.save(options.out, model, cases, config, of_folders(options.data))
+    print(f"wrote {options.out} and its card {card}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     """Print a model's scores on every test folder."""
     from fedcmr.server.evaluation.export import as_csv
-    from fedcmr.server.evaluation.folders import evaluate_folders
-    from fedcmr.server.evaluation.tables import as_text_table
-    from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
+    from fedcmr.server.tasks.folders import evaluate_folders
+    from fedcmr.server.tasks.registry import task_of_model
 
     config = _config(options)
     if options.csv and (options.csv.suffix != ".csv" or not options.csv.parent.is_dir()):
         raise UserError(f"Expected --csv to be a file ending in .csv in an existing folder, got {options.csv}.")
-    report = evaluate_folders(load_regressor(options.model), options.test, config, pick_device(config.device))
+    task = task_of_model(options.model)
+    report = evaluate_folders(task, task.load(options.model), options.test, config, pick_device(config.device))
     if options.csv:
         write_atomically(options.csv, as_csv(report).encode())
     if options.json:
         print(json.dumps(report, indent=2, allow_nan=False))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for folder in map(str, options.test):
-        models = {"model": report["regression"], **report["baselines"]}
-        rows = {name.replace("_", " "): tables[folder] for name, tables in models.items()}
-        console.print(as_text_table(folder, rows))
-        if report["subgroups"][folder]:
-            console.print(as_text_table(f"{folder}: the model, by group", report["subgroups"][folder], "group"))
+    for folder in options.test:
+        for table in task.tables(report, str(folder)):
+            console.print(table)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from fedcmr.shared.progress import console
 from fedcmr.shared.settings_file import check_plain, read_settings
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
-MATRIX_KINDS = ("synthetic", "real")
+CROSS_VENDOR_KINDS = ("synthetic", "real")
 BASELINES = (
     "predict_the_mean",
     "prior_only",
@@ -37,6 +37,7 @@ RENAMED_KEYS = {
     "synthesis.start_t": "synthesis.t_start",
     "privacy.moments_share": "privacy.statistics_share",
     "privacy.moments_clip": "privacy.statistics_clip",
+    "evaluation.matrix": "evaluation.cross_vendor",
 }
 """Old key -> new key, in the same block: configs and overrides of earlier versions are read with a warning."""
 RENAMED_VALUES: dict[str, dict[str, str]] = {}
@@ -277,13 +278,31 @@ class RegressionConfig:
 
 
 @dataclass
+class SegmentationConfig:
+    """Training of the U-Net that finds ventricles and muscle."""
+
+    num_steps: int = 3000
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    ema_decay: float = 0.998
+
+    def __post_init__(self) -> None:
+        _check(self.num_steps >= 1, "segmentation.num_steps", ">= 1", self.num_steps)
+        _check(self.batch_size >= 2, "segmentation.batch_size", ">= 2", self.batch_size)
+        _check(self.learning_rate > 0, "segmentation.learning_rate", "> 0", self.learning_rate)
+        _check(self.weight_decay >= 0, "segmentation.weight_decay", ">= 0", self.weight_decay)
+        _check(0 <= self.ema_decay < 1, "segmentation.ema_decay", "in [0, 1)", self.ema_decay)
+
+
+@dataclass
 class EvaluationConfig:
     """Tables, intervals and the baselines beside them."""
 
     num_bootstrap: int = 2000
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
     epsilons: list[float] = field(default_factory=list)
-    matrix: list[str] = field(default_factory=list)
+    cross_vendor: list[str] = field(default_factory=list)
     show_real_pictures: bool = False
     federated: bool = False
     federated_epsilon: float | None = None
@@ -292,12 +311,12 @@ class EvaluationConfig:
         _check(self.num_bootstrap >= 100, "evaluation.num_bootstrap", ">= 100", self.num_bootstrap)
         for name in self.baselines:
             _check(name in BASELINES, "evaluation.baselines", f"in {BASELINES}", name)
-        for kind in self.matrix:
-            _check(kind in MATRIX_KINDS, "evaluation.matrix", f"in {MATRIX_KINDS}", kind)
+        for kind in self.cross_vendor:
+            _check(kind in CROSS_VENDOR_KINDS, "evaluation.cross_vendor", f"in {CROSS_VENDOR_KINDS}", kind)
         _check(
-            "real" not in self.matrix or "pooled_real" in self.baselines,
+            "real" not in self.cross_vendor or "pooled_real" in self.baselines,
             "evaluation.baselines",
-            "to hold pooled_real, the row of all vendors in evaluation.matrix's real",
+            "to hold pooled_real, the row of all vendors in evaluation.cross_vendor's real",
             self.baselines,
         )
         _check(
@@ -327,6 +346,7 @@ class Config:
     federation: FederationConfig = field(default_factory=FederationConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:

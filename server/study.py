@@ -6,7 +6,7 @@ Every stage is done once: what is finished is read back, so that an interrupted 
 from fedcmr.server.dataset.datasheet import study_facts
 from fedcmr.server.dataset.writer import write_release
 from fedcmr.server.evaluation.tables import predict_the_mean
-from fedcmr.server.experiments.cross_vendor import train_matrix
+from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import save_predictions, test_sets, train_and_predict
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.federation.evaluation import STAGE, evaluate_at_sites
@@ -56,8 +56,8 @@ def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> No
                     prior, None, config.synthesis, vendors, config.seed, config.device, "painting with the prior alone"
                 )
                 train_and_predict(run, config, "prior_only", synthetic.cases)
-    if "synthetic" in config.evaluation.matrix:
-        train_matrix(run, config, "synthetic", load_cases(run.path / "synthetic"))
+    if "synthetic" in config.evaluation.cross_vendor:
+        train_cross_vendor(run, config, "synthetic", load_cases(run.path / "synthetic"))
     with run.stage("report") as to_do:
         if to_do:
             write_report(run, config, test_sets(run))

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,32 @@ def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
     Raises:
         UserError: The file is missing, truncated or not one of ours.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)  # noqa: SIM118
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of what `save` wrote, and no array.
+
+    Raises:
+        UserError: The file is missing, truncated or not one of ours.
+    """
+    with _opened(path) as file:
+        return _metadata(file)
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((file.metadata() or {})["json"])
+    return metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A checkpoint to read from; whatever is wrong with it, now or while it is read, is one `UserError`."""
     try:
         check_header(path)
         with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})["json"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:

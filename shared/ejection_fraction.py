@@ -1,5 +1,7 @@
 """The ejection fraction of a patient, from the masks of a stack."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ def ejection_fraction(masks: NDArray[np.uint8]) -> float:
         masks: Shape (2, Z, H, W), ED then ES.
 
     Returns:
-        NaN where there is no LV at ED.
+        NaN where either frame has no LV: a ventricle that was not found at ES has not ejected everything.
     """
-    areas = (masks == LV).reshape(2, -1).sum(axis=1)
-    return float(1 - areas[ES] / areas[ED]) if areas[ED] else float("nan")
+    areas = np.count_nonzero(masks == LV, axis=(1, 2, 3))
+    return float(1 - areas[ES] / areas[ED]) if areas[ED] and areas[ES] else math.nan

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import PREPARED_NAME
 
-PREPARED_NAME = "prepared.json"
-"""In every prepared folder; its key `provenance` holds `Provenance.as_json`."""
 SIMULATED, PUBLIC, PRIVATE, MIXED = "simulated", "public", "private", "mixed"
 EXPORTER = "fedcmr"
 """Manufacturer of the synthetic DICOM files that `fedcmr-server synthesize` exports."""

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 from fedcmr.client.policy import load_site, write_site
-from fedcmr.server.experiments.cross_vendor import train_matrix
+from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import predictions_folder, train_and_predict
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.run_folder import RunFolder, open_run
@@ -35,8 +35,8 @@ def run_baselines(run: RunFolder, config: Config) -> None:
         with run.stage("pooled_real") as to_do:
             if to_do:
                 train_and_predict(run, config, "pooled_real", _real_cases(run), real=True)
-    if "real" in config.evaluation.matrix:
-        train_matrix(run, config, "real", _real_cases(run))
+    if "real" in config.evaluation.cross_vendor:
+        train_cross_vendor(run, config, "real", _real_cases(run))
     for model, (sites, privacy) in studies.items():
         with run.stage(model) as to_do:
             if to_do:
@@ -104,7 +104,7 @@ def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], 
     """A study of its own in `baselines/<model>/`, on the same prepared cases, whose answers become a baseline."""
     settings = deepcopy(config)
     settings.privacy = privacy
-    settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.matrix = [], [], []
+    settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.cross_vendor = [], [], []
     settings.evaluation.federated = False
     federation = settings.federation  # with fewer sites it asks for no more of them than there are
     federation.min_sites = federation.min_sites and min(federation.min_sites, len(sites))

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import MASKS_NAME
 from fedcmr.shared.progress import track
 from fedcmr.simulations.patients.population import Population, draw_patient
 from fedcmr.simulations.processes import map_unordered, workers
@@ -43,7 +44,6 @@ POPULATIONS = {
         female_share=0.38,
     ),
 }
-MASKS_NAME = "masks.nii.gz"
 
 
 def write_hospital(

@@ -23,7 +23,7 @@ from fedcmr.server.generation.synthesis import load_shared_generator, synthesize
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.study import finish_study
-from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index
 from fedcmr.shared.errors import UserError
@@ -286,7 +286,7 @@ def test_a_regressor_of_cases_that_all_eject_the_same_is_finite(make_study):
     settings = RegressionConfig(
         num_steps=3, batch_size=4, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.9, num_tta=1
     )
-    model = train_reader(cases, settings, 0)
+    model = train_calibrated(cases, settings, 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert model.mean_ef.item() == pytest.approx(0.55)
     answers = predict(model, cases, 1).ef

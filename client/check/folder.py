@@ -16,10 +16,7 @@ from fedcmr.client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
 from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names
 from fedcmr.shared.case import (
     CASE_SIZE,
-    ED,
-    ES,
     INDEX_NAME,
-    LV,
     UNKNOWN,
     VENDORS,
     Case,
@@ -28,6 +25,7 @@ from fedcmr.shared.case import (
     read_index,
 )
 from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import track
 
@@ -123,10 +121,10 @@ def _trouble(case: Case) -> str | None:
         return "no-contrast"
     if not case.masks.any():
         return None
-    areas = (case.masks == LV).sum(axis=(1, 2, 3))
-    if areas[ED] == 0 or areas[ES] == 0:
+    ef = ejection_fraction(case.masks)
+    if math.isnan(ef):
         return "no-left-ventricle"
-    if not abs(1 - areas[ES] / areas[ED] - case.info.ef) <= MAX_EF_DIFFERENCE:
+    if not abs(ef - case.info.ef) <= MAX_EF_DIFFERENCE:
         return "ef-differs"
     return None
 

@@ -18,9 +18,9 @@ from typing import Any, TextIO
 from fedcmr.shared.case import INDEX_NAME, CaseInfo, write_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
 
 REQUEST_NAME, JOURNAL_NAME = "fetch.json", "arrived.jsonl"
-DATASHEET_NAME, CHECKSUMS_NAME = "DATASHEET.md", "SHA256SUMS"
 
 
 class ReceivedCases:

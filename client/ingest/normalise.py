@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fedcmr.client.ingest.centring import find_centre, find_frames, in_order, lv_voxels
+from fedcmr.client.ingest.centring import find_centre, find_frames, in_order
 from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
+from fedcmr.shared.ejection_fraction import ejection_fraction
+from fedcmr.shared.orientation import BASE_TO_APEX
 
-BASE_TO_APEX = np.array([0.53, -0.62, -0.57]) / np.linalg.norm([0.53, -0.62, -0.57])
-"""The heart's usual long axis in LPS coordinates: to the left, forward and down."""
 LV_TO_RV = np.array([-0.75, -0.6, -0.3]) / np.linalg.norm([-0.75, -0.6, -0.3])
 """Where the right ventricle usually lies: to the right and in front of the left one."""
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0
@@ -62,8 +62,8 @@ def normalise(cine: Cine) -> Normalised:
         original = cine.masks[[ed, es]]
         one_hot = np.stack([(original == label).astype(np.float32) for label in range(LV + 1)])
         masks = _labels(_crop(one_hot, centre, cine.spacing_mm))
-        ef = _ejection_fraction(original)
-        if not abs(_ejection_fraction(masks) - ef) <= MAX_EF_DIFFERENCE:
+        ef = ejection_fraction(original)
+        if not abs(ejection_fraction(masks) - ef) <= MAX_EF_DIFFERENCE:
             raise Unusable("heart-beyond-crop")
     spacing_mm = np.array([cine.spacing_mm[0], CASE_PIXEL_MM, CASE_PIXEL_MM], np.float32)
     return Normalised(frames, masks, spacing_mm, ef, ed, es)
@@ -169,12 +169,6 @@ def _labels(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
         largest = np.argsort(-share, kind="stable")[: round(float(share.sum()))]
         masks[plane].flat[largest] = LV
     return masks
-
-
-def _ejection_fraction(masks: NDArray[np.uint8]) -> float:
-    """1 - end-systolic / end-diastolic volume of the left ventricle, shape (2, Z, H, W); NaN without one."""
-    ed, es = lv_voxels(masks)
-    return 1.0 - float(es / ed) if ed and es else math.nan
 
 
 def _scale(frames: NDArray[np.float32]) -> NDArray[np.float32]:

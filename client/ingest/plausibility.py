@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcmr.client.ingest.centring import find_frames, lv_voxels
+from fedcmr.client.ingest.centring import find_frames
 from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.shared.case import LV, MYO, RV
+from fedcmr.shared.ejection_fraction import ejection_fraction
 
 MIN_MYOCARDIUM_AT_BORDER = 0.5
 """Share of the cavity's border that must touch myocardium. 0.996 and more in 20 ACDC and 3 M&Ms patients; a basal slice
@@ -37,8 +38,7 @@ def check_masks(cine: Cine) -> None:
         raise Unusable("cavity-outside-myocardium")
     if _extent_mm(masks, cine.spacing_mm) > MAX_EXTENT_MM:
         raise Unusable("labels-too-wide")
-    ed, es = lv_voxels(masks)
-    if 1 - es / ed >= MAX_EF:
+    if not ejection_fraction(masks) < MAX_EF:
         raise Unusable("ef-implausible")
 
 

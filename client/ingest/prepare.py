@@ -26,12 +26,12 @@ from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import PREPARED_NAME
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.progress import track
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, of_layout
 
 Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
-SETTINGS_NAME = "prepared.json"
 REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
 MAX_TOLD = 5
@@ -189,7 +189,7 @@ def prepare(
             cautions["unused-row"] = len(set(table) - {name for study in studies for name in names_of(study)})
         if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
             record["provenance"] = SIMULATED_SCANS.as_json()
-            _write_json(destination / SETTINGS_NAME, record)
+            _write_json(destination / PREPARED_NAME, record)
         summary = Summary(
             len(known),
             len(known) - num_known,
@@ -289,7 +289,7 @@ def _open_destination(
         The cases that are there, their details, and what `prepared.json` now says. Where the files decide on the
         provenance it says private, and so it stays until all cases have been read.
     """
-    path = destination / SETTINGS_NAME
+    path = destination / PREPARED_NAME
     if destination.exists() and not path.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not empty and was not made by 'prepare': choose another destination")
     known: dict[str, CaseInfo] = {}

@@ -18,9 +18,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from fedcmr.server.dataset.geometry import lps_affine
 from fedcmr.server.dataset.nifti import write_nifti
 from fedcmr.shared.case import Case
+from fedcmr.shared.file_names import MASKS_NAME
 from fedcmr.shared.provenance import EXPORTER
 
-MASKS_NAME = "masks.nii.gz"
 MAX_STORED = 4095
 """Stored pixel value of a frame's 1.0: 12 bits, as scanners write."""
 

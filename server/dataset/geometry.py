@@ -8,17 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.shared.case import Case
+from fedcmr.shared.orientation import BASE_TO_APEX, LPS_TO_RAS
 
-_APEX = np.array([0.53, -0.62, -0.57])
-BASE_TO_APEX = _APEX / np.linalg.norm(_APEX)
-"""The heart's usual long axis in LPS coordinates: to the left, forward and down; as in `client.ingest.normalise`."""
 _LEFT = np.array([1.0, 0.0, 0.0])
 COLUMN_AXIS = (_LEFT - _LEFT @ BASE_TO_APEX * BASE_TO_APEX) / np.linalg.norm(np.cross(_LEFT, BASE_TO_APEX))
 """Along which columns follow each other: to the patient's left, as in a radiologist's short-axis view."""
 ROW_AXIS = np.cross(COLUMN_AXIS, BASE_TO_APEX)
 """Along which rows follow each other: backward and down. Columns x rows points from apex to base, away from a viewer at
 the apex, from where `fedcmr.shared.case.Case` is seen."""
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def lps_affine(case: Case) -> NDArray[np.float64]:

@@ -19,9 +19,10 @@ from fedcmr.server.dataset.dicom import export_case
 from fedcmr.server.dataset.nifti import export_nifti
 from fedcmr.shared.case import ED, ES, LV, Case, save_case, write_index
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
 from fedcmr.shared.progress import track
 
-DATASHEET_NAME, LABELS_NAME, CHECKSUMS_NAME = "DATASHEET.md", "labels.csv", "SHA256SUMS"
+LABELS_NAME = "labels.csv"
 LABEL_COLUMNS = ("pseudonym", "vendor", "ef", "ef_requested", "ef_measured", "lv_ed_ml", "lv_es_ml")
 
 

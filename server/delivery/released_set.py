@@ -9,12 +9,12 @@ from pathlib import Path
 
 import grpc
 
-from fedcmr.server.dataset.writer import CHECKSUMS_NAME, DATASHEET_NAME
 from fedcmr.server.delivery.query import Refusal
 from fedcmr.shared.case import INDEX_NAME, CaseInfo, read_index
 from fedcmr.shared.delivery.contract import MAX_CASE_BYTES, MAX_CASES, MAX_MESSAGE_BYTES, matches
 from fedcmr.shared.delivery.delivery_pb2 import Selection
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
 
 
 @dataclass(frozen=True)

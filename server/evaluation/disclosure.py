@@ -30,6 +30,10 @@ DIGITS = {
     "observed": 2,
     "share_in_heart": 2,
     "area_share": 2,
+    "dice": 2,
+    "hd95_mm": 1,
+    "ef_mae_points": 1,
+    "ef_bias_points": 1,
 }
 """Decimals of the figures of real patients: what a reader can use, and too few to solve for one patient's value."""
 
@@ -87,4 +91,6 @@ def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
 def _round(value: Any, digits: int) -> Any:
     if isinstance(value, (list, tuple)):
         return [_round(item, digits) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _round(item, digits) for name, item in value.items()}
     return value if value is None else round(float(value), digits)

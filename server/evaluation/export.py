@@ -5,38 +5,58 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedcmr.server.evaluation.score import METRICS, Score
-
 COLUMNS = ("model", "test_set", "group_kind", "group", "metric", "value", "low", "high")
 """`low` and `high` are the 95 % interval; what is undefined is an empty cell."""
-COUNTS = ("n_patients", "n_undefined")
+OF_THE_MODEL = ("regression", "segmentation")
+"""Parts of report.json that hold the figures of the tested model by test set and vendor, one for each task."""
+
+Figure = tuple[str, int | float | None, int | float | None, int | float | None]
+"""Metric, value, low and high."""
 
 
 def as_csv(report: Mapping[str, Any]) -> str:
     """All scores of a report as CSV, with `COLUMNS` on the first line.
 
     Args:
-        report: `regression`, `baselines` and `subgroups` in the shape of report.json; the first is called "model".
+        report: Parts of report.json: `OF_THE_MODEL`, `baselines` and `subgroups`, where they are there. The figures of
+            the first are those of "model".
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for model, sets in {"model": report["regression"], **report["baselines"]}.items():
+    tested = [("model", report[part]) for part in OF_THE_MODEL if part in report]
+    for model, sets in [*tested, *(report.get("baselines") or {}).items()]:
         for test_set, scores in sets.items():
             for group, values in scores.items():
                 kind = "all" if group == "all" else "vendor"
-                writer.writerows((model, test_set, kind, group, *row) for row in _figures(values))
-    for test_set, facts in report["subgroups"].items():
+                writer.writerows((model, test_set, kind, group, *row) for row in figures_of(values))
+    for test_set, facts in (report.get("subgroups") or {}).items():
         for fact, scores in facts.items():
             for group, values in scores.items():
-                writer.writerows(("model", test_set, fact, group, *row) for row in _figures(values))
+                writer.writerows(("model", test_set, fact, group, *row) for row in figures_of(values))
     return text.getvalue()
 
 
-def _figures(values: Score) -> Iterator[tuple[str, float | str, float | str, float | str]]:
-    """Metric, value, low and high of every figure of a score."""
-    for name in COUNTS:
-        yield name, values[name], "", ""
-    for name in METRICS:
-        low, high = values["ci95"][name] or ("", "")
-        yield name, "" if values[name] is None else values[name], low, high
+def figures_of(score: Mapping[str, Any]) -> Iterator[Figure]:
+    """Every number of a score, in its order; those of a mapping of numbers are named "<metric>_<key>".
+
+    Intervals are in the score's `ci95`, of the same shape, or next to each number as `<metric>_ci95`.
+    """
+    intervals = score.get("ci95")
+    for name, value in score.items():
+        if name.endswith("ci95"):
+            continue
+        bounds = intervals.get(name) if isinstance(intervals, Mapping) else score.get(f"{name}_ci95")
+        if isinstance(value, Mapping):
+            for key, figure in value.items():
+                if _is_number(figure):
+                    low, high = (bounds or {}).get(key) or (None, None)
+                    yield f"{name}_{key}", figure, low, high
+        elif _is_number(value):
+            low, high = bounds or (None, None)
+            yield name, value, low, high
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a figure; None is one that is undefined."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""The cross-vendor matrix: a ResNet50 trained on one vendor, on all, or on all but one, and tested on each.
+"""The cross-vendor evaluation: a ResNet50 trained on one vendor, on all, or on all but one, and tested on each.
 
 Every row is a training of its own, on a part of the same cases and with the same number of steps. The row of all
 vendors is the study's own model of that kind, which is not trained twice.
@@ -36,7 +36,7 @@ def training_sets(vendors: Iterable[str]) -> dict[str, set[str]]:
     return alone | without
 
 
-def train_matrix(run: RunFolder, config: Config, kind: str, cases: Sequence[Case]) -> None:
+def train_cross_vendor(run: RunFolder, config: Config, kind: str, cases: Sequence[Case]) -> None:
     """Train every row but that of all vendors; each is a stage of the run.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
 from fedcmr.server.settings import Config
-from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.server.tasks.ejection_fraction.model_card import training_facts
 from fedcmr.shared.case import INDEX_NAME, Case, load_cases
 from fedcmr.shared.checkpoint import write_atomically
@@ -41,7 +41,7 @@ def train_and_predict(
     device = pick_device(config.device)
     curve: list[tuple[int, float]] = []
     checkpoints = run.path / "checkpoints"
-    model = train_reader(
+    model = train_calibrated(
         cases,
         config.regression,
         config.seed,

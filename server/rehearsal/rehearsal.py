@@ -27,7 +27,7 @@ from fedcmr.server.rehearsal.evaluation import rehearse_evaluation
 from fedcmr.server.rehearsal.outcomes import NO_ANSWER, outcomes
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config
-from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
@@ -218,7 +218,7 @@ def _rehearse_coordinator(
     started = time.monotonic()
     device = pick_device(config.device)
     steps = min(TRAINING_STEPS, config.regression.num_steps)
-    model = train_reader(cases, replace(config.regression, num_steps=steps), config.seed, device)
+    model = train_calibrated(cases, replace(config.regression, num_steps=steps), config.seed, device)
     facts["training_s"] = round((time.monotonic() - started) / steps * config.regression.num_steps, 1)
     for _, patients in held_out:
         predict(model, patients[:1], config.regression.num_tta, device)

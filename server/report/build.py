@@ -26,6 +26,7 @@ from fedcmr.server.report.summary import findings, headline, tiles
 from fedcmr.server.report.tidy_csv import as_csv
 from fedcmr.server.report.uncertainty import calibration, uncertainties
 from fedcmr.server.tasks.ejection_fraction.saliency import MAX_CASES, SYNTHETIC, Look
+from fedcmr.server.tasks.registry import TASKS
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.resources import resource
 from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
@@ -99,7 +100,8 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
             those of each come from, and who took part. What JSON cannot hold (NaN) becomes null.
             Where they are known: `matrix`, {"synthetic" | "real": {vendor | "all" | "without <vendor>": {test vendor |
             "all": score}}}; `matrix_differences`, {kind: {"without <vendor>": {test vendor | "all": paired difference
-            to "all"}}}; `subgroups`, {test set: {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
+            to "all"}}}; `segmentation`, {test set: {vendor | "all": figures of `score_masks`}}; `subgroups`, {test set:
+            {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
             mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}.
         inputs: Predictions, pictures and curves for the figures.
         folder: The run folder; its `audit.json`, if there is one, becomes a section.
@@ -131,10 +133,10 @@ def as_json(value: Any) -> Any:
 
 
 def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
-    """The page as HTML: `template.html` with a file for each section."""
+    """The page as HTML: `template.html` with a file for each section, those of the tasks from the tasks' folders."""
     folder = resource("server/report/template.html").parent
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, folder.parent / "tasks"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -155,6 +157,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
     return environment.get_template("template.html").render(
         report=report,
+        task_sections=[task.section for task in TASKS.values()],
         headline=headline(report),
         findings=findings(report),
         tiles=tiles(report),

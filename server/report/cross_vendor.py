@@ -1,4 +1,4 @@
-"""The cross-vendor matrix: what a network that trained on one vendor, on all, or on all but one makes of each."""
+"""The cross-vendor evaluation: what a network that trained on one vendor, on all, or on all but one makes of each."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

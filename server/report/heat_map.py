@@ -1,4 +1,4 @@
-"""The cross-vendor matrix as a picture: who trained, who was read, and by how many EF points it erred."""
+"""The cross-vendor evaluation as a picture: who trained, who was read, and by how many EF points it erred."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

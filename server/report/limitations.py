@@ -56,8 +56,8 @@ def _omissions(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[st
         )
     if not report.get("matrix"):
         yield (
-            "How a network trained on one vendor's hearts reads another vendor's patients: the cross-vendor matrix "
-            "was not run. A run with evaluation.matrix=[synthetic], in a folder of its own, has it."
+            "How a network trained on one vendor's hearts reads another vendor's patients: the cross-vendor evaluation "
+            "was not run. A run with evaluation.cross_vendor=[synthetic], in a folder of its own, has it."
         )
     if not report.get("uncertainty"):
         yield "Whether the network knows when it is wrong: its uncertainty was not measured."

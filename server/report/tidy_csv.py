@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from fedcmr.server.evaluation.export import figures_of
 from fedcmr.server.experiments.names import MAIN_MODEL
 
 Number = int | float | None
@@ -54,6 +55,9 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
                 yield from _figures(("results", model, test_set, group), score)
     for group, score in ((report.get("federated_evaluation") or {}).get("vendors") or {}).items():
         yield from _figures(("results at the sites", MAIN_MODEL, "", group), score)
+    for test_set, tables in (report.get("segmentation") or {}).items():
+        for group, score in tables.items():
+            yield from _figures(("segmentation", MAIN_MODEL, test_set, group), score)
     yield from _matrices(report)
     for test_set, facts in (report.get("subgroups") or {}).items():
         for fact, groups in facts.items():
@@ -78,13 +82,9 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
 
 
 def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Iterator[FlatRow]:
-    """The numbers of a mapping; their intervals are in its `ci95`, or beside each as `<name>_ci95`."""
-    intervals = values.get("ci95")
-    for metric, value in values.items():
-        if metric.endswith("ci95") or isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
-            continue
-        bounds = intervals.get(metric) if isinstance(intervals, Mapping) else values.get(f"{metric}_ci95")
-        yield FlatRow(*place, metric, value, *(bounds or (None, None)))
+    """The numbers of a mapping, with their intervals."""
+    for figure in figures_of(values):
+        yield FlatRow(*place, *figure)
 
 
 def _matrices(report: Mapping[str, Any]) -> Iterator[FlatRow]:

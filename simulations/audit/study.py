@@ -16,6 +16,8 @@ from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.training import Patient, patient_of
+from fedcmr.server.training.loop import Budget, Recipe, train
+from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.prior import Prior
@@ -93,13 +95,15 @@ def overfitted(
     generator = deepcopy(prior.generator).requires_grad_(True)
     images, masks = (torch.cat([getattr(patient, key) for patient in patients]) for key in ("images", "masks"))
     codes = torch.cat([patient.slice_codes for patient in patients])
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=learning_rate, weight_decay=0.0)
+    # Plain AdamW: what the attacks found of these networks was measured with it.
+    optimizer = torch.optim.AdamW(generator.parameters(), weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
-    for _ in track(range(num_steps), "overfitting"):
+
+    def loss_of_step(_: int) -> torch.Tensor:
         index = torch.randint(len(images), (batch_size,), generator=rng)
         pictures, labels = augment(images[index], masks[index], rng, 5.0, 0.02, 1.0)
-        loss = generator.loss(pictures, Condition(labels, codes[index]), rng).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return generator.loss(pictures, Condition(labels, codes[index]), rng).mean()
+
+    state = TrainingState(generator, optimizer=optimizer)
+    train(state, loss_of_step, Recipe(lambda *_: learning_rate, lambda *_: 0.0), Budget(num_steps), "overfitting")
     return generator.eval().requires_grad_(False)

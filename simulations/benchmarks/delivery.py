@@ -19,7 +19,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedcmr.server.dataset.writer import CHECKSUMS_NAME, DATASHEET_NAME
 from fedcmr.server.delivery.tokens import issue_token
 from fedcmr.server.deployment.authority import issue_server_certificate, make_authority, write_secret
 from fedcmr.server.settings import dump, load
@@ -27,6 +26,7 @@ from fedcmr.shared import checkpoint
 from fedcmr.shared.case import ED, LV, MYO, Case, CaseInfo, save_case, write_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
 from fedcmr.shared.version import add_version
 
 VENDORS = ("GE", "Philips", "Siemens")

@@ -22,10 +22,11 @@ from rich.table import Table
 
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.file_names import MASKS_NAME
 from fedcmr.shared.version import add_version
 from fedcmr.simulations.benchmarks.ingest_fuzz import fuzz
 from fedcmr.simulations.benchmarks.ingest_reading import compress, files_per_second, peak_memory, write_studies
-from fedcmr.simulations.hospital import MASKS_NAME, write_hospital
+from fedcmr.simulations.hospital import write_hospital
 
 MIN_SHARE = 0.8
 """Of the bare loop's files per second, required of each process."""

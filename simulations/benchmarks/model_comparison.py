@@ -122,7 +122,7 @@ def main() -> int:
     )
     parser.add_argument("--num-cases", type=int, default=48, metavar="N", help="to generate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of hearts, weights and noise (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives the models, 30 MB each")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives the models, 8 MB each")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
     parser.add_argument("--plot", type=Path, metavar="PATH.png", help="also show generated hearts there")
     options = parser.parse_args()
@@ -146,11 +146,13 @@ def trained(folder: Path, kind: str, hearts: PublicHearts, minutes: float, seed:
     if not path.exists():
         pretrain = PretrainConfig(num_steps=UNTIL_TIME_IS_UP)
         config = Config(seed=seed, device="cpu", generator=GeneratorConfig(kind), pretrain=pretrain)
-        trainer = Trainer(config, hearts, path.with_suffix(".checkpoint"))
+        interrupted = path.with_suffix(".checkpoint")
+        trainer = Trainer(config, hearts, interrupted)
         trainer.run(minutes)
         scale = (hearts.style_mean, hearts.style_std, hearts.style_correlation)
         made_by = {"settings": json.dumps(settings), "num_steps": str(trainer.step)}
         save_prior(path, trainer.ema, *scale, made_by)
+        interrupted.unlink()
     prior = load_prior(path)
     found = json.loads(prior.made_by.get("settings", "null"))
     if found != settings:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.settings import Config, RegressionConfig, load
-from fedcmr.server.tasks.ejection_fraction.calibration import train_reader
+from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.shared.case import Case, load_cases
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
@@ -120,7 +120,7 @@ def trained(folder: Path, name: str, recipe: Recipe, synthetic: Sequence[Case], 
     path = folder / f"{digest.hexdigest()[:16]}.safetensors"
     if path.exists():
         return load_regressor(path)
-    model = train_reader(
+    model = train_calibrated(
         synthetic,
         recipe.config,
         recipe.seed,

@@ -14,6 +14,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from torch import Tensor
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.settings import Config, RegressionConfig, load
 from fedcmr.server.tasks.ejection_fraction.examples import Examples
-from fedcmr.server.tasks.ejection_fraction.training import train_regressor, training_step
+from fedcmr.server.tasks.ejection_fraction.training import step_loss, train_regressor, training_recipe
+from fedcmr.server.training.loop import take_step
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import load_cases
 from fedcmr.shared.checkpoint import write_atomically
@@ -99,11 +101,12 @@ def step_seconds(config: RegressionConfig, num_repeats: int = NUM_REPEATS) -> di
     targets = torch.rand(config.batch_size, 3, generator=rng)
     examples = Examples(images, targets[:, 0], 0.1 * targets[:, 1:], 0.5)
     states = {name: TrainingState(way().train(), config.weight_decay) for name, way in WAYS.items()}
+    recipe = training_recipe(config)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for repeat in range(NUM_UNTIMED + num_repeats):
+    for _ in range(NUM_UNTIMED + num_repeats):
         for name, state in states.items():
             started = time.perf_counter()
-            training_step(state, examples, config, 0, repeat)
+            take_step(state, partial(step_loss, state.model, examples, config, 0), recipe)
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values[NUM_UNTIMED:]) for name, values in seconds.items()}
     ours, plain = (medians[name] for name in WAYS)

@@ -113,7 +113,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    # The rows take the baselines' place below; until then the one that evaluation.matrix may need has to be there.
+    # The rows take the place of the baselines below; until then evaluation.cross_vendor may need one of them.
     config = load(options.config, ["evaluation.baselines=[pooled_real]", *options.overrides])
     # As fedcmr-simulate does: the folders' own settings are read from other working directories too.
     config.prior = config.prior and str(Path(config.prior).resolve())

@@ -29,11 +29,12 @@ from fedcmr.server.run_folder import load_run
 from fedcmr.server.settings import AugmentationConfig
 from fedcmr.server.tasks.ejection_fraction.training import batch_indices
 from fedcmr.server.training.augmentation import augment_pairs
-from fedcmr.server.training.state import TrainingState, one_cycle
+from fedcmr.server.training.loop import Budget, Recipe, train
+from fedcmr.server.training.schedule import ema_decay, one_cycle
+from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import Case, load_cases
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.models.prior import Prior, load_prior
-from fedcmr.shared.progress import track
 from fedcmr.shared.style import style_vector
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices
 from fedcmr.shared.version import add_version
@@ -96,13 +97,19 @@ def train_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = TrainingState(VendorNetwork(len(vendors)).train(), WEIGHT_DECAY)
-    for step in track(range(num_steps), "training the vendor classifier"):
+
+    def loss_of_step(step: int) -> Tensor:
         index = batch_indices(len(images), BATCH_SIZE, seed, step)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
         logits = state.model(augment_pairs(images[index], GEOMETRY, rng)[0])
-        loss = F.cross_entropy(logits, labels[index], weight=weights)
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        state.step(loss, one_cycle(step, num_steps, PEAK_RATE), MAX_GRAD_NORM, decay)
+        return F.cross_entropy(logits, labels[index], weight=weights)
+
+    recipe = Recipe(
+        lambda step, _: one_cycle(step, num_steps, PEAK_RATE),
+        lambda step, _: ema_decay(EMA_DECAY, step),
+        MAX_GRAD_NORM,
+    )
+    train(state, loss_of_step, recipe, Budget(num_steps), "training the vendor classifier")
     return state.ema.eval()
 
 

@@ -10,10 +10,8 @@ import pytest
 from fedcmr.client import hash_chained_log as chain
 from fedcmr.client import ledger as client_ledger
 from fedcmr.client.hash_chained_log import Chain
-from fedcmr.client.ingest import prepare
 from fedcmr.client.ledger import (
     LEDGER_NAME,
-    PREPARED_NAME,
     REPLIES_NAME,
     BudgetExhausted,
     Ledger,
@@ -23,6 +21,7 @@ from fedcmr.client.ledger import (
     default_witness,
 )
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import PREPARED_NAME
 from fedcmr.shared.privacy import Release, epsilon
 from fedcmr.shared.privacy_filter import PrivacyFilter, renyi_order
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
@@ -230,7 +229,6 @@ def test_a_data_set_is_told_by_the_key_of_its_pseudonyms_and_stays_as_patients_a
     assert dataset_of(tmp_path) == dataset_of(tmp_path / "absent") != one
     with pytest.raises(UserError, match="prepare the folder again"):
         dataset_of(prepared("bad", format="dicom"))
-    assert PREPARED_NAME == prepare.SETTINGS_NAME
 
 
 def test_every_change_of_the_policy_is_noted_before_the_charge_it_allows(folder):

@@ -105,7 +105,7 @@ def test_patients_without_an_ejection_fraction_are_left_out_and_counted(model, f
     assert evaluate(model, folder) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["regression"][str(folder)]["all"]["n_patients"] == 9
-    assert "1 of 10 cases have no ejection fraction" in printed.err
+    assert "1 of 10 cases are without an ejection fraction" in printed.err
 
 
 def test_fewer_than_five_patients_have_figures_only_where_they_are_simulated(model, tmp_path, write_cases, capsys):
@@ -171,7 +171,7 @@ def test_a_model_of_another_shape_is_one_line(model, folder, tmp_path, capsys):
         assert "weights of another network" in capsys.readouterr().err.splitlines()[-1]
     checkpoint.save(tmp_path / "other.safetensors", arrays, {})
     assert evaluate(tmp_path / "other.safetensors", folder) == 2
-    assert "is not a regressor" in capsys.readouterr().err
+    assert "not a model of a task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["scores.txt", "model.safetensors", "nowhere/scores.csv"])

@@ -55,8 +55,8 @@ def test_a_dumped_config_loads_equal(tmp_path):
         (["hospitals.acdc_test_fold=1"], "folds"),
         (["generator.kind=gan"], "generator.kind"),
         (["evaluation.baselines=[magic]"], "evaluation.baselines"),
-        (["evaluation.matrix=[magic]"], "evaluation.matrix"),
-        (["evaluation.matrix=[real]"], "pooled_real"),
+        (["evaluation.cross_vendor=[magic]"], "evaluation.cross_vendor"),
+        (["evaluation.cross_vendor=[real]"], "pooled_real"),
         (["regression.area_share=1.5"], "regression.area_share"),
         (["seed"], "key=value"),
     ],
@@ -91,8 +91,8 @@ def value_of(config: Config, key: str):
 
 def other_value(key: str) -> str:
     """A legal value of a key that is not its default, as YAML."""
-    default = value_of(load("default"), key)
-    return {"federation.adapter": "moments"}.get(key) or str(default / 2)
+    named = {"federation.adapter": "moments", "evaluation.cross_vendor": "[synthetic]"}
+    return named.get(key) or str(value_of(load("default"), key) / 2)
 
 
 @pytest.mark.parametrize(("old", "new"), old_keys())

@@ -7,7 +7,8 @@ import pytest
 
 from fedcmr.shared.case import LV
 from fedcmr.shared.errors import UserError
-from fedcmr.simulations.hospital import MASKS_NAME, POPULATIONS, write_hospital
+from fedcmr.shared.file_names import MASKS_NAME
+from fedcmr.simulations.hospital import POPULATIONS, write_hospital
 from fedcmr.simulations.scanners.acquisition import SCANNERS
 
 NUM_SLICES, NUM_PHASES = 6, 8

@@ -39,12 +39,12 @@ from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
 from fedcmr.client.ingest.vendor import agreed_field_strength, agreed_vendor, says_vendor
 from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
+from fedcmr.shared.file_names import MASKS_NAME
+from fedcmr.shared.orientation import LPS_TO_RAS
 from fedcmr.shared.progress import track
 from fedcmr.shared.provenance import EXPORTER
 
-MASKS_NAME = "masks.nii.gz"
 LABELS = {BACKGROUND: BACKGROUND, RV: RV, MYO: MYO, LV: LV}
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MIN_MASK_OVERLAP = 0.9
 """Share of the labelled volume that must lie within the images."""
 MR_IMAGE, ENHANCED_MR, ENHANCED_COLOR_MR, LEGACY_ENHANCED_MR = (

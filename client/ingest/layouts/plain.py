@@ -24,13 +24,13 @@ from fedcmr.client.deidentify import same_patient
 from fedcmr.client.ingest.cine import Cine, Findings, Study
 from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from fedcmr.client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
-from fedcmr.client.ingest.normalise import BASE_TO_APEX
 from fedcmr.client.ingest.placeholders import is_placeholder
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.stack.short_axis import MAX_TILT_DEG
 from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
 from fedcmr.shared.case import BACKGROUND, LV, MYO, RV, UNKNOWN
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.orientation import BASE_TO_APEX
 
 TABLE_NAME = "cases.csv"
 COLUMNS = {

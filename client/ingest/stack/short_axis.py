@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.client.ingest.dicom.header import Header
-from fedcmr.client.ingest.normalise import BASE_TO_APEX
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.stack.even_stack import even_run, is_complete
 from fedcmr.client.ingest.stack.phases import equal_in_number, in_time
 from fedcmr.client.ingest.stack.slices import SAME_POSITION_MM, Slice, cine_slices, parallel
+from fedcmr.shared.orientation import BASE_TO_APEX
 
 MIN_SLICES = 3
 MAX_TILT_DEG = 45.0

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.tasks.ejection_fraction.training import train_regressor
 from fedcmr.shared.case import Case
-from fedcmr.shared.tasks.ejection_fraction.inference import stack_answers
+from fedcmr.shared.tasks.ejection_fraction.inference import stack_predictions
 from fedcmr.shared.tasks.ejection_fraction.network import Regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
@@ -22,7 +22,7 @@ MIN_TO_HOLD_OUT, HELD_OUT_SHARE = 100, 0.1
 """From so many patients on, this share of them is kept from the training to calibrate the network on."""
 
 
-def train_reader(
+def train_calibrated(
     cases: Sequence[Case], config: RegressionConfig, seed: int, device: str | torch.device = "cpu", **options: Any
 ) -> Regressor:
     """Train a ResNet50 and calibrate how sure it is.
@@ -63,7 +63,7 @@ def calibrate(
         num_tta: As it will be asked later, because the spread depends on it.
         device: Where to compute.
     """
-    answers = stack_answers(model, cases, num_tta, device)
+    answers = stack_predictions(model, cases, num_tta, device)
     error, spread = answers.mean(axis=1) - np.asarray(true), answers.std(axis=1)
 
     def minus_log_likelihood(logs: NDArray[np.float64]) -> float:

@@ -6,29 +6,25 @@ in the header of the weights' file, too: a card that was lost can be written aga
 
 import hashlib
 import math
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
-from fedcmr.server.dataset.writer import DATASHEET_NAME
 from fedcmr.server.evaluation.categories import CATEGORIES, category_of
 from fedcmr.server.formatting import scans_in_words
 from fedcmr.server.settings import RegressionConfig
+from fedcmr.server.tasks.facts import versions
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
-from fedcmr.shared.provenance import PUBLIC, Provenance, of_folder
 from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
-LIBRARIES = ("fedcmr", "torch", "monai", "numpy")
 NOT_TESTED = "Not tested yet: `fedcmr-server evaluate --model {name} --test DIR...` tells its errors."
 COLUMNS = {
     "patients": ("n_patients", "{:d}"),
@@ -60,33 +56,8 @@ def training_facts(cases: Sequence[Case], config: RegressionConfig, seed: int, d
         "data": data,
         "seed": seed,
         "settings": asdict(config),
-        "versions": ", ".join([f"python {platform.python_version()}", *(f"{n} {version(n)}" for n in LIBRARIES)]),
+        "versions": versions(),
     }
-
-
-def of_folders(folders: Sequence[Path]) -> str:
-    """What is known of folders of cases, as `data` of `training_facts`: a synthetic data set has its datasheet."""
-    synthetic = [folder.resolve().name for folder in folders if (folder / DATASHEET_NAME).is_file()]
-    scanned = [folder for folder in folders if not (folder / DATASHEET_NAME).is_file()]
-    sentences = []
-    if synthetic:
-        sentences.append(f"Synthetic data sets, told by their datasheets: {', '.join(synthetic)}.")
-    sentences += [f"{folder.resolve().name}: {_scans(of_folder(folder))}" for folder in scanned]
-    if not all(of_folder(folder).is_simulated for folder in scanned):
-        sentences.append(
-            "No privacy was applied in this training: the weights may disclose the real patients among "
-            "these. Treat the file as you do the scans."
-        )
-    return "\n".join(sentences)
-
-
-def _scans(provenance: Provenance) -> str:
-    """What a training folder recorded of its scans, in a sentence."""
-    if provenance.is_simulated:
-        return "simulated scans, of no patient."
-    if provenance.kind == PUBLIC:
-        return f"real scans of a public data set. {provenance.terms}."
-    return "real scans that are private, or of which nobody has recorded where they come from."
 
 
 def write_model_card(

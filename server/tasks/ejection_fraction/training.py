@@ -1,7 +1,6 @@
 """Training of the ResNet50 of `fedcmr.shared.tasks.ejection_fraction.network` on slices of many patients."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,11 @@ from torch import Tensor
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.tasks.ejection_fraction.examples import Examples, prepare_examples
 from fedcmr.server.training.augmentation import augment_pairs
-from fedcmr.server.training.state import TrainingState, one_cycle
+from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, train
+from fedcmr.server.training.schedule import ema_decay, one_cycle
+from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import Case
 from fedcmr.shared.device import autocast
-from fedcmr.shared.errors import UserError
-from fedcmr.shared.progress import track
 from fedcmr.shared.tasks.ejection_fraction.network import Prediction, Regressor
 
 EF_BETA = 0.1
@@ -26,7 +25,6 @@ AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
 """Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the picture) to the range of EF."""
 MAX_GRAD_NORM = 5.0
 CHECKPOINT_EVERY = 200
-LOG_EVERY = 20
 
 
 def regression_loss(prediction: Prediction, ef: Tensor, areas: Tensor) -> Tensor:
@@ -63,8 +61,8 @@ def train_regressor(
         device: Where to train.
         checkpoint: A safetensors file written every `CHECKPOINT_EVERY` steps and removed at the end. One that belongs
             to other data, settings or seed is not used.
-        description: Words beside the progress bar.
-        log: Called with (step, mean loss since the last call) every `LOG_EVERY` steps.
+        description: What is trained, shown next to the progress bar.
+        log: As for `fedcmr.server.training.loop.train`.
         network: What is trained; `Regressor` or a variant of it.
 
     Raises:
@@ -76,46 +74,44 @@ def train_regressor(
         model = network(examples.mean_ef, config.area_share)
     model.to(device)
     state = TrainingState(model.train(), config.weight_decay)
-    identity = _identity(examples, config, seed)
-    first = state.restore(checkpoint, identity) if checkpoint else 0
-
-    losses: list[float] = []
-    for step in track(range(first, config.num_steps), description):
-        losses.append(training_step(state, examples, config, seed, step, device))
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == config.num_steps:
-            if not math.isfinite(sum(losses)):
-                raise UserError(
-                    f"the regressor's loss is not finite at step {step + 1}: lower regression.learning_rate"
-                )
-            if log is not None:
-                log(step + 1, sum(losses) / len(losses))
-            losses = []
-        if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < config.num_steps:
-            state.save(checkpoint, identity, step + 1)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    train(
+        state,
+        lambda step: step_loss(state.model, examples, config, seed, step, device),
+        training_recipe(config),
+        Budget(config.num_steps),
+        description,
+        Checkpoints(checkpoint, _identity(examples, config, seed), CHECKPOINT_EVERY) if checkpoint else None,
+        log,
+        "lower regression.learning_rate",
+    )
     return state.ema.eval()
 
 
-def training_step(
-    state: TrainingState[Regressor],
+def training_recipe(config: RegressionConfig) -> Recipe:
+    """One cycle of the learning rate, and an average over some 1 / (1 - `ema_decay`) steps."""
+    return Recipe(
+        lambda step, _: one_cycle(step, config.num_steps, config.learning_rate),
+        lambda step, _: ema_decay(config.ema_decay, step),
+        MAX_GRAD_NORM,
+    )
+
+
+def step_loss(
+    model: Regressor,
     examples: Examples,
     config: RegressionConfig,
     seed: int,
     step: int,
     device: str | torch.device = "cpu",
-) -> float:
-    """Draw and augment the batch of this step, learn from it, average the weights; returns the loss before it."""
+) -> Tensor:
+    """The loss of a step: its batch is drawn and augmented; everything random follows from (seed, step)."""
     generator = torch.Generator().manual_seed(_step_seed(seed, step))
     index = batch_indices(len(examples.images), config.batch_size, seed, step)
     images, growth = augment_pairs(examples.images[index].to(device), config.augmentation, generator)
     areas = examples.areas[index].to(device) * growth[:, None]
     with autocast(torch.device(device)):
-        prediction = state.model(images)
-    loss = regression_loss(prediction, examples.ef[index].to(device), areas)
-    rate = one_cycle(step, config.num_steps, config.learning_rate)
-    state.step(loss, rate, MAX_GRAD_NORM, min(config.ema_decay, (1 + step) / (10 + step)))
-    return loss.item()
+        prediction = model(images)
+    return regression_loss(prediction, examples.ef[index].to(device), areas)
 
 
 def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> Tensor:

@@ -1,79 +1,113 @@
-"""An independent judge of generated pictures: a small U-Net that finds the ventricles and measures what they eject.
+"""Training of the U-Net of `fedcmr.shared.tasks.segmentation.network`: on folders of cases, or on public hearts alone.
 
-It is trained on rendered public hearts only, with intensities far apart, and has seen neither a generated picture nor a
-patient: where it finds on a picture the ejection fraction that was asked for, the generator has obeyed the mask.
+What is trained on rendered public hearts only, with intensities far apart, has seen neither a generated image nor a
+patient: it is an independent evaluator. Where it finds on a generated image the ejection fraction that was requested,
+the generator has followed the mask.
 """
 
+import hashlib
 import json
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from monai.losses import DiceCELoss
+from monai.metrics import compute_dice
 from torch import Tensor
 
-from fedcmr.server.generation.pretraining import PublicHearts, simulate_hearts
-from fedcmr.server.settings import AugmentationConfig
-from fedcmr.server.training.augmentation import augment_pairs
+from fedcmr.server.generation.pretraining import simulate_hearts
+from fedcmr.server.settings import SegmentationConfig
+from fedcmr.server.tasks.segmentation.examples import Examples, prepare_examples, random_views
+from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, train
+from fedcmr.server.training.schedule import cosine, ema_decay
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import LV, MYO, RV, Case
 from fedcmr.shared.device import autocast
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
-from fedcmr.shared.progress import track
 from fedcmr.shared.tasks.segmentation.network import FORMAT, Segmenter, save_segmenter, segment
-from fedcmr.shared.views import augment, slice_pairs
+from fedcmr.shared.views import slice_pairs
 
-NUM_HEARTS, NUM_HELD_OUT, NUM_STEPS, BATCH_SIZE = 3000, 100, 3000, 32
-PEAK_RATE, WARM_UP_STEPS, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 3e-3, 100, 0.01, 0.998, 1.0
+NUM_HEARTS, NUM_HELD_OUT = 3000, 100
+WARM_UP_STEPS, MAX_GRAD_NORM = 100, 1.0
 CHECKPOINT_STEPS = 250
-INTENSITIES = AugmentationConfig(
-    rotation_deg=0,
-    log_scale=0,
-    shift_px=0,
-    flip=False,
-    log_gamma=0.3,
-    contrast=0.15,
-    brightness=0.06,
-    blur_px=0.7,
-    noise=0.04,
-    log_bias=0.1,
-)
-"""Contrast, shading, sharpness and noise only: the masks must move with the pictures, which `_training_pairs` does."""
+PUBLIC = SegmentationConfig()
+"""The public segmenter's training is one and the same, whatever a study's settings are."""
 HELD_OUT_OFFSET = 500
 """Added to the seed for hearts that the training never meets."""
 
 
 def measured_ef(segmenter: Segmenter, cases: Sequence[Case]) -> list[float]:
-    """Ejection fraction by LV areas found on the pictures, summed over each stack; the cases' masks are not used.
+    """Ejection fraction by LV areas found on the images, summed over each stack; the cases' masks are not used.
 
     Returns:
-        One value per case, NaN where no LV was found at ED.
+        One value per case, NaN where no LV was found at ED or at ES.
     """
+    return [ejection_fraction(labels.numpy()) for labels in predict_masks(segmenter, cases)]
+
+
+def predict_masks(segmenter: Segmenter, cases: Sequence[Case]) -> list[Tensor]:
+    """Labels of every case on the networks' grid, from its frames alone; each of shape (2, Z, 64, 64), uint8."""
     if not cases:
         return []
     stacks = [slice_pairs(case)[0] for case in cases]
     labels = segment(segmenter, torch.cat(stacks))
-    parts = labels.split([len(stack) for stack in stacks])
-    return [ejection_fraction(part.transpose(0, 1).numpy()) for part in parts]
+    return [part.transpose(0, 1) for part in labels.split([len(stack) for stack in stacks])]
 
 
 def dice(labels: Tensor, masks: Tensor) -> dict[str, float]:
-    """Dice overlap of each structure over all pixels of all pictures; NaN where neither holds it.
+    """Dice overlap of each structure over all pixels of all images; NaN where neither holds it.
 
     Args:
         labels: Found, any shape, uint8 labels 0..3.
         masks: True, of the same shape.
     """
-    scores = {}
-    for name, label in (("rv", RV), ("myo", MYO), ("lv", LV)):
-        found, true = labels == label, masks == label
-        total = int(found.sum() + true.sum())
-        scores[name] = 2 * int((found & true).sum()) / total if total else math.nan
-    return scores
+    found, true = (
+        torch.stack([(values == label).flatten() for label in (RV, MYO, LV)])[None].float()
+        for values in (labels, masks)
+    )
+    overlap = compute_dice(found, true, ignore_empty=False)[0]
+    empty = (found.sum(2) + true.sum(2) == 0)[0]
+    return {
+        name: math.nan if nothing else float(value)
+        for name, value, nothing in zip(("rv", "myo", "lv"), overlap, empty, strict=True)
+    }
+
+
+def train_on_cases(
+    cases: Sequence[Case],
+    config: SegmentationConfig,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    description: str = "training the segmenter",
+    log: Callable[[int, float], None] | None = None,
+) -> Segmenter:
+    """Train on all slices of the segmented cases and return the averaged (EMA) network.
+
+    Everything random follows from (seed, step), so a resumed training equals an uninterrupted one.
+
+    Args:
+        cases: Those whose masks are incomplete are left out.
+        config: Steps, batch, learning rate, average.
+        seed: Of weights, order and augmentation.
+        device: Where to train.
+        checkpoint: Removed at the end. One that belongs to other data, settings or seed is not used.
+        description: What is trained, shown next to the progress bar.
+        log: As for `fedcmr.server.training.loop.train`.
+
+    Raises:
+        UserError: No case is segmented, or the loss is not finite.
+    """
+    examples = prepare_examples(cases)
+    digest = hashlib.sha256(repr((sorted(asdict(config).items()), seed)).encode())
+    for tensor in (examples.images.double().sum(dim=(1, 2, 3)), examples.masks.sum(dim=(1, 2, 3))):
+        digest.update(tensor.numpy().tobytes())
+    checkpoints = Checkpoints(checkpoint, digest.hexdigest(), CHECKPOINT_STEPS) if checkpoint else None
+    return _train(examples, config, seed, device, Budget(config.num_steps), checkpoints, description, log).ema.eval()
 
 
 def train_segmenter(
@@ -81,10 +115,10 @@ def train_segmenter(
     seed: int,
     device: torch.device,
     minutes: float | None = None,
-    num_steps: int = NUM_STEPS,
+    num_steps: int = PUBLIC.num_steps,
     num_hearts: int = NUM_HEARTS,
 ) -> None:
-    """Train on simulated hearts and write the weights with a card beside them; goes on from `out`'s checkpoint.
+    """Train on simulated hearts and write the weights with a card next to them; resumes from `out`'s checkpoint.
 
     Args:
         out: The segmenter's file, ending in .safetensors.
@@ -100,17 +134,21 @@ def train_segmenter(
     try:
         private_folder(out.parent)
         hearts = simulate_hearts(num_hearts, seed)
-        state, step = _train(hearts, out.with_suffix(".checkpoint"), seed, device, minutes, num_steps)
+        examples = Examples(hearts.images, hearts.masks)
+        identity = f"{FORMAT} seed {seed}, {len(examples.images)} pictures, batch {PUBLIC.batch_size}"
+        checkpoints = Checkpoints(out.with_suffix(".checkpoint"), identity, CHECKPOINT_STEPS, kept=True)
+        state = _train(examples, PUBLIC, seed, device, Budget(num_steps, minutes), checkpoints)
         segmenter = state.ema.eval()
-        held_out = simulate_hearts(NUM_HELD_OUT, seed + HELD_OUT_OFFSET)
-        overlap = dice(segment(segmenter, held_out.chosen(slice(None))), held_out.masks)
+        hearts = simulate_hearts(NUM_HELD_OUT, seed + HELD_OUT_OFFSET)
+        held_out = Examples(hearts.images, hearts.masks)
+        overlap = dice(segment(segmenter, held_out.images_at(slice(None))), held_out.masks)
         card = {
             "command": f"fedcmr-server segmenter --out {out.name}",
             "trained_on": f"{num_hearts} simulated hearts; no patient, no generated picture",
             "seed": seed,
-            "num_steps": step,
-            "batch_size": BATCH_SIZE,
-            "elapsed_minutes": round(float(state.model.trained_s) / 60, 1),
+            "num_steps": state.num_steps,
+            "batch_size": PUBLIC.batch_size,
+            "elapsed_minutes": round(state.elapsed_s / 60, 1),
             "device": device.type,
             "threads": torch.get_num_threads(),
             f"dice_on_{NUM_HELD_OUT}_other_simulated_hearts": {name: round(v, 4) for name, v in overlap.items()},
@@ -123,50 +161,32 @@ def train_segmenter(
 
 
 def _train(
-    hearts: PublicHearts, checkpoint: Path, seed: int, device: torch.device, minutes: float | None, num_steps: int
-) -> tuple[TrainingState[Segmenter], int]:
-    """The training loop; everything random follows from (seed, step). Returns the state and the steps done."""
+    examples: Examples,
+    config: SegmentationConfig,
+    seed: int,
+    device: torch.device,
+    budget: Budget,
+    checkpoints: Checkpoints | None,
+    description: str = "training the segmenter",
+    log: Callable[[int, float], None] | None = None,
+) -> TrainingState[Segmenter]:
+    """Train a new network; everything random follows from (seed, step)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         segmenter = Segmenter().to(device).train()
-    state = TrainingState(segmenter, WEIGHT_DECAY)
-    identity = f"{FORMAT} seed {seed}, {len(hearts.images)} pictures, batch {BATCH_SIZE}"
-    step = state.restore(checkpoint, identity)
+    state = TrainingState(segmenter, config.weight_decay)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    before_s = float(segmenter.trained_s)
-    started = time.monotonic()
-    for _ in track(range(step, num_steps), "training the segmenter"):
-        done = step / num_steps
-        if minutes is not None:
-            done = max(done, float(segmenter.trained_s) / (60 * minutes))
-        if done >= 1:
-            break
-        images, masks = _training_pairs(hearts, seed, step)
+
+    def loss_of_step(step: int) -> Tensor:
+        images, masks = random_views(examples, config.batch_size, seed, step)
         with autocast(device):
             logits = segmenter(images.to(device))
-        loss = loss_of(logits.flatten(0, 1), masks.to(device).flatten(0, 1)[:, None])
-        rate = PEAK_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * done))
-        state.step(loss, rate, MAX_GRAD_NORM, min(EMA_DECAY, (1 + step) / (10 + step)))
-        step += 1
-        segmenter.trained_s.fill_(before_s + time.monotonic() - started)
-        if step % CHECKPOINT_STEPS == 0:
-            state.save(checkpoint, identity, step)
-    state.save(checkpoint, identity, step)
-    return state, step
+        return loss_of(logits.flatten(0, 1), masks.to(device).flatten(0, 1)[:, None])
 
-
-def _training_pairs(hearts: PublicHearts, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """One step's batch: turned, mirrored, zoomed and shifted with its masks, then given other intensities."""
-    rng = torch.Generator().manual_seed(seed * 7_368_787 + step)
-    index = torch.randint(len(hearts.images), (BATCH_SIZE,), generator=rng)
-    images, masks = augment(
-        hearts.chosen(index),
-        hearts.masks[index],
-        rng,
-        max_rotation_deg=45,
-        max_scale=0.2,
-        max_shift_px=5,
+    recipe = Recipe(
+        lambda step, done: cosine(step, done, config.learning_rate, WARM_UP_STEPS),
+        lambda step, _: ema_decay(config.ema_decay, step),
+        MAX_GRAD_NORM,
     )
-    mirrored = torch.rand(len(index), 1, 1, 1, generator=rng) < 0.5
-    images, masks = (torch.where(mirrored, values.flip(3), values) for values in (images, masks))
-    return augment_pairs(images, INTENSITIES, rng)[0], masks
+    train(state, loss_of_step, recipe, budget, description, checkpoints, log, "lower segmentation.learning_rate")
+    return state

@@ -28,7 +28,7 @@ MIN_AREA = 1e-4
 """Of the picture, summed over a stack: less than half a pixel is no cavity."""
 
 
-class Readings(NamedTuple):
+class Predictions(NamedTuple):
     """Answers for N patients.
 
     Attributes:
@@ -41,7 +41,7 @@ class Readings(NamedTuple):
     sd: NDArray[np.float64]
 
 
-def predict(model: Regressor, cases: Sequence[Case], num_tta: int, device: str | torch.device = "cpu") -> Readings:
+def predict(model: Regressor, cases: Sequence[Case], num_tta: int, device: str | torch.device = "cpu") -> Predictions:
     """Read every patient's stack, `num_tta` times each way.
 
     Args:
@@ -50,13 +50,13 @@ def predict(model: Regressor, cases: Sequence[Case], num_tta: int, device: str |
         num_tta: Rotations averaged, from -20 to 20 degrees.
         device: Where to compute.
     """
-    answers = stack_answers(model, cases, num_tta, device)
+    answers = stack_predictions(model, cases, num_tta, device)
     floor, gain = model.sd_floor.item(), model.sd_gain.item()
-    return Readings(answers.mean(axis=1), np.sqrt(floor**2 + (gain * answers.std(axis=1)) ** 2))
+    return Predictions(answers.mean(axis=1), np.sqrt(floor**2 + (gain * answers.std(axis=1)) ** 2))
 
 
 @torch.inference_mode()
-def stack_answers(
+def stack_predictions(
     model: Regressor, cases: Sequence[Case], num_tta: int, device: str | torch.device = "cpu"
 ) -> NDArray[np.float64]:
     """Every patient's answer under each rotation.

@@ -25,20 +25,14 @@ class Segmenter(nn.Module):
     """MONAI's U-Net on ED/ES pairs: both phases at once, because the one helps to find the other's borders.
 
     The order is known to it as it is to a reader: where trabeculae are pressed together, the border that is drawn lies
-    further outside the bright blood (`fedcmr.server.generation.rendering` paints it so).
-
-    Attributes:
-        trained_s: Seconds of training so far, kept with the weights so that a resumed training keeps its time budget.
+    further outside the bright blood (`fedcmr.server.generation.rendering` renders it so).
     """
-
-    trained_s: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         network = BasicUNet(spatial_dims=2, in_channels=2, out_channels=2 * NUM_LABELS, features=FEATURES, norm="batch")
         # With bf16 autocast a training step is 2.9 times faster than in float32 and the usual layout (AVX512-BF16).
         self.network = network.to(memory_format=torch.channels_last)
-        self.register_buffer("trained_s", torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of every label in every pixel.
@@ -64,7 +58,7 @@ def segment(segmenter: Segmenter, images: Tensor) -> Tensor:
     Returns:
         Shape (N, 2, 64, 64), uint8 labels 0..3.
     """
-    device = segmenter.trained_s.device
+    device = next(segmenter.parameters()).device
     labels = []
     for batch in images.split(PREDICT_BATCH):
         with autocast(device):

@@ -7,10 +7,11 @@ import pytest
 
 from fedcmr.client.deidentify import pseudonym, same_patient
 from fedcmr.client.ingest.placeholders import is_placeholder
-from fedcmr.client.ingest.prepare import SETTINGS_NAME, prepare
+from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.shared.case import read_index, write_index
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import PREPARED_NAME
 from tests.client.ingest.dicom_files import write_study
 
 KEY = bytes(range(32))
@@ -69,7 +70,7 @@ def test_a_person_without_a_number_is_refused_until_somebody_knows_better(tmp_pa
         prepare(source, tmp_path / "out", "dicom", key=KEY, one_study_one_patient=True)
     prepare(source, tmp_path / "apart", "dicom", key=KEY, one_study_one_patient=True)
     assert groups(tmp_path / "apart") == [1, 1, 1, 1]
-    assert json.loads((tmp_path / "apart" / SETTINGS_NAME).read_text())["one_study_one_patient"] is True
+    assert json.loads((tmp_path / "apart" / PREPARED_NAME).read_text())["one_study_one_patient"] is True
 
 
 def test_where_nobody_has_a_number_the_one_line_names_the_remedy(tmp_path):
@@ -113,10 +114,10 @@ def test_a_folder_of_an_earlier_version_keeps_its_cases_and_gets_the_common_pati
     old = {pseudonym(KEY, "0012345", "1.2.3"): pseudonym(KEY, "0012345")}
     write_index(out, [type(info)(**{**vars(info), "group": old.get(info.pseudonym, info.group)}) for info in infos])
     assert groups(out) == [1, 1]
-    settings = json.loads((out / SETTINGS_NAME).read_text())
+    settings = json.loads((out / PREPARED_NAME).read_text())
     for key in ("vendors_given", "one_study_one_patient"):
         del settings[key]
-    (out / SETTINGS_NAME).write_text(json.dumps(settings))
+    (out / PREPARED_NAME).write_text(json.dumps(settings))
     assert prepare(source, out, "dicom", key=KEY).num_new == 0
     assert {info.pseudonym for info in read_index(out)} == names and groups(out) == [2]
 

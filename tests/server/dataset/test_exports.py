@@ -11,7 +11,6 @@ import pytest
 from fedcmr.client.cli import main
 from fedcmr.client.deidentify import pseudonym
 from fedcmr.client.ingest.layouts.plain import parse_labels
-from fedcmr.client.ingest.normalise import BASE_TO_APEX
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.server.dataset.dicom import MAX_STORED, export_case
@@ -19,6 +18,7 @@ from fedcmr.server.dataset.nifti import LABELS, export_nifti
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared.case import LV, RV, Case, load_cases
+from fedcmr.shared.orientation import BASE_TO_APEX
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, of_folder, public
 from tests.client.ingest.dicom_files import write_study
 

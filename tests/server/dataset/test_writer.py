@@ -13,11 +13,12 @@ import yaml
 
 from fedcmr.server.dataset import writer as release
 from fedcmr.server.dataset.datasheet import prior_sentence, real_data, study_facts, terms
-from fedcmr.server.dataset.writer import DATASHEET_NAME, cavity_ml, write_release
+from fedcmr.server.dataset.writer import cavity_ml, write_release
 from fedcmr.server.settings import load
 from fedcmr.shared.case import LV, MYO, Case, CaseInfo, load_cases
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.file_names import DATASHEET_NAME
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 

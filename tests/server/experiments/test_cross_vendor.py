@@ -6,7 +6,7 @@ import pytest
 
 from fedcmr.server.evaluation.score import score
 from fedcmr.server.experiments import cross_vendor as matrix
-from fedcmr.server.experiments.cross_vendor import matrices, train_matrix, training_sets
+from fedcmr.server.experiments.cross_vendor import matrices, train_cross_vendor, training_sets
 from fedcmr.server.experiments.models import predictions_folder
 from fedcmr.server.run_folder import open_run
 from fedcmr.server.settings import Config, EvaluationConfig
@@ -53,11 +53,11 @@ def test_a_row_is_trained_once_on_its_own_vendors(run, monkeypatch):
 
     monkeypatch.setattr(matrix, "train_and_predict", note)
     cases = [SimpleNamespace(info=SimpleNamespace(vendor=vendor)) for vendor in VENDORS * 2]
-    train_matrix(run, run.config, "real", cases)
+    train_cross_vendor(run, run.config, "real", cases)
     assert trained["matrix/real/GE"] == ["GE"] and trained["matrix/real/without GE"] == ["Philips", "Siemens"]
     assert len(trained) == 6
     trained.clear()
-    train_matrix(run, run.config, "real", cases)
+    train_cross_vendor(run, run.config, "real", cases)
     assert trained == {}
 
 

@@ -56,6 +56,33 @@ def test_page_tells_figures_of_the_json(folder):
     assert "7.94" in page and "undefined" in page
 
 
+def test_the_page_takes_its_sections_from_the_tasks(folder, tmp_path):
+    assert 'id="segmentation"' not in (folder / "report.html").read_text()
+    report, inputs = study()
+    score = {
+        "n_patients": 9,
+        "n_undefined": 1,
+        "dice": {"lv": 0.912, "myo": 0.8, "rv": 0.7, "mean": 0.8},
+        "hd95_mm": {"lv": None, "myo": 4.04, "rv": 6.0},
+        "ef_mae_points": 3.3,
+        "ef_bias_points": -1.2,
+        "ci95": {
+            "dice": {"lv": [0.88, 0.94], "myo": None, "rv": None, "mean": None},
+            "hd95_mm": dict.fromkeys(("lv", "myo", "rv")),
+            "ef_mae_points": [2.1, 4.6],
+            "ef_bias_points": None,
+        },
+    }
+    build_report({**report, "segmentation": {"hospitals": {"GE": score, "all": score}}}, inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index('<section aria-labelledby="segmentation">') :]
+    section = section[: section.index("</section>")]
+    assert "<td>0.91<small>0.88 to 0.94</small></td>" in section and "<td>undefined</td>" in section
+    assert "3.3<small>2.1 to 4.6" in section and "all vendors" in section
+    order = [page.index(f'<h2 id="{name}">') for name in ("vendors", "segmentation", "privacy")]
+    assert order == sorted(order)
+
+
 def test_real_pictures_appear_only_when_they_may(tmp_path):
     report, inputs = study(simulated=False)
     build_report(report, ReportInputs(**{**inputs.__dict__, "shown": []}), tmp_path)

@@ -1,4 +1,4 @@
-"""The cross-vendor matrix on the page: its colours, its gaps and its sentences."""
+"""The cross-vendor evaluation on the page: its colours, its gaps and its sentences."""
 
 import base64
 import re
@@ -111,10 +111,12 @@ def test_the_page_has_heat_map_table_and_differences(tmp_path):
     report, inputs = full_study()
     build_report(report, inputs, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "Trained on one vendor, tested on another" in page and "matrix was not run" not in page.replace("\n", " ")
+    assert "Trained on one vendor, tested on another" in page and "evaluation was not run" not in page.replace(
+        "\n", " "
+    )
     score = report["matrix"]["synthetic"]["Siemens"]["GE"]
     assert f"{score['ci95']['mae_points'][0]:.1f} to {score['ci95']['mae_points'][1]:.1f}" in page
     assert "difference to<br>all vendors" in page
     build_report(*study(), tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "Trained on one vendor" not in page and "the cross-vendor matrix was not run" in page
+    assert "Trained on one vendor" not in page and "the cross-vendor evaluation was not run" in page

@@ -105,7 +105,7 @@ def test_what_few_patients_cannot_tell_is_said_in_words():
 def test_hidden_pictures_and_missing_parts_are_named():
     told = " ".join(omissions(report_with(), shown=[]))
     for words in (
-        "matrix was not run",
+        "evaluation was not run",
         "uncertainty was not measured",
         "patients were simulated too",
         "Attacks on the trained network",
@@ -118,7 +118,7 @@ def test_hidden_pictures_and_missing_parts_are_named():
             report_with(matrix={"real": {}}, uncertainty={"a": {}}, audit={}), shown=["hospitals", "mnms", "acdc"]
         )
     )
-    for words in ("show_real_pictures", "matrix was not run", "uncertainty", "Attacks"):
+    for words in ("show_real_pictures", "evaluation was not run", "uncertainty", "Attacks"):
         assert words not in told, words
 
 

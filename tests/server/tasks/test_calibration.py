@@ -6,10 +6,10 @@ import torch
 
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.tasks.ejection_fraction import calibration as reading
-from fedcmr.server.tasks.ejection_fraction.calibration import calibrate, train_reader
+from fedcmr.server.tasks.ejection_fraction.calibration import calibrate, train_calibrated
 from fedcmr.server.tasks.ejection_fraction.examples import prepare_examples
 from fedcmr.shared.tasks.ejection_fraction import inference
-from fedcmr.shared.tasks.ejection_fraction.inference import Readings, of_stack, predict, stack_answers
+from fedcmr.shared.tasks.ejection_fraction.inference import Predictions, of_stack, predict, stack_predictions
 from fedcmr.shared.tasks.ejection_fraction.network import Prediction, Regressor, load_regressor, save_regressor
 from tests.server.disc_case import disc_case
 
@@ -42,8 +42,8 @@ def test_a_stack_without_a_cavity_has_an_answer():
 def test_patients_of_unequal_stacks_are_read_each_by_their_own_slices(cases, tiny, area_share):
     torch.manual_seed(0)
     model = Regressor(area_share=area_share)
-    together = stack_answers(model, cases, num_tta=3)
-    alone = [stack_answers(model, [case], num_tta=3)[0] for case in cases]
+    together = stack_predictions(model, cases, num_tta=3)
+    alone = [stack_predictions(model, [case], num_tta=3)[0] for case in cases]
     np.testing.assert_allclose(together, alone, atol=1e-6)
     np.testing.assert_allclose(predict(model, cases, 3).ef, together.mean(axis=1))
     assert predict(model, [], num_tta=1).ef.shape == (0,)
@@ -64,7 +64,7 @@ def test_calibration_finds_the_spread_that_errors_follow(monkeypatch):
     centre = true + rng.normal(0, np.hypot(0.02, 1.5 * spread))
     answers = centre[:, None] + spread[:, None] * np.array([-1.0, 1.0])
     for module in (reading, inference):  # of the calibration, and of the prediction
-        monkeypatch.setattr(module, "stack_answers", lambda *_: answers)
+        monkeypatch.setattr(module, "stack_predictions", lambda *_: answers)
     model = Regressor()
     calibrate(model, [], true, num_tta=2)
     assert model.sd_floor.item() == pytest.approx(0.02, abs=0.006)
@@ -90,19 +90,19 @@ def test_calibration_patients_train_nothing_where_there_are_enough(cases, tiny, 
 
     note("trained", reading.train_regressor)
     note("judged", reading.calibrate)
-    model = train_reader(cases, CONFIG, seed=1)
+    model = train_calibrated(cases, CONFIG, seed=1)
     assert seen["trained"] == seen["judged"] == {case.info.pseudonym for case in cases}
     assert math.isfinite(model.sd_floor) and math.isfinite(model.sd_gain)
     monkeypatch.setattr(reading, "MIN_TO_HOLD_OUT", 4)
     monkeypatch.setattr(reading, "HELD_OUT_SHARE", 0.25)
-    train_reader(cases, CONFIG, seed=1)
+    train_calibrated(cases, CONFIG, seed=1)
     assert len(seen["judged"]) == 1 and len(seen["trained"]) == 3 and not seen["judged"] & seen["trained"]
 
 
 def test_what_a_network_knows_of_its_errors_is_saved_with_it(cases, tiny, tmp_path):
-    model = train_reader(cases, RegressionConfig(num_steps=3, batch_size=4, num_tta=2, area_share=0.5), seed=1)
+    model = train_calibrated(cases, RegressionConfig(num_steps=3, batch_size=4, num_tta=2, area_share=0.5), seed=1)
     save_regressor(tmp_path / "model.safetensors", model)
     told, again = (predict(m, cases, 2) for m in (model, load_regressor(tmp_path / "model.safetensors")))
-    assert isinstance(again, Readings)
+    assert isinstance(again, Predictions)
     np.testing.assert_array_equal(told.sd, again.sd)
     np.testing.assert_array_equal(told.ef, again.ef)

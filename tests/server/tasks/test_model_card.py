@@ -10,7 +10,8 @@ import pytest
 from fedcmr.server.evaluation.coverage import coverage
 from fedcmr.server.evaluation.tables import table
 from fedcmr.server.settings import AugmentationConfig, RegressionConfig
-from fedcmr.server.tasks.ejection_fraction.model_card import of_folders, training_facts, write_model_card
+from fedcmr.server.tasks.ejection_fraction.model_card import training_facts, write_model_card
+from fedcmr.server.tasks.facts import of_folders
 from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.provenance import SIMULATED_SCANS, public
 from fedcmr.shared.tasks.ejection_fraction.network import Regressor, save_regressor

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedcmr.client.training import LocalSteps, Mechanism, fine_tune
-from fedcmr.server.generation.synthesis import SharedGenerator, synthesize
-from fedcmr.server.settings import SynthesisConfig
+from fedcmr.server.generation.synthesis import SharedGenerator, load_shared_generator, synthesize
+from fedcmr.server.settings import SynthesisConfig, load
 from fedcmr.shared.models.base import Condition, Sampler
 from fedcmr.shared.models.diffusion import Diffusion
 from fedcmr.shared.models.kinds import KINDS, kind_of, make
@@ -17,7 +17,7 @@ from fedcmr.shared.models.path import integrate, interpolate
 from fedcmr.shared.models.prior import Prior, load_prior, save_prior
 from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.simulations.audit.membership import predicted_noise, view_losses
-from fedcmr.simulations.benchmarks.adapters import fixed_views
+from fedcmr.simulations.benchmarks.adapters import Site, federate, fixed_views
 from fedcmr.simulations.benchmarks.cost import simulated_patients
 
 K = len(STYLE_NAMES)
@@ -120,6 +120,22 @@ def test_a_site_trains_and_the_server_generates_with_any_kind(prior_of):
         for which in (shared, None):
             made = synthesize(prior_of, which, config, ["GE"], 0, "cpu")
             assert [case.frames.shape for case in made.cases] == [(2, 2, 64, 64)] * 2
+
+
+def test_what_a_round_publishes_is_read_and_generates_with_any_kind(prior_of, tmp_path):
+    settings = [
+        "federation.num_rounds=2",
+        "federation.local_steps=1",
+        "federation.num_views=1",
+        "privacy.enabled=false",
+    ]
+    config = load("default", [*settings, "federation.adapter=low_rank"])
+    state = federate(prior_of, [Site("GE", simulated_patients(2, prior_of, 2))], config, CPU)
+    state.publish(tmp_path / "generator.safetensors", {"0": ["GE"]}, 1e-3)
+    shared = load_shared_generator(tmp_path / "generator.safetensors", prior_of)
+    assert all(value.any() for value in shared.trainable.values()), "B is zero before a round"
+    made = synthesize(prior_of, shared, SynthesisConfig(num_cases=2, num_slices=1, num_steps=1), ["GE"], 0, "cpu")
+    assert len(made.cases) == 2
 
 
 def test_the_audit_queries_any_kind(prior_of):

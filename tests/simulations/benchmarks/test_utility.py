@@ -134,10 +134,16 @@ def test_rows_become_settings_and_models():
 
 
 def test_rows_are_asked_for_once_also_beside_a_setting_that_needs_one():
-    command = [sys.executable, "-m", "fedcmr.simulations.benchmarks.utility", "evaluation.matrix=[real]", "--rows"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedcmr.simulations.benchmarks.utility",
+        "evaluation.cross_vendor=[real]",
+        "--rows",
+    ]
     asked = {rows: subprocess.run([*command, rows], capture_output=True, text=True) for rows in ("magic", "prior_only")}
     assert {process.returncode for process in asked.values()} == {2}
-    assert "--rows" in asked["magic"].stderr and "evaluation.matrix" in asked["prior_only"].stderr
+    assert "--rows" in asked["magic"].stderr and "evaluation.cross_vendor" in asked["prior_only"].stderr
     with_pooled = subprocess.run([*command, "pooled_real", "--mnms", "nowhere"], capture_output=True, text=True)
     assert with_pooled.returncode == 2 and "--mnms" in with_pooled.stderr
 

@@ -12,10 +12,10 @@ import pytest
 
 from fedcmr.client.ingest.dicom.grouping import group_studies
 from fedcmr.client.ingest.dicom.header import Header
-from fedcmr.client.ingest.normalise import BASE_TO_APEX
 from fedcmr.client.ingest.reasons import REASONS, Unusable
 from fedcmr.client.ingest.stack.even_stack import even_run, is_complete
 from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
+from fedcmr.shared.orientation import BASE_TO_APEX
 
 NUM_PHASES, NUM_SLICES, SPACING_MM = 20, 9, 9.0
 COLUMN_AXIS = np.cross(BASE_TO_APEX, [0.0, 0.0, 1.0]) / np.linalg.norm(np.cross(BASE_TO_APEX, [0.0, 0.0, 1.0]))

@@ -1,0 +1,92 @@
+"""Tests of one model on folders of cases: what `fedcmr-server evaluate` prints.
+
+Guarantees: no figure is of fewer than `MIN_GROUP` patients who are not recorded as simulated, none can be had by
+subtracting one group from all, and figures of such patients are rounded (`fedcmr.server.evaluation.disclosure`).
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedcmr.server.evaluation.disclosure import joined, published
+from fedcmr.server.evaluation.score import FEW_PATIENTS
+from fedcmr.server.settings import Config
+from fedcmr.server.tasks.base import Task
+from fedcmr.shared.case import UNKNOWN, VENDORS, Case, load_cases
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.provenance import of_folder
+from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
+
+
+def evaluate_folders(
+    task: Task[Any, Any, Any], model: Any, folders: Sequence[Path], config: Config, device: torch.device
+) -> dict[str, Any]:
+    """A model's figures on every folder.
+
+    What a reader of the figures should know of a folder (patients left out, vendors unknown here, answers that are no
+    number, too few patients) is said on stderr, in numbers of patients.
+
+    Returns:
+        The parts of report.json that are the task's, the folders as test sets.
+
+    Raises:
+        UserError: A folder cannot be read, has no labelled patient, or fewer than `MIN_GROUP` who are not recorded as
+            simulated.
+    """
+    report: dict[str, Any] = {}
+    for folder in folders:
+        cases = _labelled(task, folder)
+        if not cases:
+            raise UserError(f"{folder} holds no case with {task.needs}: nothing can be tested there")
+        simulated = of_folder(folder).is_simulated
+        if len(cases) < MIN_GROUP and not simulated:
+            raise UserError(
+                f"{folder} holds fewer than {MIN_GROUP} patients with {task.needs}: figures of "
+                "so few would tell about single ones, add patients or leave the folder out"
+            )
+        groups = joined(_vendors(folder, cases))
+        figures = task.score(model, cases, task.predict(model, cases, config, device), groups, config)
+        for part, values in figures.items():
+            *path, name = part.split("/")
+            place = report
+            for key in path:
+                place = place.setdefault(key, {})
+            place.setdefault(name, {})[str(folder)] = published(values, rounded=not simulated)
+        for warning in task.warnings(figures):
+            _say(folder, warning)
+        if len(cases) < FEW_PATIENTS:
+            _say(folder, f"{len(cases)} patients are too few to judge a model by: take the figures as an illustration")
+    return report
+
+
+def training_cases(task: Task[Any, Any, Any], folders: Sequence[Path]) -> list[Case]:
+    """The labelled cases of all folders; how many of a folder are left out is said on stderr."""
+    return [case for folder in folders for case in _labelled(task, folder)]
+
+
+def _labelled(task: Task[Any, Any, Any], folder: Path) -> list[Case]:
+    """A folder's labelled cases; how many are left out is said."""
+    cases = load_cases(folder)
+    labelled = [case for case in cases if task.is_labelled(case)]
+    if len(labelled) < len(cases):
+        _say(folder, f"{len(cases) - len(labelled)} of {len(cases)} cases are without {task.needs} and are left out")
+    return labelled
+
+
+def _vendors(folder: Path, cases: Sequence[Case]) -> list[str]:
+    """Each case's vendor; a name that is none of `VENDORS` counts as unknown: no free text gets into a table."""
+    others = sum(case.info.vendor not in (*VENDORS, UNKNOWN) for case in cases)
+    if others:
+        _say(
+            folder,
+            f"{others} of {len(cases)} cases name a vendor that is none of {', '.join(VENDORS)}: they count "
+            f"as {UNKNOWN}",
+        )
+    return [case.info.vendor if case.info.vendor in VENDORS else UNKNOWN for case in cases]
+
+
+def _say(folder: Path, text: str) -> None:
+    print(f"{folder}: {text}", file=sys.stderr)

@@ -1,0 +1,101 @@
+"""Segmentation: a U-Net that finds ventricles and muscle on pairs of slices."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from fedcmr.server.settings import Config
+from fedcmr.server.tasks.base import Task
+from fedcmr.server.tasks.facts import versions
+from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, is_segmented, prepare_examples
+from fedcmr.server.tasks.segmentation.scores import as_text_table, score_masks
+from fedcmr.server.tasks.segmentation.training import predict_masks, train_on_cases
+from fedcmr.shared.case import Case
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.tasks.segmentation.network import FORMAT, Segmenter, load_segmenter, save_segmenter
+
+PART = "segmentation"
+"""The task's part of report.json."""
+
+
+class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
+    """The U-Net and its scores: `segmentation` of report.json."""
+
+    needs = NEEDS
+    format = FORMAT
+    section = "segmentation/section.html"
+
+    def num_steps(self, config: Config) -> int:
+        """See `Task.num_steps`."""
+        return config.segmentation.num_steps
+
+    def is_labelled(self, case: Case) -> bool:
+        """Whether the masks are complete; see `is_segmented`."""
+        return is_segmented(case)
+
+    def examples(self, cases: Sequence[Case], config: Config) -> Examples:
+        """All slices of the segmented cases."""
+        return prepare_examples(cases)
+
+    def train(
+        self,
+        cases: Sequence[Case],
+        config: Config,
+        device: torch.device,
+        checkpoint: Path | None = None,
+        description: str = "training the segmenter",
+        log: Callable[[int, float], None] | None = None,
+    ) -> Segmenter:
+        """See `Task.train`."""
+        return train_on_cases(cases, config.segmentation, config.seed, device, checkpoint, description, log)
+
+    def save(self, path: Path, model: Segmenter, cases: Sequence[Case], config: Config, data: str) -> Path | None:
+        """Write the weights as float16 and a card in JSON; of the training patients it tells numbers only."""
+        used = [case for case in cases if is_segmented(case)]
+        facts = {
+            "trained_on": len(used),
+            "vendors": dict(sorted(Counter(case.info.vendor for case in used).items())),
+            "data": data,
+            "seed": config.seed,
+            "settings": asdict(config.segmentation),
+            "versions": versions(),
+        }
+        save_segmenter(path, model, facts)
+        card = path.with_suffix(".json")
+        write_atomically(card, (json.dumps(facts, indent=2) + "\n").encode())
+        return card
+
+    def load(self, path: Path) -> Segmenter:
+        """See `Task.load`."""
+        return load_segmenter(path)
+
+    def predict(self, model: Segmenter, cases: Sequence[Case], config: Config, device: torch.device) -> list[Tensor]:
+        """Labels of every case; see `predict_masks`."""
+        return predict_masks(model.to(device), cases)
+
+    def score(
+        self, model: Segmenter, cases: Sequence[Case], predictions: list[Tensor], groups: Sequence[str], config: Config
+    ) -> Mapping[str, Any]:
+        """Overlap, distances and the ejection fraction's error by vendor; see `score_masks`."""
+        return {PART: score_masks(cases, predictions, groups, config.evaluation.num_bootstrap, config.seed)}
+
+    def warnings(self, figures: Mapping[str, Any]) -> list[str]:
+        """Whether a structure was not found at all on some patient."""
+        num, num_undefined = (figures[PART]["all"][key] for key in ("n_patients", "n_undefined"))
+        if not num_undefined:
+            return []
+        return [
+            f"on {num_undefined} of {num} patients a structure was not found: distances and ejection fractions that "
+            "need it are left undefined"
+        ]
+
+    def tables(self, report: Mapping[str, Any], test_set: str) -> list[Table]:
+        """One table, vendor by vendor."""
+        return [as_text_table(test_set, report[PART][test_set])]
