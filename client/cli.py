@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from textwrap import indent
 
 from rich.console import Console
 from rich.table import Table
@@ -18,8 +18,9 @@ from fedcmr.client.check.report import CheckReport, as_json, meaning
 from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.deployment.cli import add_commands
 from fedcmr.client.fetch.cli import add_fetch
+from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.plain import parse_labels
-from fedcmr.client.ingest.prepare import REFUSED_NAME, Layout, prepare
+from fedcmr.client.ingest.prepare import REFUSED_NAME, prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.client.trainable import told, trainable
 from fedcmr.shared.case import VENDORS
@@ -32,15 +33,7 @@ console = Console(highlight=False)
 PREPARE = """\
 Scans -> cases without identifiers. Repeat an interrupted call to resume. What --format expects in SRC:
 
-  dicom   any folders of any files, as exported; masks as DICOM segmentations among them, or as masks.nii.gz (x, y, z,
-          phase; 1 RV, 2 myocardium, 3 LV cavity) in a study's own folder
-  acdc    patientNNN/patientNNN_frameMM.nii.gz and ..._gt.nii.gz, two frames a patient
-  mnms    CODE/CODE_sa.nii.gz and CODE_sa_gt.nii.gz, and the data set's CSV
-  mnms2   NNN/NNN_SA_ED.nii.gz, NNN_SA_ES.nii.gz, each with ..._gt.nii.gz, and dataset_information.csv
-  plain   frames/NAME.nii.gz (x, y, z, phase), or frames/NAME_ed.nii.gz and NAME_es.nii.gz (x, y, z); masks of the same
-          names in masks/ (then give --labels), or none; cases.csv with a column name, and where known patient, vendor,
-          field_strength_t, ef_fraction or ef_percent
-"""
+""" + "".join(f"  {name:<7} {indent(layout.expects, 10 * ' ').lstrip()}\n" for name, layout in LAYOUTS.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("source", type=Path, metavar="SRC", help="folder of scans; only read")
     sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to resume")
-    sub.add_argument("--format", required=True, choices=get_args(Layout), help="how the scans are stored")
+    sub.add_argument("--format", required=True, choices=tuple(LAYOUTS), help="how the scans are stored")
     sub.add_argument(
         "--labels",
         metavar="rv=1,myo=2,lv=3",

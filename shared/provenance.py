@@ -46,7 +46,6 @@ PUBLIC_SETS = {
     ),
     "Sunnybrook": PublicSet("Radau et al. (2009), The MIDAS Journal", "CC0 1.0: no condition; citing it is asked for"),
 }
-LAYOUT_SETS = {"acdc": "ACDC", "mnms": "M&Ms", "mnms2": "M&Ms-2"}
 """The layouts of `prepare` that are a public set's own."""
 
 
@@ -94,11 +93,6 @@ def public(name: str) -> Provenance:
         )
     entry = PUBLIC_SETS[key]
     return Provenance(PUBLIC, key, f"{key} ({entry.citation}) is {entry.terms}")
-
-
-def of_layout(layout: str) -> Provenance:
-    """What a layout of `prepare` says by itself: public for a public set's own layout, else private."""
-    return public(LAYOUT_SETS[layout]) if layout in LAYOUT_SETS else PRIVATE_REAL
 
 
 def parse(text: str) -> Provenance:

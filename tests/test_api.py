@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,17 @@ def test_new_cases_have_the_vendor_and_the_ejection_fractions_that_were_requeste
         np.testing.assert_array_equal(first.frames, second.frames)
         assert first.frames.shape == (2, 6, 64, 64)
     assert {case.info.vendor for case in fedcmr.synthesize(study, number=2, device="cpu")} == {"GE", "Siemens"}
+
+
+def test_the_readme_opens_the_data_as_it_says(study, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "default").symlink_to(study.path)
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(lines, names)  # noqa: S102 - the lines of our own README
+    assert "(2, 6, 64, 64)" in capsys.readouterr().out
+    assert isinstance(names["more"], list) and len(names["more"]) == 20
 
 
 def test_the_public_prior_is_of_no_vendor():

@@ -8,17 +8,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedcmr.client.deidentify import pseudonym, read_or_make_key
 from fedcmr.client.ingest.burned_in import SUSPECTED, suspect
-from fedcmr.client.ingest.cine import Findings, Study
-from fedcmr.client.ingest.dicom.reader import find_dicom
-from fedcmr.client.ingest.layouts.acdc import find_acdc
+from fedcmr.client.ingest.cine import Study
 from fedcmr.client.ingest.layouts.ef_table import names_of, read_ef_table, with_ejection_fractions
-from fedcmr.client.ingest.layouts.mnms import find_mnms
-from fedcmr.client.ingest.layouts.mnms2 import find_mnms2
-from fedcmr.client.ingest.layouts.plain import find_plain
+from fedcmr.client.ingest.layouts.kinds import LAYOUTS
+from fedcmr.client.ingest.layouts.layout import Options
 from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.plausibility import check_masks
 from fedcmr.client.ingest.reasons import REASONS, Unusable
@@ -29,9 +26,8 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.file_names import PREPARED_NAME
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.progress import track
-from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, of_layout
+from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, public
 
-Layout = Literal["dicom", "acdc", "mnms", "mnms2", "plain"]
 REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
 MAX_TOLD = 5
@@ -83,7 +79,7 @@ class Job:
 def prepare(
     source: Path,
     destination: Path,
-    layout: Layout,
+    layout: str,
     *,
     folds: Collection[int] | None = None,
     labels: Mapping[int, int] | None = None,
@@ -109,7 +105,7 @@ def prepare(
     Args:
         source: The scans; only read.
         destination: A folder to make, or one that an earlier call made with the same settings.
-        layout: How the scans are stored.
+        layout: How the scans are stored, a key of `LAYOUTS`.
         folds: For ACDC, the patients to keep: see `find_acdc`.
         labels: For the plain layout, what the masks' numbers mean: see `plain.parse_labels`.
         ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
@@ -133,6 +129,12 @@ def prepare(
         raise UserError(f"{source} is not a folder: give the one that holds the scans")
     if source.resolve() in (destination.resolve(), *destination.resolve().parents):
         raise UserError(f"{destination} lies inside {source}: choose a destination outside the scans")
+    kind = LAYOUTS[layout]
+    options = Options(folds, labels, one_study_one_patient, issuers_differ)
+    for name in options.given():
+        if name not in kind.takes:
+            raise UserError(f"--{name.replace('_', '-')} means nothing in the layout {layout}: leave it out")
+    implied = PRIVATE_REAL if kind.public_set is None else public(kind.public_set)
     table = None if ef_table is None else read_ef_table(ef_table)
     try:
         key = read_or_make_key(destination.resolve().parent) if key is None else key
@@ -143,7 +145,7 @@ def prepare(
             # With the key: a table of a few patients could be guessed from a plain hash.
             "ef_table": None if table is None else pseudonym(key, json.dumps(sorted(table.items()))),
             "key_check": pseudonym(key, "key check"),
-            "provenance": (of_layout(layout) if provenance is None else provenance).as_json(),
+            "provenance": (implied if provenance is None else provenance).as_json(),
             "one_study_one_patient": one_study_one_patient or None,
             "issuers_differ": issuers_differ or None,
         }
@@ -154,7 +156,7 @@ def prepare(
             _remove_suspected(destination, known, details)
         num_known = len(known)
         with Workers(num_processes) as workers:
-            findings = _find(source, layout, folds, labels, workers, one_study_one_patient, issuers_differ)
+            findings = kind.find(source, options, workers)
             studies = findings.studies if table is None else with_ejection_fractions(findings.studies, table)
             # By its own spelling, so that a folder of an earlier version, which knew no other, keeps its cases.
             jobs = [Job(pseudonym(key, s.spelt, s.study), pseudonym(key, s.patient), s) for s in studies]
@@ -242,37 +244,6 @@ def prepare_one(
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     synthetic = {"synthetic": True} if job.study.is_synthetic else {}
     return Prepared(info, {**phases, **synthetic, "warnings": cautions})
-
-
-def _find(
-    source: Path,
-    layout: Layout,
-    folds: Collection[int] | None,
-    labels: Mapping[int, int] | None,
-    workers: Workers,
-    one_study_one_patient: bool,
-    issuers_differ: bool,
-) -> Findings:
-    """The layout's reader."""
-    if one_study_one_patient and layout != "dicom":
-        raise UserError(f"--one-study-one-patient: the layout {layout} names every patient, leave it out")
-    if issuers_differ and layout != "dicom":
-        raise UserError(f"--issuers-differ: the layout {layout} knows no issuers, leave it out")
-    if folds is not None and layout != "acdc":
-        raise ValueError(f"Expected folds with the layout acdc only, got {layout}.")
-    if labels is not None and layout != "plain":
-        raise UserError(f"--labels: the layout {layout} has label numbers of its own, leave it out")
-    match layout:
-        case "acdc":
-            return find_acdc(source, folds)
-        case "mnms":
-            return find_mnms(source)
-        case "mnms2":
-            return find_mnms2(source)
-        case "plain":
-            return find_plain(source, labels)
-        case "dicom":
-            return find_dicom(source, workers, one_study_one_patient, issuers_differ)
 
 
 def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:

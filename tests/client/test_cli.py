@@ -194,6 +194,8 @@ def test_code_prints_what_a_policy_can_list(tmp_path, capsys):
     root = Path(__file__).resolve().parents[2]
     for name in ("client", "shared"):
         shutil.copytree(root / name, tmp_path / "bundle" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "bundle" / "fedcmr").mkdir()
+    shutil.copy(root / "fedcmr" / "__init__.py", tmp_path / "bundle" / "fedcmr")
     assert sha256_of(tmp_path / "bundle") == printed, "the same source elsewhere is the same code"
     SitePolicy(allowed_code_sha256=[printed])
     path = tmp_path / "bundle" / "shared" / "privacy.py"

@@ -13,7 +13,6 @@ from fedcmr.shared.provenance import (
     SIMULATED_SCANS,
     from_json,
     of_folder,
-    of_layout,
     parse,
     public,
     together,
@@ -50,9 +49,8 @@ def test_terms_come_from_the_table_and_not_from_a_file():
 
 
 def test_public_sets_are_known_in_any_spelling_and_name_citation_and_terms():
-    assert public("mnms") == public("M&Ms") == of_layout("mnms") == parse("public:m&ms")
-    assert "Bernard et al. (2018)" in of_layout("acdc").terms and "CC BY-NC-SA 4.0" in of_layout("acdc").terms
-    assert of_layout("dicom") == of_layout("plain") == PRIVATE_REAL
+    assert public("mnms") == public("M&Ms") == parse("public:m&ms")
+    assert "Bernard et al. (2018)" in public("acdc").terms and "CC BY-NC-SA 4.0" in public("acdc").terms
     with pytest.raises(UserError, match="Expected a public data set of ACDC"):
         public("our own")
 

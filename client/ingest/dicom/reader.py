@@ -31,6 +31,7 @@ from fedcmr.client.ingest.dicom.segmentation import (
     read_segmentation_header,
     read_segmentations,
 )
+from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_nifti, relabel
 from fedcmr.client.ingest.patient import agreed_sex
 from fedcmr.client.ingest.placeholders import is_placeholder
@@ -327,3 +328,12 @@ def _masks_by_study(files: Sequence[Path], studies: Mapping[StudyKey, Sequence[H
             # A file that covers several studies belongs to none: named once per owner, it is ambiguous for each.
             masks[owner] += [file] * len(owners)
     return masks
+
+
+DICOM = Layout(
+    lambda source, options, workers: find_dicom(source, workers, options.one_study_one_patient, options.issuers_differ),
+    expects="""\
+any folders of any files, as exported; masks as DICOM segmentations among them, or as masks.nii.gz (x, y, z,
+phase; 1 RV, 2 myocardium, 3 LV cavity) in a study's own folder""",
+    takes=("one_study_one_patient", "issuers_differ"),
+)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_phases, spacing_of
 from fedcmr.client.ingest.patient import pathology_code
 from fedcmr.client.ingest.reasons import Unusable
@@ -76,3 +77,11 @@ def _group(path: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return next((pathology_code(line.removeprefix("Group:")) for line in lines if line.startswith("Group:")), "")
+
+
+ACDC = Layout(
+    lambda source, options, workers: find_acdc(source, options.folds),
+    expects="patientNNN/patientNNN_frameMM.nii.gz and ..._gt.nii.gz, two frames a patient",
+    takes=("folds",),
+    public_set="ACDC",
+)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from fedcmr.client.ingest.layouts.tables import MAX_BYTES
 from fedcmr.client.ingest.patient import agreed, pathology_code, sex_code
@@ -96,3 +97,10 @@ def _read_table(path: Path) -> list[dict[str, str]] | None:
     except (OSError, UnicodeDecodeError, csv.Error):
         return None
     return rows if rows and set(COLUMNS) <= set(rows[0]) else None
+
+
+MNMS = Layout(
+    lambda source, options, workers: find_mnms(source),
+    expects="CODE/CODE_sa.nii.gz and CODE_sa_gt.nii.gz, and the data set's CSV",
+    public_set="M&Ms",
+)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.mnms import LABELS
 from fedcmr.client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
 from fedcmr.client.ingest.layouts.tables import read_rows
@@ -88,3 +89,10 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+MNMS2 = Layout(
+    lambda source, options, workers: find_mnms2(source),
+    expects="NNN/NNN_SA_ED.nii.gz, NNN_SA_ES.nii.gz, each with ..._gt.nii.gz, and dataset_information.csv",
+    public_set="M&Ms-2",
+)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedcmr.client.deidentify import same_patient
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
 from fedcmr.client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
 from fedcmr.client.ingest.placeholders import is_placeholder
@@ -233,3 +234,13 @@ def _read_table(path: Path) -> dict[str, Described]:
         patient = same_patient(spelling) or name
         table[name] = Described(patient, row.get("vendor", ""), **values, spelling=spelling * (spelling != patient))
     return table
+
+
+PLAIN = Layout(
+    lambda source, options, workers: find_plain(source, options.labels),
+    expects="""\
+frames/NAME.nii.gz (x, y, z, phase), or frames/NAME_ed.nii.gz and NAME_es.nii.gz (x, y, z); masks of the same
+names in masks/ (then give --labels), or none; cases.csv with a column name, and where known patient, vendor,
+field_strength_t, ef_fraction or ef_percent""",
+    takes=("labels",),
+)

@@ -155,7 +155,7 @@ def test_a_readers_own_exception_becomes_a_code(tmp_path, monkeypatch):
     broken = Study("1", "1", partial(int, "patient Jane Doe"))
     with pytest.raises(ValueError, match="Jane"):
         broken.read()
-    monkeypatch.setattr("fedcmr.client.ingest.prepare.find_acdc", lambda source, folds: Findings([broken]))
+    monkeypatch.setattr("fedcmr.client.ingest.layouts.acdc.find_acdc", lambda source, folds: Findings([broken]))
     (tmp_path / "scans").mkdir()
     with pytest.raises(UserError, match="unexpected-error 1") as error:
         prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY)

@@ -345,7 +345,7 @@ def test_a_label_map_is_checked(text, complaint):
 
 def test_labels_belong_to_the_plain_layout(tmp_path):
     write_csv(tmp_path / "scans" / "dataset_information.csv", [["SUBJECT_CODE", "VENDOR", "FIELD"], ["1", "GE", "1.5"]])
-    with pytest.raises(UserError, match="has label numbers of its own"):
+    with pytest.raises(UserError, match="--labels means nothing in the layout"):
         prepare(tmp_path / "scans", tmp_path / "out", "mnms2", labels=LABELS, key=KEY)
 
 

@@ -1,0 +1,155 @@
+"""Writes the tables of results into README.md and docs/results.md, from the figures in docs/results/*.json.
+
+    .venv/bin/python docs/tables.py
+
+`utility_CONFIG.json` is what `python -m fedcmr.simulations.benchmarks.utility --json` writes: a new measurement
+replaces the file as it is. Files that say `copied_by_hand` hold printed figures whose JSON nobody had kept.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+PAGES = (DOCS.parent / "README.md", DOCS / "results.md")
+REGION = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TEST_SETS = {"acdc": "real, ACDC", "hospitals": "simulated"}
+MAIN, POOLED, PRIOR = "synthetic_only", "pooled_real", "prior_only"
+MODELS = {
+    MAIN: "**synthetic hearts only**",
+    POOLED: "pooled real scans, no privacy",
+    PRIOR: "public prior only, no site",
+}
+ONE_VENDOR = {"acdc": ["all"], "hospitals": ["GE", "Philips", "Siemens", "all"]}
+
+
+def figures(name: str) -> dict[str, Any]:
+    """One file of `docs/results/`."""
+    return dict(json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def markdown(heading: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def score_rows() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Test set, vendor, model and score of every row, by test set, vendor and model."""
+    for config in ("acdc", "default"):
+        for test_set, of_set in figures(f"utility_{config}")["test_sets"].items():
+            for vendor in ONE_VENDOR[test_set]:
+                for model, scores in of_set["rows"].items():
+                    out = model.removeprefix("without_").partition("-")[2]
+                    if vendor in scores and (model in MODELS or out == vendor.lower()):
+                        yield test_set, vendor, model, scores[vendor]
+
+
+def name_of(model: str, vendor: str) -> str:
+    """A row's name for a reader."""
+    return MODELS.get(model, f"synthetic hearts only, without the {vendor} hospital")
+
+
+def patients(test_set: str, vendor: str, score: dict[str, Any]) -> str:
+    """A row's test patients for a reader."""
+    which = "" if test_set == "acdc" else f", {vendor}"
+    return f"{TEST_SETS[test_set]}{which} ({score['n_patients']})"
+
+
+def interval(score: dict[str, Any], name: str, digits: int) -> str:
+    """A figure with its 95 % interval."""
+    low, high = score["ci95"][name]
+    return f"{score[name]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def spread(score: dict[str, Any]) -> str:
+    """Standard deviation of the seeds' mean absolute errors; a dash for one seed."""
+    if "sd_of_seeds_points" in score:
+        return f"{score['sd_of_seeds_points']:.1f}"
+    maes = score["per_seed"]["mae_points"]
+    return f"{statistics.stdev(maes):.1f}" if len(maes) > 1 else "-"
+
+
+def utility() -> str:
+    """Every row of the utility benchmark."""
+    return markdown(
+        ["test patients", "trained on", "r² (95 %)", "MSE", "MAE, EF points (95 %)", "SD", "bias"],
+        [
+            [
+                patients(test_set, vendor, score),
+                name_of(model, vendor),
+                interval(score, "r2", 2),
+                f"{score['mse']:.4f}",
+                interval(score, "mae_points", 1),
+                spread(score),
+                f"{score['bias_points']:.1f}",
+            ]
+            for test_set, vendor, model, score in score_rows()
+        ],
+    )
+
+
+def headline() -> str:
+    """The rows that the README shows: over all vendors, and the vendor whose hospital matters most."""
+    return markdown(
+        ["test patients", "the ResNet50 was trained on", "mean error, EF points (95 %)", "r²"],
+        [
+            [
+                patients(test_set, vendor, score),
+                name_of(model, vendor),
+                interval(score, "mae_points", 1),
+                f"{score['r2']:.2f}",
+            ]
+            for test_set, vendor, model, score in score_rows()
+            if vendor == "all" or (vendor == "GE" and model not in (POOLED, PRIOR))
+        ],
+    )
+
+
+def cross_vendor() -> str:
+    """Trained on some vendors, tested on each."""
+    cells = figures("cross_vendor_default")["mae_points"]
+    vendors = ("GE", "Philips", "Siemens")
+    heading = ["trained on"]
+    for kind in ("synthetic", "real"):
+        heading += [f"{kind}: {vendors[0]}", *vendors[1:], "all (95 %)"]
+    rows = []
+    for name in cells["synthetic"]:
+        row = [name]
+        for kind in ("synthetic", "real"):
+            of_kind = cells[kind][name]
+            low, high = of_kind["ci95"]
+            row += [
+                *(f"{of_kind[vendor]:.1f}" for vendor in vendors),
+                f"{of_kind['all']:.1f} ({low:.1f} to {high:.1f})",
+            ]
+        rows.append(row)
+    return markdown(heading, rows)
+
+
+def stages() -> str:
+    """Seconds of the default study's stages."""
+    seconds = figures("stages_default")["seconds"]
+    return markdown(["stage, default study", "seconds"], [[name, str(value)] for name, value in seconds.items()])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "utility": utility,
+    "cross_vendor": cross_vendor,
+    "stages": stages,
+}
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables made anew."""
+    return REGION.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
