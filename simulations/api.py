@@ -25,7 +25,7 @@ class Study:
     """A finished study; everything is read from its folder when it is first asked for.
 
     Attributes:
-        path: The run folder. README names the files in it.
+        path: The run folder. `docs/commands.md` names the files in it.
     """
 
     path: Path
@@ -57,7 +57,7 @@ def simulate(config: str | Path = "smoke", out: str | Path | None = None, **over
     The same as the command `fedcmr-simulate`, progress and summary included. It needs no `if __name__ == "__main__"`.
 
     Args:
-        config: A name under `configs/` ("smoke", two minutes; "default", an hour; "acdc") or a YAML file's path.
+        config: A name under `configs/` ("smoke", two minutes; "default", twenty minutes; "acdc") or a YAML file's path.
         out: The run folder; `runs/CONFIG` where None. A finished study of the same settings is only read.
         overrides: Keys of `configs/default.yaml`, a section as a dictionary: `seed=1`,
             `privacy={"target_epsilon": 3.0}`.

@@ -6,15 +6,21 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.shared.case import load_cases
+from fedcmr.shared.models.base import Condition, Sampler
+from fedcmr.shared.models.kinds import KINDS, make
+from fedcmr.shared.models.networks.unet import Architecture
+from fedcmr.shared.style import STYLE_NAMES
 from tests.conftest import make_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,3 +111,27 @@ def test_the_example_of_a_layout_reads_scans(tmp_path, monkeypatch):
         assert case.info.vendor == "Philips" and 0 < case.info.ef < 1
         assert set(np.unique(case.masks)) == {0, 1, 2, 3}
     sys.modules.pop("export_layout")
+
+
+def test_the_example_of_a_model_trains_and_samples(monkeypatch):
+    (source,) = [code for code in examples(ROOT / "docs" / "extending.md") if "(GenerativeModel)" in code]
+    names: dict[str, Any] = {}
+    exec(source, names)  # noqa: S102 - the lines of our own document
+    monkeypatch.setitem(KINDS, "image_prediction", names["ImagePrediction"])
+    model = make("image_prediction", Architecture(channels=(16, 16, 16), norm_num_groups=4))
+    rng = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 4, (3, 2, 32, 32), dtype=torch.uint8, generator=rng)
+    condition = Condition(masks, torch.randn(3, len(STYLE_NAMES), generator=rng))
+    images = torch.full((3, 2, 32, 32), 0.5)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        loss = model.loss(images, condition, rng)
+        assert loss.shape == (3,), "privacy clips per patient"
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        losses.append(float(loss.detach().mean()))
+    assert losses[-1] < losses[0] / 3
+    sampled = model.sample(condition, Sampler(num_steps=4), rng)
+    assert sampled.shape == images.shape and float((sampled - images).abs().mean()) < 0.3
