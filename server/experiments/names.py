@@ -7,7 +7,7 @@ NAMES = {
     MAIN_MODEL: "synthetic hearts only",
     "pooled_real": "real scans, pooled",
     "federated_without_privacy": "sites, without privacy",
-    "prior_only": "prior alone, no site",
+    "prior_only": "public prior only",
     "predict_the_mean": "guess the mean",
 }
 FAMILIES = {"epsilon_": "sites, epsilon {}", "local_only_": "site {} alone", "without_": "without site {}"}

@@ -139,7 +139,7 @@ def test_models_have_plain_names_and_a_readers_order():
         "synthetic hearts only",
         "real scans, pooled",
         "sites, without privacy",
-        "prior alone, no site",
+        "public prior only",
         "sites, epsilon 0.5",
         "sites, epsilon 3",
         "sites, epsilon 10",
@@ -162,7 +162,7 @@ def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figu
     figure = base64.b64decode(re.search(r'svg\+xml;base64,([^"]+)', page)[1]).decode()
     for name in ("without site 2", "site 3 alone", "sites, epsilon 1"):
         assert f'<th scope="row">{name}</th>' in page and name not in figure
-    assert "prior alone, no site" in figure and "Only in the table: sites, epsilon 1;" in page
+    assert "public prior only" in figure and "Only in the table: sites, epsilon 1;" in page
 
 
 def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
@@ -187,7 +187,7 @@ def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():
     report, _ = study()
     groups = groups_of(report)
     assert list(groups) == [*VENDORS, "all vendors"]
-    assert list(groups["GE"]) == ["synthetic hearts only", "prior alone, no site", "guess the mean"]
+    assert list(groups["GE"]) == ["synthetic hearts only", "public prior only", "guess the mean"]
     single = {"acdc": table([0.5, 0.3], [0.6, 0.4], ["Siemens"] * 2, 100, 0)}
     assert list(groups_of({**report, "regression": single, "baselines": {}})) == ["Siemens"]
 
