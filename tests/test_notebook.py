@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
@@ -18,6 +20,7 @@ def outputs(path: Path) -> list[list[tuple[str, ...]]]:
     return [[(one["output_type"], *one.get("data", {})) for one in cell["outputs"]] for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     place = tmp_path / "empty"
     place.mkdir()
