@@ -8,7 +8,7 @@ site's own folder.
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -25,12 +25,11 @@ from fedcmr.client.rehearsal import Rehearsed, invented_patients
 from fedcmr.client.release import Refused, charged
 from fedcmr.client.request_time import estimated_seconds
 from fedcmr.client.training import (
+    Execution,
     LocalSteps,
-    Mechanism,
     cached_patients,
     cached_prior,
-    fine_tune,
-    moments,
+    private_update,
 )
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import Arrays, from_bytes, to_bytes
@@ -38,8 +37,6 @@ from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import (
     ARRAYS,
-    CODE_MEAN,
-    CODE_SQUARE,
     CONFIG,
     INTERNAL_ERROR,
     MOMENTS,
@@ -166,13 +163,10 @@ def respond(
         dataset = dataset_of(site.data_path)
     except Exception as error:  # of whatever kind: one code for a folder that the site has to mend
         raise Refused("data-unreadable") from error
-    release = request.release
+    mechanism = request.mechanism.at(site.nominal_patients)
     code = refusal(
         site.policy,
-        private=request.private,
-        release=release,
-        delta=request.target_delta,
-        clip=request.max_grad_norm,
+        mechanism,
         num_patients=len(patients),
         server_round=request.server_round,
         num_views=request.num_views,
@@ -191,18 +185,16 @@ def respond(
 
     if rehearsed is not None:
         patients = invented_patients(site)
-    mechanism = Mechanism.of(request, site.nominal_patients)
-    steps = LocalSteps.of(request, site.policy.max_seconds)
+    steps, execution = LocalSteps.of(request), Execution(device, site.policy.max_seconds)
     if request.task != MOMENTS:
         rung = cast(Adapter, request.rung)
-        seconds = estimated_seconds(site.folder, prior, rung, site.nominal_patients, steps, device)
+        seconds = estimated_seconds(site.folder, prior, rung, mechanism, steps, execution)
         _check_time(site, seconds)
 
     def update() -> Arrays:
-        if request.task == MOMENTS:
-            mean, square = moments(patients, mechanism, [site.vendors[vendor] for vendor in site.vendor_names])
-            return {CODE_MEAN: mean, CODE_SQUARE: square}
-        return fine_tune(prior.generator, patients, start, mechanism, steps, device, _teller(site.folder))
+        numbers = [site.vendors[vendor] for vendor in site.vendor_names]
+        tell_failure = _teller(site.folder)
+        return private_update(prior, patients, request.task, start, mechanism, numbers, steps, execution, tell_failure)
 
     def reply() -> bytes:
         arrays = update()
@@ -210,15 +202,15 @@ def respond(
         return to_bytes(arrays)
 
     ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
-    # The policy has let no larger delta pass than its own: the stricter of both is the request's.
-    delta, cap = request.target_delta, site.policy.max_epsilon
+    cap = site.policy.max_epsilon
     if rehearsed is not None:
-        charges = ledger if request.private else None
+        charges = ledger if mechanism.private else None
+        delta = mechanism.target_delta
         return rehearsed.work(charges, update, delta=delta, cap=cap, task=request.task), shapes
-    if not request.private:
+    if not mechanism.private:
         return update(), shapes
     key = (request.run_id, request.server_round)
-    return from_bytes(charged(ledger, key, release, reply, delta=delta, cap=cap, task=request.task)), shapes
+    return from_bytes(charged(ledger, key, mechanism, reply, cap=cap, task=request.task)), shapes
 
 
 def _teller(folder: Path) -> Callable[[], None]:
@@ -271,15 +263,14 @@ def respond_evaluation(
         raise Refused("bad-request")
     shapes: dict[str, tuple[int, ...]] = {vendor: (len(SUMS),) for vendor in site.vendor_names}
     plain = site.policy.evaluation == PLAIN
+    mechanism = request.mechanism
     code = (
         None
         if plain
         else refusal(
             site.policy,
-            private=True,
-            release=request.release,
-            delta=request.target_delta,
-            clip=site.policy.max_grad_norm,  # a constant of the code bounds a patient's vector, not the server
+            # A constant of the code bounds a patient's vector, not the server.
+            replace(mechanism, max_grad_norm=site.policy.max_grad_norm),
             num_patients=site.policy.min_patients,  # noise alone is an answer: how many there are decides nothing
         )
     )
@@ -298,15 +289,15 @@ def respond_evaluation(
         return to_bytes(arrays)
 
     ledger = Ledger(site.test_ledger_path, site.test_witness_path, dataset, asdict(site.policy))
-    key, delta, cap = (request.ledger_run, 1), request.target_delta, site.policy.max_epsilon
+    key, cap = (request.ledger_run, 1), site.policy.max_epsilon
     if rehearsed is not None:
-        rehearsed.planned = [request.release]
+        rehearsed.planned = [mechanism.release]
         charges = None if plain else ledger
-        arrays = rehearsed.work(charges, table, delta=delta, cap=cap, task=request.task, key=key)
+        arrays = rehearsed.work(charges, table, delta=mechanism.target_delta, cap=cap, task=request.task, key=key)
         return site.policy.evaluation, arrays, shapes
     if plain:
         return PLAIN, table(), shapes
-    answer = charged(ledger, key, request.release, reply, delta=delta, cap=cap, task=request.task)
+    answer = charged(ledger, key, mechanism, reply, cap=cap, task=request.task)
     return PRIVATE, from_bytes(answer), shapes
 
 

@@ -18,7 +18,7 @@ from fedcmr.shared.case import VENDORS
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
-from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
+from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Mechanism, largest_delta
 from fedcmr.shared.settings_file import read_settings
 from fedcmr.shared.site_facts import check_vendors
 
@@ -288,11 +288,8 @@ def write_site(folder: Path, settings: SiteSettings) -> Path:
 
 def refusal(
     policy: SitePolicy,
+    mechanism: Mechanism,
     *,
-    private: bool,
-    release: Release,
-    delta: float,
-    clip: float,
     num_patients: int,
     server_round: int = 1,
     num_views: int = 1,
@@ -309,10 +306,7 @@ def refusal(
 
     Args:
         policy: The site's own.
-        private: Whether the request claims privacy at all.
-        release: What the request would charge.
-        delta: At which the budget would be counted.
-        clip: L2 bound of one patient's vector.
+        mechanism: What the request would charge, and how.
         num_patients: That the site could train on. This code is the one thing that depends on the patients and is not
             covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
         server_round: Of the run. A server can give a run a new name, so what binds in the end is the cap on epsilon.
@@ -320,21 +314,21 @@ def refusal(
     """
     if num_patients < policy.min_patients:
         return "too-few-patients"
-    if release.num_steps > policy.max_local_steps:
+    if mechanism.num_steps > policy.max_local_steps:
         return "steps-above-cap"
     if num_views > policy.max_views:
         return "views-above-cap"
-    if not private:
+    if not mechanism.private:
         return None if policy.allow_without_privacy else "privacy-off-not-allowed"
-    if not release.noise_multiplier >= policy.min_noise_multiplier:
+    if not mechanism.noise_multiplier >= policy.min_noise_multiplier:
         return "noise-below-minimum"
-    if release.noise_multiplier > policy.max_noise_multiplier:
+    if mechanism.noise_multiplier > policy.max_noise_multiplier:
         return "noise-above-cap"
-    if release.sample_rate < policy.min_sample_rate:
+    if mechanism.sample_rate < policy.min_sample_rate:
         return "sample-rate-below-minimum"
-    if not 0 < delta <= policy.max_delta:
+    if not mechanism.target_delta <= policy.max_delta:
         return "delta-above-cap"
-    if not 0 < clip <= policy.max_grad_norm:
+    if not mechanism.max_grad_norm <= policy.max_grad_norm:
         return "clip-above-cap"
     if policy.max_rounds is not None and server_round > policy.max_rounds:
         return "rounds-exhausted"

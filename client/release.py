@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedcmr.client.ledger import Ledger
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy import Mechanism
 from fedcmr.shared.records import INTERNAL_ERROR
 
 
@@ -18,10 +18,9 @@ class Refused(Exception):  # noqa: N818
 def charged(
     ledger: Ledger,
     key: tuple[str, int],
-    release: Release,
+    mechanism: Mechanism,
     work: Callable[[], bytes],
     *,
-    delta: float,
     cap: float,
     task: str = "",
 ) -> bytes:
@@ -37,9 +36,9 @@ def charged(
     Args:
         ledger: Of the data that `work` looks at.
         key: The run's name and the round.
-        release: What `work` releases.
+        mechanism: By which `work` makes its release. Epsilon is counted at its delta, the stricter of the request's and
+            the policy's, which has let no larger one pass.
         work: Makes the reply, checked and ready to leave.
-        delta: At which epsilon is counted; the stricter of the request's and the policy's.
         cap: Epsilon over the life of the ledger.
         task: What the release is, for the reader of the ledger.
 
@@ -49,10 +48,10 @@ def charged(
     """
     try:
         with ledger.working():
-            reply = ledger.cached_reply(*key, release)
+            reply = ledger.cached_reply(*key, mechanism.release)
             if reply is not None:
                 return reply
-            ledger.reserve(*key, release, delta, cap, task)
+            ledger.reserve(*key, mechanism.release, mechanism.target_delta, cap, task)
             return _work(ledger, key, work)
     except UserError as error:
         raise Refused(getattr(error, "code", INTERNAL_ERROR)) from error

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from fedcmr.client.training import LocalSteps, dummy_patient, patient_gradient
+from fedcmr.client.training import Execution, LocalSteps, dummy_patient, patient_gradient
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import one_core_each
 from fedcmr.shared.models.prior import Prior
+from fedcmr.shared.privacy import Mechanism
 
 PACE_NAME = "pace.json"
 KEPT_S = 86_400.0
@@ -29,33 +30,35 @@ def estimated_seconds(
     folder: Path,
     prior: Prior,
     rung: Adapter,
-    nominal_patients: int,
+    mechanism: Mechanism,
     steps: LocalSteps,
-    device: torch.device,
+    execution: Execution,
 ) -> float:
     """How long `fedcmr.client.training.fine_tune` will take here, from work on dummy patients.
 
-    An estimate above `steps.max_seconds`, for which a request would be refused, is never an old one: the machine may
-    have been busy when it was measured.
+    An estimate above `execution.max_seconds`, for which a request would be refused, is never an old one: the machine
+    may have been busy when it was measured.
 
     Args:
         folder: The site's, with what was measured before; one that cannot be written costs a measurement every time.
         prior: Its generator is left as it was.
         rung: Which part of it is trained.
-        nominal_patients: The site's public number, so that the answer to a request does not tell the real one.
-        steps: How many, and with how many views.
-        device: Where it will run.
+        mechanism: How many steps, on the site's public number of patients, so that the answer to a request does not
+            tell the real one.
+        steps: With how many views.
+        execution: Where it will run, and for how long.
     """
+    device = execution.device
     num_views = min(steps.num_views, TIMED_VIEWS)
     at_once = torch.get_num_threads() if device.type == "cpu" else 1
-    waves = math.ceil(nominal_patients / at_once)
+    waves = math.ceil(mechanism.divisor / at_once)
     kind = f"{rung}, {num_views} views, {at_once} at once, {device}, prior {prior.sha256}"
 
     def of_request(wave_s: float) -> float:
-        return steps.num_steps * waves * wave_s * steps.num_views / num_views
+        return mechanism.num_steps * waves * wave_s * steps.num_views / num_views
 
     measured = _measured(folder)
-    if kind in measured and of_request(measured[kind][0]) <= steps.max_seconds:
+    if kind in measured and of_request(measured[kind][0]) <= execution.max_seconds:
         return of_request(measured[kind][0])
     wave_s = _wave_seconds(prior, rung, num_views, at_once, device)
     with contextlib.suppress(OSError):

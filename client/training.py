@@ -25,10 +25,10 @@ from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.device import autocast, one_core_each
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.prior import Prior, load_prior
-from fedcmr.shared.privacy import Rng, os_generator, poisson_sample, private_mean_gradient
-from fedcmr.shared.records import Request
+from fedcmr.shared.privacy import Mechanism, Rng, os_generator, poisson_sample, private_mean_gradient
+from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request
 from fedcmr.shared.style import STYLE_NAMES, style_vector
-from fedcmr.shared.style_statistics import two_looks
+from fedcmr.shared.style_statistics import two_step_mean
 from fedcmr.shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
 
 
@@ -69,62 +69,38 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class Mechanism:
-    """What makes a release private, or not.
-
-    Attributes:
-        private: False switches the noise off, and the clip of the moments.
-        max_norm: L2 clip of a patient's gradient or code.
-        noise_multiplier: Noise over clip.
-        sample_rate: Poisson sampling over patients in gradient steps.
-        nominal_patients: The site's public constant, never its count of patients.
-    """
-
-    private: bool
-    max_norm: float
-    noise_multiplier: float
-    sample_rate: float
-    nominal_patients: int
-
-    @classmethod
-    def of(cls, request: Request, nominal_patients: int) -> "Mechanism":
-        """As a request asks for it, at a site of this public size."""
-        return cls(
-            request.private, request.max_grad_norm, request.noise_multiplier, request.sample_rate, nominal_patients
-        )
-
-
-@dataclass(frozen=True)
 class LocalSteps:
-    """What a site does with its patients in one round of gradients.
+    """What a gradient step computes, apart from what makes it private (`fedcmr.shared.privacy.Mechanism`).
 
     Attributes:
-        num_steps: Private gradient steps.
         learning_rate: Of each step.
         num_views: Random views averaged into one patient's gradient.
         seed: Of the views, together with the round, the step and the patient.
         server_round: The round.
-        max_seconds: For all of them together, from the site's policy: work that takes longer is given up.
     """
 
-    num_steps: int
     learning_rate: float
     num_views: int
     seed: int
     server_round: int
-    max_seconds: float = math.inf
 
     @classmethod
-    def of(cls, request: Request, max_seconds: float = math.inf) -> "LocalSteps":
+    def of(cls, request: Request) -> "LocalSteps":
         """As a request asks for them."""
-        return cls(
-            request.local_steps,
-            request.learning_rate,
-            request.num_views,
-            request.seed,
-            request.server_round,
-            max_seconds,
-        )
+        return cls(request.learning_rate, request.num_views, request.seed, request.server_round)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how fast a site works; no number that it releases depends on it, but for rounding on another device.
+
+    Attributes:
+        device: Where the generator runs; on a CPU, patients are computed on as many cores as torch has threads.
+        max_seconds: For all steps together, from the site's policy: work that takes longer is given up.
+    """
+
+    device: torch.device
+    max_seconds: float = math.inf
 
 
 def patient_of(
@@ -185,12 +161,42 @@ def cached_patients(folder: Path, prior_path: Path | None, vendors: tuple[str, .
     return _patients_of(folder, _modified_ns(folder / INDEX_NAME), prior_path, _modified_ns(prior_path), vendors)
 
 
-def moments(
+def private_update(
+    prior: Prior,
+    patients: list[Patient],
+    task: str,
+    arrays: Mapping[str, NDArray[np.float32]],
+    mechanism: Mechanism,
+    nominal_patients: Sequence[int],
+    steps: LocalSteps,
+    execution: Execution,
+    tell_failure: Callable[[], None] | None = None,
+) -> Arrays:
+    """What answers a request: the style statistics, or the gradient steps' change of the trainable part.
+
+    Args:
+        prior: Whose generator is trained; left as it was.
+        patients: All of the site's usable patients.
+        task: Of the request.
+        arrays: The trainable part to start from.
+        mechanism: What makes the release private.
+        nominal_patients: The site's public constant for each of its vendors, in the order of their names.
+        steps: What a gradient step does.
+        execution: Where and how fast.
+        tell_failure: As in `fine_tune`.
+    """
+    if task == MOMENTS:
+        mean, square = style_statistics(patients, mechanism, nominal_patients)
+        return {CODE_MEAN: mean, CODE_SQUARE: square}
+    return fine_tune(prior.generator, patients, arrays, mechanism, steps, execution, tell_failure)
+
+
+def style_statistics(
     patients: list[Patient], mechanism: Mechanism, nominal_patients: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and mean square of the patients' standardised appearance codes by vendor, each of shape (V, K).
+    """Mean and mean square of the patients' standardised style vectors by vendor, each of shape (V, K).
 
-    Guarantees: those of `fedcmr.shared.style_statistics.two_looks`, once for all vendors together; without privacy
+    Guarantees: those of `fedcmr.shared.style_statistics.two_step_mean`, once for all vendors together; without privacy
         none.
 
     Args:
@@ -200,15 +206,17 @@ def moments(
     """
     num_vendors, size = len(nominal_patients), len(STYLE_NAMES)
     # Where nobody is left, noise alone is released.
-    codes = np.array([patient.codes.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
+    styles = np.array([patient.codes.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
     known = np.array([patient.known.numpy() for patient in patients], bool).reshape(-1, num_vendors)
     known = known.repeat(size, axis=1)
     if mechanism.private:
         divisors = np.array(nominal_patients).repeat(size)
-        mean, square = two_looks(codes, mechanism.max_norm, mechanism.noise_multiplier, divisors, os_generator(), known)
+        mean, square = two_step_mean(
+            styles, mechanism.max_grad_norm, mechanism.noise_multiplier, divisors, os_generator(), known
+        )
     else:
         number = known.sum(axis=0).clip(1)
-        mean, square = codes.sum(axis=0) / number, (codes**2).sum(axis=0) / number
+        mean, square = styles.sum(axis=0) / number, (styles**2).sum(axis=0) / number
     return (
         mean.astype(np.float32).reshape(num_vendors, size),
         square.astype(np.float32).reshape(num_vendors, size),
@@ -221,7 +229,7 @@ def fine_tune(
     arrays: Mapping[str, NDArray[np.float32]],
     mechanism: Mechanism,
     steps: LocalSteps,
-    device: torch.device,
+    execution: Execution,
     tell_failure: Callable[[], None] | None = None,
 ) -> Arrays:
     """Patient-level DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1) on a trainable part.
@@ -242,7 +250,7 @@ def fine_tune(
         arrays: The trainable part to start from; its names say which rung's it is.
         mechanism: What makes a step private.
         steps: What a step does.
-        device: Where the generator runs.
+        execution: Where and how fast.
         tell_failure: Called within the `except` of a patient's failure, so that the site's own people learn of it.
 
     Returns:
@@ -251,11 +259,11 @@ def fine_tune(
     Raises:
         TimeoutError: The steps took longer than `max_seconds`.
     """
-    generator.to(device)
-    deadline = time.monotonic() + steps.max_seconds
+    generator.to(execution.device)
+    deadline = time.monotonic() + execution.max_seconds
     rng: Rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
     with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
-        for step in range(steps.num_steps):
+        for step in range(mechanism.num_steps):
             sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
             size = num_gradients(len(patients), mechanism)
             mean = _mean_gradient(
@@ -267,7 +275,7 @@ def fine_tune(
 
 def num_gradients(num_patients: int, mechanism: Mechanism) -> int:
     """Of one private step: the site's public number of patients, or its patients where they are more."""
-    return max(mechanism.nominal_patients, num_patients) if mechanism.private else 0
+    return max(mechanism.divisor, num_patients) if mechanism.private else 0
 
 
 def dummy_patient() -> Patient:
@@ -310,17 +318,17 @@ def _mean_gradient(
         results = one_core_each(gradient, patients) if chosen[0].device.type == "cpu" else map(gradient, patients)
         for patient, result in zip(patients, results, strict=True):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"Expected the work to take at most {steps.max_seconds:g} s.")
+                raise TimeoutError("Expected the work to take at most policy.max_seconds.")
             if patient is not dummy:
                 yield result
 
-    expected_batch_size = mechanism.sample_rate * mechanism.nominal_patients
+    expected_batch_size = mechanism.sample_rate * mechanism.divisor if mechanism.private else max(len(sampled), 1)
     return private_mean_gradient(
         gradients(),
-        mechanism.max_norm,
-        mechanism.noise_multiplier if mechanism.private else 0.0,
+        mechanism.max_grad_norm,
+        mechanism.noise,
         dimension=dimension,
-        expected_batch_size=expected_batch_size if mechanism.private else max(len(sampled), 1),
+        expected_batch_size=expected_batch_size,
         rng=rng,
     )
 

@@ -7,13 +7,11 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from fedcmr.server.federation.strategy import federate
 from fedcmr.server.rehearsal.rehearsal import rehearse
 from fedcmr.server.run_folder import CONFIG_NAME, RunFolder, load_run, open_run
 from fedcmr.server.settings import load
-from fedcmr.server.study import finish_study
+from fedcmr.server.study import STAGES, Study, run_stages
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.models.prior import load_prior
 
 # Opacus, once imported, has the root logger print every debug line a second time; Flower's own handler stays.
 logging.getLogger("flwr").propagate = False
@@ -30,14 +28,11 @@ def main(grid: Grid, context: Context) -> None:
     """
     run = open_run_folder(context.run_config)
     run.lock()
-    prior = load_prior(run.prior_path())
+    study = Study(run, grid)
     if context.run_config.get("rehearsal", False):
-        rehearse(grid, run, run.config, prior)
+        rehearse(study.grid, run, study.prior)
         return
-    with run.stage("federation") as to_do:
-        if to_do:
-            federate(grid, run, run.config, prior)
-    finish_study(run, run.config, prior, grid)
+    run_stages(study, STAGES, str(context.run_config.get("until", "")) or None)
 
 
 def open_run_folder(run_config: UserConfig) -> RunFolder:

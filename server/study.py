@@ -1,7 +1,12 @@
-"""From the shared generator to the report: synthesis, the regressor, the server's baselines, evaluation.
+"""The course of a study, as a table: every stage in order, what it does, and what it needs.
 
-Every stage is done once: what is finished is read back, so that an interrupted study goes on where it stopped.
+Every stage is done once: what is finished is read back, so that an interrupted study resumes where it stopped. A
+simulation puts its own stages before these (`fedcmr.simulations.run`).
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from fedcmr.server.dataset.datasheet import study_facts
 from fedcmr.server.dataset.writer import write_release
@@ -10,6 +15,7 @@ from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import save_predictions, test_sets, train_and_predict
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.federation.evaluation import STAGE, evaluate_at_sites
+from fedcmr.server.federation.federate import federate
 from fedcmr.server.federation.outcome import origin, privacy_spent
 from fedcmr.server.federation.strategy import Grid
 from fedcmr.server.generation.synthesis import SharedGenerator, load_shared_generator, synthesize
@@ -19,56 +25,121 @@ from fedcmr.server.settings import Config
 from fedcmr.server.tasks.segmentation.training import measured_ef
 from fedcmr.shared.case import load_cases
 from fedcmr.shared.device import pick_device
-from fedcmr.shared.models.prior import Prior
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.tasks.segmentation.network import load_segmenter
 
 
-def finish_study(run: RunFolder, config: Config, prior: Prior, grid: Grid) -> None:
-    """Everything after the last round: synthesis, regressor, the sites' answers, the server's baselines, the report.
+class Study:
+    """A study: its run folder with its settings, which were checked when it was opened, and the way to its sites.
+
+    Attributes:
+        run: The folder.
+        config: Its settings.
+    """
+
+    def __init__(self, run: RunFolder, grid: Grid | None = None):
+        self.run, self._grid = run, grid
+
+    @property
+    def config(self) -> Config:
+        """The settings of the run folder."""
+        return self.run.config
+
+    @property
+    def grid(self) -> Grid:
+        """Where the sites are; only stages within the ServerApp have it."""
+        assert self._grid is not None, "a stage that asks sites runs in the ServerApp"
+        return self._grid
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The public prior.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        return load_prior(self.run.prior_path())
+
+    @cached_property
+    def shared(self) -> SharedGenerator:
+        """What the federation published."""
+        return load_shared_generator(self.run.path / "generator.safetensors", self.prior)
+
+
+def always(config: Config) -> bool:
+    """Whether a stage that no setting switches off is wanted."""
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table.
+
+    Attributes:
+        name: As `metrics.jsonl` and the report's timing know it.
+        what: What it does, for the reader of a command's help or summary.
+        do: Does it.
+        needs: Stages that come before it, where they are in the same table and wanted.
+        wanted: Whether the settings ask for it.
+        has_parts: It is a group of stages, each of which is noted under its own name; so it is not noted itself.
+    """
+
+    name: str
+    what: str
+    do: Callable[[Study], None]
+    needs: tuple[str, ...] = ()
+    wanted: Callable[[Config], bool] = always
+    has_parts: bool = False
+
+
+def run_stages(study: Study, stages: Sequence[Stage], until: str | None = None) -> bool:
+    """Do what is wanted and not done yet, in the order of the table.
+
+    Args:
+        study: The study.
+        stages: The table.
+        until: The last stage to do; None or a stage of another table for all of these.
+
+    Returns:
+        Whether `until` was reached.
 
     Raises:
-        UserError: There are no test patients, or a file of an earlier stage cannot be read.
+        UserError: A stage that another one needs is not done, or what a stage raises.
     """
-    test_sets(run)
-    shared = load_shared_generator(run.path / "generator.safetensors", prior)
-    with run.stage("synthesis") as to_do:
-        if to_do:
-            _release(run, config, prior, shared)
-    with run.stage("regressor") as to_do:
-        if to_do:
-            train_and_predict(run, config, MAIN_MODEL, load_cases(run.path / "synthetic"))
-    if config.evaluation.federated:
-        with run.stage(STAGE) as to_do:
-            if to_do:
-                evaluate_at_sites(grid, run, config)
-    if "predict_the_mean" in config.evaluation.baselines:
-        with run.stage("predict_the_mean") as to_do:
-            if to_do:
-                efs = [case.info.ef for case in load_cases(run.path / "synthetic")]
-                held_out = test_sets(run)
-                answers = {name: predict_the_mean(efs, len(cases)) for name, cases in held_out}
-                save_predictions(run, "predict_the_mean", held_out, answers)
-    if "prior_only" in config.evaluation.baselines:
-        with run.stage("prior_only") as to_do:
-            if to_do:
-                vendors = sorted(shared.styles)
-                synthetic = synthesize(
-                    prior, None, config.synthesis, vendors, config.seed, config.device, "painting with the prior alone"
-                )
-                train_and_predict(run, config, "prior_only", synthetic.cases)
-    if "synthetic" in config.evaluation.cross_vendor:
-        train_cross_vendor(run, config, "synthetic", load_cases(run.path / "synthetic"))
-    with run.stage("report") as to_do:
-        if to_do:
-            write_report(run, config, test_sets(run))
+    wanted = {stage.name: stage for stage in stages if stage.wanted(study.config)}
+    for stage in stages:
+        if stage.name in wanted:
+            missing = [
+                name
+                for name in stage.needs
+                if name in wanted and not wanted[name].has_parts and not study.run.is_done(name)
+            ]
+            if missing:
+                raise UserError(f"{study.run.path}: {stage.name} needs {', '.join(missing)}, which is not done")
+            if stage.has_parts:
+                stage.do(study)
+            else:
+                with study.run.stage(stage.name) as to_do:
+                    if to_do:
+                        stage.do(study)
+        if stage.name == until:
+            return True
+    return False
 
 
-def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerator) -> None:
-    """Sample the synthetic data set, measure what the pictures show, and write it with labels and datasheet."""
-    synthetic = synthesize(prior, shared, config.synthesis, sorted(shared.styles), config.seed, config.device)
+def _federation(study: Study) -> None:
+    federate(study.grid, study.run, study.prior)
+
+
+def _synthesis(study: Study) -> None:
+    """Sample the synthetic data set, measure what the images show, and write it with labels and datasheet."""
+    run, config, shared = study.run, study.config, study.shared
+    test_sets(run)  # without test patients the study could not end, so nothing is sampled
+    synthetic = synthesize(study.prior, shared, config.synthesis, sorted(shared.styles), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     generator = run.path / "generator.safetensors"
-    facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))
+    facts = study_facts(run.path.resolve().name, config, study.prior, generator, privacy_spent(run), *origin(run))
     write_release(
         run.path / "synthetic",
         synthetic.cases,
@@ -78,3 +149,74 @@ def _release(run: RunFolder, config: Config, prior: Prior, shared: SharedGenerat
         config.synthesis.dicom,
         config.synthesis.nifti,
     )
+
+
+def _regressor(study: Study) -> None:
+    train_and_predict(study.run, study.config, MAIN_MODEL, load_cases(study.run.path / "synthetic"))
+
+
+def _federated_evaluation(study: Study) -> None:
+    evaluate_at_sites(study.grid, study.run)
+
+
+def _predict_the_mean(study: Study) -> None:
+    efs = [case.info.ef for case in load_cases(study.run.path / "synthetic")]
+    held_out = test_sets(study.run)
+    predictions = {name: predict_the_mean(efs, len(cases)) for name, cases in held_out}
+    save_predictions(study.run, "predict_the_mean", held_out, predictions)
+
+
+def _prior_only(study: Study) -> None:
+    config, vendors = study.config, sorted(study.shared.styles)
+    synthetic = synthesize(
+        study.prior, None, config.synthesis, vendors, config.seed, config.device, "painting with the prior alone"
+    )
+    train_and_predict(study.run, config, "prior_only", synthetic.cases)
+
+
+def _cross_vendor(study: Study) -> None:
+    train_cross_vendor(study.run, study.config, "synthetic", load_cases(study.run.path / "synthetic"))
+
+
+def _report(study: Study) -> None:
+    write_report(study.run, study.config, test_sets(study.run))
+
+
+STAGES = (
+    Stage(
+        "federation", "the sites fine-tune the public prior in private rounds", _federation, ("prepare", "baselines")
+    ),
+    Stage("synthesis", "the synthetic data set, with labels and datasheet", _synthesis, ("federation",)),
+    Stage("regressor", "the ResNet50 is trained on synthetic hearts alone", _regressor, ("synthesis",)),
+    Stage(
+        STAGE,
+        "the sites evaluate it on test patients of their own",
+        _federated_evaluation,
+        ("regressor",),
+        lambda config: config.evaluation.federated,
+    ),
+    Stage(
+        "predict_the_mean",
+        "baseline: the mean of the training set for everybody",
+        _predict_the_mean,
+        ("synthesis",),
+        lambda config: "predict_the_mean" in config.evaluation.baselines,
+    ),
+    Stage(
+        "prior_only",
+        "baseline: trained on hearts of the public prior",
+        _prior_only,
+        ("federation",),
+        lambda config: "prior_only" in config.evaluation.baselines,
+    ),
+    Stage(
+        "matrix/synthetic",
+        "trained on each vendor alone and on all but one",
+        _cross_vendor,
+        ("synthesis",),
+        lambda config: "synthetic" in config.evaluation.cross_vendor,
+        has_parts=True,
+    ),
+    Stage("report", "tables, figures and the report for a browser", _report, ("regressor",)),
+)
+"""What the ServerApp does, on one machine as in a deployment."""

@@ -1,7 +1,7 @@
 """Patient-level differential privacy: the Gaussian mechanism, its accountant, and the plan that meets a target.
 
 One item of a data set is one patient. Everything a patient contributes is a single vector, clipped once; the sum over
-patients gets Gaussian noise of `noise_multiplier * clip`. Dwork & Roth (2014), https://doi.org/10.1561/0400000042;
+patients gets Gaussian noise of `noise_multiplier * max_grad_norm`. Dwork & Roth (2014), https://doi.org/10.1561/0400000042;
 Abadi et al. (2016), https://arxiv.org/abs/1607.00133.
 
 Guarantees:
@@ -16,7 +16,7 @@ Guarantees:
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,68 @@ class Release:
         _check(0 <= self.noise_multiplier < math.inf, "finite noise_multiplier >= 0", self.noise_multiplier)
         _check(0 < self.sample_rate <= 1, "sample_rate in (0, 1]", self.sample_rate)
         _check(self.num_steps >= 1 and self.num_steps == int(self.num_steps), "integer num_steps >= 1", self.num_steps)
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """All that makes what leaves a site private, or not: one object from the request to the charge and the training.
+
+    How fast the work is done is no part of it (`fedcmr.client.training.Execution`): nothing there may change a number
+    here.
+
+    Attributes:
+        noise_multiplier: As in `Release`.
+        sample_rate: As in `Release`.
+        num_steps: As in `Release`.
+        max_grad_norm: L2 bound of what one patient contributes to a step: of the mean gradient or, where style
+            statistics are released, of the style vector (`privacy.statistics_clip`). One number under Opacus's name,
+            because it does one thing: it bounds what a patient can change, and it is the unit of the noise.
+        target_delta: At which epsilon is counted, in (0, 1).
+        private: False switches the noise off, and the bound of style vectors with it.
+        nominal_patients: The site's public constant that divides sums, never its count of patients. None in a request,
+            which goes to all sites alike: each puts in its own (`at`).
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    num_steps: int
+    max_grad_norm: float
+    target_delta: float
+    private: bool = True
+    nominal_patients: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.max_grad_norm > 0, "max_grad_norm > 0", self.max_grad_norm)
+        _check(0 < self.target_delta < 1, "target_delta in (0, 1)", self.target_delta)
+        _check(
+            self.nominal_patients is None or self.nominal_patients >= 1, "nominal_patients >= 1", self.nominal_patients
+        )
+        assert self.release.num_steps == self.num_steps, "checked there"
+
+    @property
+    def release(self) -> Release:
+        """What is charged: the three numbers that epsilon depends on."""
+        return Release(self.noise_multiplier, self.sample_rate, self.num_steps)
+
+    @property
+    def noise(self) -> float:
+        """The noise multiplier that is drawn with: 0 without privacy."""
+        return self.noise_multiplier if self.private else 0.0
+
+    @property
+    def divisor(self) -> int:
+        """`nominal_patients`, where a site has put in its own.
+
+        Raises:
+            ValueError: It has not.
+        """
+        if self.nominal_patients is None:
+            raise ValueError("Expected nominal_patients of a site, got None.")
+        return self.nominal_patients
+
+    def at(self, nominal_patients: int) -> "Mechanism":
+        """The same at a site of this public size."""
+        return replace(self, nominal_patients=nominal_patients)
 
 
 def epsilon(releases: Sequence[Release], delta: float) -> tuple[float, str]:
@@ -159,7 +221,7 @@ def poisson_sample(num_patients: int, sample_rate: float, rng: Rng) -> NDArray[n
 
 def private_sum(
     per_patient: Iterable[FloatArray],
-    clip: float,
+    max_grad_norm: float,
     noise_multiplier: float,
     dimension: int,
     rng: Rng | None,
@@ -167,14 +229,14 @@ def private_sum(
     """The Gaussian mechanism: clip every patient's vector, add them up, add noise.
 
     Guarantees:
-        Adding or removing one patient moves the sum before noise by at most `clip` in the L2 norm, whatever the vector
-        holds (one with NaN or infinity counts as zero). The noise is N(0, (noise_multiplier * clip)^2) in each
-        coordinate, drawn in float64 from `rng`, so this is one step of a `Release` with that noise multiplier as long
-        as `rng` comes from `os_generator`. Floating-point attacks are not covered.
+        Adding or removing one patient moves the sum before noise by at most `max_grad_norm` in the L2 norm, whatever
+        the vector holds (one with NaN or infinity counts as zero). The noise is N(0, (noise_multiplier *
+        max_grad_norm)^2) in each coordinate, drawn in float64 from `rng`, so this is one step of a `Release` with that
+        noise multiplier as long as `rng` comes from `os_generator`. Floating-point attacks are not covered.
 
     Args:
         per_patient: One vector of shape (D,) per patient; none where no patient was sampled.
-        clip: L2 bound of a row, > 0; infinity is allowed without noise only.
+        max_grad_norm: L2 bound of a row, > 0; infinity is allowed without noise only.
         noise_multiplier: >= 0; 0 only where privacy is switched off and the site's policy allows it.
         dimension: D, which an empty batch cannot tell.
         rng: From `os_generator`; None only without noise.
@@ -182,22 +244,22 @@ def private_sum(
     Returns:
         Shape (D,).
     """
-    _check(clip > 0, "clip > 0", clip)
+    _check(max_grad_norm > 0, "max_grad_norm > 0", max_grad_norm)
     _check(0 <= noise_multiplier < math.inf, "finite noise_multiplier >= 0", noise_multiplier)
     total = np.zeros(dimension)
     for vector in per_patient:
         _check(vector.shape == (dimension,), f"one vector of shape ({dimension},) per patient", vector.shape)
-        total += clip_to_norm(vector, clip)
+        total += clip_to_norm(vector, max_grad_norm)
     if noise_multiplier == 0:
         return total
-    if rng is None or not math.isfinite(clip):
-        raise ValueError("Expected a finite clip and a noise generator with noise_multiplier > 0.")
-    return total + rng.normal(0.0, noise_multiplier * clip, size=total.shape)
+    if rng is None or not math.isfinite(max_grad_norm):
+        raise ValueError("Expected a finite max_grad_norm and a noise generator with noise_multiplier > 0.")
+    return total + rng.normal(0.0, noise_multiplier * max_grad_norm, size=total.shape)
 
 
 def private_mean_gradient(
     per_patient: Iterable[FloatArray],
-    clip: float,
+    max_grad_norm: float,
     noise_multiplier: float,
     *,
     expected_batch_size: float,
@@ -210,21 +272,21 @@ def private_mean_gradient(
     Everything else is as in `private_sum`; shape (D,).
     """
     _check(0 < expected_batch_size < math.inf, "finite expected_batch_size > 0", expected_batch_size)
-    return private_sum(per_patient, clip, noise_multiplier, dimension, rng) / expected_batch_size
+    return private_sum(per_patient, max_grad_norm, noise_multiplier, dimension, rng) / expected_batch_size
 
 
 def private_moments(
     codes: FloatArray,
-    clip: float,
+    max_grad_norm: float,
     noise_multiplier: float,
     nominal_patients: int | NDArray[np.int_],
     rng: Rng | None,
 ) -> tuple[FloatArray, FloatArray]:
-    """First and second moments of the patients' appearance codes, from one Gaussian mechanism.
+    """First and second moments of the patients' style vectors, from one Gaussian mechanism.
 
-    A patient's code c is clipped to norm B = `clip` and its square c * c to norm S = B^2 / 2; the vector released is
-    [c / B, (c * c) / S] / sqrt(2), of norm <= 1. S is below the bound B^2 that c * c already has, because only a code
-    with all its length in one coordinate comes near that, and a smaller S means less noise.
+    A patient's vector c is clipped to norm B = `max_grad_norm` and its square c * c to norm S = B^2 / 2; the vector
+    released is [c / B, (c * c) / S] / sqrt(2), of norm <= 1. S is below the bound B^2 that c * c already has, because
+    only a vector with all its length in one coordinate comes near that, and a smaller S means less noise.
 
     Guarantees:
         One patient moves the sum before noise by at most 1 in normalised units: both moments together are one step of
@@ -232,7 +294,7 @@ def private_moments(
 
     Args:
         codes: Shape (N, K), standardised units; a row with NaN or infinity counts as zero.
-        clip: B, L2 bound of a code.
+        max_grad_norm: B, L2 bound of a style vector.
         noise_multiplier: As in `private_sum`.
         nominal_patients: A public constant that divides the sums, or one per entry, shape (K,).
         rng: As in `private_sum`.
@@ -240,27 +302,27 @@ def private_moments(
     Returns:
         Mean and mean square, shape (K,) each. Noise may make the mean square smaller than the mean's square.
     """
-    _check(0 < clip < math.inf, "finite clip > 0", clip)
+    _check(0 < max_grad_norm < math.inf, "finite max_grad_norm > 0", max_grad_norm)
     _check(bool(np.min(nominal_patients) >= 1), "nominal_patients >= 1", nominal_patients)
     size = codes.shape[1]
-    noised = private_sum(moment_vectors(codes, clip), 1.0, noise_multiplier, 2 * size, rng)
+    noised = private_sum(moment_vectors(codes, max_grad_norm), 1.0, noise_multiplier, 2 * size, rng)
     mean = noised * math.sqrt(2) / np.tile(np.broadcast_to(nominal_patients, size), 2)
-    return mean[:size] * clip, mean[size:] * (clip**2 / 2)
+    return mean[:size] * max_grad_norm, mean[size:] * (max_grad_norm**2 / 2)
 
 
-def moment_vectors(codes: FloatArray, clip: float) -> FloatArray:
+def moment_vectors(codes: FloatArray, max_grad_norm: float) -> FloatArray:
     """The normalised vectors of `private_moments`, before noise; shape (N, 2 K), every row of norm <= 1."""
     num_patients, size = codes.shape
     vectors = np.empty((num_patients, 2 * size))
     for vector, code in zip(vectors, codes, strict=True):
-        unit = clip_to_norm(code, clip) / clip
+        unit = clip_to_norm(code, max_grad_norm) / max_grad_norm
         vector[:size] = unit
         vector[size:] = clip_to_norm(unit * unit, 0.5) / 0.5
     return vectors / math.sqrt(2)
 
 
-def clip_to_norm(vector: FloatArray, clip: float) -> FloatArray:
-    """`vector * min(1, clip / norm)` in float64, and the zero vector where any entry is not finite."""
+def clip_to_norm(vector: FloatArray, max_grad_norm: float) -> FloatArray:
+    """`vector * min(1, max_grad_norm / norm)` in float64, and the zero vector where any entry is not finite."""
     vector = np.asarray(vector, dtype=np.float64)
     peak = float(np.abs(vector).max(initial=0.0))
     if not math.isfinite(peak):
@@ -269,7 +331,7 @@ def clip_to_norm(vector: FloatArray, clip: float) -> FloatArray:
         return vector
     direction = vector / peak  # before squaring, so that no finite vector overflows
     norm = float(np.linalg.norm(direction))
-    return vector if peak * norm <= clip else direction * (clip / norm)
+    return vector if peak * norm <= max_grad_norm else direction * (max_grad_norm / norm)
 
 
 def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:

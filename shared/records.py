@@ -30,8 +30,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedcmr.shared.adapters import ADAPTERS
-from fedcmr.shared.privacy import Release
-from fedcmr.shared.style_statistics import NUM_LOOKS
+from fedcmr.shared.privacy import Mechanism, Release
+from fedcmr.shared.style_statistics import NUM_STEPS
 
 ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
 REHEARSAL, PLANNED = "rehearsal", "planned"
@@ -149,7 +149,7 @@ class Request(_Wire):
     def __post_init__(self) -> None:
         self._check_types()
         numbers = (self.noise_multiplier, self.sample_rate, self.max_grad_norm, self.target_delta, self.learning_rate)
-        as_moments = self.sample_rate == 1 and self.local_steps == NUM_LOOKS
+        as_moments = self.sample_rate == 1 and self.local_steps == NUM_STEPS
         if not (
             all(map(math.isfinite, numbers))
             and self.task in (MOMENTS, GRADIENTS)
@@ -169,9 +169,16 @@ class Request(_Wire):
             raise ValueError(f"Expected a request within its ranges, got {self}.")
 
     @property
-    def release(self) -> Release:
-        """What answering charges: one subsampled Gaussian mechanism per local step."""
-        return Release(self.noise_multiplier, self.sample_rate, self.local_steps)
+    def mechanism(self) -> Mechanism:
+        """What makes an answer private: one subsampled Gaussian mechanism per local step. A site puts in its number."""
+        return Mechanism(
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=self.sample_rate,
+            num_steps=self.local_steps,
+            max_grad_norm=self.max_grad_norm,
+            target_delta=self.target_delta,
+            private=self.private,
+        )
 
 
 @dataclass(frozen=True)
@@ -211,9 +218,9 @@ class EvaluationRequest(_Wire):
             raise ValueError(f"Expected a request within its ranges, got {self}.")
 
     @property
-    def release(self) -> Release:
-        """What a private answer charges: one Gaussian mechanism over all test patients."""
-        return Release(self.noise_multiplier, 1.0, 1)
+    def mechanism(self) -> Mechanism:
+        """What makes a private answer private: one Gaussian mechanism over all test patients, each a unit vector."""
+        return Mechanism(self.noise_multiplier, 1.0, 1, max_grad_norm=1.0, target_delta=self.target_delta)
 
     @property
     def ledger_run(self) -> str:

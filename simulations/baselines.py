@@ -24,12 +24,13 @@ from fedcmr.shared.privacy import largest_delta
 from fedcmr.simulations.grid import make_grid, run_server_app
 
 
-def run_baselines(run: RunFolder, config: Config) -> None:
+def run_baselines(run: RunFolder) -> None:
     """Train the baselines that the settings ask for; each is a stage of its own.
 
     Raises:
         UserError: A site is to be left out of a study that has no other.
     """
+    config = run.config
     studies = nested_studies(config, run.site_names())
     if "pooled_real" in config.evaluation.baselines:
         with run.stage("pooled_real") as to_do:
@@ -40,7 +41,7 @@ def run_baselines(run: RunFolder, config: Config) -> None:
     for model, (sites, privacy) in studies.items():
         with run.stage(model) as to_do:
             if to_do:
-                _nested_study(run, config, model, sites, privacy)
+                _nested_study(run, model, sites, privacy)
 
 
 def _real_cases(run: RunFolder) -> list[Case]:
@@ -100,9 +101,9 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
         test.symlink_to(os.path.relpath(patients, other.path.resolve()), target_is_directory=True)
 
 
-def _nested_study(run: RunFolder, config: Config, model: str, sites: list[str], privacy: PrivacyConfig) -> None:
+def _nested_study(run: RunFolder, model: str, sites: list[str], privacy: PrivacyConfig) -> None:
     """A study of its own in `baselines/<model>/`, on the same prepared cases, whose answers become a baseline."""
-    settings = deepcopy(config)
+    settings = deepcopy(run.config)
     settings.privacy = privacy
     settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.cross_vendor = [], [], []
     settings.evaluation.federated = False

@@ -7,9 +7,6 @@ from pathlib import Path
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.version import add_version
 
-UNTIL = ("hospitals", "prepare")
-"""Stages after which a run may be told to stop."""
-
 
 def main() -> int:
     """Parse the command line and run the study."""
@@ -25,7 +22,10 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     parser.add_argument(
-        "--until", choices=UNTIL, help="stop after this stage; 'prepare' readies a folder for 'flwr run'"
+        "--until",
+        metavar="STAGE",
+        help="stop after this stage: hospitals, prepare, federation, synthesis ...; 'prepare' readies a folder for "
+        "'flwr run'",
     )
     parser.add_argument(
         "--rehearsal", action="store_true", help="prepare, then only rehearse the study: nothing is trained or charged"

@@ -15,6 +15,8 @@ from fedcmr.server.federation.state import check_delta
 from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
 from fedcmr.server.run_folder import RunFolder, open_run
 from fedcmr.server.settings import Config, HospitalsConfig
+from fedcmr.server.study import STAGES as SERVER_STAGES
+from fedcmr.server.study import Stage, Study, run_stages
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.permissions import make_private, private_folder
@@ -52,27 +54,18 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
     Args:
         config: The settings.
         out: The run folder.
-        until: Stop after "hospitals" or "prepare"; None runs all.
+        until: The last of `STAGES` to do; None for all.
 
     Raises:
         UserError: What the user can mend.
     """
-    load_prior(None if config.prior is None else Path(config.prior))
+    if until is not None and until not in (names := [stage.name for stage in STAGES]):
+        raise UserError(f"--until: expected one of {', '.join(names)}, got {until!r}")
+    load_prior(None if config.prior is None else Path(config.prior))  # a study is not begun with one that is damaged
     run = open_run(out, config)
-    if config.hospitals.source == "phantom":
-        with run.stage("hospitals") as to_do:
-            if to_do:
-                _write_hospitals(run, config)
-    if until == "hospitals":
-        return run
-    with run.stage("prepare") as to_do:
-        if to_do:
-            _prepare(run, config)
-    if until == "prepare":
-        return run
-    run_baselines(run, config)
-    with make_grid(run, config) as grid:
-        run_server_app(grid, {"run-dir": str(run.path.resolve())})
+    if not run_stages(Study(run), SITE_STAGES, until):
+        with make_grid(run, config) as grid:
+            run_server_app(grid, {"run-dir": str(run.path.resolve()), "until": until or ""})
     return run
 
 
@@ -88,8 +81,9 @@ def rehearse(config: Config, out: Path) -> None:
     show(json.loads((run.path / FILE_NAME).read_text(encoding="utf-8")))
 
 
-def _write_hospitals(run: RunFolder, config: Config) -> None:
+def _write_hospitals(study: Study) -> None:
     """The simulated hospitals' exports: DICOM with masks, train and test patients apart."""
+    run, config = study.run, study.config
     hospitals = config.hospitals
     for index, vendor in enumerate(hospitals.vendors):
         name = _site_name(vendor, index)
@@ -106,13 +100,14 @@ def _write_hospitals(run: RunFolder, config: Config) -> None:
             )
 
 
-def _prepare(run: RunFolder, config: Config) -> None:
+def _prepare(study: Study) -> None:
     """Prepare every site's training cases and the held-out ones, and write the study's public facts."""
+    run, config = study.run, study.config
     source = config.hospitals.source
     root = Path(config.data_root) if config.data_root is not None else Path()
     if source != "phantom" and not root.is_dir():
         raise UserError(f"data_root={root} is not a folder: give the one that holds the scans")
-    sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, config, root)
+    sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, root)
     check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
         policy = SitePolicy(
@@ -151,8 +146,9 @@ def _prepare(run: RunFolder, config: Config) -> None:
     (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
 
 
-def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
+def _prepare_phantom(run: RunFolder, root: Path) -> list[Hospital]:
     """One site per vendor; its test patients become part of the test set `hospitals`."""
+    config = run.config
     sites = []
     for index, vendor in enumerate(config.hospitals.vendors):
         name = _site_name(vendor, index)
@@ -171,8 +167,9 @@ def _prepare_phantom(run: RunFolder, config: Config, root: Path) -> list[Hospita
     return sites
 
 
-def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
+def _prepare_acdc(run: RunFolder, root: Path) -> list[Hospital]:
     """Sites and test set by the fixed folds of ACDC's patient numbers."""
+    config = run.config
     sites = []
     for name, fold in config.hospitals.acdc_train_folds.items():
         train = run.path / "sites" / name / "train"
@@ -183,7 +180,7 @@ def _prepare_acdc(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     return sites
 
 
-def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
+def _use_prepared(run: RunFolder, root: Path) -> list[Hospital]:
     """Sites whose cases are prepared already: DATA_ROOT/SITE/train is used in place, DATA_ROOT/SITE/test is copied."""
     names = sorted(path.parent.parent.name for path in root.glob("*/train/cases.csv"))
     if not names:
@@ -191,7 +188,7 @@ def _use_prepared(run: RunFolder, config: Config, root: Path) -> list[Hospital]:
     sites = []
     for name in names:
         train = (root / name / "train").resolve()
-        site = _hospital(config, name, train)
+        site = _hospital(run.config, name, train)
         test = root / name / "test"
         if test.is_dir():
             site = replace(site, test=test.resolve())
@@ -253,3 +250,24 @@ def _hospital(config: Config, name: str, train: Path) -> Hospital:
         raise UserError(f"{train} has no case that can be trained on: 'fedcmr-client check' says why; or leave it out")
     numbers = nominal_patients(config.hospitals, name, sorted(found.vendors))
     return Hospital(name, numbers, train, sum(numbers.values()), of_folder(train))
+
+
+SITE_STAGES = (
+    Stage(
+        "hospitals",
+        "simulated hospitals: patients, scanners, DICOM exports",
+        _write_hospitals,
+        wanted=lambda config: config.hospitals.source == "phantom",
+    ),
+    Stage("prepare", "every site's scans become cases without identifiers", _prepare, ("hospitals",)),
+    Stage(
+        "baselines",
+        "baselines that look at the sites' own cases",
+        lambda study: run_baselines(study.run),
+        ("prepare",),
+        has_parts=True,
+    ),
+)
+"""What a simulation does before the ServerApp, because it plays the sites too."""
+STAGES = (*SITE_STAGES, *SERVER_STAGES)
+"""The whole course of a simulated study."""

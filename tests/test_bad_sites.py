@@ -17,12 +17,12 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.trainable import trainable
 from fedcmr.client.training import load_patients
-from fedcmr.server.federation.strategy import federate
+from fedcmr.server.federation.federate import federate
 from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE
 from fedcmr.server.generation.synthesis import load_shared_generator, synthesize
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import RegressionConfig
-from fedcmr.server.study import finish_study
+from fedcmr.server.study import STAGES, Study, run_stages
 from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.shared import checkpoint
 from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case, load_cases, read_index, save_case, write_index
@@ -41,7 +41,7 @@ SHORT = ("federation.num_rounds=2", "federation.local_steps=1")
 def run_federation(run: RunFolder) -> dict[str, np.ndarray]:
     """The published arrays, after all rounds through Flower's apps."""
     with make_grid(run, run.config) as grid:
-        federate(grid, run, run.config, load_prior(run.prior_path()))
+        federate(grid, run, load_prior(run.prior_path()))
     return checkpoint.load(run.path / "generator.safetensors")[0]
 
 
@@ -269,7 +269,7 @@ def test_a_study_in_which_all_patients_eject_the_same_ends_with_a_report(make_st
     shutil.copytree(run.path / "sites" / "a" / "train", run.path / "test" / "hospitals" / "a")
     run_federation(run)
     with make_grid(run, run.config) as grid:
-        finish_study(run, run.config, load_prior(run.prior_path()), grid)
+        run_stages(Study(run, grid), STAGES)
     report = json.loads((run.path / "report.json").read_text())  # strict JSON: NaN would not have been written
     for scores in (report["regression"], report["baselines"]["predict_the_mean"]):
         everybody = scores["hospitals"]["all"]

@@ -13,10 +13,18 @@ from scipy.special import ndtri
 from scipy.stats import beta, chi2, kstest, norm
 
 from fedcmr.client import training
-from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune
+from fedcmr.client.training import Execution, LocalSteps, Patient, fine_tune
 from fedcmr.shared import privacy
-from fedcmr.shared.privacy import Release, clip_to_norm, epsilon, moment_vectors, os_generator, private_mean_gradient
-from fedcmr.shared.style_statistics import SECOND_CLIP, two_looks
+from fedcmr.shared.privacy import (
+    Mechanism,
+    Release,
+    clip_to_norm,
+    epsilon,
+    moment_vectors,
+    os_generator,
+    private_mean_gradient,
+)
+from fedcmr.shared.style_statistics import SECOND_NORM, two_step_mean
 from fedcmr.simulations.audit.one_run import gaussian_mu
 
 pytestmark = pytest.mark.slow
@@ -86,10 +94,10 @@ def looks_ratio(monkeypatch, present: bool) -> float:
     with monkeypatch.context() as patch:
         patch.setattr(privacy, "private_sum", lambda *args: (seen.append(original(*args)), seen[-1])[1])
         codes = np.vstack([others, worst]) if present else others
-        two_looks(codes, clip, SIGMA, np.full(4, 5), os_generator(), np.ones(codes.shape, bool))
+        two_step_mean(codes, clip, SIGMA, np.full(4, 5), os_generator(), np.ones(codes.shape, bool))
     centre = seen[0] / 5
     first = np.array([clip_to_norm(code, clip) / clip for code in (*others, worst)])
-    second = moment_vectors(np.vstack([others, worst]) - centre, SECOND_CLIP * clip)
+    second = moment_vectors(np.vstack([others, worst]) - centre, SECOND_NORM * clip)
     ratio = 0.0
     for released, vectors in ((seen[0] / clip, first), (seen[1], second)):
         shift, rest = vectors[-1], released - vectors[:-1].sum(axis=0)
@@ -97,7 +105,7 @@ def looks_ratio(monkeypatch, present: bool) -> float:
     return ratio
 
 
-def check_two_looks(monkeypatch) -> None:
+def check_two_step_mean(monkeypatch) -> None:
     without, present = (np.array([looks_ratio(monkeypatch, there) for _ in range(5000)]) for there in (False, True))
     found, claim = least_mu(without, present), claimed_mu(Release(SIGMA, 1.0, 2))
     assert found <= claim, "a patient weighs more than is claimed"
@@ -106,12 +114,14 @@ def check_two_looks(monkeypatch) -> None:
 
 def check_site(prior) -> None:
     """Two steps of a site's own code, whose gradients are the others' without the network."""
-    mechanism = Mechanism(True, CLIP, SIGMA, 1.0, 2)
+    mechanism = Mechanism(SIGMA, 1.0, 2, CLIP, 1e-3, private=True, nominal_patients=2)
     start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
-    how = LocalSteps(num_steps=2, learning_rate=1.0, num_views=1, seed=0, server_round=2)
+    how = LocalSteps(learning_rate=1.0, num_views=1, seed=0, server_round=2)
     blank = torch.zeros(1, 2, 64, 64)
     patient = Patient("p", blank, blank.byte(), torch.zeros(1, 11), torch.zeros(1, dtype=torch.int64))
-    updates = [fine_tune(prior.generator, [patient], start, mechanism, how, torch.device("cpu")) for _ in range(60)]
+    updates = [
+        fine_tune(prior.generator, [patient], start, mechanism, how, Execution(torch.device("cpu"))) for _ in range(60)
+    ]
     flat = np.array([np.concatenate([update[name].ravel() for name in start]) for update in updates]).astype(float)
     check_noise((flat * 2 / (SIGMA * CLIP * math.sqrt(2))).reshape(-1, 4))
 
@@ -130,8 +140,8 @@ def test_a_gradient_step_is_told_apart_as_well_as_its_epsilon_says_and_no_better
     check_gradient_step()
 
 
-def test_two_looks_at_a_patient_of_two_vendors_are_told_apart_as_their_epsilon_says_and_no_better(monkeypatch):
-    check_two_looks(monkeypatch)
+def test_two_step_mean_at_a_patient_of_two_vendors_are_told_apart_as_their_epsilon_says_and_no_better(monkeypatch):
+    check_two_step_mean(monkeypatch)
 
 
 def test_the_noise_of_a_sites_steps_is_independent_from_step_to_step(prior, no_network):
@@ -174,7 +184,7 @@ def test_a_broken_gradient_step_is_caught(monkeypatch, broken, told):
 def test_broken_looks_are_caught(monkeypatch, broken):
     broken(monkeypatch)
     with pytest.raises(AssertionError, match="weighs more"):
-        check_two_looks(monkeypatch)
+        check_two_step_mean(monkeypatch)
 
 
 def test_a_patient_of_two_vendors_that_is_clipped_for_each_is_caught(monkeypatch):
@@ -189,7 +199,7 @@ def test_a_patient_of_two_vendors_that_is_clipped_for_each_is_caught(monkeypatch
     monkeypatch.setattr(privacy, "clip_to_norm", each)
     monkeypatch.setattr("tests.test_privacy_distinguish.clip_to_norm", each)
     with pytest.raises(AssertionError, match="weighs more"):
-        check_two_looks(monkeypatch)
+        check_two_step_mean(monkeypatch)
 
 
 def test_noise_that_is_used_again_is_caught(prior, no_network, monkeypatch):

@@ -9,15 +9,16 @@ import torch
 from scipy.stats import binom, chisquare, kstest
 
 from fedcmr.client import training
-from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
+from fedcmr.client.training import Execution, LocalSteps, Patient, fine_tune, style_statistics
 from fedcmr.shared import privacy
-from fedcmr.shared import style_statistics as shared_moments
+from fedcmr.shared import style_statistics as shared_statistics
+from fedcmr.shared.privacy import Mechanism
 from fedcmr.shared.style import style_vector
 
-CPU = torch.device("cpu")
+CPU = Execution(torch.device("cpu"))
 CLIP = 0.05
-SILENT = Mechanism(private=True, max_norm=CLIP, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
-STEP = LocalSteps(num_steps=1, learning_rate=0.5, num_views=4, seed=7, server_round=2)
+SILENT = Mechanism(0.0, 1.0, 1, CLIP, 1e-3, private=True, nominal_patients=8)
+STEP = LocalSteps(learning_rate=0.5, num_views=4, seed=7, server_round=2)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_patient_moves_the_sum_of_gradients_by_at_most_the_clip(prior, arrays,
 
 @pytest.mark.parametrize("num_slices", [1, 10, 500])
 def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch, patient_of, num_slices):
-    """The sums before noise, as `moments` asks for them; the second look's centre is public, so it is held fixed."""
+    """The sums before noise, as `style_statistics` asks for them; the second step's centre is public and held fixed."""
     clip = 0.5
     sums = []
 
@@ -69,10 +70,10 @@ def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch,
     original = privacy.private_sum
     monkeypatch.setattr(privacy, "private_sum", spy)
     others = [patient_of(f"p{number}", 3) for number in range(3)]
-    mechanism = replace(SILENT, max_norm=clip, noise_multiplier=1.0)
-    moments([*others, patient_of("extra", num_slices)], mechanism, [8])
-    moments(others, mechanism, [8])
-    assert len(sums) == 2 * shared_moments.NUM_LOOKS
+    mechanism = replace(SILENT, max_grad_norm=clip, noise_multiplier=1.0)
+    style_statistics([*others, patient_of("extra", num_slices)], mechanism, [8])
+    style_statistics(others, mechanism, [8])
+    assert len(sums) == 2 * shared_statistics.NUM_STEPS
     for (with_patient, look_clip), (without, _) in zip(sums[:2], sums[2:], strict=True):
         assert 0 < np.linalg.norm(with_patient - without) <= look_clip * (1 + 1e-9)
     assert sums[0][1] == clip and np.linalg.norm(sums[0][0] - sums[2][0]) > 0.99 * clip
@@ -99,7 +100,10 @@ def test_two_sites_of_equal_seeds_and_data_differ_in_their_noise(prior, arrays, 
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
         updates.append(
-            (flat(fine_tune(prior.generator, patients, arrays, noisy, STEP, CPU)), *moments(patients, noisy, [8]))
+            (
+                flat(fine_tune(prior.generator, patients, arrays, noisy, STEP, CPU)),
+                *style_statistics(patients, noisy, [8]),
+            )
         )
     for first, second in zip(*updates, strict=True):
         assert not np.isclose(first, second, rtol=1e-6, atol=0).any()
@@ -122,7 +126,7 @@ def batches(monkeypatch):
 def test_the_number_of_patients_in_a_step_is_binomial(prior, arrays, patient_of, batches):
     patients = [replace(patient_of("p", 1), name=f"p{number}") for number in range(6)]
     mechanism = replace(SILENT, sample_rate=0.3, noise_multiplier=1.0)
-    fine_tune(prior.generator, patients, arrays, mechanism, replace(STEP, num_steps=2000), CPU)
+    fine_tune(prior.generator, patients, arrays, replace(mechanism, num_steps=2000), STEP, CPU)
     observed = np.bincount([size for size, _ in batches], minlength=7)
     expected = 2000 * binom.pmf(np.arange(7), 6, 0.3)
     common = expected > 5
@@ -136,7 +140,7 @@ def test_the_divisor_is_the_same_whoever_is_there(prior, arrays, patient_of, bat
     mechanism = replace(SILENT, sample_rate=0.5, noise_multiplier=1.0)
     for num_patients in (0, 1, 5, 20):
         patients = [replace(patient_of("p", 1), name=f"p{number}") for number in range(num_patients)]
-        fine_tune(prior.generator, patients, arrays, mechanism, replace(STEP, num_steps=3), CPU)
+        fine_tune(prior.generator, patients, arrays, replace(mechanism, num_steps=3), STEP, CPU)
     assert {expected for _, expected in batches} == {0.5 * 8}
 
 
@@ -146,4 +150,4 @@ def test_pictures_without_a_number_release_finite_updates(prior, arrays, patient
     broken = replace(broken, images=torch.full_like(broken.images, value), codes=torch.full_like(broken.codes, value))
     noisy = replace(SILENT, noise_multiplier=1.0)
     assert np.isfinite(flat(fine_tune(prior.generator, [broken], arrays, noisy, STEP, CPU))).all()
-    assert all(np.isfinite(array).all() for array in moments([broken], noisy, [8]))
+    assert all(np.isfinite(array).all() for array in style_statistics([broken], noisy, [8]))

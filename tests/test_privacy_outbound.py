@@ -14,6 +14,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.common.serde import message_to_proto
 
 from fedcmr.client import app as client_app
+from fedcmr.client import training
 from fedcmr.client.training import Patient
 from fedcmr.server.settings import load
 from fedcmr.shared.adapters import ADAPTERS
@@ -167,7 +168,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
         settings.replace('"../../sites/2-ge/train"', f'"{CANARY}"').replace('data: "train"', f'data: "{CANARY}"')
     )
     assert CANARY in (site / "site.yaml").read_text()
-    real = client_app.fine_tune
+    real = training.fine_tune
 
     def fails_at_one_site(generator, patients, *args, **kwargs):
         if broken == patients[0].name:
@@ -175,7 +176,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
         return real(generator, patients, *args, **kwargs)
 
     broken = client_app.cached_patients(site / CANARY, tiny_prior, ("GE",))[0].name
-    monkeypatch.setattr(client_app, "fine_tune", fails_at_one_site)
+    monkeypatch.setattr(training, "fine_tune", fails_at_one_site)
     capfd.readouterr()
     caplog.clear()
     with make_grid(run, config) as grid:

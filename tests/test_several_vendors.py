@@ -14,15 +14,15 @@ from fedcmr.client.app import app
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.trainable import trainable
-from fedcmr.client.training import Mechanism, Patient, load_patients, moments, patient_gradient
-from fedcmr.server.federation.strategy import federate
+from fedcmr.client.training import Patient, load_patients, patient_gradient, style_statistics
+from fedcmr.server.federation.federate import federate
 from fedcmr.shared import checkpoint, privacy
 from fedcmr.shared.case import Case, save_case, write_index
 from fedcmr.shared.models.prior import load_prior
-from fedcmr.shared.privacy import clip_to_norm, epsilon, moment_vectors
+from fedcmr.shared.privacy import Mechanism, clip_to_norm, epsilon, moment_vectors
 from fedcmr.shared.records import OK, Request, decode, pack_request
 from fedcmr.shared.site_facts import facts_line
-from fedcmr.shared.style_statistics import SECOND_CLIP, two_looks
+from fedcmr.shared.style_statistics import SECOND_NORM, two_step_mean
 from fedcmr.simulations.grid import make_grid
 from tests.conftest import make_case
 
@@ -102,10 +102,10 @@ def test_a_patient_of_both_scanners_pays_once_and_stays_under_the_cap(study, pri
     request = request_of()
     assert ask(site, prior, request)["reply"]["code"] == OK
     ledger = Ledger(site / "ledger")
-    assert ledger.releases() == [request.release]
-    spent = epsilon([request.release], DELTA)[0]
+    assert ledger.releases() == [request.mechanism.release]
+    spent = epsilon([request.mechanism.release], DELTA)[0]
     assert ledger.spent(DELTA) == pytest.approx(spent) and spent < 8
-    assert epsilon([request.release] * 2, DELTA)[0] > 8, "as two sites the same patient would have paid that"
+    assert epsilon([request.mechanism.release] * 2, DELTA)[0] > 8, "as two sites the same patient would have paid that"
     found = trainable(site / "train", load_site(site).vendors)
     assert (found.num_patients, found.vendors) == (6, {"Philips": 6, "Siemens": 6})
 
@@ -138,7 +138,7 @@ def test_a_server_that_counts_with_other_facts_is_refused_before_anything_is_cha
 
 def test_a_study_publishes_a_style_for_each_of_the_sites_vendors(study):
     with make_grid(study, study.config) as grid:
-        federate(grid, study, study.config, load_prior(study.prior_path()))
+        federate(grid, study, load_prior(study.prior_path()))
     arrays, metadata = checkpoint.load(study.path / "generator.safetensors")
     assert {name for name in arrays if name.startswith("code_mean")} == {
         f"code_mean/{vendor}" for vendor in ("Siemens", "Philips", "GE")
@@ -182,7 +182,7 @@ def invented(name: str, vendors: tuple[int, ...], seed: int, scale: float = 3.0)
 @pytest.mark.parametrize("vendors", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("scale", [0.5, 3.0, 1e30, math.nan])
 def test_a_patient_moves_each_look_by_at_most_its_clip_whatever_its_vendors(monkeypatch, vendors, scale):
-    """The sums before noise, as `moments` asks for them; the second look's centre is public, so it is held fixed."""
+    """The sums before noise, as `style_statistics` asks for them; the second step's centre is public and held fixed."""
     sums = []
     centre = np.random.default_rng(5).normal(size=2 * SIZE) * 5
 
@@ -193,9 +193,9 @@ def test_a_patient_moves_each_look_by_at_most_its_clip_whatever_its_vendors(monk
     original = privacy.private_sum
     monkeypatch.setattr(privacy, "private_sum", spy)
     others = [invented(f"p{number}", vendors, number) for number, vendors in enumerate([(0,), (1,), (0, 1)])]
-    mechanism = Mechanism(True, 0.7, noise_multiplier=1.0, sample_rate=1.0, nominal_patients=3)
-    moments([*others, invented("extra", vendors, 9, scale)], mechanism, [2, 3])
-    moments(others, mechanism, [2, 3])
+    mechanism = Mechanism(1.0, 1.0, 1, 0.7, 1e-3, private=True, nominal_patients=3)
+    style_statistics([*others, invented("extra", vendors, 9, scale)], mechanism, [2, 3])
+    style_statistics(others, mechanism, [2, 3])
     assert [clip for _, clip in sums] == [0.7, 1.0] * 2
     for (with_patient, clip), (without, _) in zip(sums[:2], sums[2:], strict=True):
         moved = with_patient - without
@@ -204,23 +204,23 @@ def test_a_patient_moves_each_look_by_at_most_its_clip_whatever_its_vendors(monk
         assert not moved.reshape(-1, 2, SIZE)[:, absent].any(), "nothing is said of a vendor without a scan"
 
 
-def old_two_looks(codes, clip, noise_multiplier, nominal_patients, rng):
+def of_one_vendor(codes, clip, noise_multiplier, nominal_patients, rng):
     """The formulae of the version that knew one vendor a site."""
     total = np.sum([clip_to_norm(code, clip) for code in codes], axis=0)
     centre = (total + rng.normal(0.0, noise_multiplier * clip, size=codes.shape[1])) / nominal_patients
-    narrow = SECOND_CLIP * clip
+    narrow = SECOND_NORM * clip
     vectors = np.sum([*moment_vectors(codes - centre, narrow)], axis=0)
     noised = (vectors + rng.normal(0.0, noise_multiplier, size=len(vectors))) * math.sqrt(2) / nominal_patients
     offset, square = noised[: len(centre)] * narrow, noised[len(centre) :] * (narrow**2 / 2)
-    mean = centre + offset / (1 + 2 * SECOND_CLIP**2)
-    noise = math.sqrt(2) * SECOND_CLIP * clip * noise_multiplier / nominal_patients
+    mean = centre + offset / (1 + 2 * SECOND_NORM**2)
+    noise = math.sqrt(2) * SECOND_NORM * clip * noise_multiplier / nominal_patients
     return mean, square - offset**2 + noise**2 + mean**2
 
 
 def test_with_one_vendor_the_released_numbers_are_those_of_before():
     codes = np.random.default_rng(0).normal(0.4, 2.0, (7, SIZE))
-    released = two_looks(codes, 4.0, 1.3, np.full(SIZE, 9), np.random.default_rng(1), np.ones(codes.shape, bool))
-    for ours, before in zip(released, old_two_looks(codes, 4.0, 1.3, 9, np.random.default_rng(1)), strict=True):
+    released = two_step_mean(codes, 4.0, 1.3, np.full(SIZE, 9), np.random.default_rng(1), np.ones(codes.shape, bool))
+    for ours, before in zip(released, of_one_vendor(codes, 4.0, 1.3, 9, np.random.default_rng(1)), strict=True):
         np.testing.assert_array_equal(ours, before)
 
 
@@ -229,7 +229,7 @@ def test_without_noise_each_vendors_figures_are_those_of_its_own_patients():
     codes = rng.normal([0.3] * 3 + [-0.6] * 3, 0.2, (8, 6))
     known = np.ones((8, 6), bool)
     known[:3, 3:] = known[6:, :3] = False  # three patients of the first vendor alone, two of the second
-    mean, square = two_looks(np.where(known, codes, 0), 50.0, 0.0, np.repeat([6, 5], 3), None, known)
+    mean, square = two_step_mean(np.where(known, codes, 0), 50.0, 0.0, np.repeat([6, 5], 3), None, known)
     for columns in (slice(0, 3), slice(3, 6)):
         own = codes[known[:, columns.start], columns]
         np.testing.assert_allclose(mean[columns], own.mean(axis=0))

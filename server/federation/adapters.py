@@ -14,7 +14,7 @@ from fedcmr.server.settings import PrivacyConfig
 from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.privacy import Release
 from fedcmr.shared.records import GRADIENTS, MOMENTS
-from fedcmr.shared.style_statistics import NUM_LOOKS
+from fedcmr.shared.style_statistics import NUM_STEPS
 
 LEAST_SIGNAL: Mapping[Adapter, float] = {"affine": 1.2, "low_rank": 0.3}
 """Of `signal_to_noise`, for a rung of gradients. Set by `simulations.benchmarks.adapters` on simulated hospitals: the
@@ -29,16 +29,16 @@ Plan = dict[str, Release]
 def plan_rung(rung: Adapter, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
     """The least noise with which a whole run on this rung stays within the target.
 
-    Two looks with noise s are as one with s / sqrt(2): on the rung of moments that is all the budget, and elsewhere
+    Two steps with noise s are as one with s / sqrt(2): on the rung of moments that is all the budget, and elsewhere
     `statistics_share` of it. The gradient steps are divided evenly into `num_rounds` of them.
     """
     target, delta = privacy.target_epsilon, privacy.target_delta
     if rung == "moments":
-        looks = plan_noise(target, delta, 1.0, 1, 1 / NUM_LOOKS).gradients
-        plan = {MOMENTS: replace(looks, num_steps=NUM_LOOKS)}
+        looks = plan_noise(target, delta, 1.0, 1, 1 / NUM_STEPS).gradients
+        plan = {MOMENTS: replace(looks, num_steps=NUM_STEPS)}
     else:
         parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.statistics_share, num_rounds)
-        looks = Release(parts.moments.noise_multiplier * math.sqrt(NUM_LOOKS), 1.0, NUM_LOOKS)
+        looks = Release(parts.moments.noise_multiplier * math.sqrt(NUM_STEPS), 1.0, NUM_STEPS)
         plan = {MOMENTS: looks, GRADIENTS: parts.gradients}
     return plan
 

@@ -16,7 +16,7 @@ from fedcmr.server.evaluation.from_sums import figures
 from fedcmr.server.federation.noise_plan import least_noise
 from fedcmr.server.federation.senders import Reply, read_nodes
 from fedcmr.server.federation.state import StudySite, read_study
-from fedcmr.server.federation.strategy import Grid, ask_evaluation
+from fedcmr.server.federation.strategy import Grid, SitesByFlower
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
 from fedcmr.server.settings import Config
 from fedcmr.shared import checkpoint
@@ -46,18 +46,17 @@ NO_ANSWER = "no-answer"
 OF_FORM = {PRIVATE: "sums with noise", PLAIN: "plain table, not private"}
 
 
-def evaluate_at_sites(grid: Grid, run: RunFolder, config: Config) -> None:
+def evaluate_at_sites(grid: Grid, run: RunFolder) -> None:
     """Send the main model to every connected site and keep the answers in `federated_evaluation.json`.
 
     A site that is asked again after an interruption sends the same bytes again and is not charged again.
     """
-    sites = read_study(run)
+    config, sites = run.config, read_study(run)
     arrays = to_arrays(load_regressor(run.path / REGRESSOR_NAME))
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     request = make_request(metadata["run_id"], config, sites, arrays_sha256(arrays))
-    timeout_s = config.federation.reply_timeout_s
-    replies = ask_evaluation(grid, arrays, request, len(sites), timeout_s, read_nodes(run))
-    answers = check_answers(replies, sites)
+    connected = SitesByFlower(grid, config.federation, len(sites), read_nodes(run))
+    answers = check_answers(connected.evaluate(request, arrays), sites)
     epsilon, accountant = spent(config, request)
     kept = {
         "task": request.task,
@@ -89,7 +88,7 @@ def make_request(run_id: str, config: Config, sites: Mapping[str, StudySite], mo
 def spent(config: Config, request: EvaluationRequest) -> tuple[float, str]:
     """Epsilon of a private answer at a site that was asked nothing before, and the name of the accountant."""
     target, delta = _target_epsilon(config), request.target_delta
-    return filter_of(config.privacy.sample_rate, target, delta).of([request.release], delta)
+    return filter_of(config.privacy.sample_rate, target, delta).of([request.mechanism.release], delta)
 
 
 def _target_epsilon(config: Config) -> float:

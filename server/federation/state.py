@@ -4,7 +4,7 @@ import functools
 import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of
 from fedcmr.shared.provenance import PRIVATE_REAL, Provenance, from_json
 from fedcmr.shared.records import GRADIENTS, MOMENTS, Request
 from fedcmr.shared.site_facts import facts_line, read_facts
-from fedcmr.shared.style_statistics import NUM_LOOKS
+from fedcmr.shared.style_statistics import NUM_STEPS
 
 SMALL_DELTA = 1e-5
 """At which the report gives epsilon too, whatever the study's delta: the value that many papers compare at."""
@@ -47,9 +47,9 @@ class StudySite:
     provenance: Provenance = PRIVATE_REAL
 
 
-@dataclass
+@dataclass(frozen=True)
 class FederationState:
-    """All that must survive a restart.
+    """All that must survive a restart; a round makes a new one (`fedcmr.server.federation.round`).
 
     Attributes:
         run_id: With the round, the key in every site's ledger: the same after a restart.
@@ -121,14 +121,20 @@ class FederationState:
         """Of the whole run: the rung of moments ends with the first."""
         return 1 if self.rung == "moments" else config.federation.num_rounds
 
-    def apply_moments(self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request) -> None:
-        """Take over each vendor's distribution of codes; one whose sites have not answered keeps the prior's."""
+    def after_statistics(
+        self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request
+    ) -> "FederationState":
+        """With each vendor's distribution of styles; a vendor whose sites have not answered keeps the prior's."""
         vendors = {site: facts.vendors for site, facts in sites.items()}
-        for vendor, (mean, std) in vendor_codes(updates, vendors, request).items():
-            self.code_mean[vendor], self.code_std[vendor] = mean, std
+        found = vendor_codes(updates, vendors, request)
+        return replace(
+            self,
+            code_mean=self.code_mean | {vendor: mean for vendor, (mean, _) in found.items()},
+            code_std=self.code_std | {vendor: std for vendor, (_, std) in found.items()},
+        )
 
-    def apply_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> None:
-        """Add the mean of the sites' updates, equally weighted, and move the average towards the result.
+    def after_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> "FederationState":
+        """With the mean of the sites' updates added, equally weighted, and the average moved towards the result.
 
         Args:
             updates: Site -> its update; more than `2 * trim`.
@@ -136,13 +142,21 @@ class FederationState:
             trim: So many of the smallest and of the largest values of every entry are left out of its mean: the
                 coordinate-wise trimmed mean of Yin et al. (2018), https://arxiv.org/abs/1803.01498, definition 2.
         """
+        arrays, averages = {}, {}
         for name, array in self.arrays.items():
             values = np.stack([updates[site][name] for site in sorted(updates)]).astype(np.float64)
             if trim > 0:
                 values = np.sort(values, axis=0)[trim:-trim]
-            self.arrays[name] = np.asarray(array + values.mean(axis=0), np.float32)
-            ema = ema_decay * self.ema[name].astype(np.float64) + (1 - ema_decay) * self.arrays[name]
-            self.ema[name] = np.asarray(ema, np.float32)
+            arrays[name] = np.asarray(array + values.mean(axis=0), np.float32)
+            average = ema_decay * self.ema[name].astype(np.float64) + (1 - ema_decay) * arrays[name]
+            averages[name] = np.asarray(average, np.float32)
+        return replace(self, arrays=arrays, ema=averages)
+
+    def max_epsilon(self, delta: float) -> float | None:
+        """The largest epsilon of any site in this run so far; None without privacy."""
+        if self.plan is None:
+            return None
+        return max((value for value, _ in self.epsilons(delta).values()), default=0.0)
 
     def epsilons(self, delta: float) -> dict[str, tuple[float, str]]:
         """Site -> (epsilon of all that it was asked for and did not refuse, accountant), this run alone.
@@ -239,7 +253,7 @@ def make_request(
         sample_rate=1.0 if is_moments else float(privacy.sample_rate),
         max_grad_norm=float(privacy.statistics_clip if is_moments else privacy.max_grad_norm),
         target_delta=float(privacy.target_delta),
-        local_steps=NUM_LOOKS if is_moments else federation.local_steps,
+        local_steps=NUM_STEPS if is_moments else federation.local_steps,
         learning_rate=float(federation.learning_rate),
         num_views=federation.num_views,
         seed=config.seed,

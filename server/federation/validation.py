@@ -95,11 +95,11 @@ def plausible_norm(request: Request, num_parameters: int, nominal_patients: int)
     """
     if not request.private:
         return math.inf
-    clip = request.max_grad_norm
+    norm = request.max_grad_norm
     noise = request.noise_multiplier * math.sqrt(num_parameters) / (request.sample_rate * nominal_patients)
     if request.task == MOMENTS:
-        return NORM_SLACK * (clip * (1 + noise) + clip**2 * (1 + noise) ** 2)
-    return NORM_SLACK * request.local_steps * request.learning_rate * clip * (1 + noise)
+        return NORM_SLACK * (norm * (1 + noise) + norm**2 * (1 + noise) ** 2)
+    return NORM_SLACK * request.local_steps * request.learning_rate * norm * (1 + noise)
 
 
 def update_norm(arrays: Mapping[str, NDArray[np.float32]]) -> float:

@@ -10,9 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from fedcmr.server.federation.evaluation import OF_FORM, make_request, spent
-from fedcmr.server.federation.senders import Nodes
 from fedcmr.server.federation.state import StudySite
-from fedcmr.server.federation.strategy import Grid, ask_rehearsed_evaluation
+from fedcmr.server.federation.strategy import SitesByFlower
 from fedcmr.server.rehearsal.outcomes import outcomes
 from fedcmr.server.settings import Config
 from fedcmr.shared.checkpoint import Arrays
@@ -21,24 +20,22 @@ from fedcmr.shared.tasks.ejection_fraction.sums import SUMS
 
 
 def rehearse_evaluation(
-    grid: Grid,
+    connected: SitesByFlower,
     node_ids: Iterable[int],
     run_id: str,
     config: Config,
     sites: Mapping[str, StudySite],
     arrays: Arrays,
-    nodes: Nodes | None,
 ) -> dict[str, Any]:
     """Let these sites rehearse what the run would ask about their test patients.
 
     Args:
-        grid: Where the sites are.
+        connected: How the sites are reached.
         node_ids: Those that are connected.
         run_id: Of the rehearsal.
         config: Settings of the study.
         sites: Of the study.
         arrays: A model of the right shapes.
-        nodes: What `read_nodes` returned.
 
     Returns:
         `sites` ({name: code, seconds, form}), `unnamed` (codes without a site), `elapsed_s` until all had answered,
@@ -46,7 +43,7 @@ def rehearse_evaluation(
     """
     request = make_request(run_id, config, sites, arrays_sha256(arrays))
     started = time.monotonic()
-    replies = ask_rehearsed_evaluation(grid, node_ids, arrays, request, config.federation.reply_timeout_s, nodes)
+    replies = connected.rehearse_evaluation(request, arrays, node_ids)
     elapsed_s = round(time.monotonic() - started, 1)
     shapes = {name: {vendor: (len(SUMS),) for vendor in site.vendors} for name, site in sites.items()}
     found, unnamed = outcomes(replies, shapes, tuple(OF_FORM))

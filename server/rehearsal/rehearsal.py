@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcmr.server.experiments.models import test_sets
+from fedcmr.server.federation.round import requested_shapes
 from fedcmr.server.federation.senders import read_nodes
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request, quorum, read_study
-from fedcmr.server.federation.strategy import Grid, ask_rehearsal, wait_for_nodes
+from fedcmr.server.federation.strategy import Grid, SitesByFlower
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.rehearsal import evaluation as rehearsal_evaluation
 from fedcmr.server.rehearsal.evaluation import rehearse_evaluation
@@ -34,7 +35,7 @@ from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import Release
-from fedcmr.shared.records import OK, Request, Shapes, update_shapes
+from fedcmr.shared.records import OK, Request
 from fedcmr.shared.tasks.ejection_fraction.inference import predict
 from fedcmr.shared.tasks.ejection_fraction.network import Regressor, to_arrays
 
@@ -47,7 +48,7 @@ SPARE_BYTES = 200 << 20
 """Left free beside the synthetic cases: checkpoints, models and the report."""
 
 
-def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[str, Any]:
+def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
     """Rehearse the study of a run folder and write `rehearsal.json` there.
 
     Returns:
@@ -56,7 +57,7 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
         `evaluation` (of `rehearse_evaluation`; None where the sites shall judge nothing), and `reasons` why the study
         cannot start, empty where it can.
     """
-    sites = read_study(run)
+    config, sites = run.config, read_study(run)
     state = initial_state(config, prior, sites)
     rounds = {make_request(config, state, number, sites) for number in {1, state.num_rounds(config)}}
     requests = {request.task: request for request in sorted(rounds, key=lambda request: request.server_round)}
@@ -72,15 +73,14 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
         "round_s": {},
         "delta": config.privacy.target_delta if state.plan else None,
     }
-    timeout_s = config.federation.reply_timeout_s
-    nodes = read_nodes(run)
-    node_ids = wait_for_nodes(grid, len(sites), 0, timeout_s, nodes)
+    connected = SitesByFlower(grid, config.federation, len(sites), read_nodes(run))
+    node_ids = connected.wait(len(sites), 0)
     facts["connected"] = len(node_ids)
     for task, request in requests.items():
         started = time.monotonic()
-        replies = ask_rehearsal(grid, node_ids, state.arrays, request, planned, timeout_s, nodes)
+        replies = connected.rehearse(request, state.arrays, planned, node_ids)
         facts["round_s"][task] = round(time.monotonic() - started, 1)
-        found, unnamed = outcomes(replies, _shapes(request, state, sites))
+        found, unnamed = outcomes(replies, requested_shapes(request, state, sites))
         facts["unnamed"] += unnamed
         for name, outcome in found.items():
             facts["sites"][name]["codes"][task] = outcome.code
@@ -91,7 +91,7 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
     facts["coordinator"], model = _rehearse_coordinator(run, config, prior, sites)
     facts["evaluation"] = None
     if config.evaluation.federated:
-        evaluation = rehearse_evaluation(grid, node_ids, state.run_id, config, sites, to_arrays(model), nodes)
+        evaluation = rehearse_evaluation(connected, node_ids, state.run_id, config, sites, to_arrays(model))
         facts["unnamed"] += evaluation.pop("unnamed")
         facts["evaluation"] = evaluation
     facts["reasons"] = reasons(facts)
@@ -101,7 +101,7 @@ def rehearse(grid: Grid, run: RunFolder, config: Config, prior: Prior) -> dict[s
 
 def plan(requests: Mapping[str, Request], counts: Mapping[str, int]) -> list[Release]:
     """All that the study releases: the rounds of one kind are one release of all their steps."""
-    releases = {task: request.release for task, request in requests.items()}
+    releases = {task: request.mechanism.release for task, request in requests.items()}
     return [replace(release, num_steps=release.num_steps * counts[task]) for task, release in releases.items()]
 
 
@@ -180,13 +180,6 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         )
     lines.append("nothing was charged and nothing that depends on a patient left a site")
     return lines
-
-
-def _shapes(request: Request, state: FederationState, sites: Mapping[str, StudySite]) -> dict[str, Shapes]:
-    """Names and shapes of each site's update."""
-    trainable = {name: array.shape for name, array in state.arrays.items()}
-    code_size = len(next(iter(state.code_mean.values())))
-    return {name: update_shapes(request.task, trainable, len(site.vendors), code_size) for name, site in sites.items()}
 
 
 def _epsilons(

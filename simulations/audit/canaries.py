@@ -33,7 +33,7 @@ from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.progress import track
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS
 from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES
-from fedcmr.shared.style_statistics import noise_std, two_looks
+from fedcmr.shared.style_statistics import noise_std, two_step_mean
 from fedcmr.shared.views import IMAGE_SIZE
 from fedcmr.simulations.audit.one_run import CONFIDENCE, Family, chance, guess, highest_provable, lower_bound, p_value
 from fedcmr.simulations.audit.roc import FALSE_ALARM
@@ -306,7 +306,7 @@ def _moment_equations(
     request = entries[0].request
     clip = request.max_grad_norm
     codes = [canary.codes.double().numpy() for canary in canaries]
-    known = np.stack([_mean_and_variance(*two_looks(code, clip, 0.0, nominal_patients, None)) for code in codes])
+    known = np.stack([_mean_and_variance(*two_step_mean(code, clip, 0.0, nominal_patients, None)) for code in codes])
     released = np.array(
         [
             [_mean_and_variance(reply[CODE_MEAN][0], reply[CODE_SQUARE][0]) for reply in entry.replies.values()]

@@ -12,6 +12,7 @@ common with those of others then cancels. The attacker holds the patient's pictu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcmr.client.training import Patient, patient_gradient, view_seed
+from fedcmr.server.federation.round import Replies, run_round
 from fedcmr.server.federation.state import StudySite, initial_state
 from fedcmr.server.settings import Config
 from fedcmr.shared.adapters import Adapter
@@ -29,11 +31,12 @@ from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.progress import console, track
-from fedcmr.shared.records import GRADIENTS
+from fedcmr.shared.records import GRADIENTS, Request
 from fedcmr.simulations.audit.roc import Membership, membership
 from fedcmr.simulations.audit.study import Pool
 from fedcmr.simulations.benchmarks.adapters import HELD_OUT_VIEWS, Site, fixed_views
 from fedcmr.simulations.benchmarks.adapters import federate as federate_sites
+from fedcmr.simulations.in_process import reply_with
 
 Float = NDArray[np.float64]
 
@@ -191,21 +194,25 @@ def _shadow(
     """The part that the server would publish had the chosen patients trained; same steps, noise and average."""
     numbers = np.unique(site)
     sizes = {f"{number}": int((chosen & (site == number)).sum()) for number in numbers}
-    state = initial_state(
-        config, prior, {name: StudySite({"Siemens": max(size, 1)}, max(size, 1)) for name, size in sizes.items()}
-    )
+    sites = {name: StudySite({"Siemens": max(size, 1)}, max(size, 1)) for name, size in sizes.items()}
+    state = initial_state(config, prior, sites)
     noise = state.plan[GRADIENTS].noise_multiplier * config.privacy.max_grad_norm if state.plan else 0.0
-    for server_round in range(2, state.num_rounds(config) + 1):
+    state = replace(state, server_round=1)
+
+    def train(request: Request, start: Arrays) -> Replies:
         updates = {}
         for number in numbers:
             there, name = chosen & (site == number), f"{number}"
             update = np.zeros(gradients.shape[-1])
-            for step in range(config.federation.local_steps):
-                draw = (server_round * config.federation.local_steps + step) % NUM_DRAWS
+            for step in range(request.local_steps):
+                draw = (request.server_round * request.local_steps + step) % NUM_DRAWS
                 total = gradients[draw, there].sum(axis=0) + rng.normal(0, noise, update.shape)
-                update -= config.federation.learning_rate * total / max(sizes[name], 1)
-            updates[name] = _shaped(update, state.arrays)
-        state.apply_gradients(updates, config.federation.ema_decay)
+                update -= request.learning_rate * total / max(sizes[name], 1)
+            updates[name] = _shaped(update, start)
+        return reply_with(updates)
+
+    while state.server_round < state.num_rounds(config):
+        state, _ = run_round(state, sites, config, train)
     return state.ema
 
 

@@ -4,23 +4,23 @@ What is broken is what goes into the client's code or how often it is run; the c
 build exists here and nowhere else.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments
-from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
+from fedcmr.client.training import Patient
+from fedcmr.server.federation.round import run_round
+from fedcmr.server.federation.state import FederationState, StudySite, initial_state
 from fedcmr.server.settings import Config
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.models.prior import Prior
-from fedcmr.shared.privacy import epsilon
+from fedcmr.shared.privacy import Mechanism, epsilon
 from fedcmr.shared.progress import track
-from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request
+from fedcmr.shared.records import Request
+from fedcmr.simulations.in_process import SitesInProcess
 
 Build = Literal["sound", "noise_off", "clip_off", "slices_as_unit", "ledger_reset"]
 BUILDS: tuple[Build, ...] = get_args(Build)
@@ -84,7 +84,7 @@ def run_study(
     claim = epsilon(list(first.plan.values()), config.privacy.target_delta)[0]
     times = num_repeats if build == "ledger_reset" else 1
     return [
-        Run(_rounds(prior, patients, facts, config, build, deepcopy(first)), claim)
+        Run(_rounds(prior, patients, facts, config, build, first), claim)
         for _ in track(range(times), f"running the sites ({build.replace('_', ' ')})")
     ]
 
@@ -104,11 +104,15 @@ def slices_of(patient: Patient) -> list[Patient]:
 
 def mechanism(request: Request, nominal_patients: int, build: Build = "sound") -> Mechanism:
     """The site's mechanism for a request, or a broken one."""
-    sound = Mechanism.of(request, nominal_patients)
+    sound = request.mechanism.at(nominal_patients)
     if build == "noise_off":
         return replace(sound, noise_multiplier=0.0)
     if build == "clip_off":
-        return replace(sound, max_norm=sound.max_norm * UNCLIPPED, noise_multiplier=sound.noise_multiplier / UNCLIPPED)
+        return replace(
+            sound,
+            max_grad_norm=sound.max_grad_norm * UNCLIPPED,
+            noise_multiplier=sound.noise_multiplier / UNCLIPPED,
+        )
     return sound
 
 
@@ -120,22 +124,11 @@ def _rounds(
     build: Build,
     state: FederationState,
 ) -> list[Round]:
-    device = torch.device("cpu")
+    broken = functools.partial(mechanism, build=build)
+    there = SitesInProcess(prior, patients, facts, torch.device("cpu"), broken)
     rounds = []
-    for server_round in range(1, state.num_rounds(config) + 1):
-        request = make_request(config, state, server_round)
-        start = dict(state.arrays)
-        replies: dict[str, dict[str, NDArray[np.float32]]] = {}
-        for name, there in patients.items():
-            how = mechanism(request, facts[name].nominal_patients, build)
-            if request.task == MOMENTS:
-                mean, square = moments(there, how, list(facts[name].vendors.values()))
-                replies[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
-            else:
-                replies[name] = fine_tune(prior.generator, there, start, how, LocalSteps.of(request), device)
-        if request.task == MOMENTS:
-            state.apply_moments(replies, facts, request)
-        else:
-            state.apply_gradients(replies, config.federation.ema_decay)
-        rounds.append(Round(request, start, replies))
+    while state.server_round < state.num_rounds(config):
+        start = state.arrays
+        state, happened = run_round(state, facts, config, there.train)
+        rounds.append(Round(happened.request, start, there.updates))
     return rounds

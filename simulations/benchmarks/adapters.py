@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, load_patients, moments, view_seed
+from fedcmr.client.training import Patient, load_patients, style_statistics, view_seed
 from fedcmr.server.federation.adapters import plan_rung, signal_to_noise
-from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
+from fedcmr.server.federation.round import run_round
+from fedcmr.server.federation.state import FederationState, StudySite, initial_state
 from fedcmr.server.federation.vendor_styles import vendor_codes
 from fedcmr.server.settings import Config, load
 from fedcmr.shared.adapters import ADAPTERS, Adapter
@@ -37,9 +38,10 @@ from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import os_generator, private_moments
 from fedcmr.shared.progress import track
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Request
-from fedcmr.shared.style_statistics import NUM_LOOKS
+from fedcmr.shared.style_statistics import NUM_STEPS
 from fedcmr.shared.version import add_version
 from fedcmr.shared.views import augment
+from fedcmr.simulations.in_process import SitesInProcess
 
 HELD_OUT_VIEWS = 6
 NUM_MOMENTS = 50
@@ -155,17 +157,11 @@ def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.
         name: StudySite({site.vendor: len(site.patients)}, len(site.patients))
         for name, site in zip(names, sites, strict=True)
     }
-    state = initial_state(config, prior, facts)
-    for server_round in range(2, state.num_rounds(config) + 1):
-        request = make_request(config, state, server_round)
-        steps = LocalSteps.of(request)
-        updates = {
-            name: fine_tune(
-                prior.generator, site.patients, state.arrays, Mechanism.of(request, len(site.patients)), steps, device
-            )
-            for name, site in zip(names, sites, strict=True)
-        }
-        state.apply_gradients(updates, config.federation.ema_decay)
+    patients = {name: site.patients for name, site in zip(names, sites, strict=True)}
+    there = SitesInProcess(prior, patients, facts, device)
+    state = replace(initial_state(config, prior, facts), server_round=1)
+    while state.server_round < state.num_rounds(config):
+        state, _ = run_round(state, facts, config, there.train)
     return state
 
 
@@ -225,9 +221,9 @@ def code_errors(
         for prefix, squared in errors.items():
             updates: dict[str, Arrays] = {}
             for name, site, code in zip(names, sites, codes, strict=True):
-                mean, square = moments(site.patients, Mechanism.of(request, len(site.patients)), [len(code)])
+                mean, square = style_statistics(site.patients, request.mechanism.at(len(site.patients)), [len(code)])
                 if prefix:
-                    noise = request.noise_multiplier / math.sqrt(NUM_LOOKS)
+                    noise = request.noise_multiplier / math.sqrt(NUM_STEPS)
                     wide = private_moments(code, request.max_grad_norm, noise, len(code), os_generator())
                     mean, square = (value.astype(np.float32)[None] for value in wide)
                 updates[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
@@ -253,7 +249,7 @@ def _moments_request(config: Config, noise_multiplier: float) -> Request:
         sample_rate=1.0,
         max_grad_norm=config.privacy.statistics_clip,
         target_delta=config.privacy.target_delta,
-        local_steps=NUM_LOOKS,
+        local_steps=NUM_STEPS,
         learning_rate=config.federation.learning_rate,
         num_views=1,
         seed=0,

@@ -23,7 +23,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedcmr.client.training import LocalSteps, Mechanism, Patient, fine_tune, moments, patient_gradient, patient_of
+from fedcmr.client.training import (
+    Execution,
+    LocalSteps,
+    Patient,
+    fine_tune,
+    patient_gradient,
+    patient_of,
+    style_statistics,
+)
 from fedcmr.server.federation.state import StudySite, initial_state, make_request
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
 from fedcmr.server.generation.rendering import render
@@ -33,6 +41,7 @@ from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.checkpoint import Arrays, write_atomically
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.models.prior import Prior, load_prior
+from fedcmr.shared.privacy import Mechanism
 from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
 from fedcmr.shared.version import add_version
 
@@ -110,7 +119,7 @@ def step_seconds(
     num_views = config.federation.num_views * len(patients)
 
     def loop(how: Mechanism) -> Callable[[], object]:
-        return lambda: fine_tune(prior.generator, patients, start, how, steps, CPU)
+        return lambda: fine_tune(prior.generator, patients, start, how, steps, Execution(CPU))
 
     def one_batch() -> object:
         with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:
@@ -145,8 +154,8 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
     sites = {"site": StudySite({"Siemens": len(patients)}, len(patients))}
     state = initial_state(settings, prior, sites)
     private = mechanism(config, len(patients))
-    mean, square = moments(patients, private, [len(patients)])
-    update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), CPU)
+    mean, square = style_statistics(patients, private, [len(patients)])
+    update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), Execution(CPU))
     updates: dict[int, Arrays] = {1: {CODE_MEAN: mean, CODE_SQUARE: square}, 2: update}
     trainable = {name: array.shape for name, array in state.arrays.items()}
     sizes = {}
@@ -181,12 +190,13 @@ def trainable_arrays(prior: Prior, rung: Adapter) -> dict[str, np.ndarray]:
 
 def mechanism(config: Config, num_patients: int) -> Mechanism:
     """The default study's, with every patient in the step."""
-    return Mechanism(True, config.privacy.max_grad_norm, NOISE_MULTIPLIER, 1.0, num_patients)
+    privacy = config.privacy
+    return Mechanism(NOISE_MULTIPLIER, 1.0, 1, privacy.max_grad_norm, privacy.target_delta).at(num_patients)
 
 
 def local_steps(config: Config) -> LocalSteps:
     """One step; the seed gives the private and the plain loop the same views."""
-    return LocalSteps(1, config.federation.learning_rate, config.federation.num_views, seed=0, server_round=2)
+    return LocalSteps(config.federation.learning_rate, config.federation.num_views, seed=0, server_round=2)
 
 
 def peak_memory_mb() -> int:

@@ -30,7 +30,7 @@ from fedcmr.server.federation.adapters import plan_rung
 from fedcmr.server.settings import load
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import run_command
-from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy import Mechanism, Release
 from fedcmr.shared.privacy_filter import PrivacyFilter
 from fedcmr.shared.records import GRADIENTS, MOMENTS
 from fedcmr.shared.version import add_version
@@ -102,7 +102,8 @@ def answer_round(folder: Path, run_id: str, server_round: int, release: Release)
             site = load_site(folder)
             code = sha256_of(Path(client_ledger.__file__).parents[1])  # a client's process is new in every round
             dataset = dataset_of(site.data_path)
-            refused = refusal(site.policy, private=True, release=release, delta=1e-3, clip=1.0, num_patients=40)
+            mechanism = Mechanism(**asdict(release), max_grad_norm=1.0, target_delta=1e-3)
+            refused = refusal(site.policy, mechanism, num_patients=40)
             assert refused is None and code
         accountant = _timing(clock, "accountant", PrivacyFilter.epsilon)
         with _timed(clock, "ledger"), mock.patch.object(PrivacyFilter, "epsilon", accountant):

@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from fedcmr.client.code_hash import code_sha256
 from fedcmr.client.error_log import LOG_NAME as ERROR_LOG
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
-from fedcmr.shared.privacy import Release, epsilon
+from fedcmr.client.training import fine_tune
+from fedcmr.shared.privacy import Mechanism, Release, epsilon
 from fedcmr.shared.privacy_filter import PrivacyFilter
 from fedcmr.shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
 
@@ -99,7 +100,7 @@ def test_each_rung_has_its_own_names_and_shapes(site, arrays, request_of, prior)
     assert code_of(ask(site, pack_request(arrays, request_of(server_round=3, rung="low_rank")))) == "bad-request"
 
 
-def test_moments_are_charged_as_two_looks(site, arrays, request_of):
+def test_moments_are_charged_as_two_step_mean(site, arrays, request_of):
     assert code_of(ask(site, pack_request(arrays, request_of(task="moments")))) == OK
     assert Ledger(site / "ledger").releases() == [Release(4.0, 1.0, 2)]
 
@@ -110,9 +111,9 @@ def test_a_release_is_charged_before_training_and_once(site, arrays, request_of,
 
     def spy(*args, **kwargs):
         charged_at_training.extend(ledger.releases())
-        return training.fine_tune(*args, **kwargs)
+        return fine_tune(*args, **kwargs)
 
-    monkeypatch.setattr(client_app, "fine_tune", spy)
+    monkeypatch.setattr(training, "fine_tune", spy)
     content = pack_request(arrays, request_of(local_steps=2))
     first = ask(site, content)
     assert charged_at_training == [Release(4.0, 1.0, 2)]
@@ -130,7 +131,7 @@ def test_training_that_failed_is_an_answer_for_ever(site, arrays, request_of, mo
 
     content = pack_request(arrays, request_of())
     with monkeypatch.context() as patch:
-        patch.setattr(client_app, "fine_tune", interrupted)
+        patch.setattr(training, "fine_tune", interrupted)
         assert code_of(ask(site, content)) == INTERNAL_ERROR
     assert [code_of(ask(site, content)) for _ in range(3)] == [INTERNAL_ERROR] * 3
     (charge,) = Ledger(site / "ledger").charges()
@@ -173,7 +174,9 @@ def test_work_that_takes_too_long_is_refused_before_its_charge_or_stopped_after_
 
 def test_what_the_time_estimate_says_does_not_depend_on_the_patients(make_study, arrays, request_of, monkeypatch):
     asked = []
-    monkeypatch.setattr(client_app, "estimated_seconds", lambda *given: asked.append(given[2:4]) or 0.0)
+    monkeypatch.setattr(
+        client_app, "estimated_seconds", lambda *given: asked.append((given[2], given[3].divisor)) or 0.0
+    )
     site = make_study(num_patients=9).path / "sites" / "a"
     assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
     assert asked == [("affine", load_site(site).nominal_patients)]
@@ -222,7 +225,7 @@ def test_another_round_is_charged_until_the_budget_ends(site, arrays, request_of
     assert Ledger(site / "ledger").spent(1e-3) <= 8.0
 
 
-@pytest.mark.parametrize("where", ["load_site", "Request", "cached_patients", "refusal", "fine_tune", "Ledger"])
+@pytest.mark.parametrize("where", ["load_site", "Request", "cached_patients", "refusal", "private_update", "Ledger"])
 def test_an_exceptions_text_never_leaves_the_site(site, arrays, request_of, monkeypatch, where):
     def broken(*args, **kwargs):
         raise RuntimeError(CANARY)
@@ -243,7 +246,7 @@ def test_a_text_that_no_file_can_hold_still_becomes_a_code(site, arrays, request
     def broken(*args, **kwargs):
         raise RuntimeError(f"{CANARY} in a file named \udcff")
 
-    monkeypatch.setattr(client_app, "fine_tune", broken)
+    monkeypatch.setattr(training, "fine_tune", broken)
     assert code_of(ask(site, pack_request(arrays, request_of()))) == INTERNAL_ERROR
     assert CANARY in (site / ERROR_LOG).read_text()
     assert (site / ERROR_LOG).stat().st_mode & 0o077 == 0, "it may hold what a patient brought"
@@ -252,7 +255,7 @@ def test_a_text_that_no_file_can_hold_still_becomes_a_code(site, arrays, request
 @pytest.mark.parametrize("smuggled", ["extra", "dtype", "shape", "nan"])
 def test_an_update_off_the_allow_list_does_not_leave(site, arrays, request_of, monkeypatch, smuggled):
     def crooked(*args, **kwargs):
-        update = training.fine_tune(*args, **kwargs)
+        update = fine_tune(*args, **kwargs)
         name = next(iter(update))
         if smuggled == "extra":
             update["num_patients"] = np.array([40], np.float32)
@@ -264,7 +267,7 @@ def test_an_update_off_the_allow_list_does_not_leave(site, arrays, request_of, m
             update[name] = np.full_like(update[name], np.nan)
         return update
 
-    monkeypatch.setattr(client_app, "fine_tune", crooked)
+    monkeypatch.setattr(training, "fine_tune", crooked)
     assert code_of(ask(site, pack_request(arrays, request_of()))) == INTERNAL_ERROR
 
 
@@ -291,9 +294,9 @@ def trainings(monkeypatch):
 
     def spy(*args, **kwargs):
         calls.append(args)
-        return training.fine_tune(*args, **kwargs)
+        return fine_tune(*args, **kwargs)
 
-    monkeypatch.setattr(client_app, "fine_tune", spy)
+    monkeypatch.setattr(training, "fine_tune", spy)
     return calls
 
 
@@ -307,7 +310,7 @@ def test_a_reset_ledger_trains_nothing(site, arrays, request_of, trainings):
     assert "--repair" in (site / ERROR_LOG).read_text()
     Ledger(site / "ledger").repair()
     assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == OK
-    assert Ledger(site / "ledger").releases() == [request_of().release] * 2
+    assert Ledger(site / "ledger").releases() == [request_of().mechanism.release] * 2
 
 
 def test_a_restored_backup_trains_nothing(site, tmp_path, arrays, request_of, trainings):
@@ -348,7 +351,7 @@ def test_the_budget_is_counted_at_the_stricter_delta(site, arrays, request_of):
     request = request_of(target_delta=1e-6)
     assert code_of(ask(site, pack_request(arrays, request))) == OK
     (charge,) = Ledger(site / "ledger").charges()
-    assert charge["epsilon"] == epsilon([request.release], 1e-6)[0]
+    assert charge["epsilon"] == epsilon([request.mechanism.release], 1e-6)[0]
     assert (charge["delta"], charge["task"]) == (1e-6, "gradients")
 
 
@@ -431,15 +434,11 @@ def test_every_code_of_policy_and_ledger_may_leave():
         for private in (True, False):
             for delta in (1e-3, 0.5):
                 for num_patients in (0, 10):
-                    for clip in (1.0, 1e9):
-                        code = policy.refusal(
-                            policy.SitePolicy(),
-                            private=private,
-                            release=release,
-                            delta=delta,
-                            clip=clip,
-                            num_patients=num_patients,
+                    for norm in (1.0, 1e9):
+                        mechanism = Mechanism(
+                            **asdict(release), max_grad_norm=norm, target_delta=delta, private=private
                         )
+                        code = policy.refusal(policy.SitePolicy(), mechanism, num_patients=num_patients)
                         codes |= {code} - {None}
     assert len(codes) >= 7
     assert codes <= CODES

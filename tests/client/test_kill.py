@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedcmr.client import app, hash_chained_log as chain, ledger, release
+from fedcmr.client import app, training, hash_chained_log as chain, ledger, release
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.release import Refused
@@ -38,9 +38,9 @@ request = Request(task="gradients", run_id="0123456789abcdef", server_round=2, p
                   private=True, noise_multiplier=2.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3,
                   local_steps=2, learning_rate=0.1, num_views=2, seed=0)
 content = pack_request(arrays, request)
-earlier = [request.release] * int(sys.argv[3])
+earlier = [request.mechanism.release] * int(sys.argv[3])
 before = epsilon(earlier, 1e-3)[0]
-after = epsilon([*earlier, request.release], 1e-3)[0]
+after = epsilon([*earlier, request.mechanism.release], 1e-3)[0]
 site = replace(site, policy=replace(site.policy, max_epsilon=1.001 * after))  # room for this one and no other
 traced = {module.__file__ for module in (app, chain, ledger, release, checkpoint)}
 os.fsync = lambda descriptor: None  # what is written survives the death of a process, if not of the machine
@@ -54,7 +54,7 @@ def use(ledger_name, content=content):
         noise = np.random.default_rng().normal()
         return {name: np.full_like(array, noise) for name, array in arrays.items()}
 
-    app.fine_tune = train
+    training.fine_tune = train
     try:
         update, _ = app.respond(replace(site, ledger=ledger_name), content, torch.device("cpu"))
     except Refused as refused:
@@ -104,7 +104,8 @@ while True:
     assert Path(f"{folder}.trained").exists() != charged, (number, "trained twice, or not at all")
     assert (first == b"internal-error") <= charged, (number, "a failure that was not charged")
     outcomes.add(first == b"internal-error")
-    assert Ledger(folder).releases() == [*earlier, request.release], (number, "the message did not cost one release")
+    released = Ledger(folder).releases()
+    assert released == [*earlier, request.mechanism.release], (number, "the message did not cost one release")
     assert Ledger(folder).spent(1e-3) <= site.policy.max_epsilon, number
     if os.WIFEXITED(status):
         assert os.WEXITSTATUS(status) == 0 and Path(f"{folder}.sent").read_bytes() == first

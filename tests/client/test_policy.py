@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ from fedcmr.client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site,
 from fedcmr.server.federation.adapters import plan_rung
 from fedcmr.server.settings import load
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy import Mechanism, Release
 
 SETTINGS = SiteSettings("north", {"Siemens": 40}, 40)
 MINIMAL = "name: north\nvendors: {Siemens: 40}\nnominal_patients: 40\n"
@@ -185,22 +185,28 @@ POLICY = SitePolicy(
 REQUEST = {
     "private": True,
     "release": Release(0.5, 1.0, 10),
-    "delta": 1e-3,
-    "clip": 2.0,
+    "target_delta": 1e-3,
+    "max_grad_norm": 2.0,
     "num_patients": 10,
     "server_round": 3,
     "num_views": 16,
 }
 
 
+def refused(policy, *, private, release, target_delta, max_grad_norm, **asked):
+    """`refusal` of a mechanism with these terms."""
+    mechanism = Mechanism(**asdict(release), max_grad_norm=max_grad_norm, target_delta=target_delta, private=private)
+    return refusal(policy, mechanism, **asked)
+
+
 def test_a_request_at_every_limit_is_allowed():
-    assert refusal(POLICY, **REQUEST) is None
-    assert refusal(POLICY, **REQUEST | {"release": Release(50.0, 0.5, 10)}) is None
+    assert refused(POLICY, **REQUEST) is None
+    assert refused(POLICY, **REQUEST | {"release": Release(50.0, 0.5, 10)}) is None
 
 
 def test_by_default_every_patient_takes_part_in_every_step():
     asked = REQUEST | {"release": Release(1.0, 0.999, 1)}
-    assert refusal(SitePolicy(), **asked) == "sample-rate-below-minimum"
+    assert refused(SitePolicy(), **asked) == "sample-rate-below-minimum"
 
 
 @pytest.mark.parametrize("name", ["default", "smoke"])
@@ -211,12 +217,12 @@ def test_the_shipped_studies_are_within_the_default_policy(name):
         for release in plan_rung(rung, config.privacy, num_steps).values():
             asked = REQUEST | {
                 "release": replace(release, num_steps=min(release.num_steps, config.federation.local_steps)),
-                "delta": config.privacy.target_delta,
+                "target_delta": config.privacy.target_delta,
                 "num_views": config.federation.num_views,
-                "clip": max(config.privacy.max_grad_norm, config.privacy.statistics_clip),
+                "max_grad_norm": max(config.privacy.max_grad_norm, config.privacy.statistics_clip),
                 "num_patients": 20,
             }
-            assert refusal(SitePolicy(), **asked) is None
+            assert refused(SitePolicy(), **asked) is None
 
 
 @pytest.mark.parametrize(("nominal", "largest"), [(20, 5e-3), (100, 1e-3), (1000, 1e-4)])
@@ -243,13 +249,9 @@ def test_a_delta_is_rounded_down_to_one_digit(value, down):
         ({"private": False}, "privacy-off-not-allowed"),
         ({"release": Release(0.49, 1.0, 1)}, "noise-below-minimum"),
         ({"release": Release(0.0, 1.0, 1)}, "noise-below-minimum"),
-        ({"delta": 1.1e-3}, "delta-above-cap"),
-        ({"delta": 0.0}, "delta-above-cap"),
-        ({"delta": float("nan")}, "delta-above-cap"),
-        ({"clip": 2.1}, "clip-above-cap"),
-        ({"clip": 0.0}, "clip-above-cap"),
-        ({"clip": float("inf")}, "clip-above-cap"),
-        ({"clip": float("nan")}, "clip-above-cap"),
+        ({"target_delta": 1.1e-3}, "delta-above-cap"),
+        ({"max_grad_norm": 2.1}, "clip-above-cap"),
+        ({"max_grad_norm": float("inf")}, "clip-above-cap"),
         ({"server_round": 4}, "rounds-exhausted"),
         ({"release": Release(51.0, 1.0, 10)}, "noise-above-cap"),
         ({"release": Release(1.0, 0.49, 10)}, "sample-rate-below-minimum"),
@@ -259,15 +261,22 @@ def test_a_delta_is_rounded_down_to_one_digit(value, down):
     ],
 )
 def test_a_request_beyond_a_limit_is_refused_with_its_code(change, code):
-    assert refusal(POLICY, **{**REQUEST, **change}) == code
+    assert refused(POLICY, **{**REQUEST, **change}) == code
 
 
 def test_privacy_can_be_off_only_where_the_site_allows_it():
-    without = {**REQUEST, "private": False, "release": Release(0.0, 1.0, 1), "clip": 1e9}
-    assert refusal(POLICY, **without) == "privacy-off-not-allowed"
-    assert refusal(replace(POLICY, allow_without_privacy=True), **without) is None
+    without = {**REQUEST, "private": False, "release": Release(0.0, 1.0, 1), "max_grad_norm": 1e9}
+    assert refused(POLICY, **without) == "privacy-off-not-allowed"
+    assert refused(replace(POLICY, allow_without_privacy=True), **without) is None
 
 
 def test_allowing_studies_without_privacy_does_not_loosen_those_with_it():
     generous = replace(POLICY, allow_without_privacy=True)
-    assert refusal(generous, **{**REQUEST, "release": Release(0.0, 1.0, 1)}) == "noise-below-minimum"
+    assert refused(generous, **{**REQUEST, "release": Release(0.0, 1.0, 1)}) == "noise-below-minimum"
+
+
+@pytest.mark.parametrize("change", [{"target_delta": 0.0}, {"max_grad_norm": 0.0}])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_terms_that_void_a_guarantee_make_no_mechanism(change, value):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        refused(POLICY, **REQUEST | dict.fromkeys(change, value))

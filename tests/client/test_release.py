@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.release import Refused, charged
-from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy import Mechanism, Release
 from tests.client.ledger_rounds import DELTA, RELEASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,8 @@ KEY = ("ab" * 4, 2)
 
 
 def ask(folder, work, key=KEY, release=RELEASE, cap=100.0):
-    return charged(Ledger(folder), key, release, work, delta=DELTA, cap=cap)
+    mechanism = Mechanism(**asdict(release), max_grad_norm=1.0, target_delta=DELTA)
+    return charged(Ledger(folder), key, mechanism, work, cap=cap)
 
 
 def test_work_is_done_once_and_its_reply_is_kept(folder):
@@ -70,7 +72,7 @@ import fcntl, sys, time
 from pathlib import Path
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.release import charged
-from fedcmr.shared.privacy import Release
+from fedcmr.shared.privacy import Mechanism
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 
@@ -89,7 +91,8 @@ def work():
 fcntl.flock = asking
 print("ready", flush=True)
 sys.stdin.readline()
-print(charged(Ledger(folder), ("abababab", 2), Release(2.0, 1.0, 2), work, delta=1e-3, cap=100.0).decode())
+mechanism = Mechanism(2.0, 1.0, 2, max_grad_norm=1.0, target_delta=1e-3)
+print(charged(Ledger(folder), ("abababab", 2), mechanism, work, cap=100.0).decode())
 """
 
 

@@ -9,16 +9,22 @@ import torch
 
 from fedcmr.client import request_time as pace
 from fedcmr.client.request_time import KEPT_S, PACE_NAME, estimated_seconds
-from fedcmr.client.training import LocalSteps, Mechanism, fine_tune
+from fedcmr.client.training import Execution, LocalSteps, fine_tune
+from fedcmr.shared.privacy import Mechanism
 
-CPU = torch.device("cpu")
-STEPS = LocalSteps(num_steps=2, learning_rate=0.1, num_views=2, seed=0, server_round=2, max_seconds=1e9)
+CPU = Execution(torch.device("cpu"))
+STEPS = LocalSteps(learning_rate=0.1, num_views=2, seed=0, server_round=2)
+MECHANISM = Mechanism(
+    noise_multiplier=2.0, sample_rate=1.0, num_steps=2, max_grad_norm=1.0, target_delta=1e-3, nominal_patients=4
+)
 
 
 @pytest.fixture
 def estimate(prior, tmp_path):
-    def make(num_patients=4, **changes):
-        return estimated_seconds(tmp_path, prior, "affine", num_patients, replace(STEPS, **changes), CPU)
+    def make(num_patients=4, num_steps=2, max_seconds=1e9, **changes):
+        mechanism = replace(MECHANISM, num_steps=num_steps, nominal_patients=num_patients)
+        execution = replace(CPU, max_seconds=max_seconds)
+        return estimated_seconds(tmp_path, prior, "affine", mechanism, replace(STEPS, **changes), execution)
 
     return make
 
@@ -48,9 +54,8 @@ def test_the_estimate_grows_with_the_work_and_is_near_the_truth(prior, estimate,
     assert estimate(num_patients=4000) >= 500 * few
     assert estimate(num_views=64) > 4 * estimate(num_views=4)
     arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
-    mechanism = Mechanism(private=True, max_norm=1.0, noise_multiplier=2.0, sample_rate=1.0, nominal_patients=4)
     clock.now = 0
-    fine_tune(prior.generator, [], arrays, mechanism, replace(STEPS, num_steps=20), CPU)
+    fine_tune(prior.generator, [], arrays, replace(MECHANISM, num_steps=20), STEPS, CPU)
     assert estimate(num_steps=20) == pytest.approx(clock.now, rel=0.5)
 
 
@@ -77,5 +82,5 @@ def test_a_file_that_makes_no_sense_is_measured_over(estimate, measurements, tmp
 
 def test_a_folder_that_cannot_be_written_costs_a_measurement_every_time(prior, measurements, tmp_path):
     missing = tmp_path / "missing"
-    found = [estimated_seconds(missing, prior, "affine", 4, STEPS, CPU) for _ in range(2)]
+    found = [estimated_seconds(missing, prior, "affine", MECHANISM, STEPS, CPU) for _ in range(2)]
     assert found == [12.0, 4.0]

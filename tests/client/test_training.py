@@ -7,26 +7,26 @@ import torch
 
 from fedcmr.client import training
 from fedcmr.client.training import (
+    Execution,
     LocalSteps,
-    Mechanism,
     Patient,
     cached_patients,
     fine_tune,
     load_patients,
-    moments,
     patient_gradient,
+    style_statistics,
     view_seed,
 )
 from fedcmr.shared.case import read_index, write_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
-from fedcmr.shared.privacy import clip_to_norm
+from fedcmr.shared.privacy import Mechanism, clip_to_norm
 from fedcmr.shared.style_statistics import noise_std
 
-CPU = torch.device("cpu")
-STEPS = LocalSteps(num_steps=2, learning_rate=0.1, num_views=2, seed=7, server_round=2)
-OPEN = Mechanism(private=False, max_norm=1.0, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
-NOISY = Mechanism(private=True, max_norm=1e-3, noise_multiplier=2.0, sample_rate=1.0, nominal_patients=4)
+CPU = Execution(torch.device("cpu"))
+STEPS = LocalSteps(learning_rate=0.1, num_views=2, seed=7, server_round=2)
+OPEN = Mechanism(0.0, 1.0, 2, 1.0, 1e-3, private=False, nominal_patients=4)
+NOISY = Mechanism(2.0, 1.0, 2, 1e-3, 1e-3, private=True, nominal_patients=4)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def flat(update):
 def test_without_privacy_two_runs_are_equal_and_another_seed_is_not(prior, tiny_prior, patients, arrays):
     first = fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
     again = fine_tune(load_prior(tiny_prior).generator, patients, arrays, OPEN, STEPS, CPU)
-    other = fine_tune(prior.generator, patients, arrays, OPEN, LocalSteps(2, 0.1, 2, seed=8, server_round=2), CPU)
+    other = fine_tune(prior.generator, patients, arrays, OPEN, LocalSteps(0.1, 2, seed=8, server_round=2), CPU)
     np.testing.assert_array_equal(flat(first), flat(again))
     assert np.abs(flat(first) - flat(other)).max() > 0
 
@@ -68,9 +68,9 @@ def test_with_privacy_no_seed_repeats_the_update(prior, patients, arrays):
 
 
 def test_one_step_without_noise_is_the_mean_of_clipped_patient_gradients(prior, patients, arrays):
-    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    steps = LocalSteps(learning_rate=0.5, num_views=2, seed=7, server_round=2)
     clip = 0.05
-    mechanism = Mechanism(True, clip, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
+    mechanism = Mechanism(0.0, 1.0, 1, clip, 1e-3, private=True, nominal_patients=8)
     update = fine_tune(prior.generator, patients, arrays, mechanism, steps, CPU)
     gradients = [patient_gradient(prior.generator, p, 2, view_seed(7, 2, 0, p.name)) for p in patients]
     assert max(np.linalg.norm(gradient) for gradient in gradients) > clip, "nothing would be clipped"
@@ -79,8 +79,8 @@ def test_one_step_without_noise_is_the_mean_of_clipped_patient_gradients(prior, 
 
 
 def test_without_privacy_a_step_differs_in_its_noise_alone(prior, patients, arrays):
-    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
-    silent = Mechanism(True, 0.05, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=len(patients))
+    steps = LocalSteps(learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    silent = Mechanism(0.0, 1.0, 1, 0.05, 1e-3, private=True, nominal_patients=len(patients))
     private, public = (
         fine_tune(prior.generator, patients, arrays, mechanism, steps, CPU)
         for mechanism in (silent, replace(silent, private=False))
@@ -146,8 +146,8 @@ def test_the_update_is_the_same_to_the_last_digit_on_any_number_of_cores(prior, 
 
 def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
     """Standard deviation: learning rate x noise multiplier x clip / nominal patients."""
-    steps = LocalSteps(num_steps=50, learning_rate=0.1, num_views=1, seed=0, server_round=1)
-    update = flat(fine_tune(prior.generator, [], arrays, NOISY, steps, CPU))
+    steps = LocalSteps(learning_rate=0.1, num_views=1, seed=0, server_round=1)
+    update = flat(fine_tune(prior.generator, [], arrays, replace(NOISY, num_steps=50), steps, CPU))
     expected = 0.1 * 2.0 * 1e-3 / 4 * math.sqrt(50)
     assert np.std(update) == pytest.approx(expected, rel=0.3)
 
@@ -156,7 +156,7 @@ def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, 
     broken = Patient(
         "p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].codes, patients[0].vendors[:1]
     )
-    mechanism = Mechanism(True, 1.0, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
+    mechanism = Mechanism(0.0, 1.0, 2, 1.0, 1e-3, private=True, nominal_patients=4)
     with_broken = fine_tune(prior.generator, [*patients, broken], arrays, mechanism, STEPS, CPU)
     without = fine_tune(prior.generator, patients, arrays, mechanism, STEPS, CPU)
     np.testing.assert_array_equal(flat(with_broken), flat(without))
@@ -183,21 +183,21 @@ def test_one_rungs_training_leaves_nothing_for_the_next(prior, tiny_prior, patie
     np.testing.assert_array_equal(flat(after), flat(alone))
 
 
-def test_private_moments_take_two_looks_with_the_sites_own_noise(patients):
+def test_private_statistics_are_a_two_step_mean_with_the_sites_own_noise(patients):
     """The noise is the ledger's: its spread over releases is that of `fedcmr.shared.style_statistics.noise_std`."""
     # Little enough that the second look is not clipped for the first one's noise.
-    mechanism = replace(NOISY, max_norm=20.0, noise_multiplier=0.05)
-    released = np.array([moments(patients, mechanism, [4])[0] for _ in range(200)])
+    mechanism = replace(NOISY, max_grad_norm=20.0, noise_multiplier=0.05)
+    released = np.array([style_statistics(patients, mechanism, [4])[0] for _ in range(200)])
     assert released.std(axis=0).mean() == pytest.approx(noise_std(20.0, 0.05, 4)[0], rel=0.1)
 
 
-def test_moments_of_nobody_are_noise():
-    mean, square = moments([], replace(NOISY, max_norm=4.0), [4])
+def test_statistics_of_nobody_are_noise():
+    mean, square = style_statistics([], replace(NOISY, max_grad_norm=4.0), [4])
     assert mean.shape == square.shape == (1, 11) and np.isfinite(mean).all() and np.abs(mean).min() > 0
 
 
-def test_moments_without_privacy_are_numpys(patients):
-    mean, square = moments(patients, OPEN, [4])
+def test_statistics_without_privacy_are_numpys(patients):
+    mean, square = style_statistics(patients, OPEN, [4])
     codes = torch.stack([patient.codes for patient in patients]).numpy()
     np.testing.assert_allclose(mean, codes.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(square, (codes**2).mean(axis=0), atol=1e-6)
@@ -251,7 +251,7 @@ def test_a_step_computes_as_many_gradients_as_the_site_has_patients_in_public(
 ):
     mechanism = replace(NOISY, sample_rate=sample_rate)
     fine_tune(prior.generator, patients[:num_patients], arrays, mechanism, STEPS, CPU)
-    assert len(computed) == STEPS.num_steps * mechanism.nominal_patients
+    assert len(computed) == mechanism.num_steps * mechanism.nominal_patients
     if sample_rate == 1:
         assert sorted(set(computed) - {""}) == [patient.name for patient in patients[:num_patients]]
 
@@ -263,8 +263,8 @@ def test_a_full_site_computes_no_gradient_in_vain(prior, patients, arrays, compu
 
 
 def test_the_gradient_of_nobody_is_thrown_away(prior, patients, arrays):
-    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
-    silent = Mechanism(True, 0.05, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=8)
+    steps = LocalSteps(learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    silent = Mechanism(0.0, 1.0, 1, 0.05, 1e-3, private=True, nominal_patients=8)
     update = fine_tune(prior.generator, [], arrays, silent, steps, CPU)
     assert not flat(update).any()
 
@@ -273,8 +273,8 @@ def test_the_gradient_of_nobody_is_thrown_away(prior, patients, arrays):
 def test_a_patient_whose_gradient_fails_counts_as_zero_and_is_told_to_the_site(
     prior, patients, arrays, monkeypatch, failure
 ):
-    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
-    silent = Mechanism(True, 0.05, noise_multiplier=0.0, sample_rate=1.0, nominal_patients=4)
+    steps = LocalSteps(learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    silent = Mechanism(0.0, 1.0, 1, 0.05, 1e-3, private=True, nominal_patients=4)
     without = fine_tune(prior.generator, patients[1:], arrays, silent, steps, CPU)
     real = training.patient_gradient
 
@@ -296,5 +296,5 @@ def test_a_patient_whose_gradient_fails_counts_as_zero_and_is_told_to_the_site(
 def test_work_past_its_deadline_is_given_up(prior, patients, arrays):
     before = {name: value.clone() for name, value in prior.generator.state_dict().items()}
     with pytest.raises(TimeoutError):
-        fine_tune(prior.generator, patients, arrays, NOISY, replace(STEPS, max_seconds=0.0), CPU)
+        fine_tune(prior.generator, patients, arrays, NOISY, STEPS, replace(CPU, max_seconds=0.0))
     assert all(torch.equal(value, before[name]) for name, value in prior.generator.state_dict().items())

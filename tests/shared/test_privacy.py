@@ -110,7 +110,7 @@ def test_an_empty_batch_is_noised():
 def test_noise_without_a_generator_or_with_an_endless_clip_is_refused():
     with pytest.raises(ValueError, match="noise generator"):
         private_sum([np.ones(2)], 1.0, 1.0, 2, None)
-    with pytest.raises(ValueError, match="finite clip"):
+    with pytest.raises(ValueError, match="finite max_grad_norm"):
         private_sum([np.ones(2)], math.inf, 1.0, 2, os_generator())
 
 

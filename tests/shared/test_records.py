@@ -60,7 +60,7 @@ def test_a_request_survives_the_wire():
     for request in (REQUEST, replace(REQUEST, rung="low_rank"), replace(REQUEST, task="moments", sample_rate=1.0)):
         content = pack_request(arrays_of(SHAPES), request)
         assert Request.from_config(content["config"]) == request
-    assert REQUEST.release == Release(1.5, 0.5, 2)
+    assert REQUEST.mechanism.release == Release(1.5, 0.5, 2)
 
 
 @pytest.mark.parametrize(

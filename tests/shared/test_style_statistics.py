@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedcmr.shared.privacy import clip_to_norm, os_generator
-from fedcmr.shared.style_statistics import SECOND_CLIP, noise_std, two_looks
+from fedcmr.shared.style_statistics import SECOND_NORM, noise_std, two_step_mean
 
 
 def codes_of(num, scale=0.2, centre=0.3, seed=0):
@@ -13,14 +13,14 @@ def codes_of(num, scale=0.2, centre=0.3, seed=0):
 
 def test_without_noise_and_clipping_they_are_numpys():
     codes = codes_of(30)
-    mean, square = two_looks(codes, 10.0, 0.0, 30, None)
+    mean, square = two_step_mean(codes, 10.0, 0.0, 30, None)
     np.testing.assert_allclose(mean, codes.mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(square, (codes**2).mean(axis=0), atol=1e-12)
 
 
 def test_their_noise_is_the_claimed_one_and_their_variance_unbiased():
     codes, clip, noise, nominal = codes_of(40), 4.0, 1.0, 40
-    released = [two_looks(codes, clip, noise, nominal, os_generator()) for _ in range(3000)]
+    released = [two_step_mean(codes, clip, noise, nominal, os_generator()) for _ in range(3000)]
     means = np.array([mean for mean, _ in released])
     variances = np.array([square - mean**2 for mean, square in released])
     mean_std, variance_std = noise_std(clip, noise, nominal)
@@ -56,8 +56,8 @@ def test_one_patient_moves_each_look_by_no_more_than_its_clip(outlier, monkeypat
 
     monkeypatch.setattr("fedcmr.shared.privacy.private_sum", spy)
     codes = codes_of(10)
-    two_looks(codes, 4.0, 1.0, 10, None)
-    two_looks(np.vstack([codes, outlier]), 4.0, 1.0, 10, None)
+    two_step_mean(codes, 4.0, 1.0, 10, None)
+    two_step_mean(np.vstack([codes, outlier]), 4.0, 1.0, 10, None)
     for (clip, without), (_, with_patient) in zip(sums[:2], sums[2:], strict=True):
         assert np.linalg.norm(with_patient - without) <= clip * (1 + 1e-9)
     assert [clip for clip, _ in sums] == [4.0, 1.0, 4.0, 1.0]
@@ -65,7 +65,7 @@ def test_one_patient_moves_each_look_by_no_more_than_its_clip(outlier, monkeypat
 
 def test_both_looks_draw_the_noise_that_is_charged():
     recorder = Recorder()
-    two_looks(codes_of(10), 4.0, 1.5, 10, recorder)
+    two_step_mean(codes_of(10), 4.0, 1.5, 10, recorder)
     assert recorder.scales == [1.5 * 4.0, 1.5 * 1.0], "noise multiplier times the look's own bound"
 
 
@@ -73,8 +73,8 @@ def test_a_narrower_second_look_measures_a_far_vendor_where_a_single_one_could_n
     codes = codes_of(40, scale=0.3, centre=1.0)  # far from the public mean: squares of 1 around a variance of 0.09
     errors = [
         (square - mean**2 - codes.var(axis=0))
-        for mean, square in (two_looks(codes, 4.0, 0.96, 40, os_generator()) for _ in range(200))
+        for mean, square in (two_step_mean(codes, 4.0, 0.96, 40, os_generator()) for _ in range(200))
     ]
     single = 0.68 * np.sqrt(2) * 4.0**2 / 2 / 40  # noise of the square in one look with the same budget
     assert np.std(errors) < 0.6 * single
-    assert SECOND_CLIP < 1
+    assert SECOND_NORM < 1

@@ -93,7 +93,7 @@ def two_sites(make_study, write_cases) -> RunFolder:
 
 
 def test_nested_studies_answer_on_all_test_patients_and_spend_from_ledgers_of_their_own(two_sites):
-    run_baselines(two_sites, two_sites.config)
+    run_baselines(two_sites)
     expected = {
         "without_a": (["b"], "Philips", 4),
         "without_b": (["a"], "Siemens", 4),
@@ -117,7 +117,7 @@ def test_nested_studies_answer_on_all_test_patients_and_spend_from_ledgers_of_th
     assert load_site(two_sites.path / "sites" / "a").policy.max_epsilon == 4
 
     before = {path: path.stat().st_mtime_ns for path in two_sites.path.rglob("*") if path.name != ".lock"}
-    run_baselines(two_sites, two_sites.config)
+    run_baselines(two_sites)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what is finished is left alone"
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedcmr.client import app as client_app_module
+from fedcmr.client import training
 from fedcmr.client.ledger import Ledger
+from fedcmr.server.federation.federate import federate
 from fedcmr.server.federation.state import (
     FederationState,
     charged_releases,
@@ -20,12 +21,11 @@ from fedcmr.server.federation.state import (
     make_request,
     read_study,
 )
-from fedcmr.server.federation.strategy import EqualWeightFedAvg, federate
+from fedcmr.server.federation.strategy import SitesByFlower
 from fedcmr.shared import checkpoint
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import epsilon
-from fedcmr.shared.records import encode
 from fedcmr.simulations import grid as grid_module
 from fedcmr.simulations.grid import make_grid
 
@@ -38,7 +38,7 @@ PATIENCE_S = 240.0
 
 def run_federation(run):
     with make_grid(run, run.config) as grid:
-        federate(grid, run, run.config, load_prior(run.prior_path()))
+        federate(grid, run, load_prior(run.prior_path()))
     return checkpoint.load(run.path / "generator.safetensors")
 
 
@@ -112,14 +112,14 @@ def test_too_few_patients_everywhere_end_the_run_with_a_line(make_study):
 
 def test_a_round_in_which_the_work_of_all_sites_failed_is_lost_and_no_other(make_study, monkeypatch):
     """As after a power cut: the charge stands, its failure is final, and the study goes on with the next round."""
-    real = client_app_module.fine_tune
+    real = training.fine_tune
 
     def failing(generator, patients, arrays, mechanism, steps, *rest):
         if steps.server_round == 2:
             raise MemoryError
         return real(generator, patients, arrays, mechanism, steps, *rest)
 
-    monkeypatch.setattr(client_app_module, "fine_tune", failing)
+    monkeypatch.setattr(training, "fine_tune", failing)
     run = make_study()
     _, metadata = run_federation(run)
     assert [line["answered"] for line in run.metrics()] == [SITES, [], SITES]
@@ -148,11 +148,11 @@ def gradients_of(run):
     """A grid and the messages of a round that takes long."""
     config = run.config
     prior = load_prior(run.prior_path())
-    state = initial_state(config, prior, read_study(run))
-    strategy = EqualWeightFedAvg(state, read_study(run), run.config.federation)
+    sites = read_study(run)
+    state = initial_state(config, prior, sites)
     request = make_request(config, state, 2)
     grid = make_grid(run, config)
-    return grid, list(strategy.configure_train(2, encode(state.arrays), request.to_config(), grid))
+    return grid, SitesByFlower(grid, config.federation, len(sites), None).messages(request, state.arrays)
 
 
 def test_every_task_runs_on_one_thread_and_gives_the_others_back(make_study, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_site_whose_process_dies_is_missing_and_answers_the_next_round(make_st
 SCRIPT = """
 import sys
 from pathlib import Path
-from fedcmr.server.federation.strategy import federate
+from fedcmr.server.federation.federate import federate
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.server.run_folder import load_run
@@ -210,7 +210,7 @@ from fedcmr.simulations.grid import make_grid
 def main():
     run = load_run(Path(sys.argv[1]))
     with make_grid(run, run.config) as grid:
-        federate(grid, run, run.config, load_prior(run.prior_path()))
+        federate(grid, run, load_prior(run.prior_path()))
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -180,7 +180,7 @@ def test_the_noise_asked_for_is_that_of_the_target(finished):
     request = make_request("0123456789abcdef", config, SITES, "a" * 64)
     from fedcmr.shared.privacy import epsilon
 
-    assert 1.97 <= epsilon([request.release], request.target_delta)[0] <= 2.0
+    assert 1.97 <= epsilon([request.mechanism.release], request.target_delta)[0] <= 2.0
 
 
 def test_the_headline_says_what_the_sites_sums_tell(make_study):

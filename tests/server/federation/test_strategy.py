@@ -7,10 +7,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from scipy.stats import trim_mean
 
 from fedcmr.server.federation import strategy as strategy_module
+from fedcmr.server.federation.federate import federate
 from fedcmr.server.federation.participation import participation, sentences
-from fedcmr.server.federation.senders import BUNDLE_REFUSED, write_nodes
-from fedcmr.server.federation.state import FederationState, initial_state, make_request, read_study
-from fedcmr.server.federation.strategy import EqualWeightFedAvg, federate
+from fedcmr.server.federation.round import Replies, run_round
+from fedcmr.server.federation.senders import BUNDLE_REFUSED, Reply, write_nodes
+from fedcmr.server.federation.state import FederationState, initial_state, read_study
 from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE
 from fedcmr.shared import checkpoint
 from fedcmr.shared.errors import UserError
@@ -74,7 +75,7 @@ def newest(run):
 def test_aggregation_is_the_plain_mean_and_its_moving_average(study, prior):
     values = {"a": 0.01, "b": 0.04, "c": 0.1}
     decay = study.config.federation.ema_decay
-    federate(ScriptedGrid(lambda site, *args: agree(values[site])(site, *args)), study, study.config, prior)
+    federate(ScriptedGrid(lambda site, *args: agree(values[site])(site, *args)), study, prior)
     state = newest(study)
     start = {name: value.detach().numpy() for name, value in prior.generator.trainable().items()}
     ema = 0.0
@@ -101,7 +102,7 @@ def test_moments_become_each_vendors_own_distribution(make_study, prior):
             return pack_reply(site, OK, {"code_mean": mean, "code_square": square}, shapes)
         return agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     state = newest(study)
     np.testing.assert_allclose(state.code_mean["Siemens"], 0.5)
     np.testing.assert_allclose(state.code_std["Siemens"], np.sqrt(1.0 - 0.25), rtol=1e-6)
@@ -114,7 +115,7 @@ def test_a_vendor_whose_sites_are_silent_keeps_the_priors_codes(study, prior):
         value = 1.0 if request.task == "moments" else 0.01
         return None if site == "c" and request.task == "moments" else agree(value)(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     state = newest(study)
     assert (state.code_mean["GE"] == 0).all() and (state.code_std["GE"] == 1).all()
     assert (state.code_mean["Siemens"] > 0).all()
@@ -123,7 +124,7 @@ def test_a_vendor_whose_sites_are_silent_keeps_the_priors_codes(study, prior):
 def test_the_rung_of_low_rank_updates_is_aggregated_and_published_under_its_own_names(make_study, prior):
     run = make_study("federation.adapter=low_rank", num_patients=0)
     grid = ScriptedGrid(agree(0.01))
-    federate(grid, run, run.config, prior)
+    federate(grid, run, prior)
     published, metadata = checkpoint.load(run.path / "generator.safetensors")
     part = prior.generator.trainable("low_rank")
     assert {name.partition("/")[2] for name in published if name.startswith("trainable/")} == set(part)
@@ -139,16 +140,16 @@ def test_the_rung_of_low_rank_updates_is_aggregated_and_published_under_its_own_
 def test_the_rung_of_moments_ends_after_them_with_the_whole_budget_spent(make_study, prior):
     run = make_study("federation.adapter=moments", num_patients=0)
     grid = ScriptedGrid(agree(1.0))  # well above the noise, or it is drawn to the public mean
-    federate(grid, run, run.config, prior)
+    federate(grid, run, prior)
     assert {request.task for request in grid.requests} == {"moments"} and len(grid.requests) == len(SITES)
-    spent, _ = epsilon([grid.requests[0].release], DELTA)
+    spent, _ = epsilon([grid.requests[0].mechanism.release], DELTA)
     assert 0.98 * run.config.privacy.target_epsilon <= spent <= run.config.privacy.target_epsilon
     published, metadata = checkpoint.load(run.path / "generator.safetensors")
     assert (metadata["rung"], metadata["num_rounds"]) == ("moments", 1)
     for name, value in prior.generator.trainable("moments").items():
         np.testing.assert_array_equal(published[f"trainable/{name}"], value.detach().numpy())
     assert (published["code_mean/GE"] > 0).all()
-    federate(ScriptedGrid(agree()), run, run.config, prior)  # finished: nothing is asked again
+    federate(ScriptedGrid(agree()), run, prior)  # finished: nothing is asked again
     assert [line["round"] for line in run.metrics()] == [1]
 
 
@@ -173,7 +174,7 @@ def test_a_bad_reply_is_dropped_and_the_round_goes_on(make_study, prior):
             return Error(code=1, reason="patient-4711")
         return reply
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     state = newest(study)
     assert state.rounds[1]["answered"] == ["a"]
     assert state.rounds[1]["dropped"] == {"b": "non-finite", "unknown": "client-error"}
@@ -188,7 +189,7 @@ def test_a_site_that_flower_gave_up_is_silent_and_counts_as_charged(study, prior
         late = site == "c" and request.task == "gradients"
         return Error(code=code, reason="expired") if late else agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     state = newest(study)
     assert state.rounds[1]["answered"] == ["a", "b"]
     assert (state.rounds[1]["silent"], state.rounds[1]["dropped"]) == (1, {})
@@ -202,7 +203,7 @@ def test_a_round_without_a_usable_answer_keeps_the_arrays(study, prior):
     def script(site, request, arrays):
         return None if request.server_round == 2 else agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     before, after = (checkpoint.load(checkpoint.round_path(study.path / "checkpoints", r)) for r in (1, 2))
     for name, array in before[0].items():
         np.testing.assert_array_equal(after[0][name], array)
@@ -214,7 +215,7 @@ def test_when_all_sites_refuse_the_run_ends_with_their_codes(study, prior):
         return pack_reply(site, "budget-exhausted" if site == "a" else "prior-mismatch")
 
     with pytest.raises(UserError, match=r"round 1 \(a: budget-exhausted, b: prior-mismatch, c: prior-mismatch\)"):
-        federate(ScriptedGrid(script), study, study.config, prior)
+        federate(ScriptedGrid(script), study, prior)
     assert newest(study).server_round == 0, "a refused round may be asked for again"
 
 
@@ -223,7 +224,7 @@ def test_a_run_in_which_nothing_was_usable_ends_with_an_error(study, prior):
         return pack_reply(site, "budget-exhausted") if site == "a" else RecordDict()
 
     with pytest.raises(UserError, match=r"quorum of 2.*a did not take part: refused 2 rounds \(budget-exhausted\)"):
-        federate(ScriptedGrid(script), study, study.config, prior)
+        federate(ScriptedGrid(script), study, prior)
     assert not (study.path / "generator.safetensors").exists()
 
 
@@ -236,9 +237,9 @@ def test_epsilon_counts_every_request_that_was_not_refused(study, prior):
         return agree()(site, request, arrays)
 
     grid = ScriptedGrid(script)
-    federate(grid, study, study.config, prior)
+    federate(grid, study, prior)
     state = newest(study)
-    moments, gradients = grid.requests[0].release, grid.requests[-1].release
+    moments, gradients = grid.requests[0].mechanism.release, grid.requests[-1].mechanism.release
     assert gradients.num_steps == study.config.federation.local_steps
     epsilons = state.epsilons(DELTA)
     assert epsilons["a"] == PrivacyFilter().of([moments, gradients], DELTA)
@@ -256,7 +257,7 @@ def test_another_sites_claim_cannot_hide_a_release(study, prior):
             return pack_reply("a", "budget-exhausted")
         return agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     state = newest(study)
     assert state.rounds[1]["answered"] == ["b"]
     assert [entry["charged"] for entry in state.releases["a"]] == [True, True, True]
@@ -283,7 +284,7 @@ def test_a_site_cannot_answer_in_the_name_of_another_one(known, prior, forged, n
         return None if site == "b" and named == "silent" else agree(0.06)(site, request, arrays)
 
     known.config.federation.min_sites = 1
-    federate(ScriptedGrid(script), known, known.config, prior)
+    federate(ScriptedGrid(script), known, prior)
     state = newest(known)
     answered = ["a", "b"] if named == "answers" else ["a"]
     for line in state.rounds:
@@ -308,7 +309,7 @@ def test_a_site_that_lets_no_code_run_is_named_with_its_refusal_and_charged_noth
         return agree()(site, request, arrays)
 
     known.config.federation.min_sites = 1
-    federate(ScriptedGrid(script), known, known.config, prior)
+    federate(ScriptedGrid(script), known, prior)
     state = newest(known)
     assert [line["refused"] for line in state.rounds] == [{"b": "code-not-allowed"}] * 3
     assert [line["dropped"] for line in state.rounds] == [{}, {"c": "client-error"}, {}]
@@ -322,14 +323,14 @@ def test_a_site_that_lets_no_code_run_is_named_with_its_refusal_and_charged_noth
 
 def test_when_no_site_lets_the_code_run_the_run_ends_with_their_names(known, prior):
     with pytest.raises(UserError, match="a: code-not-allowed, b: code-not-allowed, c: code-not-allowed"):
-        federate(ScriptedGrid(lambda *_: Error(code=2, reason=BUNDLE_REFUSED)), known, known.config, prior)
+        federate(ScriptedGrid(lambda *_: Error(code=2, reason=BUNDLE_REFUSED)), known, prior)
 
 
 def test_a_refusal_without_a_name_is_its_senders(known, prior):
     def script(site, request, arrays):
         return pack_reply("unknown", "settings-unreadable") if site == "c" else agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), known, known.config, prior)
+    federate(ScriptedGrid(script), known, prior)
     assert [line["refused"] for line in newest(known).rounds] == [{"c": "settings-unreadable"}] * 3
 
 
@@ -338,7 +339,7 @@ def test_a_node_that_is_no_site_of_the_study_is_not_asked_and_its_answer_is_drop
     monkeypatch.setattr(strategy_module, "NODE_WAIT_S", 0.0)
     write_nodes(study, {"a": "2", "b": "3"})
     grid = ScriptedGrid(agree())
-    federate(grid, study, study.config, prior)
+    federate(grid, study, prior)
     assert len(grid.requests) == 2 * 3 and newest(study).rounds[0]["answered"] == ["a", "b"]
 
     (study.path / "generator.safetensors").unlink()
@@ -354,7 +355,7 @@ def test_a_node_that_is_no_site_of_the_study_is_not_asked_and_its_answer_is_drop
             return replies
 
     study.config.federation.min_sites = 1
-    federate(Intruder(agree()), study, study.config, prior)
+    federate(Intruder(agree()), study, prior)
     state = newest(study)
     assert [line["answered"] for line in state.rounds] == [["a"]] * 3
     assert state.rounds[0]["dropped"] == {"unknown": "node-not-in-study"}
@@ -374,9 +375,9 @@ def interrupted_at(server_round):
 
 def test_an_interrupted_run_repeats_only_its_last_round_under_the_same_run_id(study, prior):
     with pytest.raises(KeyboardInterrupt):
-        federate(ScriptedGrid(interrupted_at(3)), study, study.config, prior)
+        federate(ScriptedGrid(interrupted_at(3)), study, prior)
     grid = ScriptedGrid(interrupted_at(99))
-    federate(grid, study, study.config, prior)
+    federate(grid, study, prior)
     assert {request.server_round for request in grid.requests} == {3}
     first = checkpoint.load(checkpoint.round_path(study.path / "checkpoints", 0))[1]
     assert {request.run_id for request in grid.requests} == {first["run_id"]}
@@ -385,14 +386,14 @@ def test_an_interrupted_run_repeats_only_its_last_round_under_the_same_run_id(st
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(study, prior):
-    federate(ScriptedGrid(interrupted_at(99)), study, study.config, prior)
+    federate(ScriptedGrid(interrupted_at(99)), study, prior)
     whole = newest(study)
     for path in (study.path / "checkpoints").iterdir():
         path.unlink()
     for stop in (1, 2, 3):
         with pytest.raises(KeyboardInterrupt):
-            federate(ScriptedGrid(interrupted_at(stop)), study, study.config, prior)
-    federate(ScriptedGrid(interrupted_at(99)), study, study.config, prior)
+            federate(ScriptedGrid(interrupted_at(stop)), study, prior)
+    federate(ScriptedGrid(interrupted_at(99)), study, prior)
     resumed = newest(study)
     for name, array in whole.ema.items():
         np.testing.assert_array_equal(resumed.ema[name], array)
@@ -407,12 +408,12 @@ def test_a_full_disk_ends_the_run_and_the_round_is_asked_again_under_the_same_ru
         return agree()(site, request, arrays)
 
     with pytest.raises(OSError, match="No space left on device"):
-        federate(ScriptedGrid(script), study, study.config, prior)
+        federate(ScriptedGrid(script), study, prior)
     fill(disk, None)
     before = newest(study)
     assert before.server_round == 1 and [entry["round"] for entry in before.releases["a"]] == [1]
     grid = ScriptedGrid(agree())
-    federate(grid, study, study.config, prior)
+    federate(grid, study, prior)
     assert {(request.server_round, request.run_id) for request in grid.requests} == {
         (2, before.run_id),
         (3, before.run_id),
@@ -421,33 +422,33 @@ def test_a_full_disk_ends_the_run_and_the_round_is_asked_again_under_the_same_ru
 
 
 def test_a_truncated_newest_checkpoint_costs_one_round(study, prior):
-    federate(ScriptedGrid(agree()), study, study.config, prior)
+    federate(ScriptedGrid(agree()), study, prior)
     path = checkpoint.round_path(study.path / "checkpoints", 3)
     path.write_bytes(path.read_bytes()[:100])
     grid = ScriptedGrid(agree())
-    federate(grid, study, study.config, prior)
+    federate(grid, study, prior)
     assert {request.server_round for request in grid.requests} == {3}
 
 
 def test_a_line_lost_between_checkpoint_and_metrics_is_written_on_resume(study, prior):
-    federate(ScriptedGrid(agree()), study, study.config, prior)
+    federate(ScriptedGrid(agree()), study, prior)
     lines = (study.path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (study.path / "metrics.jsonl").write_text("".join(lines[:-1]))
-    federate(ScriptedGrid(agree()), study, study.config, prior)
+    federate(ScriptedGrid(agree()), study, prior)
     assert [line["round"] for line in study.metrics()] == [1, 2, 3]
 
 
 def test_another_prior_does_not_continue_a_run(study, prior):
-    federate(ScriptedGrid(agree()), study, study.config, prior)
+    federate(ScriptedGrid(agree()), study, prior)
     other = replace(prior, sha256="00" * 32)
     with pytest.raises(UserError, match="another prior"):
-        federate(ScriptedGrid(agree()), study, study.config, other)
+        federate(ScriptedGrid(agree()), study, other)
 
 
 def test_the_whole_runs_noise_meets_the_target(study, prior):
     grid = ScriptedGrid(agree())
-    federate(grid, study, study.config, prior)
-    per_site = [request.release for request in grid.requests[:: len(SITES)]]
+    federate(grid, study, prior)
+    per_site = [request.mechanism.release for request in grid.requests[:: len(SITES)]]
     spent, _ = epsilon(per_site, DELTA)
     assert 0.98 * study.config.privacy.target_epsilon <= spent <= study.config.privacy.target_epsilon
 
@@ -455,7 +456,7 @@ def test_the_whole_runs_noise_meets_the_target(study, prior):
 def test_without_privacy_nothing_is_claimed(make_study, prior):
     run = make_study("privacy.enabled=false", num_patients=0)
     grid = ScriptedGrid(agree())
-    federate(grid, run, run.config, prior)
+    federate(grid, run, prior)
     assert not any(request.private for request in grid.requests)
     metadata = checkpoint.load(run.path / "generator.safetensors")[1]
     assert metadata["private"] is False
@@ -466,7 +467,7 @@ def test_without_privacy_nothing_is_claimed(make_study, prior):
 def test_a_round_does_not_wait_for_ever_for_a_site(study, prior, monkeypatch):
     monkeypatch.setattr(strategy_module, "NODE_WAIT_S", 0.02)
     monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
-    federate(ScriptedGrid(agree(), sites=["a", "c"]), study, study.config, prior)
+    federate(ScriptedGrid(agree(), sites=["a", "c"]), study, prior)
     state = newest(study)
     assert state.rounds[0]["answered"] == ["a", "c"]
     assert "b" not in state.releases
@@ -480,7 +481,7 @@ def test_a_round_below_its_quorum_changes_nothing_and_is_charged(make_study, pri
             return None if site == "b" else RecordDict()
         return agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     before, after = (checkpoint.load(checkpoint.round_path(study.path / "checkpoints", r)) for r in (1, 2))
     for name, array in before[0].items():
         np.testing.assert_array_equal(after[0][name], array)
@@ -496,16 +497,14 @@ def test_moments_below_the_quorum_leave_the_priors_codes(make_study, prior):
     def script(site, request, arrays):
         return None if request.server_round == 1 and site != "a" else agree()(site, request, arrays)
 
-    federate(ScriptedGrid(script), study, study.config, prior)
+    federate(ScriptedGrid(script), study, prior)
     assert all((code == 0).all() for code in newest(study).code_mean.values())
 
 
 def test_a_run_that_never_had_its_quorum_ends_with_an_error(make_study, prior):
     study = make_study("federation.adapter=affine", "federation.min_sites=3", num_patients=0)
     with pytest.raises(UserError, match="fewer usable answers than the quorum of 3"):
-        federate(
-            ScriptedGrid(lambda site, *args: None if site == "c" else agree()(site, *args)), study, study.config, prior
-        )
+        federate(ScriptedGrid(lambda site, *args: None if site == "c" else agree()(site, *args)), study, prior)
     assert not (study.path / "generator.safetensors").exists()
 
 
@@ -516,7 +515,7 @@ def test_sites_below_the_quorum_are_not_asked(make_study, prior, monkeypatch):
     monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
     grid = ScriptedGrid(agree(), sites=["a"])
     with pytest.raises(UserError, match="1 of the 2 sites it takes connected within"):
-        federate(grid, study, study.config, prior)
+        federate(grid, study, prior)
     assert grid.requests == [] and newest(study).server_round == 0
 
 
@@ -524,7 +523,7 @@ def test_sites_below_the_quorum_are_not_asked(make_study, prior, monkeypatch):
 def test_a_quorum_beyond_the_study_is_refused(make_study, prior, setting):
     study = make_study(setting, num_patients=0)
     with pytest.raises(UserError, match="need more answers than the study has sites, 3"):
-        federate(ScriptedGrid(agree()), study, study.config, prior)
+        federate(ScriptedGrid(agree()), study, prior)
 
 
 def test_the_trimmed_mean_is_scipys_and_outlives_a_plausible_liar(prior, make_study):
@@ -536,7 +535,7 @@ def test_the_trimmed_mean_is_scipys_and_outlives_a_plausible_liar(prior, make_st
     updates = {
         site: {name: rng.normal(size=array.shape).astype(np.float32) for name, array in start.items()} for site in sites
     }
-    state.apply_gradients(updates, 0.0, trim=1)
+    state = state.after_gradients(updates, 0.0, trim=1)
     for name, array in start.items():
         expected = trim_mean(np.stack([updates[site][name] for site in sites]), 0.2, axis=0)
         np.testing.assert_allclose(state.arrays[name] - array, expected, atol=1e-6)
@@ -544,7 +543,7 @@ def test_the_trimmed_mean_is_scipys_and_outlives_a_plausible_liar(prior, make_st
     honest = {site: {name: np.full_like(array, 0.01) for name, array in start.items()} for site in "ab"}
     lying = {"c": {name: np.full_like(array, 100.0) for name, array in start.items()}}
     state = initial_state(study.config, prior, read_study(study))
-    state.apply_gradients(honest | lying, 0.0, trim=1)
+    state = state.after_gradients(honest | lying, 0.0, trim=1)
     for name, array in start.items():
         np.testing.assert_allclose(state.arrays[name], array + 0.01, atol=1e-6)
 
@@ -553,7 +552,7 @@ def test_without_any_site_the_run_ends_with_a_line(make_study, prior, monkeypatc
     run = make_study("federation.reply_timeout_s=0.03", num_patients=0)
     monkeypatch.setattr(strategy_module, "NODE_POLL_S", 0.01)
     with pytest.raises(UserError, match="no site connected"):
-        federate(ScriptedGrid(agree(), sites=[]), run, run.config, prior)
+        federate(ScriptedGrid(agree(), sites=[]), run, prior)
 
 
 @pytest.mark.parametrize(
@@ -578,17 +577,61 @@ def test_an_unusable_study_file_is_a_users_error(study, text):
 
 def test_the_first_round_asks_for_moments_under_their_own_clip(study, prior):
     grid = ScriptedGrid(agree())
-    federate(grid, study, study.config, prior)
+    federate(grid, study, prior)
     first, second = grid.requests[0], grid.requests[3]
     privacy = study.config.privacy
     assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.statistics_clip, 2)
     assert (second.task, second.max_grad_norm) == ("gradients", privacy.max_grad_norm)
 
 
-def test_flowers_own_loop_can_drive_the_strategy(study, prior):
+class Direct:
+    """The sites of a script without Flower: each record that it would send is handed over as it is."""
+
+    def __init__(self, script):
+        self.script = script
+
+    def train(self, request, arrays):
+        replies = [Reply(None, self.script(site, request, encode(arrays))) for site in SITES]
+        return Replies(len(SITES), replies)
+
+
+def test_rounds_without_flower_give_what_rounds_by_flower_give(study, prior):
+    """A refusal, an update that is not finite, and honest ones: the same states and the same line of every round."""
+
+    def script(site, request, arrays):
+        reply = agree(0.01 * request.server_round)(site, request, arrays)
+        if (site, request.server_round) == ("c", 2):
+            return pack_reply(site, "budget-exhausted")
+        if (site, request.server_round) == ("b", 3):
+            reply["arrays"] = encode(update_of(request, arrays, np.nan)[0])
+        return reply
+
+    study.config.federation.min_sites = 2
+    sites = read_study(study)
+    federate(ScriptedGrid(script), study, prior)
+    by_flower = newest(study)
+    state = replace(initial_state(study.config, prior, sites), run_id=by_flower.run_id)
+    for line in by_flower.rounds:
+        before = {name: array.copy() for name, array in state.arrays.items()}
+        after, happened = run_round(state, sites, study.config, Direct(script).train)
+        assert happened.attendance().items() <= line.items()
+        for name, array in before.items():
+            np.testing.assert_array_equal(state.arrays[name], array, "the state before a round is left as it was")
+        state = after
+    assert state.releases == by_flower.releases and state.server_round == by_flower.server_round
+    for ours, theirs in (
+        (state.arrays, by_flower.arrays),
+        (state.ema, by_flower.ema),
+        (state.code_std, by_flower.code_std),
+    ):
+        assert ours.keys() == theirs.keys()
+        for key, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[key])
+
+
+def test_a_round_that_all_refuse_leaves_the_state_as_it_was(study, prior):
     state = initial_state(study.config, prior, read_study(study))
-    strategy = EqualWeightFedAvg(state, read_study(study), study.config.federation)
-    config = make_request(study.config, state, 2).to_config()
-    result = strategy.start(ScriptedGrid(agree()), encode(state.arrays), num_rounds=1, train_config=config)
-    assert set(result.arrays) == set(state.arrays)
-    assert [answer.code for answer in strategy.answers] == [OK, OK, OK]
+    refuse = Direct(lambda site, *_: pack_reply(site, "budget-exhausted"))
+    with pytest.raises(UserError, match="all sites refused round 1"):
+        run_round(state, read_study(study), study.config, refuse.train)
+    assert state.releases == {} and state.server_round == 0

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedcmr.server.federation.validation import Answer, check_reply, drop_duplicates, plausible_norm, update_norm
 from fedcmr.shared.privacy import os_generator, private_mean_gradient
 from fedcmr.shared.records import OK, Request, encode, pack_reply
-from fedcmr.shared.style_statistics import two_looks
+from fedcmr.shared.style_statistics import two_step_mean
 
 SHAPES = {"bias": (2,), "weight": (3,)}
 LIMITS = {"A": 10.0, "B": 10.0}
@@ -111,7 +111,7 @@ def test_honest_private_moments_are_plausible():
     request = replace(REQUEST, task="moments", sample_rate=1.0, local_steps=2, max_grad_norm=4.0, noise_multiplier=10.0)
     limit = plausible_norm(request, 22, 5)
     for _ in range(200):
-        mean, square = two_looks(rng.normal(size=(10, 11)) * 3, 4.0, 10.0, 5, os_generator())
+        mean, square = two_step_mean(rng.normal(size=(10, 11)) * 3, 4.0, 10.0, 5, os_generator())
         assert update_norm({"mean": mean, "square": square}) < limit
 
 

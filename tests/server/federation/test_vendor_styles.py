@@ -8,7 +8,7 @@ import pytest
 from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE, vendor_codes
 from fedcmr.shared.privacy import os_generator
 from fedcmr.shared.records import Request
-from fedcmr.shared.style_statistics import noise_std, two_looks
+from fedcmr.shared.style_statistics import noise_std, two_step_mean
 
 QUIET = Request(
     task="moments",
@@ -70,7 +70,7 @@ def test_under_noise_spreads_are_nearer_to_the_truth_than_each_alone(nominal):
     errors = {"together": [], "alone": []}
     for _ in range(60):
         released = {
-            site: two_looks(codes, NOISY.max_grad_norm, NOISY.noise_multiplier, nominal, os_generator())
+            site: two_step_mean(codes, NOISY.max_grad_norm, NOISY.noise_multiplier, nominal, os_generator())
             for site, codes in patients.items()
         }
         updates = {

@@ -10,8 +10,8 @@ import pytest
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.common.serde import message_to_proto
 
-from fedcmr.client import app as client_app
 from fedcmr.client import rehearsal as client_rehearsal
+from fedcmr.client import training
 from fedcmr.client.app import app
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site, write_site
@@ -107,7 +107,7 @@ def test_a_plan_is_what_the_rounds_release(study, prior):
     state = initial_state(run.config, prior, sites)
     requests = {request.task: request for request in (make_request(run.config, state, n, sites) for n in (1, 3))}
     planned = plan(requests, {"moments": 1, "gradients": 2})
-    rounds = [make_request(run.config, state, n, sites).release for n in (1, 2, 3)]
+    rounds = [make_request(run.config, state, n, sites).mechanism.release for n in (1, 2, 3)]
     assert sum(release.num_steps for release in planned) == sum(release.num_steps for release in rounds)
     assert {release.noise_multiplier for release in planned} == {release.noise_multiplier for release in rounds}
 
@@ -179,7 +179,7 @@ def rehearsal_of(study, prior):
     run = study()
     state = initial_state(run.config, prior, read_study(run))
     request = make_request(run.config, state, 2, read_study(run))
-    return run.path / "sites" / "a", pack_rehearsal(state.arrays, request, [request.release]), request
+    return run.path / "sites" / "a", pack_rehearsal(state.arrays, request, [request.mechanism.release]), request
 
 
 def test_an_answer_has_the_same_bytes_whoever_the_patients_are(rehearsal_of, write_cases, monkeypatch):
@@ -198,13 +198,13 @@ def test_an_answer_has_the_same_bytes_whoever_the_patients_are(rehearsal_of, wri
 def test_the_work_sees_no_patient(rehearsal_of, monkeypatch):
     site, content, _ = rehearsal_of
     seen = []
-    fine_tune = client_app.fine_tune
+    fine_tune = training.fine_tune
 
     def watched(generator, patients, *rest):
         seen.extend(patients)
         return fine_tune(generator, patients, *rest)
 
-    monkeypatch.setattr(client_app, "fine_tune", watched)
+    monkeypatch.setattr(training, "fine_tune", watched)
     assert ask(site, content).content["rehearsal"]["code"] == OK
     assert len(seen) == load_site(site).nominal_patients
     assert not any(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedcmr.server.federation.strategy import federate
+from fedcmr.server.federation.federate import federate
 from fedcmr.server.report.audit import audit_tables, read_audit
 from fedcmr.shared.case import load_cases, save_case, write_index
 from fedcmr.shared.models.prior import load_prior
@@ -34,7 +34,7 @@ def finished(make_study, tmp_path, write_cases):
     """A study with a generator, held-out patients and synthetic cases."""
     run = make_study(*SMALL)
     with make_grid(run, run.config) as grid:
-        federate(grid, run, run.config, load_prior(run.prior_path()))
+        federate(grid, run, load_prior(run.prior_path()))
     synthetic = []
     for seed, vendor in enumerate(("Siemens", "Philips", "GE")):
         write_cases(run.path / "test" / "hospitals" / vendor, vendor, 3, seed + 50)

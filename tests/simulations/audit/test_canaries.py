@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedcmr.client.training import LocalSteps, fine_tune, patient_gradient, view_seed
+from fedcmr.client.training import Execution, LocalSteps, fine_tune, patient_gradient, view_seed
 from fedcmr.server.settings import load
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import clip_to_norm
@@ -117,12 +117,12 @@ def test_canaries_are_clipped_and_unlike_each_other(prior, canaries):
 def test_what_is_broken_is_what_it_is_called(prior, canaries):
     config = load("default", SHORT)
     request = run_study(prior, {"a": canaries[:3]}, 3, config, "sound", 1)[0].rounds[1].request
-    steps, device = LocalSteps.of(request), torch.device("cpu")
+    steps, execution = LocalSteps.of(request), Execution(torch.device("cpu"))
     start = {name: p.detach().numpy().copy() for name, p in prior.generator.trainable("low_rank").items()}
 
     def update(patients, build):
         how = mechanism(request, 3, build)
-        parts = fine_tune(prior.generator, patients, start, how, steps, device)
+        parts = fine_tune(prior.generator, patients, start, how, steps, execution)
         return -np.concatenate([parts[name].ravel() for name in start]) * 3 / request.learning_rate
 
     with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as part:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedcmr.server.federation.strategy import federate as federate_study
+from fedcmr.server.federation.federate import federate as federate_study
 from fedcmr.shared import checkpoint
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.simulations.benchmarks import adapters as ladder
@@ -21,7 +21,7 @@ def test_its_federation_is_that_of_a_study(make_study, rung):
     run = make_study("privacy.enabled=false", f"federation.adapter={rung}", allow_without_privacy=True)
     prior = load_prior(run.prior_path())
     with make_grid(run, run.config) as grid:
-        federate_study(grid, run, run.config, prior)
+        federate_study(grid, run, prior)
     published = checkpoint.load(run.path / "generator.safetensors")[0]
     folders = [run.path / "sites" / name / "train" for name in ("a", "b", "c")]
     sites = [ladder.load_site(folder, prior) for folder in folders]

@@ -1,10 +1,12 @@
 """The cost benchmark compares like with like."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from fedcmr.client.training import fine_tune, patient_gradient, view_seed
+from fedcmr.client.training import Execution, fine_tune, patient_gradient, view_seed
 from fedcmr.server.settings import load
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.records import GRADIENTS, MOMENTS
@@ -31,9 +33,9 @@ def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, r
     assert all(torch.isfinite(patient.codes).all() and len(patient.images) for patient in patients)
     start, steps = trainable_arrays(prior, rung), local_steps(config)
     private = mechanism(config, 3)
-    loose = type(private)(True, 1e9, 0.0, 1.0, 3)
-    plain = type(private)(False, 1e9, 0.0, 1.0, 3)
-    one, other = (fine_tune(prior.generator, patients, start, m, steps, CPU) for m in (loose, plain))
+    loose = replace(private, max_grad_norm=1e9, noise_multiplier=0.0)
+    plain = replace(loose, private=False)
+    one, other = (fine_tune(prior.generator, patients, start, m, steps, Execution(CPU)) for m in (loose, plain))
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], atol=1e-6)
     with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:

@@ -1,0 +1,74 @@
+"""Sites of patients in this process: a round's request answered by the client's own code, without Flower.
+
+The audits and benchmarks run `fedcmr.server.federation.round.run_round` with it, as a study does with messages.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from fedcmr.client.training import Execution, LocalSteps, Patient, private_update
+from fedcmr.server.federation.round import Replies
+from fedcmr.server.federation.senders import Reply
+from fedcmr.server.federation.state import StudySite
+from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.models.prior import Prior
+from fedcmr.shared.privacy import Mechanism
+from fedcmr.shared.records import OK, Request, pack_reply
+
+MechanismOf = Callable[[Request, int], Mechanism]
+"""From a request and a site's public number of patients."""
+
+
+class SitesInProcess:
+    """What a site would send for each request; no policy is asked and no ledger charged.
+
+    Args:
+        prior: The public prior.
+        patients: Site -> its patients.
+        sites: Site -> its public facts.
+        device: Where the generator runs.
+        mechanism_of: What makes a release private, by default the request's own; an audit breaks it on purpose.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        patients: Mapping[str, Sequence[Patient]],
+        sites: Mapping[str, StudySite],
+        device: torch.device,
+        mechanism_of: MechanismOf | None = None,
+    ):
+        self.prior, self.patients, self.sites = prior, patients, sites
+        self.execution = Execution(device)
+        self.mechanism_of = mechanism_of or (lambda request, nominal_patients: request.mechanism.at(nominal_patients))
+        self.updates: dict[str, Arrays] = {}
+        """Site -> what it sent for the last request."""
+
+    def train(self, request: Request, arrays: Arrays) -> Replies:
+        """Every site's update, in the records in which it would travel."""
+        self.updates = {
+            name: private_update(
+                self.prior,
+                list(there),
+                request.task,
+                arrays,
+                self.mechanism_of(request, self.sites[name].nominal_patients),
+                [self.sites[name].vendors[vendor] for vendor in sorted(self.sites[name].vendors)],
+                LocalSteps.of(request),
+                self.execution,
+            )
+            for name, there in self.patients.items()
+        }
+        return reply_with(self.updates)
+
+
+def reply_with(updates: Mapping[str, Arrays]) -> Replies:
+    """Replies that bring these updates, one of each site."""
+    return Replies(
+        len(updates),
+        [
+            Reply(name, pack_reply(name, OK, update, {key: array.shape for key, array in update.items()}))
+            for name, update in updates.items()
+        ],
+    )
