@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fedcmr.server.generation.heart_shapes import masks_from
 from fedcmr.server.generation.intensity_matching import match_intensities
-from fedcmr.server.generation.pretraining import PublicHearts, Trainer, simulate_hearts
+from fedcmr.server.generation.pretraining import PublicHearts, simulate_hearts, train_prior
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
 from fedcmr.shared.checkpoint import write_atomically
@@ -147,12 +147,12 @@ def trained(folder: Path, kind: str, hearts: PublicHearts, minutes: float, seed:
         pretrain = PretrainConfig(num_steps=UNTIL_TIME_IS_UP)
         config = Config(seed=seed, device="cpu", generator=GeneratorConfig(kind), pretrain=pretrain)
         interrupted = path.with_suffix(".checkpoint")
-        trainer = Trainer(config, hearts, interrupted)
-        trainer.run(minutes)
+        result = train_prior(config, hearts, interrupted, minutes)
         scale = (hearts.style_mean, hearts.style_std, hearts.style_correlation)
-        made_by = {"settings": json.dumps(settings), "num_steps": str(trainer.step)}
-        save_prior(path, trainer.ema, *scale, made_by)
-        interrupted.unlink()
+        made_by = {"settings": json.dumps(settings), "num_steps": str(result.num_steps)}
+        save_prior(path, result.model, *scale, made_by)
+        for file in folder.glob(f"{interrupted.name}*"):
+            file.unlink()
     prior = load_prior(path)
     found = json.loads(prior.made_by.get("settings", "null"))
     if found != settings:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fedcmr.server.generation.pretraining
-from fedcmr.server.generation.pretraining import Trainer, pretrain, simulate_hearts
+from fedcmr.server.generation.pretraining import pretrain, simulate_hearts, train_prior
 from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
+from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.kinds import KINDS, kind_of
 from fedcmr.shared.models.prior import load_prior
@@ -24,17 +25,18 @@ def config(request) -> Config:
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, config, monkeypatch):
     monkeypatch.setattr(fedcmr.server.generation.pretraining, "CHECKPOINT_STEPS", 2)
     pretrain(config, tmp_path / "whole.safetensors")
-    real_step = fedcmr.server.generation.pretraining.Trainer._train_step
+    real_step, steps = TrainingState.step, []
 
-    def stop_at_three(trainer, done):
-        if trainer.step == 3:
+    def stop_after_three(state, *arguments):
+        if len(steps) == 3:
             raise KeyboardInterrupt
-        real_step(trainer, done)
+        steps.append(state)
+        real_step(state, *arguments)
 
-    monkeypatch.setattr(fedcmr.server.generation.pretraining.Trainer, "_train_step", stop_at_three)
+    monkeypatch.setattr(TrainingState, "step", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config, tmp_path / "parts.safetensors")
-    monkeypatch.setattr(fedcmr.server.generation.pretraining.Trainer, "_train_step", real_step)
+    monkeypatch.setattr(TrainingState, "step", real_step)
     pretrain(config, tmp_path / "parts.safetensors")
     whole, parts = load_prior(tmp_path / "whole.safetensors"), load_prior(tmp_path / "parts.safetensors")
     for name, value in whole.generator.state_dict().items():
@@ -71,25 +73,22 @@ def test_an_earlier_prior_of_another_kind_is_refused(tmp_path, tiny_prior):
         pretrain(config, tmp_path / "prior.safetensors")
 
 
-def test_the_autoencoder_learns_first_and_stays_as_it_is_while_the_flow_learns(tmp_path):
+def test_the_autoencoder_learns_first_and_stays_as_it_is_while_the_flow_learns(tmp_path, monkeypatch):
     settings = PretrainConfig(num_steps=8, batch_size=2, learning_rate=1e-3)
     config = Config(device="cpu", generator=GeneratorConfig("latent_flow"), pretrain=settings)
-    trainer = Trainer(config, simulate_hearts(8, 0), tmp_path / "checkpoint")
-    unet, autoencoder = (copy.deepcopy(part.state_dict()) for part in (trainer.ema.unet, trainer.ema.autoencoder))
+    hearts, trained = simulate_hearts(8, 0), []
+    real_step = TrainingState.step
 
-    def changed(module, before):
-        return any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    def watched(state, *arguments):
+        real_step(state, *arguments)
+        network = state.model
+        trained.append((type(network).__name__, copy.deepcopy(getattr(network, "autoencoder", network).state_dict())))
 
-    for step in range(2):
-        trainer._train_step(step / 8)
-    assert trainer.autoencoder_steps is None
-    assert changed(trainer.ema.autoencoder, autoencoder) and not changed(trainer.ema.unet, unet)
-    trainer._train_step(2 / 8)
-    assert trainer.autoencoder_steps == 2 and changed(trainer.ema.unet, unet)
-    autoencoder = copy.deepcopy(trainer.ema.autoencoder.state_dict())
-    latents = trainer.ema.encode(trainer.hearts.chosen(slice(None)))
+    monkeypatch.setattr(TrainingState, "step", watched)
+    model = train_prior(config, hearts, tmp_path / "checkpoint", None).model
+    assert [name for name, _ in trained] == ["Autoencoder"] * 2 + ["LatentFlow"] * 6
+    for _, weights in trained[3:]:
+        assert all(torch.equal(value, trained[2][1][name]) for name, value in weights.items()), "it has learnt before"
+    assert not all(torch.equal(value, trained[0][1][name]) for name, value in trained[1][1].items())
+    latents = model.encode(hearts.chosen(slice(None)))
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(8), atol=0.05, rtol=0)
-    for step in range(3, 8):
-        trainer._train_step(step / 8)
-    assert not changed(trainer.ema.autoencoder, autoencoder)
-    assert not changed(trainer.generator.autoencoder, autoencoder), "the optimiser leaves it alone"
