@@ -15,6 +15,8 @@ import fedcmr
 from fedcmr.client.code_hash import IMPORT_NAME
 from fedcmr.shared.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import fedcmr
