@@ -98,7 +98,8 @@ def our_app(folder, answer, study):
     """A copy of what Flower packs, with a server that asks site b something and writes the answer down."""
     for package in ("client", "server", "shared", "configs"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    (folder / "fedcmr").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "fedcmr/__init__.py"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "server" / "app.py").write_text(ASK.format(node=node(study), answer=str(answer)))
     return folder

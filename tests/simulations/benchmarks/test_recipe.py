@@ -10,6 +10,8 @@ from fedcmr.server.settings import AugmentationConfig, load
 from fedcmr.shared.case import load_cases
 from fedcmr.simulations.benchmarks.recipe import FULL, compare, main, recipes
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_row_leaves_one_part_out():
     rows = recipes(load("default", []).regression)

@@ -10,6 +10,8 @@ from fedcmr.shared.tasks.ejection_fraction.network import Regressor, save_regres
 from fedcmr.simulations.benchmarks import saliency
 from fedcmr.simulations.benchmarks.saliency import SQUARE_PX, STEP_PX, _print, compare, covering, main, untrained
 
+pytestmark = pytest.mark.slow
+
 
 class Corner(nn.Module):
     """Answers with the mean of the upper left 20 x 20 pixels."""

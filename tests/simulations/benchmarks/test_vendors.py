@@ -9,6 +9,8 @@ import pytest
 from fedcmr.shared.case import load_cases, save_case, write_index
 from fedcmr.simulations.benchmarks.vendors import main, recognise, recognition, train_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def styled(tmp_path, write_cases):
