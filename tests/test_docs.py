@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ from PIL import Image
 
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.prepare import prepare
-from fedcmr.shared.case import load_cases
+from fedcmr.server.cli import main
+from fedcmr.server.dataset.writer import cavity_ml
+from fedcmr.server.tasks.registry import TASKS
+from fedcmr.shared.case import ED, load_cases
 from fedcmr.shared.models.base import Condition, Sampler
 from fedcmr.shared.models.kinds import KINDS, make
 from fedcmr.shared.models.networks.unet import Architecture
@@ -135,3 +139,26 @@ def test_the_example_of_a_model_trains_and_samples(monkeypatch):
     assert losses[-1] < losses[0] / 3
     sampled = model.sample(condition, Sampler(num_steps=4), rng)
     assert sampled.shape == images.shape and float((sampled - images).abs().mean()) < 0.3
+
+
+def test_the_example_of_a_task_is_trained_and_evaluated_by_the_commands(tmp_path, monkeypatch, write_cases, capsys):
+    (source,) = [code for code in examples(ROOT / "docs" / "extending.md") if "(Task[" in code]
+    names: dict[str, Any] = {}
+    exec(source, names)  # noqa: S102 - the lines of our own document
+    monkeypatch.setitem(TASKS, "volume", names["Volume"]())
+    write_cases(tmp_path / "train", "GE", 12, seed=1)
+    write_cases(tmp_path / "test", "GE", 6, seed=2)
+    model = tmp_path / "volume.safetensors"
+
+    def server(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["fedcmr-server", *map(str, arguments)])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    server("train", "--task", "volume", "--data", tmp_path / "train", "--out", model)
+    assert "MAE, ml" in server("evaluate", "--model", model, "--test", tmp_path / "test")
+    figures = json.loads(server("evaluate", "--model", model, "--test", tmp_path / "test", "--json"))
+    found = figures["volume"][str(tmp_path / "test")]["all"]
+    volumes = [cavity_ml(case, ED) for case in load_cases(tmp_path / "test")]
+    guess = np.abs(np.array(volumes) - np.mean(volumes)).mean()
+    assert found["n_patients"] == 6 and found["mae_ml"] < guess / 2, "it has learnt more than the mean"

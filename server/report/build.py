@@ -157,7 +157,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
     return environment.get_template("template.html").render(
         report=report,
-        task_sections=[task.section for task in TASKS.values()],
+        task_sections=[task.section for task in TASKS.values() if task.section],
         headline=headline(report),
         findings=findings(report),
         tiles=tiles(report),

@@ -26,12 +26,13 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
     Attributes:
         needs: What a labelled case has, with its article: only such cases are learnt from and tested on.
         format: `format` in the header of the task's model files, by which they are known.
-        section: Template of the report's section, below `server/tasks`; it shows nothing where a run has no figures.
+        section: Template of the report's section, below `server/tasks`; it shows nothing where a run has no figures. None
+            where the report has no section of the task.
     """
 
     needs: ClassVar[str]
     format: ClassVar[str]
-    section: ClassVar[str]
+    section: ClassVar[str | None] = None
 
     @abstractmethod
     def num_steps(self, config: Config) -> int:
