@@ -26,7 +26,7 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
     Attributes:
         needs: What a labelled case has, with its article: only such cases are learnt from and tested on.
         format: `format` in the header of the task's model files, by which they are known.
-        section: Template of the report's section, below `server/tasks`; it shows nothing where a run has no figures. None
+        section: Template of the report's section, below `server/tasks`; shown where a run has figures. None
             where the report has no section of the task.
     """
 
