@@ -21,7 +21,7 @@ from fedcmr.shared.version import add_version
 Command = Callable[[argparse.Namespace], None]
 Parser = argparse.ArgumentParser
 WIDE = 120
-"""Columns of the printed table where there is no terminal to ask."""
+"""Columns of the printed table where the output is no terminal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def _parser() -> Parser:
         "The model's file knows its task. Ejection fraction: errors and agreement of classes with 95 % intervals over "
         "patients, also by field strength, pathology and sex where known, next to those of guessing the mean. "
         "Segmentation: overlap, distance of borders, and errors of the ejection fraction. Nothing is sent, and "
-        "no picture and no patient's own number is written: a site can evaluate at home and give away no more "
+        "no image and no patient's own value is written: a site can evaluate at home and give away no more "
         "than the table it chooses. Groups of fewer than 5 patients are joined, and the figures of patients that "
         "are not simulated are rounded.",
         settings,
@@ -233,7 +233,7 @@ def _report(options: argparse.Namespace) -> None:
 
     run = load_run(options.run)
     write_report(run, run.config, test_sets(run))
-    print(f"wrote {run.path / 'report.html'}, and report.json and report.csv beside it")
+    print(f"wrote {run.path / 'report.html'}, and report.json and report.csv next to it")
 
 
 def _config(options: argparse.Namespace) -> Config:

@@ -1,4 +1,4 @@
-"""Numbers, lists and provenances as reports, cards and the terminal write them."""
+"""Formatting of numbers, lists and provenances in reports, cards and on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def interval(bounds: Sequence[float] | None, digits: int) -> str:
-    """An interval in words; empty where there is none."""
+    """An interval, "low to high"; empty where there is none."""
     return f"{figure(bounds[0], digits)} to {figure(bounds[1], digits)}" if bounds else ""
 
 
@@ -53,7 +53,7 @@ def listed(names: Sequence[Any]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def scans_in_words(entry: Mapping[str, Any]) -> str:
+def describe_scans(entry: Mapping[str, Any]) -> str:
     """A provenance for a table's cell."""
     match entry["kind"]:
         case kind if kind == SIMULATED:

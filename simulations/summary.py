@@ -1,4 +1,4 @@
-"""What a run did, on the terminal: results, privacy, time, and where everything lies."""
+"""Summary of a run on the terminal: results, privacy, time, and where the files are."""
 
 import json
 import resource
@@ -14,7 +14,7 @@ from fedcmr.server.run_folder import RunFolder
 FILES = {
     "report.html": "the report, one file for a browser",
     "report.json": "its figures",
-    "report.csv": "the same as a table",
+    "report.csv": "the same figures as a tidy CSV",
     "synthetic": "the synthetic data set with labels and datasheet",
     "generator.safetensors": "what the sites added to the public prior",
     "regressor.safetensors": "the ResNet50; regressor.md is its card",
@@ -27,7 +27,7 @@ PIPE_WIDTH = 110
 
 
 def print_summary(run: RunFolder) -> None:
-    """Print the tables of a finished run; of an unfinished one what is there."""
+    """Print the tables of a finished run; for an unfinished one what is there."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     if (run.path / "report.json").exists():
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""A regressor's answers judged: figures with intervals, per vendor, per class of ejection fraction and per subgroup."""
+"""Evaluation of predictions: figures with intervals, per vendor, class of ejection fraction and subgroup."""

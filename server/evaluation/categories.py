@@ -28,7 +28,7 @@ def category_figures(
     """Agreement of every weighting of the patients.
 
     Cohen (1968), Weighted kappa, Psychological Bulletin 70, 213-220: 1 - observed / expected disagreement, where the
-    expected one is that of answers and truths paired at random.
+    expected one is that of predictions and truths paired at random.
 
     Args:
         truth: Shape (N,), finite.
@@ -36,8 +36,8 @@ def category_figures(
         weights: Shape (B, N), how often each patient was drawn; rows sum to N.
 
     Returns:
-        Share of the patients in the right class, in [0, 1], and linearly weighted kappa, in [-1, 1], NaN where answers
-        and truths are all of one and the same class; shape (B,) each.
+        Share of the patients in the right class, in [0, 1], and linearly weighted kappa, in [-1, 1], NaN where
+        predictions and truths are all of one and the same class; shape (B,) each.
     """
     of_truth, of_guess = category_of(truth), category_of(guess)
     one_hot = np.eye(NUM_CATEGORIES)

@@ -1,4 +1,4 @@
-"""Whether the network knows how wrong it is: the share of patients inside its intervals, against the share promised."""
+"""Coverage of the network's predictive intervals: the share of patients inside them, against their nominal share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,12 @@ def coverage(
     predicted: NDArray[np.floating] | Sequence[float],
     sd: NDArray[np.floating] | Sequence[float],
 ) -> dict[str, Any] | None:
-    """Normal intervals predicted +- z sd, held against the truth.
+    """Coverage of the normal intervals predicted +- z sd.
 
     Args:
         true: Shape (N,), ejection fractions.
         predicted: Shape (N,).
-        sd: Shape (N,), standard deviations of the errors as the network tells them. Patients with a value that is not
+        sd: Shape (N,), predicted standard deviations of the errors. Patients with a value that is not
             finite are left out.
 
     Returns:
@@ -32,20 +32,20 @@ def coverage(
         where no patient is left.
     """
     values = np.array([true, predicted, sd], dtype=np.float64)
-    truth, guess, told = values[:, np.isfinite(values).all(axis=0)]
+    truth, guess, predicted_sd = values[:, np.isfinite(values).all(axis=0)]
     num = len(truth)
     if num == 0:
         return None
     error = np.abs(guess - truth)
     rows = []
     for nominal in NOMINAL:
-        inside = int((error <= norm.ppf((1 + nominal) / 2) * told).sum())
+        inside = int((error <= norm.ppf((1 + nominal) / 2) * predicted_sd).sum())
         limits = binomtest(inside, num).proportion_ci(0.95)
         rows.append({"nominal": nominal, "observed": inside / num, "ci95": [float(limits.low), float(limits.high)]})
-    varies = num >= MIN_FOR_RANKS and np.ptp(error) > 0 and np.ptp(told) > 0
+    varies = num >= MIN_FOR_RANKS and np.ptp(error) > 0 and np.ptp(predicted_sd) > 0
     return {
         "n_patients": num,
-        "mean_sd_points": float(POINTS * told.mean()),
+        "mean_sd_points": float(POINTS * predicted_sd.mean()),
         "coverage": rows,
-        "rank_correlation": float(spearmanr(told, error).statistic) if varies else None,
+        "rank_correlation": float(spearmanr(predicted_sd, error).statistic) if varies else None,
     }

@@ -42,7 +42,7 @@ def joined(labels: Sequence[str]) -> list[str]:
     """Group labels in which no group is smaller than `MIN_GROUP`: the smaller ones become `OTHERS`.
 
     Where these together are still too few, the next larger group joins them, so that nobody learns of them what the
-    total minus all other groups would tell.
+    total minus all other groups would disclose.
 
     Args:
         labels: One per patient; fewer than `MIN_GROUP` in all cannot be helped, and are not to be published.

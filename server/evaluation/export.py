@@ -1,4 +1,4 @@
-"""Scores as a flat table, one figure a line, for spreadsheets and for statistics programs."""
+"""Scores as a tidy CSV, one figure a line, for spreadsheets and for statistics programs."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ def as_csv(report: Mapping[str, Any]) -> str:
 
 
 def figures_of(score: Mapping[str, Any]) -> Iterator[Figure]:
-    """Every number of a score, in its order; those of a mapping of numbers are named "<metric>_<key>".
+    """Every number of a score, in its order; those of a mapping are named "<metric>_<key>".
 
     Intervals are in the score's `ci95`, of the same shape, or next to each number as `<metric>_ci95`.
     """

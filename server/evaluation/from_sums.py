@@ -16,7 +16,7 @@ Z95 = 1.959964
 SWAMPED_POINTS = 5.0
 """A figure in EF points is unknown where noise alone moves it by more than this (95 %): between readers it is 4."""
 SWAMPED_MSE = 0.01
-"""Of the mean squared error: (10 EF points) squared."""
+"""The same half-width for the mean squared error: (10 EF points) squared."""
 SWAMPED_R2 = 0.5
 UNITS = {
     "mae_points": (POINTS, SWAMPED_POINTS),
@@ -24,7 +24,7 @@ UNITS = {
     "mse": (1.0, SWAMPED_MSE),
     "r2": (1.0, SWAMPED_R2),
 }
-"""Of each figure: what a fraction is in its unit, and from which half-width of noise on it is unknown."""
+"""For each figure what a fraction is in its unit, and from which half-width of noise on it is unknown."""
 BOUNDS = {"mae_points": (0, math.inf), "bias_points": (-math.inf, math.inf), "mse": (0, math.inf), "r2": (-math.inf, 1)}
 """What a figure can be: noise may take it, or its interval, beyond."""
 FIGURES = ("mae_points", "bias_points", "mse", "r2")
@@ -34,7 +34,7 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
     """The figures of one group of patients.
 
     Each follows from the sums by a smooth formula. Its interval adds two variances: that of the noise, by the formula's
-    gradient (the delta method), and that of drawing other patients of the same kind, which the sums tell for the mean
+    gradient (the delta method), and that of drawing other patients of the same kind, which the sums give for the mean
     error and the mean absolute error, and which is a normal approximation for the two others.
 
     Args:
@@ -44,7 +44,7 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
     Returns:
         `n_patients`, a whole number, None where noise swamps it; each of `FIGURES`, None where noise swamps it or the
         patients are too few; `ci95`, an interval for each figure, and `noise_sd`, what noise alone contributes to it,
-        in the figure's unit; None beside a figure that is None.
+        in the figure's unit; None where the figure is None.
     """
     count_sd = math.sqrt(noise[0, 0])
     unknown: dict[str, Any] = dict.fromkeys(FIGURES)
@@ -85,7 +85,7 @@ Formula = tuple[float, NDArray[np.float64], float]
 
 
 def _mean(sums: NDArray[np.float64], index: int, squares: float) -> Formula:
-    """A mean of errors; the sum of their squares tells their variance.
+    """A mean of errors; the sum of their squares gives their variance.
 
     It is taken one standard deviation of its noise too large, so that noise does not make the interval too narrow.
     """
@@ -108,7 +108,7 @@ def _mean_square(sums: NDArray[np.float64]) -> Formula:
 def _r2(sums: NDArray[np.float64]) -> Formula | None:
     """1 - squared errors / squared deviations of the truth; None where noise leaves no such deviations.
 
-    The variance is that of the quotient of two independent sums of squares of normal numbers.
+    The variance is that of the quotient of two independent sums of squares of normal variables.
     """
     count, _, _, squares, ef, squared_ef = sums
     spread = squared_ef - ef**2 / count

@@ -2,10 +2,10 @@
 
 Ejection fractions are fractions in [0, 1]; differences that people read are in EF points (hundredths). What cannot
 be computed is None, never NaN: one patient has no r2, a constant prediction has no correlation, equal truths have
-neither. An answer that is no number leaves a marked gap: no figure of its group is told, `n_undefined` says why.
+neither. A prediction that is not finite leaves a marked gap: no figure of its group is given, `n_undefined` says why.
 
 Where one model was trained under S seeds, its predictions have shape (S, N): a figure is then the mean of the S
-models' figures, and a resample draws the same patients for all of them. Such an interval tells what other patients
+models' figures, and a resample draws the same patients for all of them. Such an interval covers what other patients
 would change, not what other seeds would.
 """
 
@@ -34,7 +34,7 @@ Altman's (1986) limits of agreement, bias +- 1.96 standard deviations, and of th
 patients in the right one and Cohen's linearly weighted kappa."""
 POINTS = 100.0
 NO_SPREAD = 1e-12
-"""Variances below this are rounding: constant values of which no correlation can be told."""
+"""Variances below this are rounding: constant values which have no correlation."""
 CONFIDENCE = (2.5, 97.5)
 FEW_PATIENTS = 10
 """Below this a row of a table is an illustration, and whoever shows it says so."""
@@ -58,7 +58,7 @@ def score(
         true: Shape (N,), measured ejection fractions; NaN where unknown, these patients are left out.
         predicted: Shape (N,), or (S, N) of S seeds.
         num_bootstrap: Number of resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         `n_patients`; `n_undefined`, those of them with a prediction (of any seed) that is not finite; `METRICS` (None
@@ -99,10 +99,10 @@ def paired_difference(
 
     Args:
         true: As in `score`.
-        predicted: Of the one model, as in `score`.
-        other: Of the other, which may have another number of seeds.
+        predicted: Predictions of the one model, as in `score`.
+        other: Predictions of the other, which may have another number of seeds.
         num_bootstrap: Number of resamples.
-        seed: Of the resampling; the same patients as `score` draws with it.
+        seed: Seed of the resampling; the same patients as `score` draws with it.
 
     Returns:
         `n_patients`; `n_undefined`, those of them with a prediction of either model that is not finite;

@@ -1,4 +1,4 @@
-"""Scores by what is known of the patients beside the vendor: field strength, pathology group, sex."""
+"""Scores by what is known of the patients besides the vendor: field strength, pathology group, sex."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def subgroup_tables(
 ) -> SubgroupTables:
     """`score` of every group of patients that share a fact; a fact that is known of nobody is left out.
 
-    Groups are small, and many are looked at: one that differs may do so by chance, which its own interval does not
+    Groups are small, and there are many: one that differs may do so by chance, which its own interval does not
     know. Groups of fewer than `MIN_GROUP` patients are joined as `OTHERS`; a fact without any larger one is left out.
 
     Args:
@@ -43,7 +43,7 @@ def subgroup_tables(
         true: Shape (N,), as in `score`.
         predicted: Shape (N,) or (S, N), in the order of `cases`.
         num_bootstrap: Number of resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         {fact of `FACTS`: {group: score}}: field strengths rising, codes in alphabetical order, `UNKNOWN` last.

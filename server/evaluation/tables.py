@@ -47,7 +47,7 @@ def vendor_groups(vendors: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
 
 
 def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArray[np.float64]:
-    """The baseline that looks at no picture: the mean ejection fraction of the training labels for everybody."""
+    """The baseline that sees no image: the mean ejection fraction of the training labels for everybody."""
     return np.full(num_patients, float(np.mean(training_efs)))
 
 

@@ -20,15 +20,15 @@ WHOLE = {"synthetic": MAIN_MODEL, "real": "pooled_real"}
 """The study's model that was trained on all vendors' cases of a kind."""
 
 Predictions = dict[str, dict[str, Any]]
-"""{test set: a model's answers}."""
-Matrix = dict[str, dict[str, Any]]
+"""{test set: a model's predictions}."""
+Table = dict[str, dict[str, Any]]
 """{trained on: {test vendor or "all": score or difference}}."""
 
 
 def training_sets(vendors: Iterable[str]) -> dict[str, set[str]]:
     """The parts of the cases that a row is trained on: {row: its vendors}, without the row of all.
 
-    Of two vendors, all but the one is the other alone and no row of its own; one vendor has no other row than all.
+    With two vendors, all but the one is the other alone and no row of its own; one vendor has no other row than all.
     """
     names = sorted(set(vendors))
     alone = {name: {name} for name in names} if len(names) > 1 else {}
@@ -52,28 +52,29 @@ def train_cross_vendor(run: RunFolder, config: Config, kind: str, cases: Sequenc
                 train_and_predict(run, config, f"matrix/{kind}/{row}", part, real=kind == "real")
 
 
-def matrices(
+def cross_vendor_scores(
     run: RunFolder, config: Config, publishable: Callable[[Predictions], Predictions]
-) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
+) -> tuple[dict[str, Table], dict[str, Table]]:
     """What was trained so far: scores by kind, and what leaving a vendor out costs, paired by patient.
 
     Args:
         run: The run.
         config: Its settings.
-        publishable: From a model's answers on every test set those that may be published, small groups joined.
+        publishable: Selects, from a model's predictions on every test set, those that may be published, small groups
+            joined.
 
     Returns:
         `matrix` and `matrix_differences` of report.json; empty where no row was trained.
     """
-    scores: dict[str, Matrix] = {}
-    differences: dict[str, Matrix] = {}
+    scores: dict[str, Table] = {}
+    differences: dict[str, Table] = {}
     num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
     for kind, model in WHOLE.items():
         paths = {path.stem: path for path in (predictions_folder(run) / "matrix" / kind).glob("*.json")}
         whole = predictions_folder(run) / f"{model}.json"
         if not paths or not whole.is_file():
             continue
-        rows = {name: _answers(path, publishable) for name, path in sorted({ALL: whole, **paths}.items())}
+        rows = {name: _pooled(path, publishable) for name, path in sorted({ALL: whole, **paths}.items())}
         scores[kind] = {
             name: table(row["true"], row["predicted"], row["vendors"], num_bootstrap, seed)
             for name, row in rows.items()
@@ -88,7 +89,7 @@ def matrices(
     return scores, {kind: rows for kind, rows in differences.items() if rows}
 
 
-def _answers(path: Path, publishable: Callable[[Predictions], Predictions]) -> dict[str, list[Any]]:
-    """A model's answers on all test sets together, groups joined set by set: so no two tables differ by a few."""
+def _pooled(path: Path, publishable: Callable[[Predictions], Predictions]) -> dict[str, list[Any]]:
+    """A model's predictions on all test sets together, groups joined set by set: so no two tables differ by a few."""
     sets = publishable(json.loads(path.read_text(encoding="utf-8"))).values()
-    return {key: [value for answers in sets for value in answers[key]] for key in ("vendors", "true", "predicted")}
+    return {key: [value for values in sets for value in values[key]] for key in ("vendors", "true", "predicted")}

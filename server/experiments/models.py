@@ -1,4 +1,4 @@
-"""The study's models: trained on cases, asked about every test patient, their answers kept."""
+"""The study's models: trained on cases, tested on every test patient, their predictions kept."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from fedcmr.shared.tasks.ejection_fraction.network import save_regressor
 TestSets = list[tuple[str, list[Case]]]
 """Held-out patients by the name of their set."""
 OF_SYNTHETIC = """Synthetic patients only. What they owe to patients at the sites is bounded by the privacy of the study
-that made them; the data set's datasheet tells it."""
+that made them; the data set's datasheet gives it."""
 OF_SITES = """The sites' own scans, pooled, without privacy: the weights may disclose whoever was scanned. They are a
 baseline for the machine that made them."""
 
@@ -29,14 +29,14 @@ baseline for the machine that made them."""
 def train_and_predict(
     run: RunFolder, config: Config, model_name: str, cases: Sequence[Case], real: bool = False
 ) -> None:
-    """Train a ResNet50 on cases and keep its weights, its training curve and its answers on every test set.
+    """Train a ResNet50 on cases and keep its weights, its training curve and its predictions on every test set.
 
     Args:
         run: The run.
         config: Its settings.
         model_name: Names the files; may hold slashes.
         cases: What to train on.
-        real: Whether these are the sites' own.
+        real: Whether these are the sites' own scans.
     """
     device = pick_device(config.device)
     curve: list[tuple[int, float]] = []
@@ -58,13 +58,13 @@ def train_and_predict(
     for step, loss in curve:
         run.metric({"stage": "training", "model": model_name, "step": step, "loss": round(loss, 6)})
     held_out = test_sets(run)
-    readings = {name: predict(model, patients, config.regression.num_tta, device) for name, patients in held_out}
+    predictions = {name: predict(model, patients, config.regression.num_tta, device) for name, patients in held_out}
     save_predictions(
         run,
         model_name,
         held_out,
-        {name: reading.ef for name, reading in readings.items()},
-        {name: reading.sd for name, reading in readings.items()},
+        {name: found.ef for name, found in predictions.items()},
+        {name: found.sd for name, found in predictions.items()},
     )
 
 
@@ -72,7 +72,7 @@ def save_predictions(
     run: RunFolder,
     model_name: str,
     held_out: TestSets,
-    answers: Mapping[str, Any],
+    predicted: Mapping[str, Any],
     sd: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `private/predictions/<model>.json`, for this account alone.
@@ -83,14 +83,14 @@ def save_predictions(
         run: The run.
         model_name: May hold slashes: folders below `private/predictions`.
         held_out: `test_sets(run)`.
-        answers: {test set: shape (N,)}.
-        sd: {test set: shape (N,)}, the standard deviation of each answer's error; None where the model tells none.
+        predicted: {test set: shape (N,)}, ejection fractions.
+        sd: {test set: shape (N,)}, the predicted standard deviation of each error; None where the model predicts none.
     """
     rows: dict[str, dict[str, list[Any]]] = {
         name: {
             "vendors": [case.info.vendor for case in cases],
             "true": [case.info.ef for case in cases],
-            "predicted": [float(value) for value in answers[name]],
+            "predicted": [float(value) for value in predicted[name]],
         }
         for name, cases in held_out
     }
@@ -102,7 +102,7 @@ def save_predictions(
 
 
 def predictions_folder(run: RunFolder) -> Path:
-    """Where the models' answers for single patients lie, apart from the report that may be shared."""
+    """Where the models' predictions for single patients lie, apart from the report that may be shared."""
     return run.path / "private" / "predictions"
 
 
@@ -110,7 +110,7 @@ def test_sets(run: RunFolder) -> TestSets:
     """Every held-out set by name: the cases of all folders below `test/<name>` whose ejection fraction is known.
 
     Raises:
-        UserError: There is none, and the sites are not asked about theirs either.
+        UserError: There is none, and the sites do not evaluate on theirs either.
     """
     sets = []
     for folder in sorted(path for path in (run.path / "test").glob("*") if path.is_dir()):

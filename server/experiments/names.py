@@ -13,7 +13,7 @@ NAMES = {
 FAMILIES = {"epsilon_": "sites, epsilon {}", "local_only_": "site {} alone", "without_": "without site {}"}
 """Models of which a study has several: how their keys begin, and their name."""
 _ORDER = (MAIN_MODEL, "pooled_real", "federated_without_privacy", "prior_only", *FAMILIES, "", "predict_the_mean")
-"""From what the sites' data could give at best down to what needs no picture; "" stands for a model unknown here."""
+"""From what the sites' data could give at best down to what needs no image; "" stands for a model unknown here."""
 
 
 def model_name(key: str) -> str:

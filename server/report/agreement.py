@@ -25,7 +25,7 @@ def scatter(true: Sequence[float], predicted: Sequence[float], sd: Sequence[floa
     Args:
         true: Shape (N,).
         predicted: Shape (N,).
-        sd: Shape (N,), the standard deviation of each answer, None where unknown: a bar of one above and below.
+        sd: Shape (N,), the predicted SD of each error, None where unknown: a bar of one SD above and below.
     """
     with rc_context(SETTINGS):
         plot, axes = square()

@@ -1,4 +1,4 @@
-"""What `fedcmr-audit` found, in words and tables for the report's page."""
+"""What `fedcmr-audit` found, as text and tables for the HTML report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,12 @@ BUILD_NAMES = {
 
 @dataclass(frozen=True)
 class AuditTable:
-    """One audit on the page.
+    """One audit in the report.
 
     Attributes:
-        title: Of the audit.
+        title: Title of the audit.
         text: What was done and how to read it.
-        headings: Of the columns.
+        headings: Headings of the columns.
         rows: As many cells each; the first names the row.
     """
 
@@ -97,8 +97,8 @@ def canary_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def membership_lines(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence for each attack that finds something where there is nothing."""
     return [
-        f"{name}: it tells members from members (AUC {row['control_auc']:.2f}, p {row['p_control']:.2g}), so that what "
-        "it finds is not membership alone."
+        f"{name}: it distinguishes members from members (AUC {row['control_auc']:.2f}, p {row['p_control']:.2g}), so "
+        "that what it finds is not membership alone."
         for name, row in attacks.items()
         if not row["control_holds"]
     ]
@@ -139,17 +139,17 @@ def _membership(attacks: Mapping[str, Mapping[str, Any]]) -> AuditTable:
         "Who trained the generator?",
         " ".join(
             [
-                "Three attacks try to tell patients who trained from others of the same hospitals. AUC is "
+                "Three attacks try to distinguish patients who trained from others of the same hospitals. AUC is "
                 "the chance that "
                 "one who trained is ranked higher: 0.5 is guessing. Then the share of them found where 1 "
                 "in 100 others is "
-                "accused, and how far the most exposed one stands out, beside the most conspicuous of "
+                "accused, and how far the most exposed one stands out, next to the most conspicuous of "
                 "those who did not "
                 "train. The control ranks members against members, where there is nothing to find.",
                 *membership_lines(attacks),
             ]
         ),
-        ["attack", "patients", "AUC", "found at 1 %", "most exposed, sd", "control: AUC (p)"],
+        ["attack", "patients", "AUC", "found at 1 %", "most exposed, SD", "control: AUC (p)"],
         [
             [
                 name,
@@ -167,9 +167,9 @@ def _membership(attacks: Mapping[str, Mapping[str, Any]]) -> AuditTable:
 def _copies(row: Mapping[str, Any]) -> AuditTable:
     return AuditTable(
         "Are there copies?",
-        f"Each of {row['num_pictures']} synthetic pictures was compared with {row['num_training']} training and "
+        f"Each of {row['num_pictures']} synthetic images was compared with {row['num_training']} training and "
         f"{row['num_held_out']} held-out patients, whatever the rotation or the hand. The share that is nearer to a "
-        "training patient is 0.5 when nothing is copied. A copy is a picture nearer to a training patient than half "
+        "training patient is 0.5 when nothing is copied. A copy is an image nearer to a training patient than half "
         "the smallest distance between two people.",
         ["share nearer to training", "copies", "as near to a held-out patient"],
         [[_interval(row["share"], row["share_ci95"]), f"{row['num_copies']}", f"{row['num_near_held_out']}"]],

@@ -1,4 +1,4 @@
-"""Writes `report.json` and, from it, `report.csv` and the page `report.html`: one file, no network, no script."""
+"""Writes `report.json` and, from it, `report.csv` and `report.html`: one HTML file, no network, no script."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedcmr.server import formatting as numbers
+from fedcmr.server import formatting
 from fedcmr.server.evaluation.from_sums import SWAMPED_POINTS
 from fedcmr.server.evaluation.score import FEW_PATIENTS
 from fedcmr.server.experiments.names import MAIN_MODEL, family_of, model_name, model_rank
@@ -18,14 +18,14 @@ from fedcmr.server.formatting import HUMAN_POINTS, figure
 from fedcmr.server.report import figures, provenance
 from fedcmr.server.report.agreement import bland_altman, scatter
 from fedcmr.server.report.audit import audit_tables, read_audit
-from fedcmr.server.report.cross_vendor import matrix_parts, matrix_sentences
-from fedcmr.server.report.limitations import not_run_note, omissions
+from fedcmr.server.report.cross_vendor import cross_vendor_parts, cross_vendor_sentences
+from fedcmr.server.report.images import Extreme, Row, SampleSheet
+from fedcmr.server.report.limitations import limitations, not_run_note
 from fedcmr.server.report.overlays import OverlayRow, colour_bar, overlay_sheet
-from fedcmr.server.report.pictures import Extreme, Row, SampleSheet
-from fedcmr.server.report.summary import findings, headline, tiles
+from fedcmr.server.report.summary import findings, headline, key_figures
 from fedcmr.server.report.tidy_csv import as_csv
 from fedcmr.server.report.uncertainty import calibration, uncertainties
-from fedcmr.server.tasks.ejection_fraction.saliency import MAX_CASES, SYNTHETIC, Look
+from fedcmr.server.tasks.ejection_fraction.saliency import MAX_CASES, SYNTHETIC, Attribution
 from fedcmr.server.tasks.registry import TASKS
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.resources import resource
@@ -33,14 +33,14 @@ from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A model's answers on one test set.
+class SetPredictions:
+    """A model's predictions on one test set.
 
     Attributes:
         vendors: Shape (N,).
         true: Shape (N,), ejection fractions.
         predicted: Shape (N,).
-        sd: Shape (N,), how sure the model is of each answer: a standard deviation, as a fraction; None where untold.
+        sd: Shape (N,), the predicted standard deviation of each error, as a fraction; None where the model gives none.
     """
 
     vendors: Sequence[str]
@@ -51,19 +51,19 @@ class Answers:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What the page shows beyond `report.json`.
+    """What the HTML report shows beyond `report.json`.
 
     Attributes:
-        predictions: {model: {test set: its answers}}.
-        samples: {vendor: pictures}.
-        best: Test patients whom the main model read best.
-        worst: Test patients whom it read worst.
+        predictions: {model: {test set: its predictions}}.
+        samples: {vendor: images}.
+        best: Test patients with the smallest errors of the main model.
+        worst: Test patients with its largest errors.
         curves: {model: (steps, losses)}.
-        shown: The test sets whose patients' pictures may appear: they are simulated, or it was allowed.
-        saliency: {vendor: rows of pictures of where the main model looks}.
+        shown: The test sets whose patients' images may appear: they are simulated, or it was allowed.
+        saliency: {vendor: rows of saliency maps of the main model}.
     """
 
-    predictions: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
+    predictions: Mapping[str, Mapping[str, SetPredictions]] = field(default_factory=dict)
     samples: Mapping[str, SampleSheet] = field(default_factory=dict)
     best: Sequence[Extreme] = ()
     worst: Sequence[Extreme] = ()
@@ -103,7 +103,7 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
             to "all"}}}; `segmentation`, {test set: {vendor | "all": figures of `score_masks`}}; `subgroups`, {test set:
             {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
             mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}.
-        inputs: Predictions, pictures and curves for the figures.
+        inputs: Predictions, images and curves for the figures.
         folder: The run folder; its `audit.json`, if there is one, becomes a section.
     """
     values = as_json(report)
@@ -114,7 +114,7 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
     text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(folder / "report.json", text.encode())
     write_atomically(folder / "report.csv", as_csv(values).encode())
-    write_atomically(folder / "report.html", render_page(values, inputs).encode())
+    write_atomically(folder / "report.html", render_html(values, inputs).encode())
 
 
 def as_json(value: Any) -> Any:
@@ -132,8 +132,8 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
-    """The page as HTML: `template.html` with a file for each section, those of the tasks from the tasks' folders."""
+def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
+    """The HTML report: `template.html` with a file for each section, those of the tasks from the tasks' folders."""
     folder = resource("server/report/template.html").parent
     environment = Environment(
         loader=FileSystemLoader([folder, folder.parent / "tasks"]),
@@ -143,14 +143,14 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "figure": numbers.figure,
-        "signed": numbers.signed,
-        "interval": numbers.interval,
-        "percent": numbers.percent,
-        "seconds": numbers.seconds,
-        "size": numbers.size,
-        "patients": numbers.patients,
-        "scans": provenance.scans_in_words,
+        "figure": formatting.figure,
+        "signed": formatting.signed,
+        "interval": formatting.interval,
+        "percent": formatting.percent,
+        "seconds": formatting.seconds,
+        "size": formatting.size,
+        "patients": formatting.patients,
+        "scans": formatting.describe_scans,
     }
     groups = groups_of(report)
     # The figure is read at a glance: models that a study has several of are in the table alone.
@@ -160,7 +160,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         task_sections=[task.section for task in TASKS.values() if task.section],
         headline=headline(report),
         findings=findings(report),
-        tiles=tiles(report),
+        key_figures=key_figures(report),
         groups=groups,
         federated=report.get("federated_evaluation"),
         min_group=MIN_GROUP,
@@ -170,8 +170,8 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         error_figure=figures.error_intervals(_scores_of_all_but(groups, table_only)) if groups else None,
         table_only=table_only,
         not_run_note=not_run_note(report),
-        matrices=matrix_parts(report),
-        matrix_sentences=matrix_sentences(report),
+        cross_vendor=cross_vendor_parts(report),
+        cross_vendor_sentences=cross_vendor_sentences(report),
         plots=_plots(report, inputs),
         extremes=_extremes(inputs),
         took_part=provenance.took_part(report),
@@ -192,7 +192,7 @@ def render_page(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         colour_bar=colour_bar(),
         saliency_cases=MAX_CASES,
         audits=audit_tables(report["audit"]) if "audit" in report else [],
-        omissions=omissions(report, inputs.shown),
+        limitations=limitations(report, inputs.shown),
         human=HUMAN_POINTS,
         few_patients=FEW_PATIENTS,
     )
@@ -226,18 +226,18 @@ def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots
     """
     plots = []
     marked = provenance.per_patient_sets(report)
-    answers_of = {name: a for name, a in inputs.predictions.get(MAIN_MODEL, {}).items() if name in marked}
-    for test_set, answers in answers_of.items():
-        vendors = sorted(set(answers.vendors))
-        for vendor in vendors if len(answers.vendors) >= FEW_PATIENTS or len(vendors) == 1 else ["all"]:
-            chosen = [i for i, name in enumerate(answers.vendors) if vendor in (name, "all")]
-            true, predicted = ([values[i] for i in chosen] for values in (answers.true, answers.predicted))
-            sd = None if answers.sd is None else [answers.sd[i] for i in chosen]
+    predictions = {name: found for name, found in inputs.predictions.get(MAIN_MODEL, {}).items() if name in marked}
+    for test_set, values in predictions.items():
+        vendors = sorted(set(values.vendors))
+        for vendor in vendors if len(values.vendors) >= FEW_PATIENTS or len(vendors) == 1 else ["all"]:
+            chosen = [i for i, name in enumerate(values.vendors) if vendor in (name, "all")]
+            true, predicted = ([efs[i] for i in chosen] for efs in (values.true, values.predicted))
+            sd = None if values.sd is None else [values.sd[i] for i in chosen]
             score = report["regression"].get(test_set, {}).get(vendor)
             name = "all vendors" if vendor == "all" else vendor
             plots.append(
                 PatientPlots(
-                    name if len(answers_of) == 1 else f"{test_set}, {name}",
+                    name if len(predictions) == 1 else f"{test_set}, {name}",
                     len(chosen),
                     scatter(true, predicted, sd),
                     bland_altman(true, predicted, score),
@@ -248,10 +248,10 @@ def _plots(report: Mapping[str, Any], inputs: ReportInputs) -> list[PatientPlots
 
 
 def _uncovered(report: Mapping[str, Any]) -> list[str]:
-    """The models of the page that looked at the sites' scans otherwise than by the study's own updates."""
+    """The models of the report that used the sites' scans otherwise than by the study's own updates."""
     own = (MAIN_MODEL, "prior_only", "predict_the_mean")
     models = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if key not in own]
-    return models + (["the matrix of real scans"] if (report.get("matrix") or {}).get("real") else [])
+    return models + (["the cross-vendor evaluation of real scans"] if (report.get("matrix") or {}).get("real") else [])
 
 
 def _curves(inputs: ReportInputs) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
@@ -261,11 +261,11 @@ def _curves(inputs: ReportInputs) -> dict[str, tuple[Sequence[float], Sequence[f
 
 
 def _stages(report: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by the stages' names; the many trainings of a matrix are one."""
+    """Seconds by the stages' names; the many trainings of the cross-vendor evaluation are one."""
     stages: dict[str, float] = {}
     for stage, duration in report["timing"]["seconds_per_stage"].items():
         part = stage.rpartition("/")[0] or stage
-        name = part.replace("_", " ").replace("/", ", ")
+        name = part.replace("matrix/", "cross-vendor/").replace("_", " ").replace("/", ", ")
         stages[name] = stages.get(name, 0.0) + duration
     return stages
 
@@ -285,34 +285,34 @@ def _scores_of_all_but(
 
 
 def _extremes(inputs: ReportInputs) -> list[tuple[str, list[tuple[Extreme, str]]]]:
-    """Best and worst cases with their pictures, where they may be shown."""
+    """Best and worst cases with their images, where they may be shown."""
     named = (("Best cases", inputs.best), ("Worst cases", inputs.worst))
     return [
-        (name, [(case, figures.sample_sheet(case.pictures)) for case in cases])
+        (name, [(case, figures.sample_sheet(case.images)) for case in cases])
         for name, cases in named
         if inputs.shown and cases
     ]
 
 
 def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]]:
-    """Per vendor its rows, the real one first: "real" or "synthetic", the row, its picture."""
+    """Per vendor its rows, the real one first: "real" or "synthetic", the row, its image."""
     sheets = []
     for vendor, sheet in sorted(inputs.samples.items()):
         rows = [("real", sheet.real if inputs.shown else None), ("synthetic", sheet.synthetic)]
         sheets.append(
-            (vendor, [(kind, row, figures.sample_sheet(row.pictures)) for kind, row in rows if row is not None])
+            (vendor, [(kind, row, figures.sample_sheet(row.images)) for kind, row in rows if row is not None])
         )
     return sheets
 
 
-def _overlays(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Sequence[Look], str]]]]:
-    """Per vendor its rows, the real one first: "real" or "synthetic", the patients, their picture."""
+def _overlays(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Sequence[Attribution], str]]]]:
+    """Per vendor its rows, the real one first: "real" or "synthetic", the patients, their image."""
     allowed = {
         vendor: [row for row in rows if row.kind == SYNTHETIC or inputs.shown]
         for vendor, rows in inputs.saliency.items()
     }
     return [
-        (vendor, [(row.kind, row.looks, overlay_sheet(row.looks)) for row in rows])
+        (vendor, [(row.kind, row.attributions, overlay_sheet(row.attributions)) for row in rows])
         for vendor, rows in allowed.items()
         if rows
     ]

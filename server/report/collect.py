@@ -1,4 +1,4 @@
-"""Collects what a run folder holds into `report.json` and the report's pictures."""
+"""Collects what a run folder holds into `report.json` and the report's images."""
 
 import csv
 import json
@@ -17,20 +17,20 @@ from fedcmr.server.evaluation.disclosure import joined, published
 from fedcmr.server.evaluation.score import Score, score
 from fedcmr.server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from fedcmr.server.evaluation.tables import as_text_table, table
-from fedcmr.server.experiments.cross_vendor import matrices
+from fedcmr.server.experiments.cross_vendor import cross_vendor_scores
 from fedcmr.server.experiments.models import predictions_folder
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
 from fedcmr.server.federation.evaluation import federated_results
 from fedcmr.server.federation.outcome import participants, privacy_spent, releases
 from fedcmr.server.federation.participation import sentences
 from fedcmr.server.federation.state import read_study
-from fedcmr.server.report.build import Answers, ReportInputs, build_report
+from fedcmr.server.report.build import ReportInputs, SetPredictions, build_report
+from fedcmr.server.report.images import Extreme, extremes, sample_sheets
 from fedcmr.server.report.overlays import overlay_rows
-from fedcmr.server.report.pictures import Extreme, extremes, sample_sheets
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
 from fedcmr.server.settings import Config, dump
 from fedcmr.server.tasks.ejection_fraction.model_card import write_model_card
-from fedcmr.server.tasks.ejection_fraction.saliency import score_looks, study_looks
+from fedcmr.server.tasks.ejection_fraction.saliency import score_attributions, study_attributions
 from fedcmr.shared.case import INDEX_NAME, Case, load_cases
 from fedcmr.shared.provenance import Provenance, of_folder, together
 from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
@@ -47,16 +47,16 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     too_few = [name for name, cases in test_sets if not sets[name].is_simulated and len(cases) < MIN_GROUP]
     test_sets = [(name, cases) for name, cases in test_sets if name not in too_few]
 
-    def publishable(answers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        kept = {name: told for name, told in answers.items() if name not in too_few}
-        return {name: {**told, "vendors": joined(told["vendors"])} for name, told in kept.items()}
+    def publishable(by_set: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        kept = {name: values for name, values in by_set.items() if name not in too_few}
+        return {name: {**values, "vendors": joined(values["vendors"])} for name, values in kept.items()}
 
-    predictions = {model: publishable(answers) for model, answers in read_predictions(run).items()}
-    scores = {model: score_sets(answers, config) for model, answers in predictions.items()}
+    predictions = {model: publishable(by_set) for model, by_set in read_predictions(run).items()}
+    scores = {model: score_sets(by_set, config) for model, by_set in predictions.items()}
     synthetic = load_cases(run.path / "synthetic")
     labels = _labels(run)
     vendors = [case.info.vendor for case in synthetic]
-    looks = study_looks(run, config, synthetic, test_sets)
+    attributions = study_attributions(run, config, synthetic, test_sets)
     sites = read_study(run)
     report = {
         "study": run.path.resolve().name,
@@ -70,7 +70,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
-        **_matrices(run, config, publishable),
+        **_cross_vendor(run, config, publishable),
         **({"federated_evaluation": federated} if (federated := federated_results(run)) else {}),
         "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
@@ -79,7 +79,7 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
             **labels,
             "agreement": _agreement(labels, config),
         },
-        "saliency": score_looks(looks, config.evaluation.num_bootstrap, config.seed),
+        "saliency": score_attributions(attributions, config.evaluation.num_bootstrap, config.seed),
         "timing": timing(run),
         "settings": _settings(run, config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
@@ -90,14 +90,15 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
     best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
     inputs = ReportInputs(
         predictions={
-            model: {name: Answers(**told) for name, told in answers.items()} for model, answers in predictions.items()
+            model: {name: SetPredictions(**values) for name, values in by_set.items()}
+            for model, by_set in predictions.items()
         },
         samples=sample_sheets(synthetic, [case for _, cases in shown for case in cases]),
         best=best,
         worst=worst,
         curves=_curves(run),
         shown=[name for name, _ in shown],
-        saliency=overlay_rows(looks, {name for name, _ in shown}),
+        saliency=overlay_rows(attributions, {name for name, _ in shown}),
     )
     build_report(report, inputs, run.path)
     weights = run.path / REGRESSOR_NAME
@@ -112,10 +113,10 @@ def _settings(run: RunFolder, config: Config) -> str:
     return OmegaConf.to_yaml({name: value for name, value in asdict(config).items() if name != "hospitals"})
 
 
-def _uncertainty(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The main model's own doubts against its errors, for each test set where it tells them."""
-    told = {name: coverage(a["true"], a["predicted"], a["sd"]) for name, a in answers.items() if "sd" in a}
-    return {name: figures for name, figures in told.items() if figures}
+def _uncertainty(by_set: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The main model's predicted SD against its errors, for each test set where it predicts one."""
+    measured = {name: coverage(a["true"], a["predicted"], a["sd"]) for name, a in by_set.items() if "sd" in a}
+    return {name: figures for name, figures in measured.items() if figures}
 
 
 def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[str, Any]:
@@ -130,16 +131,17 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
     for name in ("matrix", "matrix_differences"):
         if name in report:
             parts[name] = published(report[name], rounded=bool(real))
-    few = [name for name, told in parts["uncertainty"].items() if name in real and told["n_patients"] < MIN_GROUP]
-    parts["uncertainty"] = {name: told for name, told in parts["uncertainty"].items() if name not in few}
+    uncertainty = parts["uncertainty"]
+    few = [name for name in uncertainty if name in real and uncertainty[name]["n_patients"] < MIN_GROUP]
+    parts["uncertainty"] = {name: figures for name, figures in uncertainty.items() if name not in few}
     return report | parts
 
 
-def _matrices(
+def _cross_vendor(
     run: RunFolder, config: Config, publishable: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """`matrix` and `matrix_differences`, where rows were trained."""
-    scores, differences = matrices(run, config, publishable)
+    scores, differences = cross_vendor_scores(run, config, publishable)
     return {"matrix": scores, "matrix_differences": differences} if scores else {}
 
 
@@ -196,7 +198,7 @@ def results_table(run: RunFolder) -> Any:
 
 
 def _labels(run: RunFolder) -> dict[str, list[float] | None]:
-    """Ejection fractions of the synthetic cases: asked for, of the masks, and measured on the pictures.
+    """Ejection fractions of the synthetic cases: requested, of the masks, and measured on the images.
 
     The last is NaN where no left ventricle was found, and None for a release older than the measurement.
     """
@@ -214,36 +216,36 @@ def _agreement(labels: dict[str, list[float] | None], config: Config) -> Score |
     requested, measured = labels["requested_ef"], labels["measured_ef"]
     if requested is None or measured is None:
         return None
-    found = [(asked, seen) for asked, seen in zip(requested, measured, strict=True) if math.isfinite(seen)]
-    asked_for, seen_on_picture = ([pair[i] for pair in found] for i in (0, 1))
-    return score(asked_for, seen_on_picture, config.evaluation.num_bootstrap, config.seed)
+    found = [(wanted, seen) for wanted, seen in zip(requested, measured, strict=True) if math.isfinite(seen)]
+    true, predicted = ([pair[i] for pair in found] for i in (0, 1))
+    return score(true, predicted, config.evaluation.num_bootstrap, config.seed)
 
 
 def _subgroups(
-    answers: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]], config: Config
+    by_set: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]], config: Config
 ) -> dict[str, SubgroupTables]:
-    """The main model's figures by field strength, pathology and sex on every test set, where the answers are of it."""
+    """The main model's figures by field strength, pathology and sex on every test set that its predictions are of."""
     num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
     return {
-        name: subgroup_tables(cases, answers[name]["true"], answers[name]["predicted"], num_bootstrap, seed)
+        name: subgroup_tables(cases, by_set[name]["true"], by_set[name]["predicted"], num_bootstrap, seed)
         for name, cases in test_sets
-        if name in answers and _are_of(answers[name], cases)
+        if name in by_set and _are_of(by_set[name], cases)
     }
 
 
-def _are_of(answers: dict[str, Any], cases: list[Case]) -> bool:
-    """Whether a test set's answers are those of these patients, in their order: predictions name nobody."""
+def _are_of(predictions: dict[str, Any], cases: list[Case]) -> bool:
+    """Whether a test set's predictions are those of these patients, in their order: they name nobody."""
     efs = [case.info.ef for case in cases]
-    return answers["true"] == efs and len(answers["predicted"]) == len(efs)
+    return predictions["true"] == efs and len(predictions["predicted"]) == len(efs)
 
 
 def _extremes(
-    answers: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]]
+    by_set: dict[str, dict[str, Any]], test_sets: list[tuple[str, list[Case]]]
 ) -> tuple[list[Extreme], list[Extreme]]:
-    """The main model's best and worst test patients; none where the answers are not those of the patients."""
-    cases = [case for name, cases in test_sets if name in answers for case in cases]
-    known = [name for name, _ in test_sets if name in answers]
-    true, predicted = ([value for name in known for value in answers[name][key]] for key in ("true", "predicted"))
+    """The main model's best and worst test patients; none where the predictions are not those of the patients."""
+    cases = [case for name, cases in test_sets if name in by_set for case in cases]
+    known = [name for name, _ in test_sets if name in by_set]
+    true, predicted = ([value for name in known for value in by_set[name][key]] for key in ("true", "predicted"))
     if true != [case.info.ef for case in cases]:
         return [], []
     return extremes(cases, predicted)

@@ -27,7 +27,7 @@ from fedcmr.server.report.theme import (
 
 
 def error_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Mean absolute error with its interval for every group of patients and model, beside the readers' band.
+    """Mean absolute error with its interval for every group of patients and model, with the readers' band.
 
     Args:
         rows: {group of patients: {model's name: score}}; undefined scores leave a gap.
@@ -73,7 +73,7 @@ def error_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def requested_against_measured(
     requested: Sequence[float], measured: Sequence[float], agreement: Mapping[str, Any]
 ) -> str:
-    """The ejection fraction asked for against the one measured on the synthetic picture, in per cent.
+    """The requested ejection fraction against the one measured on the synthetic image, in per cent.
 
     Args:
         requested: Shape (N,).
@@ -106,28 +106,28 @@ def training_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
         return svg(figure)
 
 
-def sample_sheet(pictures: NDArray[np.floating]) -> str:
+def sample_sheet(images: NDArray[np.floating]) -> str:
     """A contact sheet: one column per patient or slice, end-diastole above end-systole.
 
     Args:
-        pictures: Shape (N, 2, H, W) in [0, 1]; 0 is black and 1 white in every sheet.
+        images: Shape (N, 2, H, W) in [0, 1]; 0 is black and 1 white in every sheet.
 
     Returns:
         A PNG as a data URI.
     """
-    num, _, height, width = pictures.shape
+    num, _, height, width = images.shape
     gap = max(2, width // 32)
     sheet = np.zeros((2 * height + gap, num * (width + gap) - gap, 4), np.float64)
-    for i, phases in enumerate(pictures):
-        for phase, picture in enumerate(phases):
+    for i, phases in enumerate(images):
+        for phase, image in enumerate(phases):
             rows, columns = phase * (height + gap), i * (width + gap)
-            sheet[rows : rows + height, columns : columns + width, :3] = np.clip(picture, 0, 1)[..., None]
+            sheet[rows : rows + height, columns : columns + width, :3] = np.clip(image, 0, 1)[..., None]
             sheet[rows : rows + height, columns : columns + width, 3] = 1  # gaps stay transparent
     return png(sheet)
 
 
-def png(picture: NDArray[np.floating]) -> str:
-    """A picture of shape (H, W, 4), RGBA in [0, 1], as the data URI of a PNG."""
+def png(image: NDArray[np.floating]) -> str:
+    """An image of shape (H, W, 4), RGBA in [0, 1], as the data URI of a PNG."""
     buffer = io.BytesIO()
-    imsave(buffer, picture, format="png")
+    imsave(buffer, image, format="png")
     return data_uri("image/png", buffer.getvalue())

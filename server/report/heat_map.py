@@ -1,4 +1,4 @@
-"""The cross-vendor evaluation as a picture: who trained, who was read, and by how many EF points it erred."""
+"""The cross-vendor evaluation as a heat map: who trained, who was tested, and the mean error in EF points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,21 +17,21 @@ MAP = "YlOrBr"
 """Sequential and safe for every colour vision (Harrower & Brewer 2003, ColorBrewer): what counts is how dark it is."""
 NUM_STEPS = 9
 DARK, LIGHT = "#1b1e22", "#ffffff"
-"""Writing on a cell, whichever contrasts more."""
+"""Text on a cell, whichever contrasts more."""
 MIN_SPAN_POINTS = 4.0
 """Errors that differ by less get colours that hardly differ, or chance would look like a pattern."""
 
 
 def _luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of an sRGB colour, WCAG 2.2: black and white writing contrast alike at 0.18."""
+    """Relative luminance of an sRGB colour, WCAG 2.2: black and white text contrast alike at 0.18."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _steps() -> tuple[tuple[str, str, str, str], ...]:
-    """The colours of the cells, then those of their writing, in the form of `THEME`.
+    """The colours of the cells, then those of their text, in the form of `THEME`.
 
-    A large error stands out from the page: it is dark on a light one and light on a dark one.
+    A large error stands out from the background: it is dark on a light one and light on a dark one.
     """
     places = {"light": np.linspace(0.04, 0.82, NUM_STEPS), "dark": np.linspace(0.98, 0.2, NUM_STEPS)}
     cells = {scheme: matplotlib.colormaps[MAP](values) for scheme, values in places.items()}
@@ -41,7 +41,7 @@ def _steps() -> tuple[tuple[str, str, str, str], ...]:
             (f"--cell{k}", f"#07{k:02d}01", to_hex(cells["light"][k]), to_hex(cells["dark"][k]))
             for k in range(NUM_STEPS)
         ),
-        *((f"--word{k}", f"#07{k:02d}02", ink["light"][k], ink["dark"][k]) for k in range(NUM_STEPS)),
+        *((f"--text{k}", f"#07{k:02d}02", ink["light"][k], ink["dark"][k]) for k in range(NUM_STEPS)),
     )
 
 
@@ -62,7 +62,7 @@ def heat_map(
     Args:
         rows: {training set's name: {test group's name: score}}; None where nobody trained or tested.
         own: {training set's name: test group of the same vendor}.
-        limits: Errors at the ends of the colour scale, the same for all matrices of a page.
+        limits: Errors at the ends of the colour scale, the same for all heat maps of a report.
     """
     columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
     with rc_context(SETTINGS):

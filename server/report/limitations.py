@@ -1,4 +1,4 @@
-"""What the page does not show, said in words: what was not run, not allowed, or cannot be told from so few."""
+"""Limitations of a report: what was not run, what may not be shown, and what so few patients cannot show."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -8,62 +8,62 @@ from fedcmr.server.evaluation.score import FEW_PATIENTS
 from fedcmr.server.formatting import listed, patients
 from fedcmr.server.report.provenance import hidden_sets, per_patient_sets, simulated_sets
 
-ALWAYS_ASKED = {
+EXPECTED_BASELINES = {
     "predict_the_mean": "guessing the mean",
-    "prior_only": "the prior without any site",
+    "prior_only": "the public prior only",
     "local_only": "each site alone",
     "pooled_real": "the sites' real scans pooled",
 }
-"""Baselines that every reader asks for, by their name in the settings."""
+"""Baselines that every reader expects, by their name in the settings."""
 SMALL_TEST_SET = 100
-"""Patients below which the page says in words what so few can tell."""
+"""Patients below which the report says what so few can show."""
 
 
 def baselines_not_run(report: Mapping[str, Any]) -> list[str]:
-    """Those of `ALWAYS_ASKED` that this run does not have, by their names in the settings."""
+    """Those of `EXPECTED_BASELINES` that this run does not have, by their names in the settings."""
     return [
         name
-        for name in ALWAYS_ASKED
+        for name in EXPECTED_BASELINES
         if not any(key == name or key.startswith(f"{name}_") for key in report["baselines"])
     ]
 
 
-def omissions(report: Mapping[str, Any], shown: Collection[str]) -> list[str]:
-    """One sentence or two for each thing that the page does not show.
+def limitations(report: Mapping[str, Any], shown: Collection[str]) -> list[str]:
+    """One sentence or two for each thing that the report does not show.
 
     Args:
         report: As in report.json.
-        shown: The test sets whose patients' pictures may appear.
+        shown: The test sets whose patients' images may appear.
     """
-    return list(_omissions(report, shown))
+    return list(_limitations(report, shown))
 
 
-def _omissions(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[str]:
+def _limitations(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[str]:
     if report["simulated"]:
         yield "How it does on people: the hospitals' patients were simulated too."
     elif drawn := simulated_sets(report):
         yield f"How it does on people, by the test patients of {listed(drawn)}: these were simulated."
     for test_set, tables in report["regression"].items():
         yield from _few(test_set, tables)
-    answers = (report.get("federated_evaluation") or {}).get("sites") or {}
-    if silent := [site for site, answer in answers.items() if answer["code"] != "ok"]:
-        yield f"How it does on test patients of {listed(silent)}: see their answers above."
+    replies = (report.get("federated_evaluation") or {}).get("sites") or {}
+    if silent := [site for site, reply in replies.items() if reply["code"] != "ok"]:
+        yield f"How it does on test patients of {listed(silent)}: see their replies above."
     if missing := baselines_not_run(report):
         yield (
-            f"Not run: {listed([ALWAYS_ASKED[name] for name in missing])}. A run with "
-            f"evaluation.baselines=[{','.join(ALWAYS_ASKED)}], in a folder of its own, has them; "
+            f"Not run: {listed([EXPECTED_BASELINES[name] for name in missing])}. A run with "
+            f"evaluation.baselines=[{','.join(EXPECTED_BASELINES)}], in a folder of its own, has them; "
             "each site alone and pooled scans only fedcmr-simulate can have."
         )
     if not report.get("matrix"):
         yield (
-            "How a network trained on one vendor's hearts reads another vendor's patients: the cross-vendor evaluation "
-            "was not run. A run with evaluation.cross_vendor=[synthetic], in a folder of its own, has it."
+            "How a network trained on one vendor's hearts does on another vendor's patients: the cross-vendor "
+            "evaluation was not run. A run with evaluation.cross_vendor=[synthetic], in a folder of its own, has it."
         )
     if not report.get("uncertainty"):
-        yield "Whether the network knows when it is wrong: its uncertainty was not measured."
+        yield "Whether the network's predictive uncertainty is calibrated: it was not measured."
     if hidden := hidden_sets(report, shown):
         yield (
-            f"Pictures of the real test patients of {listed(hidden)}: nobody has allowed them. Where they may be "
+            f"Images of the real test patients of {listed(hidden)}: nobody has allowed them. Where they may be "
             "shown, evaluation.show_real_pictures=true shows them."
         )
     if apart := [name for name in report["regression"] if name not in per_patient_sets(report)]:
@@ -81,7 +81,7 @@ def _omissions(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[st
 
 
 def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
-    """What a small test set cannot tell."""
+    """What a small test set cannot show."""
     num = tables["all"]["n_patients"]
     vendors = {name: score["n_patients"] for name, score in tables.items() if name != "all"}
     if num < FEW_PATIENTS:
@@ -99,6 +99,6 @@ def _few(test_set: str, tables: Mapping[str, Any]) -> Iterator[str]:
 
 
 def not_run_note(report: Mapping[str, Any]) -> str:
-    """The baselines that the table lacks; empty where it has all."""
+    """The expected baselines that are missing in the table; empty where it has all."""
     missing = baselines_not_run(report)
-    return f"Not run: {listed([ALWAYS_ASKED[name] for name in missing])}." if missing else ""
+    return f"Not run: {listed([EXPECTED_BASELINES[name] for name in missing])}." if missing else ""

@@ -1,7 +1,7 @@
-"""Pictures of where the network looks: heat over the scan, the heart's outline around it.
+"""Saliency maps as overlays: heat over the scan, the heart's outline around it.
 
 The colours are Matplotlib's inferno from its middle up, which is even in lightness and legible without red and green;
-what is looked at little stays grey. The outline is Okabe & Ito's sky blue, which inferno does not hold.
+places of low saliency stay grey. The outline is Okabe & Ito's sky blue, which inferno does not hold.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedcmr.server.report.figures import png
-from fedcmr.server.tasks.ejection_fraction.saliency import SYNTHETIC, Look
+from fedcmr.server.tasks.ejection_fraction.saliency import SYNTHETIC, Attribution
 
 NUM_SHOWN = 5
 """Patients per vendor and row."""
@@ -31,64 +31,66 @@ class OverlayRow:
 
     Attributes:
         kind: "synthetic" or "real", the latter for every test patient.
-        looks: At most `NUM_SHOWN`, by ejection fraction.
+        attributions: At most `NUM_SHOWN`, by ejection fraction.
     """
 
     kind: str
-    looks: Sequence[Look]
+    attributions: Sequence[Attribution]
 
 
-def overlay_rows(looks: Mapping[str, Sequence[Look]], shown: Collection[str]) -> dict[str, list[OverlayRow]]:
+def overlay_rows(
+    attributions: Mapping[str, Sequence[Attribution]], shown: Collection[str]
+) -> dict[str, list[OverlayRow]]:
     """Per vendor its row of test patients, where they may be shown, then its synthetic one.
 
     Args:
-        looks: What `fedcmr.server.tasks.ejection_fraction.saliency.study_looks` returned.
-        shown: The test sets whose patients' pictures may appear.
+        attributions: What `fedcmr.server.tasks.ejection_fraction.saliency.study_attributions` returned.
+        shown: The test sets whose patients' images may appear.
     """
-    tested = [look for name, patients in looks.items() if name != SYNTHETIC for look in patients if name in shown]
+    tested = [one for name, found in attributions.items() if name != SYNTHETIC for one in found if name in shown]
     rows: dict[str, list[OverlayRow]] = {}
-    for kind, patients in (("real", tested), (SYNTHETIC, looks.get(SYNTHETIC, ()))):
-        for vendor in {look.vendor for look in patients}:
-            by_ef = sorted((look for look in patients if look.vendor == vendor), key=lambda look: look.ef)
+    for kind, patients in (("real", tested), (SYNTHETIC, attributions.get(SYNTHETIC, ()))):
+        for vendor in {one.vendor for one in patients}:
+            by_ef = sorted((one for one in patients if one.vendor == vendor), key=lambda one: one.ef)
             places = np.linspace(0, len(by_ef) - 1, min(NUM_SHOWN, len(by_ef))).round().astype(int)
             rows.setdefault(vendor, []).append(OverlayRow(kind, [by_ef[place] for place in places]))
     return dict(sorted(rows.items()))
 
 
-def overlay_sheet(looks: Sequence[Look]) -> str:
+def overlay_sheet(attributions: Sequence[Attribution]) -> str:
     """One column per patient, end-diastole above end-systole, under the one map that belongs to both.
 
     Returns:
         A PNG as a data URI.
     """
     columns = [
-        [overlay(look.picture[phase], look.saliency, look.masks[phase] > 0) for phase in (0, 1)] for look in looks
+        [overlay(one.image[phase], one.saliency, one.masks[phase] > 0) for phase in (0, 1)] for one in attributions
     ]
     height, width = columns[0][0].shape[:2]
     gap = 2 * ZOOM
     sheet = np.zeros((2 * height + gap, len(columns) * (width + gap) - gap, 4))
     for i, column in enumerate(columns):
-        for phase, picture in enumerate(column):
+        for phase, image in enumerate(column):
             row, left = phase * (height + gap), i * (width + gap)
-            sheet[row : row + height, left : left + width, :3] = picture
+            sheet[row : row + height, left : left + width, :3] = image
             sheet[row : row + height, left : left + width, 3] = 1  # gaps stay transparent
     return png(sheet)
 
 
 def overlay(
-    picture: NDArray[np.floating], saliency: NDArray[np.floating], heart: NDArray[np.bool_]
+    image: NDArray[np.floating], saliency: NDArray[np.floating], heart: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The picture in grey, the map over it, its strongest place opaque, and the heart's outline.
+    """The image in grey, the map over it, its strongest place opaque, and the heart's outline.
 
     Args:
-        picture: Shape (H, W) in [0, 1].
-        saliency: Shape (H, W), non-negative; its scale is left out, every picture has its own.
+        image: Shape (H, W) in [0, 1].
+        saliency: Shape (H, W), non-negative; its scale is left out, every image has its own.
         heart: Shape (H, W).
 
     Returns:
         Shape (ZOOM * H, ZOOM * W, 3) in [0, 1].
     """
-    grey = ndimage.zoom(np.clip(picture, 0, 1), ZOOM, order=1, grid_mode=True, mode="nearest")[..., None]
+    grey = ndimage.zoom(np.clip(image, 0, 1), ZOOM, order=1, grid_mode=True, mode="nearest")[..., None]
     full = np.percentile(saliency, BRIGHTEST)
     level = np.clip(saliency / full, 0, 1) if full > 0 else np.zeros_like(saliency)
     level = ndimage.zoom(level, ZOOM, order=1, grid_mode=True, mode="nearest")
@@ -101,7 +103,7 @@ def overlay(
 
 
 def colour_bar() -> str:
-    """A CSS gradient of the overlay's colours over mid-grey, from what is not looked at to what is looked at most."""
+    """A CSS gradient of the overlay's colours over mid-grey, from the lowest saliency to the highest."""
     levels = np.linspace(0, 1, 6)[:, None]
     colours = matplotlib.colormaps[COLOURS](FIRST_COLOUR + (1 - FIRST_COLOUR) * levels[:, 0])[:, :3]
     stops = 255 * ((1 - MAX_OPACITY * levels) * 0.4 + MAX_OPACITY * levels * colours)

@@ -1,11 +1,11 @@
-"""Whose scans a report speaks of, in words: simulated, of a public set, or private; and what of them the page shows."""
+"""Whose scans a report is about: simulated, of a public data set, or private; and what of them the report shows."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedcmr.server.federation.participation import sentences
-from fedcmr.server.formatting import scans_in_words
+from fedcmr.server.formatting import describe_scans
 from fedcmr.shared.provenance import MIXED, PUBLIC, SIMULATED
 
 Report = Mapping[str, Any]
@@ -16,11 +16,11 @@ class SiteRow:
     """A registered site in the table of who took part.
 
     Attributes:
-        name: Of the site.
-        scans: Where its scans come from, in words.
-        answered: Rounds that it answered and that counted.
-        refused: How often it refused, by code, in words; empty where it did not.
-        others: Rounds in which it was silent, or its answer was not used, in words; empty where there was none.
+        name: Name of the site.
+        scans: Where its scans come from.
+        answered: Rounds in which it replied and that counted.
+        refused: How often it refused, by reason code, as text; empty where it did not.
+        others: Rounds in which it was silent, or its reply was not used, as text; empty where there was none.
     """
 
     name: str
@@ -36,7 +36,7 @@ def adjective(entry: Mapping[str, Any]) -> str:
 
 
 def test_patients_of(report: Report, shown: Collection[str]) -> str:
-    """The caption above pictures of the test sets that may be shown, pooled by vendor."""
+    """The caption above images of the test sets that may be shown, pooled by vendor."""
     kinds = {adjective(entry) for name, entry in report["provenance"]["test_sets"].items() if name in shown}
     if kinds == {"simulated"}:
         return "Test patients of the simulated hospital"
@@ -44,7 +44,7 @@ def test_patients_of(report: Report, shown: Collection[str]) -> str:
 
 
 def hidden_sets(report: Report, shown: Collection[str]) -> list[str]:
-    """The test sets whose pictures the page leaves out."""
+    """The test sets whose images the report leaves out."""
     return [name for name in report["provenance"]["test_sets"] if name not in shown]
 
 
@@ -65,7 +65,7 @@ def took_part(report: Report) -> list[str]:
 
 
 def not_all_took_part(report: Report) -> bool:
-    """Whether a site missed a round, or a vendor's style is the prior's: the page then says so at the top."""
+    """Whether a site missed a round, or a vendor's style is the prior's: the report then says so at the top."""
     part = report["provenance"]
     missed = any(facts["answered"] < part["num_rounds"] for facts in part["attendance"].values())
     return bool(missed or part["styles_of_the_prior"])
@@ -80,7 +80,7 @@ def site_rows(report: Report) -> list[SiteRow]:
         others += [f"{facts['silent']} × silent"] if facts["silent"] else []
         others += [f"{facts['not_counted']} × below the quorum"] if facts["not_counted"] else []
         refused = ", ".join(f"{num} × {code}" for code, num in facts["refused"].items())
-        rows.append(SiteRow(name, scans_in_words(entry), facts["answered"], refused, ", ".join(others)))
+        rows.append(SiteRow(name, describe_scans(entry), facts["answered"], refused, ", ".join(others)))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The study's answer in plain words: the headline, what belongs beside it, and the figures below it."""
+"""Summary of a report: the headline, the findings that qualify it, and the key figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +12,18 @@ Report = Mapping[str, Any]
 
 
 def headline(report: Report) -> str:
-    """The study's answer in one sentence."""
+    """The study's main result in one sentence."""
     score = _overall(report)
     if score is None and (federated := report.get("federated_evaluation")):
         return _federated_headline(federated)
     if score is None or score["mae_points"] is None:
         if score and score["n_patients"]:
             return (
-                "This run has no result: the network's answers are no numbers, for "
+                "This run has no result: the network's predictions are not finite, for "
                 f"{score.get('n_undefined') or 'some'} of {_patients(report)}."
             )
         if any(entry.get("too_few") for entry in report["provenance"]["test_sets"].values()):
-            return "This run shows no result: its test patients are too few for a figure that tells of none of them."
+            return "This run shows no result: its test patients are too few for a figure that discloses none of them."
         return "This run has no result: no test patient has both a true and a predicted ejection fraction."
     sentence = (
         f"Trained on synthetic hearts alone, the network misses the ejection fraction of {_patients(report)} "
@@ -36,13 +36,13 @@ def headline(report: Report) -> str:
 
 
 def _federated_headline(federated: Mapping[str, Any]) -> str:
-    """The answer of a study whose test patients are all at the sites."""
+    """The main result of a study whose test patients are all at the sites."""
     score = federated["vendors"].get("all")
     if score is None or score["mae_points"] is None:
         known = [name for name, values in federated["vendors"].items() if values["mae_points"] is not None]
         if known:
-            return f"The sites' sums over their own test patients tell a mean error of {listed(known)} alone."
-        return "This run has no result: the sites' sums over their test patients tell no mean error."
+            return f"The sites' sums over their own test patients give a mean error for {listed(known)} alone."
+        return "This run has no result: the sites' sums over their test patients give no mean error."
     low, high = score["ci95"]["mae_points"]
     return (
         "Trained on synthetic hearts alone, the network misses the ejection fraction of the sites' own test patients "
@@ -51,7 +51,7 @@ def _federated_headline(federated: Mapping[str, Any]) -> str:
 
 
 def findings(report: Report) -> list[str]:
-    """What a reader should know beside the headline, each one sentence."""
+    """What a reader should know with the headline, each one sentence."""
     score = _overall(report)
     if score is None or score["mae_points"] is None:
         return [_privacy(report)]
@@ -76,8 +76,8 @@ def findings(report: Report) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def tiles(report: Report) -> list[tuple[str, str, str]]:
-    """The figures at the top: value, unit or name, explanation."""
+def key_figures(report: Report) -> list[tuple[str, str, str]]:
+    """The key figures at the top: value, unit or name, explanation."""
     score = _overall(report) or ((report.get("federated_evaluation") or {}).get("vendors") or {}).get("all") or {}
     epsilon = report["privacy"]["epsilon"]
     mae, r2 = score.get("mae_points"), score.get("r2")
@@ -122,11 +122,11 @@ def _patients(report: Report) -> str:
 def _other_test_sets(report: Report) -> str:
     """The errors on all test sets but the main one."""
     others = {name: tables["all"] for name, tables in report["regression"].items() if name != _main_test_set(report)}
-    told = [
+    errors = [
         f"{figure(score['mae_points'], 1)} on {name} ({patients(score['n_patients'])})"
         for name, score in others.items()
     ]
-    return f"On other test sets it misses by {listed(told)}." if told else ""
+    return f"On other test sets it misses by {listed(errors)}." if errors else ""
 
 
 def _privacy(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""One look for all plots: colours that follow the reader's dark or light setting, SVG as data URIs."""
+"""One style for all plots: colours that follow the reader's dark or light setting, SVG as data URIs."""
 
 import base64
 import io
@@ -50,13 +50,13 @@ SETTINGS = {
 
 
 def canvas(width_in: float, height_in: float) -> tuple[Figure, Axes]:
-    """An empty plot; the page scales it to the width that it has."""
+    """An empty plot; the HTML report scales it to the width that it has."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     return figure, figure.subplots()
 
 
 def square() -> tuple[Figure, Axes]:
-    """An empty square plot with fixed margins: several of them, under or beside each other, have their axes in line."""
+    """An empty square plot with fixed margins: several of them, in rows or columns, have their axes in line."""
     figure = Figure(figsize=(3.3, 2.75))
     return figure, figure.add_axes((0.19, 0.17, 0.65, 0.65 * 3.3 / 2.75))
 
@@ -78,7 +78,7 @@ def marks(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], size: fl
 
 
 def svg(figure: Figure, more: Sequence[tuple[str, str, str, str]] = ()) -> str:
-    """The figure with the theme's colours as CSS variables, which an SVG picture resolves by the reader's setting.
+    """The figure with the theme's colours as CSS variables, which an SVG image resolves by the reader's setting.
 
     Args:
         figure: Finished.
@@ -97,5 +97,5 @@ def svg(figure: Figure, more: Sequence[tuple[str, str, str, str]] = ()) -> str:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A picture inside the page."""
+    """A data URI that embeds the image in the HTML report."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

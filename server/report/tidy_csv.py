@@ -1,4 +1,4 @@
-"""`report.csv`: every figure of the page's tables as a row of its own, for spreadsheets and other programs.
+"""`report.csv`, a tidy CSV: every figure of the report's tables in a row of its own, for spreadsheets and programs.
 
 The values are those of `report.json`, digit for digit; an empty cell is null there: undefined, or without an interval.
 """
@@ -14,14 +14,14 @@ from fedcmr.server.experiments.names import MAIN_MODEL
 Number = int | float | None
 
 
-class FlatRow(NamedTuple):
+class TidyRow(NamedTuple):
     """A figure.
 
     Attributes:
         section: Part of the report.
-        model: Whose answers, or what it was trained on; for an audit, the build or the attack.
-        test_set: Whose patients.
-        group: Vendor or "all"; site, stage or round where that is asked.
+        model: Which model, or what it was trained on; for an audit, the build or the attack.
+        test_set: Whose patients these are.
+        group: Vendor or "all"; site, stage or round where the figure is of one.
         metric: Name of the figure, as in `report.json`.
         value: The figure.
         low: Lower end of its 95 % interval.
@@ -42,13 +42,13 @@ def as_csv(report: Mapping[str, Any]) -> str:
     """The table with a line of headings, RFC 4180."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(FlatRow._fields)
-    writer.writerows(flat_rows(report))
+    writer.writerow(TidyRow._fields)
+    writer.writerows(tidy_rows(report))
     return buffer.getvalue()
 
 
-def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
-    """Every figure of `report.json` that the page has in a table, in its order."""
+def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
+    """Every figure of `report.json` that the HTML report has in a table, in its order."""
     for model, test_sets in {MAIN_MODEL: report["regression"], **report["baselines"]}.items():
         for test_set, tables in test_sets.items():
             for group, score in tables.items():
@@ -58,7 +58,7 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
     for test_set, tables in (report.get("segmentation") or {}).items():
         for group, score in tables.items():
             yield from _figures(("segmentation", MAIN_MODEL, test_set, group), score)
-    yield from _matrices(report)
+    yield from _cross_vendor(report)
     for test_set, facts in (report.get("subgroups") or {}).items():
         for fact, groups in facts.items():
             for group, score in groups.items():
@@ -67,7 +67,7 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
         place = ("uncertainty", MAIN_MODEL, test_set, "all")
         yield from _figures(place, figures)
         for row in figures["coverage"]:
-            yield FlatRow(*place, f"coverage_{row['nominal']:g}", row["observed"], *(row.get("ci95") or (None, None)))
+            yield TidyRow(*place, f"coverage_{row['nominal']:g}", row["observed"], *(row.get("ci95") or (None, None)))
     for name, groups in (report.get("saliency") or {}).items():
         for group, score in groups.items():
             values = {**score, "ci95": {"share_in_heart": score["ci95"]}}
@@ -81,27 +81,27 @@ def flat_rows(report: Mapping[str, Any]) -> Iterator[FlatRow]:
     yield from _timing(report["timing"])
 
 
-def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Iterator[FlatRow]:
-    """The numbers of a mapping, with their intervals."""
+def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Iterator[TidyRow]:
+    """The figures of a mapping, with their intervals."""
     for figure in figures_of(values):
-        yield FlatRow(*place, *figure)
+        yield TidyRow(*place, *figure)
 
 
-def _matrices(report: Mapping[str, Any]) -> Iterator[FlatRow]:
-    for kind, matrix in (report.get("matrix") or {}).items():
-        for trained_on, groups in (matrix or {}).items():
+def _cross_vendor(report: Mapping[str, Any]) -> Iterator[TidyRow]:
+    for kind, table in (report.get("matrix") or {}).items():
+        for trained_on, groups in (table or {}).items():
             for group, score in groups.items():
                 yield from _figures((f"matrix {kind}", trained_on, "", group), score or {})
-    for kind, matrix in (report.get("matrix_differences") or {}).items():
-        for trained_on, groups in (matrix or {}).items():
+    for kind, table in (report.get("matrix_differences") or {}).items():
+        for trained_on, groups in (table or {}).items():
             for group, score in groups.items():
                 if score:
                     values = {**score, "ci95": {"difference_points": score["ci95"]}}
                     yield from _figures((f"matrix {kind} minus all", trained_on, "", group), values)
 
 
-def _participation(part: Mapping[str, Any]) -> Iterator[FlatRow]:
-    yield FlatRow("participation", "", "", "all", "num_rounds", part["num_rounds"])
+def _participation(part: Mapping[str, Any]) -> Iterator[TidyRow]:
+    yield TidyRow("participation", "", "", "all", "num_rounds", part["num_rounds"])
     for site, facts in part["attendance"].items():
         place = ("participation", "", "", site)
         yield from _figures(place, facts)
@@ -109,7 +109,7 @@ def _participation(part: Mapping[str, Any]) -> Iterator[FlatRow]:
             yield from _figures(place, {f"{kind} {code}": num for code, num in facts[kind].items()})
 
 
-def _audit(audit: Mapping[str, Any]) -> Iterator[FlatRow]:
+def _audit(audit: Mapping[str, Any]) -> Iterator[TidyRow]:
     for row in audit.get("canaries", ()):
         build = "control" if row.get("control") else row["build"]
         yield from _figures(("audit canaries", build, "", ""), row)
@@ -118,17 +118,17 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[FlatRow]:
     yield from _figures(("audit copies", "", "", ""), audit.get("copies", {}))
 
 
-def _synthetic(synthetic: Mapping[str, Any]) -> Iterator[FlatRow]:
-    yield FlatRow("synthetic", "", "", "all", "n_cases", synthetic["n_cases"])
+def _synthetic(synthetic: Mapping[str, Any]) -> Iterator[TidyRow]:
+    yield TidyRow("synthetic", "", "", "all", "n_cases", synthetic["n_cases"])
     for vendor, num in synthetic["per_vendor"].items():
-        yield FlatRow("synthetic", "", "", vendor, "n_cases", num)
+        yield TidyRow("synthetic", "", "", vendor, "n_cases", num)
     yield from _figures(("measured against requested", "", "", "all"), synthetic.get("agreement") or {})
 
 
-def _timing(timing: Mapping[str, Any]) -> Iterator[FlatRow]:
+def _timing(timing: Mapping[str, Any]) -> Iterator[TidyRow]:
     for stage, elapsed_s in timing["seconds_per_stage"].items():
-        yield FlatRow("time", "", "", stage, "seconds", elapsed_s)
+        yield TidyRow("time", "", "", stage, "seconds", elapsed_s)
     for number, elapsed_s in enumerate(timing["seconds_per_round"], start=1):
-        yield FlatRow("time", "", "", f"round {number}", "seconds", elapsed_s)
+        yield TidyRow("time", "", "", f"round {number}", "seconds", elapsed_s)
     for direction, num_bytes in timing["bytes_per_site_and_round"].items():
-        yield FlatRow("traffic", "", "", direction, "bytes_per_site_and_round", num_bytes)
+        yield TidyRow("traffic", "", "", direction, "bytes_per_site_and_round", num_bytes)

@@ -1,4 +1,4 @@
-"""Whether the network knows when it is wrong: how many patients its intervals hold, against how many they promise."""
+"""Calibration of the predictive uncertainty: observed coverage of its intervals against their nominal coverage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from matplotlib.ticker import MultipleLocator
 from fedcmr.server.formatting import percent
 from fedcmr.server.report.theme import MODEL_COLOURS, MODEL_MARKERS, MUTED, PAPER, SETTINGS, canvas, svg
 
-TOLD_NOMINAL = 0.9
-"""The interval that the page speaks of, or the nearest that was measured."""
+REPORTED_NOMINAL = 0.9
+"""Nominal coverage of the interval that the text reports, or the nearest that was measured."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,19 @@ class Uncertainty:
 
     Attributes:
         test_set: Its name.
-        figures: Of `report.json`: n_patients, mean_sd_points, coverage, rank_correlation.
-        held: {nominal coverage: its row of `coverage`}.
-        verdict: In words.
+        figures: Its part of `report.json`: n_patients, mean_sd_points, coverage, rank_correlation.
+        coverage: {nominal coverage: its row of `coverage`}.
+        verdict: A sentence for the reader.
     """
 
     test_set: str
     figures: Mapping[str, Any]
-    held: Mapping[float, Mapping[str, Any]]
+    coverage: Mapping[float, Mapping[str, Any]]
     verdict: str
 
 
 def uncertainties(report: Mapping[str, Any]) -> list[Uncertainty]:
-    """Of every test set where the network told its uncertainty."""
+    """Every test set for which the network predicted its uncertainty."""
     sets = report.get("uncertainty") or {}
     return [
         Uncertainty(name, figures, {row["nominal"]: row for row in figures["coverage"]}, verdict(figures["coverage"]))
@@ -41,27 +41,25 @@ def uncertainties(report: Mapping[str, Any]) -> list[Uncertainty]:
 
 
 def verdict(coverage: list[Mapping[str, Any]]) -> str:
-    """Whether the intervals hold as many patients as they promise; empty where none was measured."""
+    """Whether the observed coverage agrees with the nominal one; empty where none was measured."""
     measured = [row for row in coverage if row["observed"] is not None]
     if not measured:
         return ""
-    row = min(measured, key=lambda row: abs(row["nominal"] - TOLD_NOMINAL))
+    row = min(measured, key=lambda row: abs(row["nominal"] - REPORTED_NOMINAL))
     bounds = row.get("ci95")
     inside = f" ({percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
-    told = (
-        f"Intervals that should hold {percent(row['nominal'])} of the patients hold {percent(row['observed'])}{inside}"
-    )
+    text = f"Coverage of the {percent(row['nominal'])} intervals is {percent(row['observed'])}{inside}"
     if not bounds:
-        return f"{told}."
+        return f"{text}."
     if bounds[0] <= row["nominal"] <= bounds[1]:
-        return f"{told}: within chance of what they promise."
+        return f"{text}: within chance of the nominal coverage."
     if row["observed"] < row["nominal"]:
-        return f"{told}: too narrow, the network is surer than it should be."
-    return f"{told}: too wide, the network is less sure than it could be."
+        return f"{text}: too narrow, the predicted SD is too small."
+    return f"{text}: too wide, the predicted SD is too large."
 
 
 def calibration(report: Mapping[str, Any]) -> str | None:
-    """Share of patients inside the network's intervals against the share promised; None where none was measured."""
+    """Observed against nominal coverage of the network's intervals; None where none was measured."""
     sets = {
         name: rows
         for name, figures in (report.get("uncertainty") or {}).items()
@@ -90,7 +88,7 @@ def calibration(report: Mapping[str, Any]) -> str | None:
                 markeredgecolor=PAPER,
                 label=name,
             )
-        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="promised (%)", ylabel="held (%)")
+        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="nominal coverage (%)", ylabel="observed coverage (%)")
         axes.set_box_aspect(1)
         axes.grid()
         axes.xaxis.set_major_locator(MultipleLocator(25))

@@ -1,4 +1,4 @@
-"""What a downstream task is: a network that learns from cases and whose answers are scored on other patients.
+"""What a downstream task is: a network that learns from cases and whose predictions are scored on other patients.
 
 A new task is a folder with a `Task` and one line in `fedcmr.server.tasks.registry.TASKS`.
 """
@@ -102,7 +102,7 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
 
     @abstractmethod
     def predict(self, model: Model, cases: Sequence[Case], config: Config, device: torch.device) -> Predictions:
-        """Answers for every case, from its frames alone."""
+        """Predictions for every case, from its frames alone."""
 
     @abstractmethod
     def score(

@@ -1,4 +1,4 @@
-"""What the card of every trained model tells of its training: the data, and the versions it was made with."""
+"""What the card of every trained model states about its training: the data, and the versions it was made with."""
 
 import platform
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def of_folders(folders: Sequence[Path]) -> str:
     scanned = [folder for folder in folders if not (folder / DATASHEET_NAME).is_file()]
     sentences = []
     if synthetic:
-        sentences.append(f"Synthetic data sets, told by their datasheets: {', '.join(synthetic)}.")
+        sentences.append(f"Synthetic data sets, described by their datasheets: {', '.join(synthetic)}.")
     sentences += [f"{folder.resolve().name}: {_scans(of_folder(folder))}" for folder in scanned]
     if not all(of_folder(folder).is_simulated for folder in scanned):
         sentences.append(
@@ -38,4 +38,4 @@ def _scans(provenance: Provenance) -> str:
         return "simulated scans, of no patient."
     if provenance.kind == PUBLIC:
         return f"real scans of a public data set. {provenance.terms}."
-    return "real scans that are private, or of which nobody has recorded where they come from."
+    return "real scans that are private, or whose origin nobody has recorded."

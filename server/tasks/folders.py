@@ -26,8 +26,8 @@ def evaluate_folders(
 ) -> dict[str, Any]:
     """A model's figures on every folder.
 
-    What a reader of the figures should know of a folder (patients left out, vendors unknown here, answers that are no
-    number, too few patients) is said on stderr, in numbers of patients.
+    What a reader of the figures should know of a folder (patients left out, vendors unknown here, predictions that are
+    not finite, too few patients) is written to stderr, as numbers of patients.
 
     Returns:
         The parts of report.json that are the task's, the folders as test sets.
@@ -45,7 +45,7 @@ def evaluate_folders(
         if len(cases) < MIN_GROUP and not simulated:
             raise UserError(
                 f"{folder} holds fewer than {MIN_GROUP} patients with {task.needs}: figures of "
-                "so few would tell about single ones, add patients or leave the folder out"
+                "so few would disclose single ones, add patients or leave the folder out"
             )
         groups = joined(_vendors(folder, cases))
         figures = task.score(model, cases, task.predict(model, cases, config, device), groups, config)
@@ -58,7 +58,9 @@ def evaluate_folders(
         for warning in task.warnings(figures):
             _say(folder, warning)
         if len(cases) < FEW_PATIENTS:
-            _say(folder, f"{len(cases)} patients are too few to judge a model by: take the figures as an illustration")
+            _say(
+                folder, f"{len(cases)} patients are too few to evaluate a model on: take the figures as an illustration"
+            )
     return report
 
 

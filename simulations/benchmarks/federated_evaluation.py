@@ -24,7 +24,7 @@ from fedcmr.server.report.collect import read_predictions
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command
-from fedcmr.shared.tasks.ejection_fraction.sums import PatientError, from_private, plain_numbers, private_table
+from fedcmr.shared.tasks.ejection_fraction.sums import PatientError, from_private, plain_terms, private_table
 from fedcmr.shared.version import add_version
 
 NUM_PATIENTS = (15, 20, 45, 90)
@@ -138,7 +138,7 @@ def private_cost(
     for _ in range(num_draws):
         drawn = rng.integers(len(true), size=num_patients)
         patients = [PatientError("GE", t, p) for t, p in zip(true[drawn], predicted[drawn], strict=True)]
-        exact = np.sum([plain_numbers(patient) for patient in patients], axis=0)
+        exact = np.sum([plain_terms(patient) for patient in patients], axis=0)
         sums, covariance = from_private(private_table(patients, ["GE"], noise_multiplier, rng), noise_multiplier)
         shown = figures(sums["GE"], covariance)
         by_formula = formulas(exact, covariance)

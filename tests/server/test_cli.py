@@ -111,9 +111,9 @@ def test_synthesize_refuses_a_vendor_that_the_study_has_not_learnt(finished_run,
 def test_report_is_written_again_from_the_run_folder(finished_run, capsys):
     run = finished_run.path
     assert main(["synthesize", str(run), "--out", str(run / "synthetic")]) == 0
-    answers = {"hospitals": {"vendors": ["Siemens"] * 2, "true": [0.5, 0.6], "predicted": [0.55, 0.5]}}
+    predictions = {"hospitals": {"vendors": ["Siemens"] * 2, "true": [0.5, 0.6], "predicted": [0.55, 0.5]}}
     (run / "private" / "predictions").mkdir(parents=True)
-    (run / "private" / "predictions" / "synthetic_only.json").write_text(json.dumps(answers))
+    (run / "private" / "predictions" / "synthetic_only.json").write_text(json.dumps(predictions))
     assert main(["report", str(run)]) == 0
     report = json.loads((run / "report.json").read_text())
     assert report["regression"]["hospitals"]["all"]["mae_points"] == pytest.approx(7.5)

@@ -66,8 +66,8 @@ def test_json_and_csv_hold_the_subgroups_and_nothing_of_a_patient(model, folder,
     assert list(expected) == ["field strength", "pathology", "sex"]
     assert (tmp_path / "scores.csv").read_text() == as_csv(shown)
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*before, "scores.csv"])
-    told = printed.out + printed.err + (tmp_path / "scores.csv").read_text()
-    assert not any(case.info.pseudonym in told for case in cases)
+    output = printed.out + printed.err + (tmp_path / "scores.csv").read_text()
+    assert not any(case.info.pseudonym in output for case in cases)
 
 
 def test_the_tables_are_printed_with_subgroups_where_something_is_known(model, folder, capsys):
@@ -119,7 +119,7 @@ def test_fewer_than_five_patients_have_figures_only_where_they_are_simulated(mod
     printed = capsys.readouterr()
     values = json.loads(printed.out)["regression"][str(folder)]["all"]
     assert values["n_patients"] == 4 and values["mae_points"] > 0 and values["r2"] is None
-    assert "4 patients are too few to judge a model by" in printed.err
+    assert "4 patients are too few to evaluate a model on" in printed.err
 
 
 def test_no_printed_group_has_fewer_than_five_patients_and_none_can_be_subtracted(model, folder, tmp_path, capsys):
@@ -153,7 +153,7 @@ def test_weights_that_hold_nan_leave_a_marked_gap(folder, tmp_path, capsys):
     values = json.loads(printed.out)["regression"][str(folder)]["all"]
     assert (values["n_patients"], values["n_undefined"]) == (10, 10)
     assert {values[name] for name in METRICS} == {None}
-    assert "no answer for 10 of 10 patients" in printed.err
+    assert "no prediction for 10 of 10 patients" in printed.err
     assert evaluate(tmp_path / "nan.safetensors", folder, options=[]) == 0
     assert "10, 10 undefined" in capsys.readouterr().out
 
@@ -199,4 +199,4 @@ def test_the_help_says_what_is_not_written(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "no picture and no patient's own number is written" in text and "--csv PATH" in text
+    assert "no image and no patient's own value is written" in text and "--csv PATH" in text

@@ -17,14 +17,14 @@ def hearts_off_the_middle(num: int = 4):
 
 
 def centroid(lv: torch.Tensor) -> torch.Tensor:
-    """Rows and columns of a mask's centre from the middle of the picture, by plain sums."""
+    """Rows and columns of a mask's centre from the middle of the image, by plain sums."""
     rows, columns = torch.nonzero(lv.sum(dim=(0, 1)) > 0, as_tuple=True)
     return torch.stack([rows.float().mean(), columns.float().mean()]) - 31.5
 
 
 def test_the_ventricle_comes_to_the_middle():
     images, masks = hearts_off_the_middle()
-    # The masks go along as a second picture pair would: shifted by what was found in the images.
+    # The masks go along as a second image pair would: shifted by what was found in the images.
     for stack, labels, moved in zip(images, masks, centred(list(images)), strict=True):
         before = centroid(labels == LV)
         down, right = before.round().int().tolist()

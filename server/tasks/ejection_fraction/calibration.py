@@ -1,4 +1,4 @@
-"""Training and calibration of a reader: a ResNet50 that also tells how sure it is of a patient."""
+"""Training and calibration of a ResNet50 that also predicts the uncertainty of each patient's ejection fraction."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fedcmr.shared.tasks.ejection_fraction.network import Regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 MIN_SD = 0.005
-"""Half a point: no reading is surer than the masks are drawn."""
+"""Half a point: no prediction is more certain than the masks are drawn."""
 MIN_TO_HOLD_OUT, HELD_OUT_SHARE = 100, 0.1
 """From so many patients on, this share of them is kept from the training to calibrate the network on."""
 
@@ -28,12 +28,12 @@ def train_calibrated(
     """Train a ResNet50 and calibrate how sure it is.
 
     Held-out patients calibrate it where there are enough. Fewer than 100 train all and calibrate on themselves, which
-    makes the network too sure of itself.
+    makes the predicted SD too small.
 
     Args:
         cases: As for `train_regressor`.
         config: See there.
-        seed: Of the training and of who is held out.
+        seed: Seed of the training and of who is held out.
         device: Where to train.
         **options: What else `train_regressor` takes.
 
@@ -46,8 +46,9 @@ def train_calibrated(
     held_out = [known[i] for i in sorted(order[:num])]
     training = [known[i] for i in sorted(order[num:])] or list(cases)
     model = train_regressor(training, config, seed, device, **options)
-    judged = held_out or training
-    calibrate(model, judged, [patient_ef(case) for case in judged], config.num_tta, device)
+    calibration_cases = held_out or training
+    true = [patient_ef(case) for case in calibration_cases]
+    calibrate(model, calibration_cases, true, config.num_tta, device)
     return model
 
 
@@ -57,14 +58,14 @@ def calibrate(
     """Set `sd_floor` and `sd_gain`, the likeliest under normal errors: variance = floor^2 + (gain x spread)^2.
 
     Args:
-        model: Whose numbers are set.
+        model: Its `sd_floor` and `sd_gain` are set.
         cases: Patients of the kind it was trained on, better none that it was trained on.
         true: Shape (len(cases),), their ejection fractions.
-        num_tta: As it will be asked later, because the spread depends on it.
+        num_tta: As in later inference, because the spread depends on it.
         device: Where to compute.
     """
-    answers = stack_predictions(model, cases, num_tta, device)
-    error, spread = answers.mean(axis=1) - np.asarray(true), answers.std(axis=1)
+    predictions = stack_predictions(model, cases, num_tta, device)
+    error, spread = predictions.mean(axis=1) - np.asarray(true), predictions.std(axis=1)
 
     def minus_log_likelihood(logs: NDArray[np.float64]) -> float:
         floor, gain = np.exp(logs)

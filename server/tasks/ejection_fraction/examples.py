@@ -21,8 +21,8 @@ class Examples:
 
     Attributes:
         images: Shape (M, 2, H, W), float32 in [-1, 1].
-        ef: Shape (M,), the patient's ejection fraction; NaN in slices that shall not tell it, outside the middle.
-        areas: Shape (M, 2), LV area at ED and ES as a fraction of the picture; NaN where the patient has no mask.
+        ef: Shape (M,), the patient's ejection fraction; NaN in slices outside the middle, which do not predict it.
+        areas: Shape (M, 2), LV area at ED and ES as a fraction of the image; NaN where the patient has no mask.
         mean_ef: Mean over patients, not over slices.
     """
 
@@ -44,15 +44,15 @@ def prepare_examples(cases: Sequence[Case], whole_stacks: bool = False) -> Examp
         raise UserError(f"none of the {len(cases)} training cases has an ejection fraction: give labels or masks")
     stacks, efs, areas = [], [], []
     for case, ef in known:
-        pictures, masks = slice_pairs(case)
-        middle = middle_slices(len(pictures))
+        images, masks = slice_pairs(case)
+        middle = middle_slices(len(images))
         lv = (masks == LV).float().mean(dim=(2, 3))
         lv = lv if lv.any() else torch.full_like(lv, math.nan)
-        told = torch.full((len(pictures),), math.nan)
-        told[middle] = ef
+        targets = torch.full((len(images),), math.nan)
+        targets[middle] = ef
         taken = slice(None) if whole_stacks else middle
-        stacks.append(pictures[taken])
+        stacks.append(images[taken])
         areas.append(lv[taken])
-        efs.append(told[taken])
+        efs.append(targets[taken])
     mean_ef = float(np.mean([ef for _, ef in known]))
     return Examples(torch.cat(centred(stacks)), torch.cat(efs), torch.cat(areas), mean_ef)

@@ -1,7 +1,7 @@
-"""The card beside a trained ResNet50: what it learnt from, what it was tested on, what it is not for.
+"""The card next to a trained ResNet50: what it learnt from, what it was tested on, what it is not for.
 
-The questions are those of Mitchell et al. (2019), https://arxiv.org/abs/1810.03993. What a card says of the training is
-in the header of the weights' file, too: a card that was lost can be written again.
+The questions are those of Mitchell et al. (2019), https://arxiv.org/abs/1810.03993. What a card states about the
+training is in the header of the weights' file, too: a card that was lost can be written again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from fedcmr.server.evaluation.categories import CATEGORIES, category_of
-from fedcmr.server.formatting import scans_in_words
+from fedcmr.server.formatting import describe_scans
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.tasks.facts import versions
 from fedcmr.shared import checkpoint
@@ -25,7 +25,7 @@ from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
-NOT_TESTED = "Not tested yet: `fedcmr-server evaluate --model {name} --test DIR...` tells its errors."
+NOT_TESTED = "Not tested yet: `fedcmr-server evaluate --model {name} --test DIR...` measures its errors."
 COLUMNS = {
     "patients": ("n_patients", "{:d}"),
     "MAE, points": ("mae_points", "{:.1f}"),
@@ -36,9 +36,9 @@ COLUMNS = {
 
 
 def training_facts(cases: Sequence[Case], config: RegressionConfig, seed: int, data: str) -> dict[str, Any]:
-    """What a card tells of a training, as the header of the weights' file keeps it.
+    """What a card states about a training, as the header of the weights' file keeps it.
 
-    Of the training patients there are numbers of them only, by vendor and class of ejection fraction.
+    About the training patients it has counts only, by vendor and class of ejection fraction.
 
     Args:
         cases: What it was trained on; those without an ejection fraction do not count.
@@ -66,7 +66,7 @@ def write_model_card(
     uncertainty: Mapping[str, Any] | None = None,
     test_sets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path | None:
-    """Write the card of a file of `save_regressor` beside it, ending in .md.
+    """Write the card of a file of `save_regressor` next to it, ending in .md.
 
     Args:
         weights: The file; its header holds `training_facts`.
@@ -99,7 +99,7 @@ def _card(
     model = load_regressor(weights)
     return f"""# Model card: {weights.name}
 
-A ResNet50 (MONAI) that reads the left ventricle's ejection fraction from pairs of end-diastolic and end-systolic
+A ResNet50 (MONAI) that predicts the left ventricle's ejection fraction from pairs of end-diastolic and end-systolic
 short-axis slices. Research software, not a medical device.
 
 ## Details
@@ -129,14 +129,15 @@ Settings, as `configs/default.yaml` explains them under `regression`:
 
 {_evaluation(weights.name, scores, test_sets)}
 
-{_doubt(model.sd_floor.item(), uncertainty)}
+{_uncertainty(model.sd_floor.item(), uncertainty)}
 
 ## Uses
 
 - Intended: research on how models trained on synthetic hearts generalise across vendors; a baseline to compare with.
 - Not intended: diagnosis or any decision about a patient; other views than short-axis cine; children, congenital heart
   disease, implants, which it has not been tested on.
-- Classes of the ejection fraction are of the number alone: whether a patient has heart failure is no question of them.
+- Classes of the ejection fraction follow from the value alone: they do not say whether a patient has
+  heart failure.
 
 ## Limits
 
@@ -146,15 +147,15 @@ Settings, as `configs/default.yaml` explains them under `regression`:
 """
 
 
-def _counts(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{num} {name}" for name, num in numbers.items())
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{num} {name}" for name, num in counts.items())
 
 
 def _evaluation(name: str, scores: Mapping[str, Any], test_sets: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of every test set and vendor; 95 % intervals where there are any."""
     if not scores:
         return NOT_TESTED.format(name=name)
-    kinds = "; ".join(f"{test_set}, {scans_in_words(entry)}" for test_set, entry in test_sets.items())
+    kinds = "; ".join(f"{test_set}, {describe_scans(entry)}" for test_set, entry in test_sets.items())
     lines = [
         f"On patients that were held out{f' ({kinds})' if kinds else ''}; 95 % intervals over patients.",
         "",
@@ -176,12 +177,12 @@ def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
     return form.format(value) + interval
 
 
-def _doubt(sd_floor: float, uncertainty: Mapping[str, Any]) -> str:
-    """How sure the network is of its answers, and whether rightly."""
+def _uncertainty(sd_floor: float, uncertainty: Mapping[str, Any]) -> str:
+    """The predictive uncertainty, and whether it is calibrated."""
     if math.isnan(sd_floor):
-        return "It was not calibrated and does not tell how sure it is."
-    lines = [f"It takes its answers to be wrong by a standard deviation of at least {100 * sd_floor:.1f} points."]
+        return "It was not calibrated and predicts no uncertainty."
+    lines = [f"Its predicted SD is at least {100 * sd_floor:.1f} points."]
     for test_set, figures in uncertainty.items():
-        shares = [f"{row['nominal']:.0%} ones hold {row['observed']:.0%}" for row in figures["coverage"]]
-        lines.append(f"Its intervals on {test_set}, {figures['n_patients']} patients: {', '.join(shares)}.")
+        shares = [f"{row['observed']:.0%} (nominal {row['nominal']:.0%})" for row in figures["coverage"]]
+        lines.append(f"Observed coverage on {test_set}, {figures['n_patients']} patients: {', '.join(shares)}.")
     return "\n".join(lines)

@@ -1,16 +1,16 @@
-"""Where the ResNet50 looks: maps of what its ejection fraction rests on, and the share of them inside the heart.
+"""Saliency of the ResNet50: maps of what its ejection fraction rests on, and the share of them inside the heart.
 
 Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) weighs a layer's channels with the mean of their
-gradients over the picture and keeps what speaks for a class. Neither step is fit for this network:
+gradients over the image and keeps what speaks for a class. Neither step is fit for this network:
 
 - The mean is right where nothing but pooling follows, and there the map has 2 x 2 places. At a finer layer gradients
   differ from place to place: HiResCAM (Draelos & Carin 2020, https://arxiv.org/abs/2011.08891) multiplies gradient and
   activation where they are.
-- An ejection fraction has no class: what lowers it is looked at as much as what raises it. So both signs count.
+- An ejection fraction has no class: what lowers it matters as much as what raises it. So both signs count.
 
-Which map is right can be asked without a gradient: cover one place of the picture after the other and watch the answer
-(`python -m fedcmr.simulations.benchmarks.saliency`). Rank correlation of the maps with what covering tells, a ResNet50
-of the default study on 20 development patients:
+Which map is right can be measured without a gradient, by occlusion: cover one place of the image after the other and
+watch the prediction (`python -m fedcmr.simulations.benchmarks.saliency`). Rank correlation of the maps with the
+effect of occlusion, a ResNet50 of the default study on 20 development patients:
 
     layer, its grid    Grad-CAM    HiResCAM, positive    HiResCAM, both signs
     layer1, 16 x 16        0.18                  0.66                    0.78
@@ -18,9 +18,9 @@ of the default study on 20 development patients:
     layer3, 4 x 4          0.22                  0.32                    0.48
     layer4, 2 x 2          0.05                  0.05                    0.07
 
-Of the map that is used 0.86 lies in the heart, of the covering's effect 0.89, of the picture 0.36. Three networks that
-nobody has trained have 0.45 to 0.46 there, for hearts are brighter than what is around: this, more than the area, is
-where a network that looks nowhere stands.
+0.86 of the map that is used lies in the heart, 0.89 of the effect of occlusion, and 0.36 of the image. Three untrained
+networks have 0.45 to 0.46 there, for hearts are brighter than what is around: this, more than the area, is what a
+network without any preference has.
 """
 
 import copy
@@ -51,27 +51,27 @@ from fedcmr.shared.views import slice_pairs
 
 TARGET_LAYER = "layer1"
 EF_COLUMN = 0
-"""Of the network's outputs: the logit of the ejection fraction."""
+"""The column of the network's outputs that is the logit of the ejection fraction."""
 MAX_CASES = 20
 """Cases per vendor of the synthetic set and of each test set: enough for an interval, few enough for a report."""
 SMOOTHING_PX = 4.0
 """Standard deviation of the blur over a map. Shortcuts of stride 2 read every other place only, so that a map is a
-lattice of dots; but a feature stands for a patch of the picture, 35 px wide at most at this layer."""
+lattice of dots; but a feature stands for a patch of the image, 35 px wide at most at this layer."""
 BATCH = 64
 SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a network's answer for one patient rests on.
+class Attribution:
+    """What a network's prediction for one patient rests on.
 
     Attributes:
-        vendor: Of the scanner, or of the style.
+        vendor: Manufacturer of the scanner, or of the style.
         ef: The patient's ejection fraction; NaN where unknown.
         share_in_heart: Share of the maps inside the heart (both ventricles and the muscle, at ED or ES), over all
-            slices that the network reads; NaN where there is no mask.
-        area_share: Share of the pictures that this heart covers: what a map without preference would have.
-        picture: Shape (2, H, W) in [0, 1], the middle one of these slices, as the network sees it.
+            slices that the network sees; NaN where there is no mask.
+        area_share: Share of the images that this heart covers: what a map without preference would have.
+        image: Shape (2, H, W) in [0, 1], the middle one of these slices, as the network sees it.
         saliency: Shape (H, W), its map, non-negative.
         masks: Shape (2, H, W), its labels.
     """
@@ -80,7 +80,7 @@ class Look:
     ef: float
     share_in_heart: float
     area_share: float
-    picture: NDArray[np.float32]
+    image: NDArray[np.float32]
     saliency: NDArray[np.float32]
     masks: NDArray[np.uint8]
 
@@ -97,7 +97,7 @@ class HiResCAM(GradCAM):
         return self.rectify(product.sum(1, keepdim=True))
 
     def rectify(self, maps: Tensor) -> Tensor:
-        """Which of a map's signs count, as numbers that are not negative."""
+        """Which of a map's signs count, as values that are not negative."""
         return maps.abs()
 
 
@@ -125,14 +125,14 @@ def saliency_maps(
     maps = []
     with torch.enable_grad(), autocast(torch.device(device)):
         for batch in images.split(BATCH):
-            # Gradients of the pictures, not of the weights: that is faster, and MONAI's hooks need one below the layer.
+            # Gradients of the images, not of the weights: that is faster, and MONAI's hooks need one below the layer.
             pairs = batch.to(device).contiguous(memory_format=torch.channels_last).requires_grad_(True)
             maps.append(cam(pairs, class_idx=EF_COLUMN)[:, 0])
     return torch.cat(maps)
 
 
 def saliency_share(maps: Tensor, masks: Tensor) -> tuple[float, float]:
-    """The share of one patient's maps that lies inside the heart, and the share of the pictures that the heart covers.
+    """The share of one patient's maps that lies inside the heart, and the share of the images that the heart covers.
 
     Args:
         maps: Shape (Z, H, W), non-negative.
@@ -148,27 +148,27 @@ def saliency_share(maps: Tensor, masks: Tensor) -> tuple[float, float]:
 
 
 def centred_slices(cases: Sequence[Case]) -> tuple[list[Tensor], list[Tensor]]:
-    """The pictures that `predict` reads, (Z, 2, H, W) in [-1, 1] for each case, and the masks that belong to them."""
+    """The images that `predict` sees, (Z, 2, H, W) in [-1, 1] for each case, and the masks that belong to them."""
     stacks, masks = [], []
     for case in cases:
-        pictures, labels = slice_pairs(case)
-        middle = middle_slices(len(pictures))
-        stacks.append(pictures[middle])
+        images, labels = slice_pairs(case)
+        middle = middle_slices(len(images))
+        stacks.append(images[middle])
         masks.append(labels[middle])
     return centred_with_masks(stacks, masks)
 
 
-def look_at(model: Regressor, cases: Sequence[Case], device: str | torch.device = "cpu") -> list[Look]:
-    """One `Look` per case, on the slices and the pictures that `predict` reads."""
+def attribute(model: Regressor, cases: Sequence[Case], device: str | torch.device = "cpu") -> list[Attribution]:
+    """One `Attribution` per case, on the slices and the images that `predict` sees."""
     if not cases:
         return []
-    pictures, masks = centred_slices(cases)
-    maps = saliency_maps(model, torch.cat(pictures), device).split([len(stack) for stack in pictures])
-    looks = []
-    for case, images, heat, heart in zip(cases, pictures, maps, masks, strict=True):
+    stacks, masks = centred_slices(cases)
+    maps = saliency_maps(model, torch.cat(stacks), device).split([len(stack) for stack in stacks])
+    attributions = []
+    for case, images, heat, heart in zip(cases, stacks, maps, masks, strict=True):
         shown = len(images) // 2
-        looks.append(
-            Look(
+        attributions.append(
+            Attribution(
                 case.info.vendor,
                 case.info.ef,
                 *saliency_share(heat, heart),
@@ -177,16 +177,17 @@ def look_at(model: Regressor, cases: Sequence[Case], device: str | torch.device 
                 heart[shown].numpy(),
             )
         )
-    return looks
+    return attributions
 
 
-def study_looks(
+def study_attributions(
     run: RunFolder, config: Config, synthetic: Sequence[Case], test_sets: Sequence[tuple[str, Sequence[Case]]]
-) -> dict[str, list[Look]]:
-    """What the main model of a run looks at: {"synthetic" or test set: at most `MAX_CASES` cases of each vendor}.
+) -> dict[str, list[Attribution]]:
+    """What the predictions of a run's main model rest on.
 
     Returns:
-        Empty where the run's regressor is missing or of another version; sets without any mask are left out.
+        {"synthetic" or test set: at most `MAX_CASES` cases of each vendor}. Empty where the run's regressor is
+        missing or of another version; sets without any mask are left out.
     """
     try:
         model = load_regressor(run.path / REGRESSOR_NAME)
@@ -194,10 +195,12 @@ def study_looks(
         return {}
     device = pick_device(config.device)
     sets = {name: _some_of_each_vendor(cases) for name, cases in ((SYNTHETIC, synthetic), *test_sets)}
-    return {name: look_at(model, cases, device) for name, cases in sets.items() if cases}
+    return {name: attribute(model, cases, device) for name, cases in sets.items() if cases}
 
 
-def score_looks(looks: Mapping[str, Sequence[Look]], num_bootstrap: int, seed: int) -> dict[str, dict[str, Any]]:
+def score_attributions(
+    attributions: Mapping[str, Sequence[Attribution]], num_bootstrap: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """The report's `saliency`: means over the patients of each vendor, then of "all".
 
     Returns:
@@ -205,10 +208,10 @@ def score_looks(looks: Mapping[str, Sequence[Look]], num_bootstrap: int, seed: i
         there is no such figure. Intervals are over resampled patients.
     """
     scores: dict[str, dict[str, Any]] = {}
-    for name, patients in looks.items():
-        shares = np.array([(look.share_in_heart, look.area_share) for look in patients])
+    for name, patients in attributions.items():
+        shares = np.array([(patient.share_in_heart, patient.area_share) for patient in patients])
         known = np.isfinite(shares).all(axis=1)
-        vendors = np.array([look.vendor for look in patients], dtype=object)
+        vendors = np.array([patient.vendor for patient in patients], dtype=object)
         if name != SYNTHETIC:  # small groups of test patients are joined, and too few are none
             known &= known.sum() >= MIN_GROUP
             vendors[known] = joined(vendors[known].tolist())

@@ -34,7 +34,7 @@ class EjectionFraction(Task[Regressor, Examples, Predictions]):
         return config.regression.num_steps
 
     def is_labelled(self, case: Case) -> bool:
-        """Whether the case's row or its masks tell an ejection fraction."""
+        """Whether the case has an ejection fraction, in its row or by its masks."""
         return math.isfinite(patient_ef(case))
 
     def examples(self, cases: Sequence[Case], config: Config) -> Examples:
@@ -82,12 +82,12 @@ class EjectionFraction(Task[Regressor, Examples, Predictions]):
         }
 
     def warnings(self, figures: Mapping[str, Any]) -> list[str]:
-        """Whether the model gave answers that are no number."""
+        """Whether the model gave predictions that are not finite."""
         num, num_undefined = (figures["regression"]["all"][key] for key in ("n_patients", "n_undefined"))
         if not num_undefined:
             return []
         return [
-            f"the model has no answer for {num_undefined} of {num} patients: the figures of their groups are left "
+            f"the model has no prediction for {num_undefined} of {num} patients: the figures of their groups are left "
             "undefined; do its weights hold NaN?"
         ]
 

@@ -22,7 +22,7 @@ from fedcmr.shared.tasks.ejection_fraction.network import Prediction, Regressor
 EF_BETA = 0.1
 """Where the smooth L1 loss turns from square to linear: 10 EF points, between readers' and gross errors."""
 AREA_WEIGHT, AREA_SCALE = 0.5, 5.0
-"""Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the picture) to the range of EF."""
+"""Weight of the area terms, and what brings areas (a dilated cavity fills 0.2 of the image) to the range of EF."""
 MAX_GRAD_NORM = 5.0
 CHECKPOINT_EVERY = 200
 
@@ -57,7 +57,7 @@ def train_regressor(
         cases: Patients of any number of slices; those without an ejection fraction are left out.
         config: Steps, batch size, learning rate, weight decay, decay of the average, augmentation; above an
             `area_share` of 0 whole stacks are learnt, else the middle slices.
-        seed: Of weights, order and augmentation.
+        seed: Seed of weights, order and augmentation.
         device: Where to train.
         checkpoint: A safetensors file written every `CHECKPOINT_EVERY` steps and removed at the end. One that belongs
             to other data, settings or seed is not used.

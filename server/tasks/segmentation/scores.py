@@ -42,7 +42,7 @@ def score_masks(
         predicted: Labels found, each of shape (2, Z, 64, 64), on the networks' grid.
         groups: Shape (len(cases),), for example vendors.
         num_bootstrap: Resamples of patients for the 95 % intervals.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         {group: n_patients, n_undefined, dice {lv, myo, rv, mean}, hd95_mm {lv, myo, rv}, ef_mae_points,
@@ -74,8 +74,8 @@ def overlap_and_distance(found: Tensor, true: Tensor, spacing_mm: Sequence[float
 
     Args:
         found: Labels, shape (B, Z, H, W).
-        true: Of the same shape.
-        spacing_mm: Of slices, rows and columns.
+        true: True labels of the same shape.
+        spacing_mm: Spacing of slices, rows and columns.
 
     Returns:
         Both of shape (B, 3), in the order of `STRUCTURES`. Where a structure is in neither, both are NaN; where it is

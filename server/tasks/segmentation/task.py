@@ -57,7 +57,7 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
         return train_on_cases(cases, config.segmentation, config.seed, device, checkpoint, description, log)
 
     def save(self, path: Path, model: Segmenter, cases: Sequence[Case], config: Config, data: str) -> Path | None:
-        """Write the weights as float16 and a card in JSON; of the training patients it tells numbers only."""
+        """Write the weights as float16 and a card in JSON; about the training patients it has counts only."""
         used = [case for case in cases if is_segmented(case)]
         facts = {
             "trained_on": len(used),

@@ -63,7 +63,7 @@ def dice(labels: Tensor, masks: Tensor) -> dict[str, float]:
 
     Args:
         labels: Found, any shape, uint8 labels 0..3.
-        masks: True, of the same shape.
+        masks: True labels of the same shape.
     """
     found, true = (
         torch.stack([(values == label).flatten() for label in (RV, MYO, LV)])[None].float()
@@ -93,7 +93,7 @@ def train_on_cases(
     Args:
         cases: Those whose masks are incomplete are left out.
         config: Steps, batch, learning rate, average.
-        seed: Of weights, order and augmentation.
+        seed: Seed of weights, order and augmentation.
         device: Where to train.
         checkpoint: Removed at the end. One that belongs to other data, settings or seed is not used.
         description: What is trained, shown next to the progress bar.
@@ -122,7 +122,7 @@ def train_segmenter(
 
     Args:
         out: The segmenter's file, ending in .safetensors.
-        seed: Of hearts, weights, order and augmentation.
+        seed: Seed of hearts, weights, order and augmentation.
         device: Where to train.
         minutes: Stop by then, with the learning rate brought to zero; None trains `num_steps`.
         num_steps: Steps at most.
@@ -144,7 +144,7 @@ def train_segmenter(
         overlap = dice(segment(segmenter, held_out.images_at(slice(None))), held_out.masks)
         card = {
             "command": f"fedcmr-server segmenter --out {out.name}",
-            "trained_on": f"{num_hearts} simulated hearts; no patient, no generated picture",
+            "trained_on": f"{num_hearts} simulated hearts; no patient, no generated image",
             "seed": seed,
             "num_steps": state.num_steps,
             "batch_size": PUBLIC.batch_size,

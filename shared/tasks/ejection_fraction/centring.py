@@ -1,7 +1,7 @@
-"""Brings the left ventricle to the middle of the pictures, where the regressor expects it.
+"""Brings the left ventricle to the middle of the images, where the regressor expects it.
 
 Scans are cropped around whatever a site could find of the heart, so the ventricle lies up to 3 cm off the middle. The
-public segmenter finds it from the pixels alone, on synthetic training pictures and on scans alike; no mask is used.
+public segmenter finds it from the pixels alone, on synthetic training images and on scans alike; no mask is used.
 """
 
 import functools
@@ -18,8 +18,8 @@ from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter, 
 
 MIN_LV_PX = 20
 """Smaller finds (0.8 cm2) are left out: they are more often a vessel than an apex."""
-RING_PX = 2
-"""Width of the ring around a find in which muscle is counted."""
+BAND_PX = 2
+"""Width of the band around a find in which muscle is counted."""
 
 
 def centred(stacks: Sequence[Tensor], segmenter: Segmenter | None = None) -> list[Tensor]:
@@ -53,7 +53,7 @@ def centred_with_masks(
 
 
 def _offsets(stacks: Sequence[Tensor], segmenter: Segmenter | None) -> list[tuple[int, int]]:
-    """`_offset` of every stack's ventricle, found on the pictures of all of them at once."""
+    """`_offset` of every stack's ventricle, found on the images of all of them at once."""
     if not stacks:
         return []
     labels = segment(segmenter or _shipped_segmenter(), torch.cat(list(stacks)))
@@ -61,7 +61,7 @@ def _offsets(stacks: Sequence[Tensor], segmenter: Segmenter | None) -> list[tupl
 
 
 def ventricles(labels: Tensor) -> Tensor:
-    """In every picture the one find that is large and lies in muscle; others are vessels or the stomach.
+    """In every image the one find that is large and lies in muscle; others are vessels or the stomach.
 
     On the public development patients the largest find alone was once 4 cm off, and the centre of all finds 3 cm.
 
@@ -72,14 +72,14 @@ def ventricles(labels: Tensor) -> Tensor:
         Shape (Z, 2, H, W), bool.
     """
     chosen = np.zeros(labels.shape, dtype=bool)
-    pictures = labels.flatten(0, 1).numpy()
-    for picture, place in zip(pictures, chosen.reshape(pictures.shape), strict=True):
-        finds, num = ndimage.label(picture == LV)
+    images = labels.flatten(0, 1).numpy()
+    for image, place in zip(images, chosen.reshape(images.shape), strict=True):
+        finds, num = ndimage.label(image == LV)
         score = 0.0
         for number in range(1, num + 1):
             find = finds == number
-            ring = ndimage.binary_dilation(find, iterations=RING_PX) & ~find
-            in_muscle = float((picture[ring] == MYO).mean()) * int(find.sum())
+            band = ndimage.binary_dilation(find, iterations=BAND_PX) & ~find
+            in_muscle = float((image[band] == MYO).mean()) * int(find.sum())
             if in_muscle > score:
                 score = in_muscle
                 place[:] = find
@@ -87,20 +87,20 @@ def ventricles(labels: Tensor) -> Tensor:
 
 
 def _offset(lv: Tensor) -> tuple[int, int]:
-    """Rows and columns from the picture's middle to the ventricle's: the median over slices and phases.
+    """Rows and columns from the image's middle to the ventricle's: the median over slices and phases.
 
     Args:
         lv: Shape (Z, 2, H, W), bool.
     """
     size = lv.shape[-1]
-    pictures = lv.reshape(-1, size, size).float()
-    area = pictures.sum(dim=(1, 2))
+    images = lv.reshape(-1, size, size).float()
+    area = images.sum(dim=(1, 2))
     found = area >= MIN_LV_PX
     if not found.any():
         return 0, 0
     axis = torch.arange(size) - (size - 1) / 2
-    rows = (pictures.sum(2) @ axis)[found] / area[found]
-    columns = (pictures.sum(1) @ axis)[found] / area[found]
+    rows = (images.sum(2) @ axis)[found] / area[found]
+    columns = (images.sum(1) @ axis)[found] / area[found]
     return round(float(rows.median())), round(float(columns.median()))
 
 

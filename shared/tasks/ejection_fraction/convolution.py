@@ -1,7 +1,7 @@
-"""Convolutions computed as one matrix product over all patches of a batch.
+"""im2col (GEMM) convolutions: one matrix product over all patches of a batch.
 
-The processor's convolutions split their work by pictures and pixels. The deep layers of a ResNet50 have few of either
-(4 x 4 and 2 x 2 pixels of a slice) and many channels, and there a product of matrices is several times faster, for
+The processor's convolutions split their work by images and pixels. The deep layers of a ResNet50 have few of either
+(4 x 4 and 2 x 2 pixels of a slice) and many channels, and there one matrix product is several times faster, for
 the gradient of the weights most of all. Chellapilla, Puri and Simard (2006), "High performance convolutional neural
 networks for document processing", section 2, describe the unfolding.
 """
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ProductConv2d(nn.Conv2d):
+class Im2colConv2d(nn.Conv2d):
     """`nn.Conv2d` of the same parameters and, but for rounding, the same result.
 
-    Square kernels and strides with zero padding (none for a kernel of 1 x 1), no dilation and no groups. Pictures and
+    Square kernels and strides with zero padding (none for a kernel of 1 x 1), no dilation and no groups. Images and
     weights are best in channels last, in which neither has to be copied for a kernel of 1 x 1.
     """
 
@@ -37,18 +37,18 @@ class ProductConv2d(nn.Conv2d):
         return torch.cat([pixels[:, i : i + rows : stride, j : j + columns : stride] for i, j in shifts], -1)
 
 
-def use_products(module: nn.Module, max_kernel_size: int) -> None:
-    """Replace, in place, every convolution inside `module` that `ProductConv2d` can compute, up to a kernel size."""
+def use_im2col(module: nn.Module, max_kernel_size: int) -> None:
+    """Replace, in place, every convolution inside `module` that `Im2colConv2d` can compute, up to a kernel size."""
     for name, child in module.named_children():
         if _is_replaceable(child, max_kernel_size):
             (size, _), (stride, _), padding = child.kernel_size, child.stride, child.padding[0]
-            product = ProductConv2d(
+            replacement = Im2colConv2d(
                 child.in_channels, child.out_channels, size, stride, padding, bias=child.bias is not None
             )
-            product.load_state_dict(child.state_dict())
-            setattr(module, name, product)
+            replacement.load_state_dict(child.state_dict())
+            setattr(module, name, replacement)
         else:
-            use_products(child, max_kernel_size)
+            use_im2col(child, max_kernel_size)
 
 
 def _is_replaceable(module: nn.Module, max_kernel_size: int) -> TypeGuard[nn.Conv2d]:

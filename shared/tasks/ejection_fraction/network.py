@@ -1,8 +1,8 @@
-"""ResNet50 that reads an ED/ES pair of short-axis slices and tells the patient's ejection fraction.
+"""ResNet50 that predicts the patient's ejection fraction from an ED/ES pair of short-axis slices.
 
 It sees one slice at a time, the ventricle in the middle, and no mask: a test scan needs nothing but its pixels. The LV
-areas of both phases are learnt beside the ejection fraction, because they say where to look;
-`fedcmr.shared.tasks.ejection_fraction.inference` makes a patient's answer of what it says of the slices.
+areas of both phases are learnt with the ejection fraction, because they say where the cavity is;
+`fedcmr.shared.tasks.ejection_fraction.inference` combines the predictions of the slices into a patient's.
 """
 
 import math
@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from fedcmr.shared import checkpoint as checkpoints
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.tasks.ejection_fraction.convolution import use_products
+from fedcmr.shared.tasks.ejection_fraction.convolution import use_im2col
 
-MAX_PRODUCT_KERNELS = {"layer1": 1, "layer2": 1, "layer3": 3, "layer4": 3}
-"""For each layer of the ResNet50, up to which size of kernel a convolution is computed as a product of matrices:
-pictures of 64 x 64 have 16, 8, 4 and 2 pixels a side there, and with few pixels a product is faster."""
+MAX_IM2COL_KERNELS = {"layer1": 1, "layer2": 1, "layer3": 3, "layer4": 3}
+"""For each layer of the ResNet50, up to which size of kernel an im2col (GEMM) convolution is used: images of
+64 x 64 have 16, 8, 4 and 2 pixels a side there, and with few pixels it is faster."""
 FORMAT = "fedcmr-regressor-2"
 NOT_SENT = ("mean_ef", "sd_floor", "sd_gain", "num_batches_tracked")
 """Last parts of the names of what inference at a site does not need: baseline, calibration, a counter of training."""
 
 
 class Prediction(NamedTuple):
-    """What the network says of each pair: shapes (N,), EF in [0, 1], areas as fractions of the picture."""
+    """What the network predicts for each pair: shapes (N,), EF in [0, 1], areas as fractions of the image."""
 
     ef: Tensor
     area_ed: Tensor
@@ -47,7 +47,7 @@ class Regressor(nn.Module):
 
     Attributes:
         mean_ef: Mean ejection fraction of the patients it was trained on; the predict-the-mean baseline.
-        sd_floor: With `sd_gain`, how wrong answers are, as found by calibration; NaN until then.
+        sd_floor: With `sd_gain`, what gives the predicted SD, as found by calibration; NaN until then.
         sd_gain: See there.
         area_share: `regression.area_share` of its training.
     """
@@ -72,7 +72,7 @@ class Regressor(nn.Module):
             if isinstance(module, ResNetBottleneck):
                 nn.init.zeros_(module.bn3.weight)
         bounded = min(max(mean_ef, 0.05), 0.95)
-        typical_area = 0.08  # of the picture; softplus^-1(a) = log(exp(a) - 1)
+        typical_area = 0.08  # of the image; softplus^-1(a) = log(exp(a) - 1)
         bias = torch.full((3,), math.log(math.expm1(typical_area)))
         bias[0] = math.log(bounded / (1 - bounded))
         self.network.fc.bias.data.copy_(bias)
@@ -81,7 +81,7 @@ class Regressor(nn.Module):
     def arrange(network: ResNet) -> ResNet:
         """Lay the network out for speed; but for rounding it computes the same."""
         for name, layer in network.named_children():
-            use_products(layer, MAX_PRODUCT_KERNELS.get(name, 0))
+            use_im2col(layer, MAX_IM2COL_KERNELS.get(name, 0))
         return network.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Prediction:
@@ -115,7 +115,7 @@ def load_regressor(path: Path) -> Regressor:
 
 
 def to_arrays(model: Regressor) -> Arrays:
-    """What a site needs of a model to predict: named float32 arrays, numbers as arrays of one."""
+    """What a site needs of a model to predict: named float32 arrays, scalars as arrays of one."""
     return {
         name: np.atleast_1d(value.detach().cpu().numpy().astype(np.float32))
         for name, value in model.state_dict().items()
@@ -132,7 +132,7 @@ def from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> Regressor:
     """The model of `to_arrays`, not calibrated.
 
     Args:
-        arrays: Of exactly the names and shapes of `array_shapes`.
+        arrays: Arrays of exactly the names and shapes of `array_shapes`.
     """
     model = Regressor()
     state = model.state_dict()

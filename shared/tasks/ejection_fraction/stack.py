@@ -1,4 +1,4 @@
-"""Of a patient's stack: the slices whose answers count, and the ejection fraction that is true."""
+"""A patient's stack: the slices whose predictions count, and the true ejection fraction."""
 
 import math
 

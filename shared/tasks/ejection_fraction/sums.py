@@ -1,8 +1,8 @@
 """What a site's test patients add up to: a model's errors as a few sums per vendor, plain or private.
 
-The plain sums of a group of patients are the numbers of `SUMS`; every figure of a table (mean absolute error, bias,
+The plain sums of a group of patients are those of `SUMS`; every figure of a table (mean absolute error, bias,
 mean squared error, r2) follows from them, and those of several sites add up. The private form is one Gaussian mechanism
-over the same numbers, each shifted and scaled by public constants first, so that noise of one size fits all of them.
+over the same sums, each shifted and scaled by public constants first, so that noise of one size fits all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ ERROR_CENTRE, SQUARE_CENTRE, SPREAD_CENTRE = 0.06, 0.006, 0.03
 summed is the difference to them: it is small where they are near the truth, and then the noise in the count matters
 little. A wrong guess costs precision and no privacy."""
 WEIGHTS = (0.30, 0.55, 0.55, 0.35, 0.25, 0.33)
-"""Share of each number in a patient's vector, whose squares add up to at most 1: the errors matter most."""
+"""Share of each sum in a patient's vector, whose squares add up to at most 1: the errors matter most."""
 MIN_GROUP = 5
 """The plain form leaves out groups of fewer patients."""
 PLAIN_DIGITS = 3
-"""Of the plain form's sums: a tenth of an EF point in the sum over a group."""
+"""Decimals of the plain form's sums: a tenth of an EF point in the sum over a group."""
 
 SumsByVendor = dict[str, NDArray[np.float64]]
 """Vendor -> shape (6,), in the order of `SUMS`."""
@@ -41,7 +41,7 @@ class PatientError(NamedTuple):
     Attributes:
         vendor: Under which the patient counts.
         true: Ejection fraction in [0, 1].
-        predicted: By the model; NaN or infinite where it gave no number.
+        predicted: The model's prediction; NaN or infinite where it gave no number.
     """
 
     vendor: str
@@ -50,7 +50,7 @@ class PatientError(NamedTuple):
 
 
 def _scaling() -> tuple[FloatArray, FloatArray]:
-    """The linear map from the plain numbers to the released ones, shape (6, 6), and its inverse."""
+    """The linear map from the plain sums to the released ones, shape (6, 6), and its inverse."""
     count, error, absolute, squared, ef, squared_ef = np.eye(len(SUMS))
     half = max(EF_CENTRE - EF_RANGE[0], EF_RANGE[1] - EF_CENTRE)
     spread = squared_ef - 2 * EF_CENTRE * ef + EF_CENTRE**2 * count  # (ef - centre)^2
@@ -69,10 +69,10 @@ def _scaling() -> tuple[FloatArray, FloatArray]:
 SCALE, UNSCALE = _scaling()
 
 
-def plain_numbers(
+def plain_terms(
     patient: PatientError, error_bound: float = 1.0, ef_range: tuple[float, float] = (0.0, 1.0)
 ) -> FloatArray:
-    """The numbers of `SUMS` for one patient, shape (6,), finite whatever the model said.
+    """The terms of `SUMS` of one patient, shape (6,), finite whatever the model said.
 
     A prediction that is not a number counts as the largest error.
     """
@@ -85,7 +85,7 @@ def plain_numbers(
 def patient_vector(patient: PatientError, vendors: Sequence[str]) -> FloatArray:
     """A patient's whole contribution to the private form, shape (6 V,), of L2 norm <= 1; zeros but for one vendor."""
     vector = np.zeros((len(vendors), len(SUMS)))
-    vector[vendors.index(patient.vendor)] = SCALE @ plain_numbers(patient, ERROR_BOUND, EF_RANGE)
+    vector[vendors.index(patient.vendor)] = SCALE @ plain_terms(patient, ERROR_BOUND, EF_RANGE)
     return vector.ravel()
 
 
@@ -114,11 +114,11 @@ def private_table(
 def plain_table(patients: Sequence[PatientError], vendors: Sequence[str]) -> SumsByVendor:
     """The plain form: not private. Vendors with fewer than `MIN_GROUP` patients are all zeros.
 
-    There is no total beside the vendors, so that nothing can be found by subtraction within one table.
+    There is no total next to the vendors, so that nothing can be found by subtraction within one table.
     """
     table = {}
     for vendor in vendors:
-        rows = [plain_numbers(patient) for patient in patients if patient.vendor == vendor]
+        rows = [plain_terms(patient) for patient in patients if patient.vendor == vendor]
         shown = np.sum(rows, axis=0) if len(rows) >= MIN_GROUP else np.zeros(len(SUMS))
         table[vendor] = np.round(shown, PLAIN_DIGITS)
     return table

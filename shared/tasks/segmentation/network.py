@@ -41,7 +41,7 @@ class Segmenter(nn.Module):
             images: Shape (N, 2, 64, 64), float32 in [-1, 1], ED and ES.
 
         Returns:
-            Shape (N, 2, 4, 64, 64): phase, label; the largest is the answer.
+            Shape (N, 2, 4, 64, 64): phase, label; the largest is the prediction.
         """
         logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
         return logits.reshape(len(images), 2, NUM_LABELS, *images.shape[-2:])
@@ -49,7 +49,7 @@ class Segmenter(nn.Module):
 
 @torch.inference_mode()
 def segment(segmenter: Segmenter, images: Tensor) -> Tensor:
-    """Labels of pairs: the mean of the answers to a pair and to its mirror image.
+    """Labels of pairs: the mean of the scores of a pair and of its mirror image.
 
     Args:
         segmenter: In evaluation mode.
@@ -60,10 +60,10 @@ def segment(segmenter: Segmenter, images: Tensor) -> Tensor:
     """
     device = next(segmenter.parameters()).device
     labels = []
-    for batch in images.split(PREDICT_BATCH):
+    for part in images.split(PREDICT_BATCH):
         with autocast(device):
-            pictures = batch.to(device)
-            scores = segmenter(pictures).softmax(2) + segmenter(pictures.flip(3)).softmax(2).flip(4)
+            batch = part.to(device)
+            scores = segmenter(batch).softmax(2) + segmenter(batch.flip(3)).softmax(2).flip(4)
         labels.append(scores.argmax(2).to(torch.uint8).cpu())
     return torch.cat(labels)
 

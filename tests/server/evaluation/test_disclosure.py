@@ -60,8 +60,8 @@ def test_figures_of_real_patients_have_no_more_digits_than_a_reader_needs():
     difference = published(paired_table(true, guess, true, ["GE"] * 12, 100, 0), rounded=True)["GE"]
     assert difference["difference_points"] == round(difference["difference_points"], 1)
     assert difference["ci95"] == [round(limit, 1) for limit in difference["ci95"]]
-    told = published({"a": coverage(true, guess, np.full(12, 0.05))}, rounded=True)["a"]
-    assert all(row["observed"] == round(row["observed"], 2) for row in told["coverage"])
+    figures = published({"a": coverage(true, guess, np.full(12, 0.05))}, rounded=True)["a"]
+    assert all(row["observed"] == round(row["observed"], 2) for row in figures["coverage"])
 
 
 def test_predictions_lie_apart_from_the_report_and_are_this_accounts_alone(make_study):

@@ -121,7 +121,7 @@ def test_kappa_of_perfect_constant_and_opposite_answers(true, predicted, agreeme
 def test_intervals_over_45_patients_cover_the_truth_about_95_times_in_100():
     """How often the interval holds the value of the population that the patients were drawn from.
 
-    The percentile interval is known to be short at such an N: of 6,000 data sets it held the mean absolute error in
+    The percentile interval is known to be short at such an N: of 6,000 data sets it covered the mean absolute error in
     93.1 %, the bias in 93.9 %, the share in the right class in 94.1 % and the mean squared error, which is skewed, in
     91.0 %. With 400 data sets a coverage p is seen with a standard deviation of sqrt(p (1 - p) / 400), 1.3 % at 0.93:
     the bands are three of them to both sides.

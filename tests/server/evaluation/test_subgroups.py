@@ -1,4 +1,4 @@
-"""Scores by field strength, pathology and sex, in the report and as a flat table."""
+"""Scores by field strength, pathology and sex, in the report and as a tidy CSV."""
 
 import csv
 import io

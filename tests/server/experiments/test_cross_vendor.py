@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fedcmr.server.evaluation.score import score
-from fedcmr.server.experiments import cross_vendor as matrix
-from fedcmr.server.experiments.cross_vendor import matrices, train_cross_vendor, training_sets
+from fedcmr.server.experiments import cross_vendor
+from fedcmr.server.experiments.cross_vendor import cross_vendor_scores, train_cross_vendor, training_sets
 from fedcmr.server.experiments.models import predictions_folder
 from fedcmr.server.run_folder import open_run
 from fedcmr.server.settings import Config, EvaluationConfig
@@ -14,7 +14,7 @@ from fedcmr.server.settings import Config, EvaluationConfig
 VENDORS = ["GE", "Philips", "Siemens"]
 
 
-def write_answers(run, name, shift, rng):
+def write_predictions(run, name, shift, rng):
     sets = {}
     for test_set in ("a", "b"):
         true = rng.uniform(0.2, 0.7, 12)
@@ -51,7 +51,7 @@ def test_a_row_is_trained_once_on_its_own_vendors(run, monkeypatch):
         assert real
         trained[name] = sorted({case.info.vendor for case in cases})
 
-    monkeypatch.setattr(matrix, "train_and_predict", note)
+    monkeypatch.setattr(cross_vendor, "train_and_predict", note)
     cases = [SimpleNamespace(info=SimpleNamespace(vendor=vendor)) for vendor in VENDORS * 2]
     train_cross_vendor(run, run.config, "real", cases)
     assert trained["matrix/real/GE"] == ["GE"] and trained["matrix/real/without GE"] == ["Philips", "Siemens"]
@@ -61,11 +61,11 @@ def test_a_row_is_trained_once_on_its_own_vendors(run, monkeypatch):
     assert trained == {}
 
 
-def test_the_matrix_has_the_scores_of_its_answers_over_all_test_sets(run):
-    whole = write_answers(run, "synthetic_only", 0.01, np.random.default_rng(1))
+def test_the_table_has_the_scores_of_its_predictions_over_all_test_sets(run):
+    whole = write_predictions(run, "synthetic_only", 0.01, np.random.default_rng(1))
     for name, shift in (("GE", 0.05), ("without GE", 0.02)):
-        write_answers(run, f"matrix/synthetic/{name}", shift, np.random.default_rng(1))
-    scores, differences = matrices(run, run.config, lambda sets: sets)
+        write_predictions(run, f"matrix/synthetic/{name}", shift, np.random.default_rng(1))
+    scores, differences = cross_vendor_scores(run, run.config, lambda sets: sets)
     assert list(scores) == ["synthetic"] and set(scores["synthetic"]) == {"all", "GE", "without GE"}
     assert scores["synthetic"]["GE"]["Philips"]["mae_points"] == pytest.approx(5)
     true = np.array(whole["a"]["true"] + whole["b"]["true"])
@@ -74,7 +74,7 @@ def test_the_matrix_has_the_scores_of_its_answers_over_all_test_sets(run):
     assert set(left_out) == {"without GE"} and left_out["without GE"]["GE"]["difference_points"] == pytest.approx(1)
 
 
-def test_without_rows_or_their_row_of_all_there_is_no_matrix(run):
-    assert matrices(run, run.config, lambda sets: sets) == ({}, {})
-    write_answers(run, "matrix/real/GE", 0.1, np.random.default_rng(0))
-    assert matrices(run, run.config, lambda sets: sets) == ({}, {})
+def test_without_rows_or_their_row_of_all_there_is_no_table(run):
+    assert cross_vendor_scores(run, run.config, lambda sets: sets) == ({}, {})
+    write_predictions(run, "matrix/real/GE", 0.1, np.random.default_rng(0))
+    assert cross_vendor_scores(run, run.config, lambda sets: sets) == ({}, {})

@@ -11,7 +11,7 @@ from fedcmr.server.deployment.runs import make_run
 from fedcmr.server.federation.evaluation import check_answers, federated_results, federated_table, make_request
 from fedcmr.server.federation.senders import BUNDLE_REFUSED, Reply, reply_of
 from fedcmr.server.federation.state import StudySite
-from fedcmr.server.report.summary import headline, tiles
+from fedcmr.server.report.summary import headline, key_figures
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import pack_reply, pack_sums
 from fedcmr.shared.tasks.ejection_fraction.sums import SUMS
@@ -183,7 +183,7 @@ def test_the_noise_asked_for_is_that_of_the_target(finished):
     assert 1.97 <= epsilon([request.mechanism.release], request.target_delta)[0] <= 2.0
 
 
-def test_the_headline_says_what_the_sites_sums_tell(make_study):
+def test_the_headline_says_what_the_sites_sums_give(make_study):
     unknown = {"mae_points": None, "r2": None, "n_patients": None}
     known = {"mae_points": 6.04, "ci95": {"mae_points": [4.96, 7.1]}, "r2": 0.71, "n_patients": 45}
     report = {
@@ -194,8 +194,8 @@ def test_the_headline_says_what_the_sites_sums_tell(make_study):
         "federated_evaluation": {"vendors": {"GE": known, "all": known}, "sites": {}},
     }
     assert "by 6.0 points on average (95 % interval 5.0 to 7.1)" in headline(report)
-    assert tiles(report)[0][:2] == ("6.0", "points") and tiles(report)[1][0] == "0.71"
+    assert key_figures(report)[0][:2] == ("6.0", "points") and key_figures(report)[1][0] == "0.71"
     report["federated_evaluation"]["vendors"]["all"] = unknown
-    assert "a mean error of GE alone" in headline(report)
+    assert "a mean error for GE alone" in headline(report)
     report["federated_evaluation"]["vendors"] = {}
     assert "no result" in headline(report)

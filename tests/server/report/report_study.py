@@ -5,28 +5,28 @@ import numpy as np
 from fedcmr.server.evaluation.score import score
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.federation.participation import participation
-from fedcmr.server.report.build import Answers, ReportInputs
+from fedcmr.server.report.build import ReportInputs, SetPredictions
+from fedcmr.server.report.images import Extreme, Row, SampleSheet
 from fedcmr.server.report.overlays import overlay_rows
-from fedcmr.server.report.pictures import Extreme, Row, SampleSheet
-from fedcmr.server.tasks.ejection_fraction.saliency import Look, score_looks
+from fedcmr.server.tasks.ejection_fraction.saliency import Attribution, score_attributions
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 
 VENDORS = ["GE", "Philips", "Siemens"]
 
 
 def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
-    """A report with its default baselines, and its pictures."""
+    """A report with its default baselines, and its images."""
     rng = np.random.default_rng(0)
     vendors = [vendor for vendor in VENDORS for _ in range(15)]
     true = rng.uniform(0.12, 0.75, 45)
     requested = rng.uniform(0.08, 0.8, 200)
     measured = requested + rng.normal(0, 0.03, 200)
-    answers = {
+    predictions = {
         "synthetic_only": 0.06 + 0.9 * true + rng.normal(0, 0.06, 45),
         "prior_only": 0.2 + 0.6 * true + rng.normal(0, 0.09, 45),
         "predict_the_mean": np.full(45, 0.44),
     }
-    scores = {model: {"hospitals": table(true, predicted, vendors, 300, 0)} for model, predicted in answers.items()}
+    scores = {model: {"hospitals": table(true, predicted, vendors, 300, 0)} for model, predicted in predictions.items()}
     report = {
         "study": "runs/default <1>",
         "simulated": simulated,
@@ -75,7 +75,7 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
     }
     grid = np.hypot(*np.mgrid[-32:32, -32:32])
 
-    def pictures(shade: float) -> np.ndarray:
+    def images(shade: float) -> np.ndarray:
         discs = [[np.where(grid < radius, 0.9, shade) for radius in (14 + i, 9 + i)] for i in range(5)]
         return np.array(discs) + rng.normal(0, 0.05, (5, 2, 64, 64))
 
@@ -84,32 +84,36 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
 
     steps = list(range(20, 901, 20))
     efs = [0.2, 0.3, 0.4, 0.5, 0.6]
-    looks = {
-        kind: [Look(vendor, ef, 0.7 + ef / 10, 0.33, *mapped(pictures(0.3)[0])) for vendor in VENDORS for ef in efs]
+    attributions = {
+        kind: [
+            Attribution(vendor, ef, 0.7 + ef / 10, 0.33, *mapped(images(0.3)[0])) for vendor in VENDORS for ef in efs
+        ]
         for kind in ("synthetic", "hospitals")
     }
-    report["saliency"] = score_looks(looks, 300, 0)
+    report["saliency"] = score_attributions(attributions, 300, 0)
     inputs = ReportInputs(
-        predictions={model: {"hospitals": Answers(vendors, true, predicted)} for model, predicted in answers.items()},
-        samples={vendor: SampleSheet(Row(pictures(0.3), efs), Row(pictures(0.35), efs)) for vendor in VENDORS},
-        best=[Extreme(vendor, 0.52, 0.53, pictures(0.3)[:3]) for vendor in VENDORS],
-        worst=[Extreme(vendor, 0.61, 0.33, pictures(0.3)[:3]) for vendor in VENDORS],
+        predictions={
+            model: {"hospitals": SetPredictions(vendors, true, predicted)} for model, predicted in predictions.items()
+        },
+        samples={vendor: SampleSheet(Row(images(0.3), efs), Row(images(0.35), efs)) for vendor in VENDORS},
+        best=[Extreme(vendor, 0.52, 0.53, images(0.3)[:3]) for vendor in VENDORS],
+        worst=[Extreme(vendor, 0.61, 0.33, images(0.3)[:3]) for vendor in VENDORS],
         curves={
             model: (steps, [0.1 * np.exp(-step / tau) + 0.004 for step in steps])
             for model, tau in (("synthetic_only", 200), ("prior_only", 260))
         },
         shown=["hospitals"],
-        saliency=overlay_rows(looks, ["hospitals"]),
+        saliency=overlay_rows(attributions, ["hospitals"]),
     )
     return report, inputs
 
 
 def full_study() -> tuple[dict, ReportInputs]:
-    """`study` with all that is not in every run: both matrices, subgroups, uncertainty, EF classes, two test sets."""
+    """`study` with what is not in every run: two cross-vendor evaluations, subgroups, uncertainty, EF classes."""
     report, inputs = study()
     rng = np.random.default_rng(1)
-    answers = inputs.predictions["synthetic_only"]["hospitals"]
-    true, vendors = np.asarray(answers.true), answers.vendors
+    predictions = inputs.predictions["synthetic_only"]["hospitals"]
+    true, vendors = np.asarray(predictions.true), predictions.vendors
     noise = rng.normal(0, 0.05, 45)
     kinds: dict[str, dict] = {}
     differences: dict[str, dict] = {}
@@ -132,7 +136,7 @@ def full_study() -> tuple[dict, ReportInputs]:
     pathologies = np.array(["DCM", "HCM", "MINF", "NOR", "RV"])[np.arange(45) % 5]
 
     def by(labels: np.ndarray) -> dict[str, dict]:
-        guess = np.asarray(answers.predicted)
+        guess = np.asarray(predictions.predicted)
         return {str(name): score(true[labels == name], guess[labels == name], 300, 0) for name in np.unique(labels)}
 
     facts = {
@@ -173,7 +177,7 @@ def full_study() -> tuple[dict, ReportInputs]:
     }
     sd = [None if i == 7 else float(value) for i, value in enumerate(rng.uniform(0.02, 0.06, 45))]
     predictions = {
-        "hospitals": Answers(vendors, answers.true, answers.predicted, sd),
-        "mnms": Answers(VENDORS, few["true"], few["predicted"]),
+        "hospitals": SetPredictions(vendors, predictions.true, predictions.predicted, sd),
+        "mnms": SetPredictions(VENDORS, few["true"], few["predicted"]),
     }
     return report, ReportInputs(**{**vars(inputs), "predictions": {"synthetic_only": predictions}})

@@ -104,10 +104,10 @@ def test_a_control_that_finds_something_takes_the_rest_back():
     assert "The control finds" not in audit_tables(AUDIT)[0].text
     attack = {**AUDIT["membership"]["SimA <1>"], "control_auc": 0.8, "p_control": 1e-5, "control_holds": False}
     assert (
-        "SimA: it tells members from members (AUC 0.80, p 1e-05)"
+        "SimA: it distinguishes members from members (AUC 0.80, p 1e-05)"
         in audit_tables({"membership": {"SimA": attack}})[0].text
     )
-    assert "it tells members from members" not in audit_tables(AUDIT)[1].text
+    assert "it distinguishes members from members" not in audit_tables(AUDIT)[1].text
 
 
 def test_without_an_audit_there_is_no_section(tmp_path):

@@ -12,10 +12,10 @@ import pytest
 from fedcmr.server.report.build import build_report
 from tests.server.report.report_study import full_study
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DARK = "--blink-settings=preferredColorScheme=0"
 PAPER = {"light": "rgb(250, 249, 246)", "dark": "rgb(18, 20, 22)"}
-NUM_PICTURES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 6 + 1 + 1
+NUM_IMAGES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 6 + 1 + 1
 """Errors, heat maps, two plots of three vendors and a small test set, cases, calibration, samples, maps, requests,
 curves."""
 
@@ -56,8 +56,8 @@ def chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_chromium_shows_every_picture_and_nothing_overflows(page, tmp_path, width, scheme):
-    """The page stays as it is, in a frame of that width; the page around the frame asks the questions.
+def test_chromium_shows_every_image_and_nothing_overflows(page, tmp_path, width, scheme):
+    """The page stays as it is, in a frame of that width; the page around the frame takes the measurements.
 
     Every fold is opened. A plot may stick out of no card, and a table only where it can be scrolled.
     """
@@ -66,25 +66,25 @@ def test_chromium_shows_every_picture_and_nothing_overflows(page, tmp_path, widt
         const frame = document.querySelector("iframe");
         frame.srcdoc = {text};
         frame.onload = () => {{
-            const shown = frame.contentDocument, page = shown.documentElement, pictures = [...shown.images];
+            const shown = frame.contentDocument, page = shown.documentElement, images = [...shown.images];
             shown.querySelectorAll("details").forEach(fold => fold.open = true);
             const right = element => element.getBoundingClientRect().right;
-            const told = document.body.dataset;
-            told.pictures = pictures.length;
-            told.decoded = pictures.filter(p => p.complete && p.naturalWidth).length;
-            told.tiny = pictures.filter(p => p.clientWidth < 90).length;
-            told.outside = pictures.filter(p => right(p) > right(p.parentElement) + 1).length;
-            told.overflow = page.scrollWidth - page.clientWidth;
-            told.width = page.clientWidth;
-            told.paper = frame.contentWindow.getComputedStyle(shown.body).backgroundColor;
+            const facts = document.body.dataset;
+            facts.images = images.length;
+            facts.decoded = images.filter(p => p.complete && p.naturalWidth).length;
+            facts.tiny = images.filter(p => p.clientWidth < 90).length;
+            facts.outside = images.filter(p => right(p) > right(p.parentElement) + 1).length;
+            facts.overflow = page.scrollWidth - page.clientWidth;
+            facts.width = page.clientWidth;
+            facts.paper = frame.contentWindow.getComputedStyle(shown.body).backgroundColor;
         }};</script>""")
     shown = chromium(
         tmp_path / "profile", "--dump-dom", *([DARK] if scheme == "dark" else []), (tmp_path / "probe.html").as_uri()
     )
-    told = dict(re.findall(r'data-(\w+)="([^"]*)"', shown.stdout.split("<iframe")[0]))
-    assert told == {
-        "pictures": str(NUM_PICTURES),
-        "decoded": str(NUM_PICTURES),
+    facts = dict(re.findall(r'data-(\w+)="([^"]*)"', shown.stdout.split("<iframe")[0]))
+    assert facts == {
+        "images": str(NUM_IMAGES),
+        "decoded": str(NUM_IMAGES),
         "tiny": "0",
         "outside": "0",
         "overflow": "0",
@@ -106,14 +106,14 @@ def test_it_prints(page, tmp_path):
     assert f"{report['regression']['hospitals']['GE']['mse']:.4f}" in text
 
 
-def test_a_bundle_of_code_alone_finds_the_page_in_the_installed_package(tmp_path):
+def test_a_bundle_of_code_alone_finds_the_templates_in_the_installed_package(tmp_path):
     """Flower's bundle holds the .py files only and comes first on the path; the templates lie behind it."""
     bundle = tmp_path / "bundle"
-    for package in ("server", "shared"):
-        for source in (ROOT / package).rglob("*.py"):
-            target = bundle / source.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    sources = [path for package in ("server", "shared") for path in (ROOT / package).rglob("*.py")]
+    for source in (ROOT / "fedcmr" / "__init__.py", *sources):
+        target = bundle / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
     program = (
         f"import sys; sys.path[:0] = [{str(bundle)!r}, {str(ROOT)!r}]\n"
         "from pathlib import Path\n"

@@ -35,7 +35,7 @@ def test_page_is_one_file_without_network_or_script(folder):
     assert "<script" not in page and "@import" not in page and not re.search(r"url\(", page)
 
 
-def test_every_picture_has_a_text_in_its_place(folder):
+def test_every_image_has_a_text_in_its_place(folder):
     images = re.findall(r"<img [^>]*>", (folder / "report.html").read_text())
     assert len(images) == 1 + 2 * 3 + 6 + 6 + 6 + 1 + 1
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
@@ -46,7 +46,7 @@ def test_names_from_outside_are_escaped(folder):
     assert "runs/default &lt;1&gt;" in page and "<1>" not in page
 
 
-def test_page_tells_figures_of_the_json(folder):
+def test_report_shows_figures_of_the_json(folder):
     report, _ = study()
     page = (folder / "report.html").read_text()
     overall = report["regression"]["hospitals"]["all"]
@@ -83,12 +83,12 @@ def test_the_page_takes_its_sections_from_the_tasks(folder, tmp_path):
     assert order == sorted(order)
 
 
-def test_real_pictures_appear_only_when_they_may(tmp_path):
+def test_real_images_appear_only_when_they_may(tmp_path):
     report, inputs = study(simulated=False)
     build_report(report, ReportInputs(**{**inputs.__dict__, "shown": []}), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert len(re.findall("data:image/png", page)) == 3 + 3
-    assert page.count("Pictures of the test patients of hospitals are left out") == 2
+    assert page.count("Images of the test patients of hospitals are left out") == 2
     assert "45 real patients" in page
 
 
@@ -98,7 +98,7 @@ def test_best_and_worst_cases_stand_with_both_ejection_fractions(folder):
     assert captions == [(v, "52", "53") for v in VENDORS] + [(v, "61", "33") for v in VENDORS]
 
 
-def test_page_tells_how_far_the_pictures_are_from_what_was_asked_for(folder):
+def test_report_gives_the_conditioning_fidelity(folder):
     report, _ = study()
     agreement = report["synthetic"]["agreement"]
     page = (folder / "report.html").read_text()
@@ -108,17 +108,17 @@ def test_page_tells_how_far_the_pictures_are_from_what_was_asked_for(folder):
 
 
 @pytest.mark.parametrize(
-    ("measured", "words"),
-    [(None, "Nobody has measured"), ([None] * 201, "In none of the synthetic pictures")],
+    ("measured", "text"),
+    [(None, "Nobody has measured"), ([None] * 201, "In none of the synthetic images")],
     ids=["older-run", "nothing-found"],
 )
-def test_where_no_ef_was_measured_the_page_says_so(tmp_path, measured, words):
+def test_where_no_ef_was_measured_the_page_says_so(tmp_path, measured, text):
     report, inputs = study()
     agreement = score([], [], 300, 0) if measured else None
     synthetic = {**report["synthetic"], "measured_ef": measured, "agreement": agreement}
     build_report({**report, "synthetic": synthetic}, inputs, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert words in page and "measured against the requested" not in page
+    assert text in page and "measured against the requested" not in page
 
 
 def test_models_have_plain_names_and_a_readers_order():
@@ -165,7 +165,7 @@ def test_models_that_a_study_has_several_of_are_in_the_table_and_not_in_the_figu
     assert "public prior only" in figure and "Only in the table: sites, epsilon 1;" in page
 
 
-def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
+def test_the_trainings_of_the_cross_vendor_evaluation_are_one_bar_and_no_curve(tmp_path):
     report, inputs = study()
     stages = {
         "regressor": 10.0,
@@ -178,9 +178,9 @@ def test_the_trainings_of_a_matrix_are_one_bar_and_no_curve(tmp_path):
     build_report({**report, "timing": timing}, ReportInputs(**{**vars(inputs), "curves": curves}), tmp_path)
     page = (tmp_path / "report.html").read_text()
     bars = re.findall(r"<span>([^<]+)</span><i [^>]*></i><b>([^<]+)</b>", page)
-    assert bars == [("regressor", "10 s"), ("matrix, synthetic", "50 s"), ("matrix, real", "7 s")]
+    assert bars == [("regressor", "10 s"), ("cross-vendor, synthetic", "50 s"), ("cross-vendor, real", "7 s")]
     figure = base64.b64decode(re.search(r'base64,([^"]+)" alt="Training loss', page)[1]).decode()
-    assert "regressor" in figure and "matrix" not in figure
+    assert "regressor" in figure and "cross-vendor" not in figure
 
 
 def test_groups_put_the_main_model_first_and_do_not_repeat_a_single_vendor():

@@ -36,8 +36,8 @@ def run(make_study, write_cases):
     true = [case.info.ef for case in held_out(run)]
     predictions_folder(run).mkdir(parents=True)
     for model, error in (("without_b", 0.2), ("synthetic_only", 0.1)):
-        answers = {"vendors": ["Siemens"] * 10, "true": true, "predicted": [ef + error for ef in true]}
-        (predictions_folder(run) / f"{model}.json").write_text(json.dumps({"hospitals": answers}))
+        predictions = {"vendors": ["Siemens"] * 10, "true": true, "predicted": [ef + error for ef in true]}
+        (predictions_folder(run) / f"{model}.json").write_text(json.dumps({"hospitals": predictions}))
     return run
 
 
@@ -69,7 +69,7 @@ def report_of(run):
     return json.loads((run.path / "report.json").read_text()), (run.path / "report.html").read_text()
 
 
-def test_requested_mask_and_measured_ejection_fractions_are_told_apart(run):
+def test_requested_mask_and_measured_ejection_fractions_are_distinguished(run):
     write_labels(run, measured=lambda index, ef: "" if index == 2 else f"{ef + 0.02:.6g}")
     synthetic = report_of(run)[0]["synthetic"]
     assert synthetic["measured_ef"][2] is None and len(synthetic["measured_ef"]) == 6
@@ -90,7 +90,7 @@ def test_a_segmenter_that_finds_nothing_is_no_crash(run):
     write_labels(run, measured=lambda index, ef: "")
     report, page = report_of(run)
     assert report["synthetic"]["agreement"]["n_patients"] == 0
-    assert "In none of the synthetic pictures" in page
+    assert "In none of the synthetic images" in page
 
 
 def test_the_report_holds_the_main_models_figures_by_what_is_known_of_the_patients(run):
@@ -111,12 +111,14 @@ def test_the_report_holds_the_main_models_figures_by_what_is_known_of_the_patien
 
 
 @pytest.mark.parametrize("change", [{"true": [0.5] * 10}, {"predicted": [0.5] * 9}])
-def test_subgroups_are_left_out_where_the_answers_are_not_those_of_the_patients(run, change):
+def test_subgroups_are_left_out_where_the_predictions_are_not_those_of_the_patients(run, change):
     true = [case.info.ef for case in held_out(run)]
-    answers = {"vendors": ["Siemens"] * 10, "true": true, "predicted": [0.5] * 10}
-    assert list(results._subgroups({"hospitals": answers}, [("hospitals", held_out(run))], run.config)) == ["hospitals"]
+    predictions = {"vendors": ["Siemens"] * 10, "true": true, "predicted": [0.5] * 10}
+    assert list(results._subgroups({"hospitals": predictions}, [("hospitals", held_out(run))], run.config)) == [
+        "hospitals"
+    ]
     sets = [("hospitals", held_out(run)), ("another", held_out(run))]
-    assert results._subgroups({"hospitals": answers | change}, sets, run.config) == {}
+    assert results._subgroups({"hospitals": predictions | change}, sets, run.config) == {}
 
 
 def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed(run):
@@ -128,7 +130,7 @@ def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed
     for provenance in (PRIVATE_REAL, public("ACDC")):
         recorded(run, provenance)
         report, page = report_of(run)
-        assert page.count("data:image/png") == 1 and "Pictures of the test patients of hospitals are left out" in page
+        assert page.count("data:image/png") == 1 and "Images of the test patients of hospitals are left out" in page
         assert not report["simulated"] and report["provenance"]["test_sets"]["hospitals"] == {
             **provenance.as_json(),
             "too_few": False,
@@ -139,20 +141,20 @@ def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed
     assert page.count("data:image/png") == 10 and "Real test patients" in page
 
 
-def test_where_the_network_looks_is_told_for_synthetic_and_test_patients(run):
+def test_saliency_is_reported_for_synthetic_and_test_patients(run):
     write_labels(run)
     recorded(run, SIMULATED_SCANS)
     report, page = report_of(run)
-    assert report["saliency"] == {} and "Where the network looks" not in page, "there is no regressor"
+    assert report["saliency"] == {} and "Saliency: what the predictions rest on" not in page, "there is no regressor"
     save_regressor(run.path / "regressor.safetensors", Regressor())
     report, page = report_of(run)
     figures = {name: scores["Siemens"] for name, scores in report["saliency"].items()}
     assert {name: row["n_patients"] for name, row in figures.items()} == {"synthetic": 6, "hospitals": 10}
     assert all(0 < row["ci95"][0] <= row["share_in_heart"] <= row["ci95"][1] < 1 for row in figures.values())
-    # A disc of 30 mm and the visible four fifths of one of 18 mm beside it, in a field of 128 mm.
+    # A disc of 30 mm and the visible four fifths of one of 18 mm next to it, in a field of 128 mm.
     expected = np.pi * (30**2 + 0.8 * 18**2) / 128**2
     assert figures["synthetic"]["area_share"] == pytest.approx(expected, rel=0.1)
-    assert "Where the network looks" in page and page.count("the heart outlined") == 2
+    assert "Saliency: what the predictions rest on" in page and page.count("the heart outlined") == 2
 
 
 def test_real_patients_maps_are_shown_only_where_it_was_allowed(run):
@@ -191,9 +193,9 @@ def test_one_site_that_is_not_simulated_makes_the_study_not_simulated(run):
 
 def test_who_took_part_stands_at_the_top_of_the_page_and_in_the_json(run):
     write_labels(run)
-    told = {"stage": "federation", "answered": ["a"], "refused": {"b": "budget-exhausted"}, "dropped": {}, "missing": 0}
+    line = {"stage": "federation", "answered": ["a"], "refused": {"b": "budget-exhausted"}, "dropped": {}, "missing": 0}
     for server_round in (1, 2, 3):
-        run.metric({**told, "round": server_round, "silent": 1, "elapsed_s": 1, "bytes_up": 1, "bytes_down": 1})
+        run.metric({**line, "round": server_round, "silent": 1, "elapsed_s": 1, "bytes_up": 1, "bytes_down": 1})
     report, page = report_of(run)
     part = report["provenance"]
     assert part["took_part"] == ["a"] and part["did_not_take_part"] == ["b", "c"]
@@ -215,21 +217,21 @@ def test_nothing_that_names_a_patient_is_in_the_report(run):
         )
 
 
-def test_pictures_are_left_out_where_the_answers_are_not_those_of_the_patients(run, write_cases):
+def test_images_are_left_out_where_the_predictions_are_not_those_of_the_patients(run, write_cases):
     write_labels(run)
     write_cases(run.path / "test" / "hospitals" / "a", "Siemens", 10, seed=10)
     assert "Best cases" not in report_of(run)[1]
 
 
-def test_how_sure_the_network_is_stands_on_the_marks_where_it_told(run):
+def test_the_predicted_sd_stands_on_the_marks_where_there_is_one(run):
     write_labels(run)
     recorded(run, SIMULATED_SCANS)
-    assert "one standard deviation" not in report_of(run)[1]
+    assert "one predicted SD" not in report_of(run)[1]
     path = predictions_folder(run) / "synthetic_only.json"
-    answers = json.loads(path.read_text())
-    answers["hospitals"]["sd"] = [0.05, None, *[0.03] * 8]
-    path.write_text(json.dumps(answers))
-    assert "one standard deviation" in report_of(run)[1]
+    predictions = json.loads(path.read_text())
+    predictions["hospitals"]["sd"] = [0.05, None, *[0.03] * 8]
+    path.write_text(json.dumps(predictions))
+    assert "one predicted SD" in report_of(run)[1]
 
 
 def test_the_terminals_table_has_the_plain_names(run):

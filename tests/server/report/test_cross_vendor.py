@@ -1,4 +1,4 @@
-"""The cross-vendor evaluation on the page: its colours, its gaps and its sentences."""
+"""The cross-vendor evaluation in the report: its colours, its gaps and its sentences."""
 
 import base64
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fedcmr.server.report.build import build_report
-from fedcmr.server.report.cross_vendor import matrix_parts, matrix_sentences, trained_on
+from fedcmr.server.report.cross_vendor import cross_vendor_parts, cross_vendor_sentences, trained_on
 from fedcmr.server.report.heat_map import NUM_STEPS, STEPS, _luminance, colour_range, heat_map, step_of
 from tests.server.report.report_study import full_study, study
 
@@ -16,11 +16,11 @@ def cell(error, n=15, bounds=None):
     return {"n_patients": n, "mae_points": error, **figures, "ci95": {"mae_points": bounds}}
 
 
-def svg_of(picture: str) -> str:
-    return base64.b64decode(picture.partition("base64,")[2]).decode()
+def svg_of(image: str) -> str:
+    return base64.b64decode(image.partition("base64,")[2]).decode()
 
 
-MATRIX = {
+TABLE = {
     "GE": {"GE": cell(3.0, bounds=[2.0, 4.0]), "Siemens": cell(7.04, bounds=[6.0, 8.0]), "all": cell(5.0)},
     "Siemens": {"GE": cell(5.0), "Siemens": cell(4.0, bounds=[3.5, 4.5]), "all": cell(4.5)},
     "without GE": {"GE": cell(5.0), "Siemens": cell(4.0)},
@@ -29,8 +29,8 @@ MATRIX = {
 }
 
 
-def test_the_sentences_are_the_numbers():
-    sentences = matrix_sentences({"matrix": {"synthetic": MATRIX}})
+def test_the_sentences_give_the_figures():
+    sentences = cross_vendor_sentences({"matrix": {"synthetic": TABLE}})
     assert sentences == [
         "Trained on synthetic hearts of GE alone, the network misses Siemens patients by 7.0 points (6.0 to 8.0), the "
         "widest of all pairs; trained on those of Siemens, by 4.0 points (3.5 to 4.5).",
@@ -38,38 +38,39 @@ def test_the_sentences_are_the_numbers():
     ]
 
 
-def test_a_paired_difference_is_told_with_its_interval_and_what_may_be_chance():
+def test_a_paired_difference_is_given_with_its_interval_and_what_may_be_chance():
     differences = {
         "without GE": {"GE": {"n_patients": 9, "difference_points": 1.9, "ci95": [0.4, 3.0]}},
         "without Philips": {"Philips": {"n_patients": 9, "difference_points": -0.6, "ci95": [-1.1, -0.2]}},
         "without Siemens": {"Siemens": {"n_patients": 9, "difference_points": -0.3, "ci95": [-1.0, 0.2]}},
     }
     report = {
-        "matrix": {"synthetic": MATRIX | {"without Philips": {}}, "real": {"all": MATRIX["all"]}},
+        "matrix": {"synthetic": TABLE | {"without Philips": {}}, "real": {"all": TABLE["all"]}},
         "matrix_differences": {"synthetic": differences},
     }
-    told = matrix_sentences(report)
+    sentences = cross_vendor_sentences(report)
     assert (
-        "GE +1.9 (+0.4 to +3.0), Philips −0.6 (−1.1 to −0.2) and Siemens −0.3 (−1.0 to +0.2; may be chance)." in told[1]
+        "GE +1.9 (+0.4 to +3.0), Philips −0.6 (−1.1 to −0.2) and Siemens −0.3 (−1.0 to +0.2; may be chance)."
+        in sentences[1]
     )
-    assert told[2] == (
+    assert sentences[2] == (
         "Trained on all vendors' real scans, the same network misses by 3.5 points (3.0 to 4.0); on their synthetic "
         "hearts, by 3.5 points (3.0 to 4.0)."
     )
 
 
-@pytest.mark.parametrize("matrix", [None, {}, {"synthetic": {}}, {"synthetic": {"all": {"all": cell(None)}}}])
-def test_where_there_is_nothing_to_tell_nothing_is_told(matrix):
-    assert matrix_sentences({"matrix": matrix}) == []
+@pytest.mark.parametrize("evaluations", [None, {}, {"synthetic": {}}, {"synthetic": {"all": {"all": cell(None)}}}])
+def test_where_there_is_no_figure_there_is_no_sentence(evaluations):
+    assert cross_vendor_sentences({"matrix": evaluations}) == []
 
 
 def test_rows_and_columns_are_named_and_gaps_are_marked():
     report = {
-        "matrix": {"synthetic": {key: {k: v for k, v in cells.items() if k != "all"} for key, cells in MATRIX.items()}}
+        "matrix": {"synthetic": {key: {k: v for k, v in cells.items() if k != "all"} for key, cells in TABLE.items()}}
     }
     del report["matrix"]["synthetic"]["Siemens"]["GE"]
-    (part,) = matrix_parts(report)
-    texts = re.findall(r">([^<>\n]+)</text>", svg_of(part.picture))
+    (part,) = cross_vendor_parts(report)
+    texts = re.findall(r">([^<>\n]+)</text>", svg_of(part.image))
     for name in ("GE alone", "all but Siemens", "all vendors", "n = 15", "7.0", "6.0–8.0", "not run", "undefined"):
         assert name in texts, name
     assert texts.count("not run") == texts.count("undefined") == 1

@@ -1,4 +1,4 @@
-"""The page's maps lie where the network looks, and the section is there only when there is something to tell."""
+"""The page's maps lie where the network attributions, and the section is there only when there is something to tell."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from fedcmr.server.report.overlays import (
     overlay_rows,
     overlay_sheet,
 )
-from fedcmr.server.tasks.ejection_fraction.saliency import Look
+from fedcmr.server.tasks.ejection_fraction.saliency import Attribution
 from fedcmr.shared.provenance import public
 
 REPORT = {
@@ -46,10 +46,10 @@ GREY = np.full((64, 64), 0.4)
 NOWHERE = np.zeros((64, 64), bool)
 
 
-def look(vendor: str, ef: float) -> Look:
+def attribution(vendor: str, ef: float) -> Attribution:
     masks = np.zeros((2, 64, 64), np.uint8)
     masks[:, 20:40, 20:40] = 3
-    return Look(vendor, ef, 0.8, 0.3, np.stack([GREY, GREY]), np.ones((64, 64)), masks)
+    return Attribution(vendor, ef, 0.8, 0.3, np.stack([GREY, GREY]), np.ones((64, 64)), masks)
 
 
 def page_of(folder, report=REPORT, inputs=ReportInputs()) -> str:  # noqa: B008
@@ -57,7 +57,7 @@ def page_of(folder, report=REPORT, inputs=ReportInputs()) -> str:  # noqa: B008
     return (folder / "report.html").read_text()
 
 
-def test_what_is_not_looked_at_stays_grey_and_the_strongest_place_has_the_last_colour():
+def test_places_of_no_saliency_stay_grey_and_the_strongest_place_has_the_last_colour():
     heat = np.zeros((64, 64))
     heat[8:16, 40:56] = 5
     shown = overlay(GREY, heat, NOWHERE)
@@ -94,7 +94,7 @@ def test_a_sheet_has_a_column_per_patient_and_end_diastole_above_end_systole():
     for shade in (0.2, 0.6):
         masks = np.zeros((2, 64, 64), np.uint8)
         pair = np.stack([np.full((64, 64), shade), np.full((64, 64), shade + 0.2)])
-        patients.append(Look("GE", 0.5, 0.8, 0.3, pair, np.zeros((64, 64)), masks))
+        patients.append(Attribution("GE", 0.5, 0.8, 0.3, pair, np.zeros((64, 64)), masks))
     sheet = imread(io.BytesIO(base64.b64decode(overlay_sheet(patients).split(",")[1])))
     middles = sheet[[ZOOM * 32, -ZOOM * 32]][:, [ZOOM * 32, -ZOOM * 32], 0]
     np.testing.assert_allclose(middles, [[0.2, 0.6], [0.4, 0.8]], atol=0.01)
@@ -103,24 +103,24 @@ def test_a_sheet_has_a_column_per_patient_and_end_diastole_above_end_systole():
 
 def test_rows_span_the_ejection_fractions_real_ones_first_and_only_when_they_may():
     efs = np.linspace(0.1, 0.7, 13)
-    looks = {
-        "synthetic": [look(v, ef) for v in ("GE", "Philips") for ef in efs[::-1]],
-        "a": [look("GE", 0.5)],
-        "b": [look("GE", 0.2), look("Siemens", math.nan)],
+    attributions = {
+        "synthetic": [attribution(v, ef) for v in ("GE", "Philips") for ef in efs[::-1]],
+        "a": [attribution("GE", 0.5)],
+        "b": [attribution("GE", 0.2), attribution("Siemens", math.nan)],
     }
-    rows = overlay_rows(looks, ["a", "b"])
+    rows = overlay_rows(attributions, ["a", "b"])
     assert {vendor: [row.kind for row in found] for vendor, found in rows.items()} == {
         "GE": ["real", "synthetic"],
         "Philips": ["synthetic"],
         "Siemens": ["real"],
     }
-    assert [each.ef for each in rows["GE"][0].looks] == [0.2, 0.5]
-    assert [each.ef for each in rows["GE"][1].looks] == pytest.approx(np.linspace(0.1, 0.7, NUM_SHOWN))
-    assert {row.kind for found in overlay_rows(looks, []).values() for row in found} == {"synthetic"}
+    assert [each.ef for each in rows["GE"][0].attributions] == [0.2, 0.5]
+    assert [each.ef for each in rows["GE"][1].attributions] == pytest.approx(np.linspace(0.1, 0.7, NUM_SHOWN))
+    assert {row.kind for found in overlay_rows(attributions, []).values() for row in found} == {"synthetic"}
     assert overlay_rows({}, ["a"]) == {}
 
 
-def test_page_tells_the_shares_of_the_json_and_says_what_is_undefined(tmp_path):
+def test_report_shows_the_shares_of_the_json_and_says_what_is_undefined(tmp_path):
     nothing = {"n_patients": 0, "share_in_heart": None, "area_share": None, "ci95": None}
     scores = {"synthetic": {"GE": SCORE, "all": SCORE}, "acdc <2>": {"GE": SCORE, "Siemens": nothing, "all": SCORE}}
     page = page_of(tmp_path, {**REPORT, "saliency": scores})
@@ -132,13 +132,15 @@ def test_page_tells_the_shares_of_the_json_and_says_what_is_undefined(tmp_path):
 
 @pytest.mark.parametrize("report", [REPORT, {**REPORT, "saliency": {}}], ids=["older-run", "no-regressor"])
 def test_without_maps_there_is_no_section(tmp_path, report):
-    assert "Where the network looks" not in page_of(tmp_path, report)
+    assert "Where the network attributions" not in page_of(tmp_path, report)
 
 
-def test_pictures_of_real_patients_need_leave(tmp_path):
-    rows = overlay_rows({"synthetic": [look("GE", 0.5)], "acdc": [look("GE", 0.4), look("Siemens", 0.3)]}, ["acdc"])
+def test_images_of_real_patients_need_leave(tmp_path):
+    rows = overlay_rows(
+        {"synthetic": [attribution("GE", 0.5)], "acdc": [attribution("GE", 0.4), attribution("Siemens", 0.3)]}, ["acdc"]
+    )
     report = {**REPORT, "saliency": {"synthetic": {"GE": SCORE, "all": SCORE}}}
     hidden = page_of(tmp_path / "hidden", report, ReportInputs(saliency=rows))
     shown = page_of(tmp_path / "shown", report, ReportInputs(saliency=rows, shown=["acdc"]))
     assert (hidden.count("the heart outlined"), shown.count("the heart outlined")) == (1, 3)
-    assert ">Siemens<" not in hidden and "Pictures of the test patients of acdc are left out" in hidden
+    assert ">Siemens<" not in hidden and "Images of the test patients of acdc are left out" in hidden

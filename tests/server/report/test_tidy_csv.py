@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedcmr.server.report.build import build_report
-from fedcmr.server.report.tidy_csv import FlatRow
+from fedcmr.server.report.tidy_csv import TidyRow
 from tests.server.report.report_study import full_study
 
 AUDIT = {
@@ -63,26 +63,26 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(folder) -> list[FlatRow]:
+def rows(folder) -> list[TidyRow]:
     with (folder / "report.csv").open(newline="") as file:
         lines = list(csv.reader(file))
     assert lines[0] == ["section", "model", "test_set", "group", "metric", "value", "low", "high"]
-    return [FlatRow(*line[:5], *(float(cell) if cell else None for cell in line[5:])) for line in lines[1:]]
+    return [TidyRow(*line[:5], *(float(cell) if cell else None for cell in line[5:])) for line in lines[1:]]
 
 
-def numbers_of(value, key: str = "") -> list:
+def figures_of(value, key: str = "") -> list:
     """Every number below a key of the JSON, and every null where a number could stand."""
     if isinstance(value, dict):
-        return [number for name, item in value.items() if name not in LISTS for number in numbers_of(item, name)]
+        return [number for name, item in value.items() if name not in LISTS for number in figures_of(item, name)]
     if isinstance(value, list):
-        return [number for item in value for number in numbers_of(item, key)]
+        return [number for item in value for number in figures_of(item, key)]
     return [] if isinstance(value, (str, bool)) or (value is None and key in ("accountant", "ci95")) else [value]
 
 
 def test_every_number_of_the_json_is_in_the_csv_as_often(folder, rows):
     report = json.loads((folder / "report.json").read_text())
     kept = {key: value for key, value in report.items() if key not in ("settings", "versions", "simulated")}
-    expected = [number for number in numbers_of(kept) if number is not None]
+    expected = [number for number in figures_of(kept) if number is not None]
     for row in kept["uncertainty"].values():
         for coverage in row["coverage"]:
             expected.remove(coverage["nominal"])  # part of the metric's name

@@ -57,7 +57,7 @@ def test_cases_without_any_ejection_fraction_are_refused_in_one_line():
         prepare_examples([blank])
 
 
-def test_areas_are_fractions_of_the_picture_and_unknown_without_masks():
+def test_areas_are_fractions_of_the_image_and_unknown_without_masks():
     case = disc_case("a", 0.5)
     blank = Case(case.info, case.frames, np.zeros_like(case.masks), case.spacing_mm)
     examples = prepare_examples([case, blank])
@@ -100,7 +100,7 @@ def test_switched_off_augmentation_changes_nothing(cases):
 
 
 @pytest.mark.parametrize("name", list(AugmentationConfig.__dataclass_fields__))
-def test_each_transform_alone_changes_pictures_and_stays_in_range(cases, name):
+def test_each_transform_alone_changes_images_and_stays_in_range(cases, name):
     images = prepare_examples(cases).images
     only = AugmentationConfig(**{**OFF.__dict__, name: getattr(AugmentationConfig(), name)})
     changed, _ = augment_pairs(images, only, torch.Generator().manual_seed(0))
@@ -115,7 +115,7 @@ def test_area_grows_with_the_square_of_the_zoom():
     zoomed, growth = augment_pairs(
         images, AugmentationConfig(**{**OFF.__dict__, "log_scale": 0.3}), torch.Generator().manual_seed(1)
     )
-    area, area_zoomed = ((picture + 1).mean(dim=(2, 3)) for picture in (images, zoomed))
+    area, area_zoomed = ((image + 1).mean(dim=(2, 3)) for image in (images, zoomed))
     torch.testing.assert_close(area_zoomed / area, growth[:, None].expand(-1, 2), rtol=0.03, atol=0)
 
 
@@ -130,7 +130,7 @@ def test_warp_turns_shifts_and_mirrors_as_torch_does():
     torch.testing.assert_close(mirrored, images.flip(3), atol=1e-4, rtol=0)
 
 
-def test_blur_keeps_the_mean_and_zero_keeps_the_picture():
+def test_blur_keeps_the_mean_and_zero_keeps_the_image():
     images = torch.zeros(2, 2, 32, 32)
     images[:, :, 16, 16] = 1
     blurred = blur(images, torch.tensor([0.0, 1.0]))
@@ -167,8 +167,8 @@ def test_a_checkpoint_of_other_data_is_not_continued(cases, tiny, tmp_path):
     state.save(path, "another training")
     assert not state.restore(path, "this training") and state.restore(path, "another training")
     fresh = regression.train_regressor(cases, CONFIG, seed=1)
-    beside = regression.train_regressor(cases, CONFIG, seed=1, checkpoint=path)
-    assert all(torch.equal(a, b) for a, b in zip(weights(fresh), weights(beside), strict=True))
+    other = regression.train_regressor(cases, CONFIG, seed=1, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(weights(fresh), weights(other), strict=True))
 
 
 def test_seeds_decide_weights_and_the_loss_is_reported(cases, tiny):

@@ -1,4 +1,4 @@
-"""The ResNet50's card tells of its training and its tests, and nothing of a patient."""
+"""The ResNet50's card states its training and its tests, and nothing of a patient."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ EFS = (0.2, 0.40, 0.45, 0.50, 0.7)
 
 @pytest.fixture
 def cases() -> list[Case]:
-    told = [disc_case(f"hidden-{i}", ef, seed=i) for i, ef in enumerate(EFS)]
-    return [replace(case, info=replace(case.info, vendor="GE" if i else "Philips")) for i, case in enumerate(told)]
+    cases = [disc_case(f"hidden-{i}", ef, seed=i) for i, ef in enumerate(EFS)]
+    return [replace(case, info=replace(case.info, vendor="GE" if i else "Philips")) for i, case in enumerate(cases)]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_scores(weights):
     assert by_vendor["all"][0] == "4" and by_vendor["all"][1].startswith(f"{figures['mae_points']:.1f} (")
     assert by_vendor["all"][2].startswith(f"{figures['r2']:.2f} (")
     assert by_vendor["Philips"][2] == "undefined", "one patient has no r2"
-    assert "Its intervals on ward, 4 patients: 50% ones hold 50%" in text
+    assert "Observed coverage on ward, 4 patients: 50% (nominal 50%)" in text
 
 
 def test_weights_without_facts_get_no_card(tiny, tmp_path):

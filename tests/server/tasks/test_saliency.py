@@ -1,4 +1,4 @@
-"""The maps show where an answer comes from: against closed forms, and on pictures where one place alone tells it."""
+"""Saliency maps against closed forms, and on images where one place alone determines the prediction."""
 
 import math
 from dataclasses import replace
@@ -12,11 +12,11 @@ from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.tasks.ejection_fraction import saliency
 from fedcmr.server.tasks.ejection_fraction.saliency import (
-    look_at,
+    attribute,
     saliency_maps,
     saliency_share,
-    score_looks,
-    study_looks,
+    score_attributions,
+    study_attributions,
 )
 from fedcmr.shared.case import LV, Case, CaseInfo
 from fedcmr.shared.ejection_fraction import ejection_fraction
@@ -59,8 +59,8 @@ def hearts(num: int = 3, ef: float = 0.5) -> list[Case]:
     return cases
 
 
-def told_by_the_left(num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise with two bright squares, one left and one right: the left one's brightness is the answer, shape (num,)."""
+def left_square(num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise with two bright squares, one left and one right: the left one's brightness is the target, shape (num,)."""
     rng = torch.Generator().manual_seed(seed)
     images = torch.randn(num, 2, 64, 64, generator=rng) * 0.05 - 0.5
     shades = torch.rand(num, 2, generator=rng)
@@ -70,13 +70,13 @@ def told_by_the_left(num: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def left_reader() -> Regressor:
-    """A ResNet50 that has learnt to read the left square and to pass over the right one."""
+def left_model() -> Regressor:
+    """A ResNet50 that has learnt to use the left square and to ignore the right one."""
     torch.manual_seed(0)
     model = Regressor().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for step in range(30):
-        images, ef = told_by_the_left(12, seed=step)
+        images, ef = left_square(12, seed=step)
         loss = (model(images.contiguous(memory_format=torch.channels_last)).ef - ef).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -96,7 +96,7 @@ def test_map_of_a_linear_network_is_what_every_cell_adds():
     np.testing.assert_allclose(saliency_maps(linear_model(weights), images), padded, rtol=0.03)
 
 
-def test_what_lowers_the_answer_counts_like_what_raises_it():
+def test_what_lowers_the_prediction_counts_like_what_raises_it():
     weights = torch.ones(16, 16)
     images = torch.rand(2, 2, 64, 64)
     up, down = (saliency_maps(linear_model(sign * weights), images) for sign in (1, -1))
@@ -104,34 +104,34 @@ def test_what_lowers_the_answer_counts_like_what_raises_it():
     assert up.min() > 0
 
 
-def test_a_network_that_reads_one_place_is_seen_to_look_there(left_reader):
-    images, ef = told_by_the_left(24, seed=1000)
+def test_the_map_of_a_network_that_uses_one_place_lies_there(left_model):
+    images, ef = left_square(24, seed=1000)
     with torch.inference_mode():
-        assert np.corrcoef(left_reader(images).ef, ef)[0, 1] > 0.9, "the network has not learnt what it was taught"
-    maps = saliency_maps(left_reader, images)
+        assert np.corrcoef(left_model(images).ef, ef)[0, 1] > 0.9, "the network has not learnt what it was taught"
+    maps = saliency_maps(left_model, images)
     left, right = (maps[:, 20:44, column : column + 24].mean() for column in (2, 38))
     assert left > 3 * right
     assert maps[:, :, :32].sum() > 0.75 * maps.sum()
 
 
-def test_maps_move_with_the_picture():
+def test_maps_move_with_the_image():
     images = torch.randn(3, 2, 64, 64, generator=torch.Generator().manual_seed(2))
     still, moved = (saliency_maps(linear_model(torch.ones(16, 16)), x) for x in (images, images.roll((8, -4), (2, 3))))
     torch.testing.assert_close(moved.roll((-8, 4), (1, 2))[:, 24:40, 24:40], still[:, 24:40, 24:40], rtol=0.05, atol=0)
 
 
-def test_maps_leave_the_network_as_it_was(left_reader):
-    images, _ = told_by_the_left(2, seed=1)
+def test_maps_leave_the_network_as_it_was(left_model):
+    images, _ = left_square(2, seed=1)
     with torch.inference_mode():
-        before = left_reader(images).ef
-    for parameter in left_reader.parameters():
+        before = left_model(images).ef
+    for parameter in left_model.parameters():
         parameter.grad = None
     with torch.no_grad():
-        saliency_maps(left_reader, images)
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in left_reader.parameters())
-    assert not any(module._forward_hooks or module._backward_hooks for module in left_reader.modules())
+        saliency_maps(left_model, images)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in left_model.parameters())
+    assert not any(module._forward_hooks or module._backward_hooks for module in left_model.modules())
     with torch.inference_mode():
-        assert torch.equal(left_reader(images).ef, before)
+        assert torch.equal(left_model(images).ef, before)
 
 
 def test_a_uniform_map_has_the_share_of_the_area():
@@ -151,7 +151,7 @@ def test_share_is_that_of_the_weights_inside_either_phase():
     assert math.isnan(saliency_share(torch.zeros_like(maps), masks)[0])
 
 
-def test_masks_go_along_with_the_pictures():
+def test_masks_go_along_with_the_images():
     images, labels = saliency.slice_pairs(hearts(1)[0])
     shifted, masks = centred_with_masks([images.roll((6, -9), (2, 3))], [labels.roll((6, -9), (2, 3))])
     lv = (masks[0] == LV).sum(dim=(0, 1)).float()
@@ -169,23 +169,23 @@ def test_masks_are_not_mirrored_at_the_border():
     assert centred_with_masks([], []) == ([], [])
 
 
-def test_looks_hold_the_shares_of_their_own_slices():
+def test_attributions_hold_the_shares_of_their_own_slices():
     cases = hearts(3)
-    looks = look_at(linear_model(torch.ones(16, 16)), cases)
-    pictures, masks = saliency.centred_slices(cases)
-    for case, look, stack, labels in zip(cases, looks, pictures, masks, strict=True):
+    attributions = attribute(linear_model(torch.ones(16, 16)), cases)
+    stacks, masks = saliency.centred_slices(cases)
+    for case, found, stack, labels in zip(cases, attributions, stacks, masks, strict=True):
         maps = saliency_maps(linear_model(torch.ones(16, 16)), stack)
-        assert (look.share_in_heart, look.area_share) == pytest.approx(saliency_share(maps, labels))
-        assert (look.vendor, look.ef) == (case.info.vendor, case.info.ef)
-        assert look.picture.min() >= 0 and look.picture.max() <= 1 and look.masks.shape == (2, 64, 64)
-    assert look_at(linear_model(torch.ones(16, 16)), []) == []
+        assert (found.share_in_heart, found.area_share) == pytest.approx(saliency_share(maps, labels))
+        assert (found.vendor, found.ef) == (case.info.vendor, case.info.ef)
+        assert found.image.min() >= 0 and found.image.max() <= 1 and found.masks.shape == (2, 64, 64)
+    assert attribute(linear_model(torch.ones(16, 16)), []) == []
 
 
 def test_scores_are_means_over_patients_with_an_interval():
-    look = look_at(linear_model(torch.ones(16, 16)), hearts(1))[0]
+    one = attribute(linear_model(torch.ones(16, 16)), hearts(1))[0]
     shares = {"GE": [0.5, 0.7, 0.9], "Philips": [0.4], "Siemens": [math.nan]}
-    looks = [replace(look, vendor=v, share_in_heart=s, area_share=0.3) for v, row in shares.items() for s in row]
-    scores = score_looks({"synthetic": looks}, num_bootstrap=500, seed=0)["synthetic"]
+    attributions = [replace(one, vendor=v, share_in_heart=s, area_share=0.3) for v, row in shares.items() for s in row]
+    scores = score_attributions({"synthetic": attributions}, num_bootstrap=500, seed=0)["synthetic"]
     assert list(scores) == ["GE", "Philips", "Siemens", "all"]
     assert scores["GE"]["share_in_heart"] == pytest.approx(0.7) and scores["GE"]["area_share"] == pytest.approx(0.3)
     assert 0.5 <= scores["GE"]["ci95"][0] < 0.7 < scores["GE"]["ci95"][1] <= 0.9
@@ -194,17 +194,17 @@ def test_scores_are_means_over_patients_with_an_interval():
     assert scores["all"]["n_patients"] == 4 and scores["all"]["share_in_heart"] == pytest.approx(2.5 / 4)
 
 
-def test_a_study_looks_at_some_patients_of_every_vendor_and_skips_those_without_masks(make_study, monkeypatch):
+def test_a_study_attributes_some_patients_of_every_vendor_and_skips_those_without_masks(make_study, monkeypatch):
     run = make_study()
     cases = hearts(5)
     blank = replace(cases[0], masks=np.zeros_like(cases[0].masks))
-    assert study_looks(run, run.config, cases, []) == {}, "no regressor yet"
+    assert study_attributions(run, run.config, cases, []) == {}, "no regressor yet"
     save_regressor(run.path / "regressor.safetensors", Regressor())
     monkeypatch.setattr(saliency, "MAX_CASES", 2)
-    looks = study_looks(run, run.config, cases, [("a", [blank]), ("b", [*cases[:1], blank])])
-    assert {name: [look.vendor for look in found] for name, found in looks.items()} == {
+    attributions = study_attributions(run, run.config, cases, [("a", [blank]), ("b", [*cases[:1], blank])])
+    assert {name: [one.vendor for one in found] for name, found in attributions.items()} == {
         "synthetic": ["GE", "GE", "Philips", "Philips"],
         "b": ["Philips"],
     }
     (run.path / "regressor.safetensors").write_bytes(b"of another version")
-    assert study_looks(run, run.config, cases, []) == {}
+    assert study_attributions(run, run.config, cases, []) == {}

@@ -35,7 +35,7 @@ def shipped() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def rendered() -> list[Case]:
-    """Hearts of known ejection fraction, painted by the renderer, that no training met."""
+    """Hearts of known ejection fraction, rendered, that no training met."""
     rng = torch.Generator().manual_seed(4242)
     hearts = draw_hearts(24, rng, 6, torch.linspace(0.1, 0.75, 24))
     d = distances(hearts, slice_positions(hearts, 6))
@@ -64,7 +64,7 @@ def test_it_looks_at_pixels_only(shipped, rendered):
 
 
 def test_it_takes_no_contraction_for_granted(shipped, rendered):
-    """The same picture as ED and as ES ejects little, wide or contracted; the phase alone would suggest 0.44.
+    """The same image as ED and as ES ejects little, wide or contracted; the phase alone would suggest 0.44.
 
     Not nothing: the border that readers draw lies elsewhere at ES.
     """
@@ -106,7 +106,7 @@ def test_dice_of_known_squares():
 
 
 def test_masks_move_with_their_pictures():
-    """Pictures whose only bright part is the cavity: after the augmentation the mask still lies on it."""
+    """Images whose only bright part is the cavity: after the augmentation the mask still lies on it."""
     masks = simulate_hearts(16, seed=5).masks
     images, moved = random_views(Examples((masks == LV).to(torch.uint8) * 200, masks), 32, seed=0, step=1)
     cavity = moved == LV

@@ -11,7 +11,7 @@ import torch
 
 from fedcmr.server.cli import main
 from fedcmr.server.evaluation.export import as_csv
-from fedcmr.server.report.tidy_csv import flat_rows
+from fedcmr.server.report.tidy_csv import tidy_rows
 from fedcmr.server.settings import Config, SegmentationConfig, load
 from fedcmr.server.tasks.registry import TASKS, task_of_model
 from fedcmr.server.tasks.segmentation.examples import is_segmented, prepare_examples
@@ -209,7 +209,7 @@ def test_the_tidy_csv_has_every_figure_of_a_segmentation():
         "synthetic": {"n_cases": 0, "per_vendor": {}},
         "timing": timing,
     }
-    rows = {row.metric: row for row in flat_rows(report) if row.section == "segmentation"}
+    rows = {row.metric: row for row in tidy_rows(report) if row.section == "segmentation"}
     assert (rows["dice_lv"].value, rows["dice_lv"].low, rows["dice_lv"].high) == (0.9, 0.8, 0.95)
     assert rows["hd95_mm_lv"].value is None and rows["ef_mae_points"].high == 4.0
 

@@ -1,4 +1,4 @@
-"""The saliency benchmark: covering finds the place that tells, and agreement is that of the ranks."""
+"""The saliency benchmark: occlusion finds the place that matters, and agreement is that of the ranks."""
 
 import json
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 class Corner(nn.Module):
-    """Answers with the mean of the upper left 20 x 20 pixels."""
+    """Predicts the mean of the upper left 20 x 20 pixels."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images[..., :20, :20].mean(dim=(1, 2, 3))[:, None]
@@ -62,7 +62,7 @@ def test_the_command_prints_and_writes_every_map(tmp_path, write_cases, monkeypa
 
 
 def test_a_network_without_a_map_is_told_apart_from_one_that_looks_elsewhere(capsys):
-    """One that answers the same whatever it sees has gradients of zero everywhere."""
+    """One that predicts the same whatever it sees has gradients of zero everywhere."""
     deaf = Regressor()
     torch.nn.init.zeros_(deaf.network.fc.weight)
     images, masks = torch.rand(2, 2, 64, 64) * 2 - 1, torch.full((2, 2, 64, 64), 3, dtype=torch.uint8)

@@ -36,7 +36,7 @@ SMALL = (
 
 
 def predictions(models, seed: int, num: int = 12):
-    """Of one seed: errors around the same truth, smaller for earlier models."""
+    """Predictions of one seed: errors around the same truth, smaller for earlier models."""
     rng, truth = np.random.default_rng(seed), np.random.default_rng(99)
     true, vendors = truth.uniform(0.2, 0.7, num).tolist(), ["Siemens", "GE"] * (num // 2)
     return {
@@ -58,8 +58,8 @@ def test_figures_are_means_over_seeds_and_differences_are_paired():
     assert set(figures["rows"]) == set(models) and set(figures["main_minus"]) == {"pooled_real", "without_2-ge"}
 
     def mean_over_seeds(model, metric, chosen):
-        answers = [seed[model]["hospitals"] for seed in seeds]
-        return np.mean([metric(np.array(a["true"])[chosen], np.array(a["predicted"])[chosen]) for a in answers])
+        predictions = [seed[model]["hospitals"] for seed in seeds]
+        return np.mean([metric(np.array(a["true"])[chosen], np.array(a["predicted"])[chosen]) for a in predictions])
 
     for vendor, chosen in {"Siemens": slice(0, None, 2), "GE": slice(1, None, 2), "all": slice(None)}.items():
         maes = {model: 100 * mean_over_seeds(model, metrics.mean_absolute_error, chosen) for model in models}
@@ -141,9 +141,11 @@ def test_rows_are_asked_for_once_also_beside_a_setting_that_needs_one():
         "evaluation.cross_vendor=[real]",
         "--rows",
     ]
-    asked = {rows: subprocess.run([*command, rows], capture_output=True, text=True) for rows in ("magic", "prior_only")}
-    assert {process.returncode for process in asked.values()} == {2}
-    assert "--rows" in asked["magic"].stderr and "evaluation.cross_vendor" in asked["prior_only"].stderr
+    refused = {
+        rows: subprocess.run([*command, rows], capture_output=True, text=True) for rows in ("magic", "prior_only")
+    }
+    assert {process.returncode for process in refused.values()} == {2}
+    assert "--rows" in refused["magic"].stderr and "evaluation.cross_vendor" in refused["prior_only"].stderr
     with_pooled = subprocess.run([*command, "pooled_real", "--mnms", "nowhere"], capture_output=True, text=True)
     assert with_pooled.returncode == 2 and "--mnms" in with_pooled.stderr
 
@@ -200,11 +202,11 @@ def test_two_seeds_share_patients_and_a_finished_one_is_not_done_again(tmp_path,
     assert load_run(second).config.seed == 1
     ids = [checkpoint.load(path / "generator.safetensors")[1]["run_id"] for path in (first, second)]
     assert ids[0] != ids[1], "each seed is a federation of its own, with noise of its own"
-    answers = [
+    predictions = [
         json.loads((path / "private" / "predictions" / "synthetic_only.json").read_text()) for path in (first, second)
     ]
-    assert answers[0]["hospitals"]["true"] == answers[1]["hospitals"]["true"]
-    assert answers[0] != answers[1]
+    assert predictions[0]["hospitals"]["true"] == predictions[1]["hospitals"]["true"]
+    assert predictions[0] != predictions[1]
 
     before = {path: path.stat().st_mtime_ns for path in (first / "metrics.jsonl", first / "generator.safetensors")}
     config = load(first / "config.yaml")

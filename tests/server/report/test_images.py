@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedcmr.server.report.pictures import NUM_EXTREMES, NUM_SAMPLES, NUM_SLICES, extremes, sample_sheets
+from fedcmr.server.report.images import NUM_EXTREMES, NUM_SAMPLES, NUM_SLICES, extremes, sample_sheets
 from fedcmr.shared.case import Case, CaseInfo
 
 
@@ -17,21 +17,21 @@ def case(vendor: str, ef: float, shade: float = 0.5, num_slices: int = 6) -> Cas
     return Case(info, frames.astype(np.float32), np.zeros(frames.shape, np.uint8), spacing_mm)
 
 
-def test_every_vendor_gets_real_patients_over_the_range_and_synthetic_ones_that_eject_as_much():
+def test_every_vendor_gets_real_patients_over_the_range_and_synthetic_ones_of_similar_values():
     real = [case(vendor, 0.20 + i / 20) for vendor in ("GE", "Philips") for i in range(9)]
     synthetic = [case(vendor, ef) for vendor in ("GE", "Philips") for ef in np.linspace(0.08, 0.8, 60)]
     sheets = sample_sheets(synthetic, real)
     assert list(sheets) == ["GE", "Philips"]
     for sheet in sheets.values():
-        assert sheet.real.pictures.shape == sheet.synthetic.pictures.shape == (NUM_SAMPLES, 2, 64, 64)
+        assert sheet.real.images.shape == sheet.synthetic.images.shape == (NUM_SAMPLES, 2, 64, 64)
         assert sheet.real.efs == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
         assert sheet.synthetic.efs == pytest.approx(sheet.real.efs, abs=0.72 / 59)
 
 
 def test_the_same_grey_means_the_same_in_both_rows():
     sheet = sample_sheets([case("GE", 0.5, shade=0.3)], [case("GE", 0.5, shade=0.3)])["GE"]
-    np.testing.assert_allclose(sheet.real.pictures, 0.33, atol=1e-6)  # the middle of the six slices
-    np.testing.assert_array_equal(sheet.synthetic.pictures, sheet.real.pictures)
+    np.testing.assert_allclose(sheet.real.images, 0.33, atol=1e-6)  # the middle of the six slices
+    np.testing.assert_array_equal(sheet.synthetic.images, sheet.real.images)
 
 
 def test_a_synthetic_patient_stands_in_one_column_only():
@@ -56,7 +56,7 @@ def test_best_and_worst_are_by_absolute_error_and_disjoint():
     assert [round(e.predicted - e.true, 3) for e in best] == [0.0, 0.01, -0.02, 0.05]
     assert [round(e.predicted - e.true, 3) for e in worst] == [-0.5, 0.3, -0.2, 0.15]
     assert [e.vendor for e in worst] == ["Philips", "GE", "GE", "Philips"] and len(best) == NUM_EXTREMES
-    assert all(e.pictures.shape == (NUM_SLICES, 2, 64, 64) for e in (*best, *worst))
+    assert all(e.images.shape == (NUM_SLICES, 2, 64, 64) for e in (*best, *worst))
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 3, 5])
@@ -67,17 +67,17 @@ def test_nobody_is_both_best_and_worst(num):
     assert not {e.true for e in best} & {e.true for e in worst}
 
 
-def test_an_answer_that_is_no_number_is_neither_best_nor_worst():
+def test_a_prediction_that_is_not_finite_is_neither_best_nor_worst():
     best, worst = extremes([case("GE", 0.5)] * 3, [0.5, math.nan, 0.1])
     assert [best[0].predicted, worst[0].predicted] == [0.5, 0.1]
 
 
-def test_answers_of_other_patients_are_not_shown():
-    with pytest.raises(ValueError, match="one answer per patient"):
+def test_predictions_of_other_patients_are_not_shown():
+    with pytest.raises(ValueError, match="one prediction per patient"):
         extremes([case("GE", 0.5)], [])
 
 
-def test_pictures_carry_no_name():
+def test_images_carry_no_name():
     sheet = sample_sheets([case("GE", 0.5)], [case("GE", 0.5)])["GE"]
     best, worst = extremes([case("GE", 0.5)] * 2, [0.5, 0.1])
     shown = repr((sheet.real.efs, sheet.synthetic.efs, *(vars(e).keys() for e in (*best, *worst)), best, worst))

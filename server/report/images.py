@@ -1,6 +1,6 @@
-"""Which pictures the report shows: real patients beside synthetic ones, and the patients read best and worst.
+"""Which images the report shows: real patients next to synthetic ones, and the best and worst predictions.
 
-A picture carries a vendor and ejection fractions, never a pseudonym, a group or a date.
+An image carries a vendor and ejection fractions, never a pseudonym, a group or a date.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ NUM_SAMPLES = 5
 """Patients per vendor and row."""
 NUM_EXTREMES = 4
 NUM_SLICES = 3
-"""Slices of a best or worst case, from the part of the stack that the network reads."""
+"""Slices of a best or worst case, from the part of the stack that the network sees."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """ED/ES pairs of several patients, and what each patient ejects.
+    """ED/ES pairs of several patients, and the ejection fraction of each.
 
     Attributes:
-        pictures: Shape (N, 2, H, W) in [0, 1], a slice from the middle of the heart.
+        images: Shape (N, 2, H, W) in [0, 1], a slice from the middle of the heart.
         efs: Shape (N,).
     """
 
-    pictures: NDArray[np.floating]
+    images: NDArray[np.floating]
     efs: Sequence[float]
 
 
 @dataclass(frozen=True)
 class SampleSheet:
-    """Pictures of one vendor, on one grid and field of view; `real` is None where there are none to show."""
+    """Images of one vendor, on one grid and field of view; `real` is None where there are none to show."""
 
     synthetic: Row
     real: Row | None = None
@@ -43,25 +43,25 @@ class SampleSheet:
 
 @dataclass(frozen=True)
 class Extreme:
-    """A test patient whom the network read very well or very badly.
+    """A test patient with a very small or a very large error.
 
     Attributes:
-        vendor: Of the scanner.
+        vendor: Manufacturer of the scanner.
         true: Ejection fraction.
-        predicted: By the network.
-        pictures: Shape (S, 2, H, W) in [0, 1]: slices from base to apex.
+        predicted: The network's prediction.
+        images: Shape (S, 2, H, W) in [0, 1]: slices from base to apex.
     """
 
     vendor: str
     true: float
     predicted: float
-    pictures: NDArray[np.floating]
+    images: NDArray[np.floating]
 
 
 def sample_sheets(synthetic: Sequence[Case], real: Sequence[Case]) -> dict[str, SampleSheet]:
-    """Per vendor: real patients over the whole range of ejection fractions, and synthetic ones that eject as much.
+    """Per vendor: real patients over the whole range of ejection fractions, and synthetic ones with similar values.
 
-    Like stands beside like, so that what differs is the picture and not the heart's state.
+    Columns are matched by ejection fraction, so that what differs is the image and not the heart's state.
 
     Args:
         synthetic: Synthetic cases.
@@ -74,9 +74,9 @@ def sample_sheets(synthetic: Sequence[Case], real: Sequence[Case]) -> dict[str, 
             for cases in (synthetic, real)
         )
         shown = _evenly(scanned)
-        beside = [_take_nearest(made, case.info.ef) for case in shown if made] if shown else _evenly(made)
-        if beside:
-            sheets[vendor] = SampleSheet(_row(beside), _row(shown) if shown else None)
+        matched = [_take_nearest(made, case.info.ef) for case in shown if made] if shown else _evenly(made)
+        if matched:
+            sheets[vendor] = SampleSheet(_row(matched), _row(shown) if shown else None)
     return sheets
 
 
@@ -85,10 +85,10 @@ def extremes(cases: Sequence[Case], predicted: Sequence[float]) -> tuple[list[Ex
 
     Args:
         cases: Test patients with a known ejection fraction.
-        predicted: Shape (len(cases),), the network's answers.
+        predicted: Shape (len(cases),), the network's predictions.
     """
     if len(cases) != len(predicted):
-        raise ValueError(f"Expected one answer per patient, got {len(predicted)} for {len(cases)}.")
+        raise ValueError(f"Expected one prediction per patient, got {len(predicted)} for {len(cases)}.")
     errors = np.abs(np.asarray(predicted) - [case.info.ef for case in cases])
     order = [int(i) for i in np.argsort(errors, kind="stable") if np.isfinite(errors[i])]
     num = min(NUM_EXTREMES, len(order) // 2)
@@ -118,12 +118,12 @@ def _extreme(case: Case, predicted: float) -> Extreme:
 
 
 def _middle(case: Case, num: int) -> NDArray[np.float32]:
-    """At most `num` slices, evenly spread over the part of the stack that the network reads.
+    """At most `num` slices, evenly spread over the part of the stack that the network sees.
 
     Returns:
         Shape (S, 2, 64, 64) in [0, 1].
     """
     stack = slice_pairs(case)[0]
-    read = stack[middle_slices(len(stack))]
-    places = ((np.arange(num) + 0.5) * len(read) / num).astype(int)
-    return ((read[sorted(set(places.tolist()))] + 1) / 2).numpy()
+    seen = stack[middle_slices(len(stack))]
+    places = ((np.arange(num) + 0.5) * len(seen) / num).astype(int)
+    return ((seen[sorted(set(places.tolist()))] + 1) / 2).numpy()
