@@ -1,8 +1,9 @@
-"""The ladder of private adaptation: which rung the sites' sizes can pay for, and what noise it takes.
+"""The choice of adapter: which one the sites' numbers of patients can pay for, and how much noise it takes.
 
-Every rung begins with the private moments of the sites' appearance codes, 22 numbers in one round. "moments" ends there
-and gives them the whole budget; "affine" goes on with private gradient steps on some hundred affine parameters of the
-generator, "low_rank" on some thousand numbers of low-rank updates of the layers that read the code.
+Every adapter begins with the private moments of the sites' style vectors, 22 numbers in one round. "moments"
+(statistics only) ends there and spends the whole budget on them. "affine" (norm-affine) continues with private gradient
+steps on some hundred affine parameters of the generator. "low_rank" (LoRA) does so on some thousand parameters of
+low-rank updates of the layers that take the style vector.
 """
 
 import math
@@ -17,20 +18,23 @@ from fedcmr.shared.records import GRADIENTS, MOMENTS
 from fedcmr.shared.style_statistics import NUM_STEPS
 
 LEAST_SIGNAL: Mapping[Adapter, float] = {"affine": 1.2, "low_rank": 0.3}
-"""Of `signal_to_noise`, for a rung of gradients. Set by `simulations.benchmarks.adapters` on simulated hospitals: the
-affine rung brought the held-out loss down from 1.2 on and raised it at 0.95 and below, and the low-rank one brought it
-down by its full worth from 0.4 on and by half of it at 0.2: noise in these numbers moves the pictures little, and much
-signal lies in them. So with today's sizes there is no study in which "auto" stops at the affine rung."""
+"""The least `signal_to_noise` at which "auto" chooses an adapter that trains by gradients.
+
+Set by `simulations.benchmarks.adapters` on simulated hospitals. The norm-affine adapter lowered the held-out loss from
+1.2 on and raised it at 0.95 and below. LoRA lowered it by the full amount from 0.4 on and by half of it at 0.2: noise
+in its parameters changes the images little, and the signal in them is strong. So with today's numbers of parameters
+"auto" never stops at the norm-affine adapter."""
 
 Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
 
 
 def plan_rung(rung: Adapter, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
-    """The least noise with which a whole run on this rung stays within the target.
+    """The least noise with which a whole run with this adapter stays within the target.
 
-    Two steps with noise s are as one with s / sqrt(2): on the rung of moments that is all the budget, and elsewhere
-    `statistics_share` of it. The gradient steps are divided evenly into `num_rounds` of them.
+    The two steps of the private mean, with noise s each, cost as much as one with s / sqrt(2). With "moments" they
+    spend the whole budget, with any other adapter `statistics_share` of it. The gradient steps are divided evenly among
+    `num_rounds` rounds.
     """
     target, delta = privacy.target_epsilon, privacy.target_delta
     if rung == "moments":
@@ -47,9 +51,9 @@ def signal_to_noise(gradients: Release, nominal_patients: Iterable[int], num_par
     """Length of the whole run's update over that of its noise, if every patient's clipped gradient were the same.
 
     The mean over S sites of T steps, each the clip C long, adds up to T C. Site i's noise has the standard deviation
-    s C / (q N_i) in each of D coordinates of a step; over T steps and the mean of S sites its length is
-    s C sqrt(T D sum_i N_i^-2) / (q S). The ratio holds no clip and no learning rate; T enters with the noise it forces,
-    so that at a given epsilon it hardly matters. All that it is made of is public.
+    s C / (q N_i) in each of D coordinates of a step. Over T steps and the mean of S sites its length is
+    s C sqrt(T D sum_i N_i^-2) / (q S). The ratio depends neither on the clip nor on the learning rate, and at a given
+    epsilon it hardly depends on T, because more steps need more noise. All its inputs are public.
     """
     sizes = list(nominal_patients)
     if gradients.noise_multiplier == 0:
@@ -62,16 +66,16 @@ def signal_to_noise(gradients: Release, nominal_patients: Iterable[int], num_par
 def choose_rung(
     setting: str, gradients: Release | None, nominal_patients: Iterable[int], num_parameters: Mapping[Adapter, int]
 ) -> tuple[Adapter, str]:
-    """The rung that a study takes, and why, in a line.
+    """The adapter of a study, and one line that says why.
 
-    "auto" takes the highest rung of gradients whose signal to noise is at least its `LEAST_SIGNAL`, otherwise the
-    moments alone, which then have the whole budget.
+    "auto" takes the last adapter in `ADAPTERS` whose signal-to-noise ratio is at least its `LEAST_SIGNAL`. If there is
+    none, it takes the moments alone, which then have the whole budget.
 
     Args:
         setting: `federation.adapter`.
         gradients: What the gradient steps would release; None without privacy.
-        nominal_patients: Of every site of the study.
-        num_parameters: Size of the trainable part of each rung of gradients.
+        nominal_patients: Nominal number of patients of each site in the study.
+        num_parameters: Number of trainable parameters of each adapter that trains by gradients.
     """
     for rung in ADAPTERS:
         if rung == setting:

@@ -1,7 +1,7 @@
 """Federated evaluation: the trained model goes to the sites, and sums over their own test patients come back.
 
-Each site's policy says in which form: with noise, charged to its ledger of test patients, or as a plain table. What the
-answers mean together is worked out anew whenever a report is written; it costs no privacy.
+Each site's policy says in which form: with noise, charged to its ledger of test patients, or as a plain table. The
+figures of all sites together are computed again whenever a report is written, which costs no privacy.
 """
 
 import json
@@ -41,15 +41,15 @@ from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP, SUMS, from_pri
 
 STAGE = "federated_evaluation"
 FILE_NAME = "federated_evaluation.json"
-"""In a run folder: what was asked, and each site's answer as it came."""
+"""File of a run folder with the request and each site's reply as it came."""
 NO_ANSWER = "no-answer"
 OF_FORM = {PRIVATE: "sums with noise", PLAIN: "plain table, not private"}
 
 
 def evaluate_at_sites(grid: Grid, run: RunFolder) -> None:
-    """Send the main model to every connected site and keep the answers in `federated_evaluation.json`.
+    """Send the main model to every connected site and keep the replies in `federated_evaluation.json`.
 
-    A site that is asked again after an interruption sends the same bytes again and is not charged again.
+    A site that gets the request again after an interruption sends the same bytes again and is not charged again.
     """
     config, sites = run.config, read_study(run)
     arrays = to_arrays(load_regressor(run.path / REGRESSOR_NAME))
@@ -72,7 +72,7 @@ def evaluate_at_sites(grid: Grid, run: RunFolder) -> None:
 
 
 def make_request(run_id: str, config: Config, sites: Mapping[str, StudySite], model_sha256: str) -> EvaluationRequest:
-    """What is asked of every site, with the least noise that stays within the target epsilon."""
+    """The request to every site, with the least noise that stays within the target epsilon."""
     target = _target_epsilon(config)
     return EvaluationRequest(
         task=EJECTION_FRACTION,
@@ -86,7 +86,7 @@ def make_request(run_id: str, config: Config, sites: Mapping[str, StudySite], mo
 
 
 def spent(config: Config, request: EvaluationRequest) -> tuple[float, str]:
-    """Epsilon of a private answer at a site that was asked nothing before, and the name of the accountant."""
+    """Epsilon of a private reply at a site without earlier requests, and the name of the accountant."""
     target, delta = _target_epsilon(config), request.target_delta
     return filter_of(config.privacy.sample_rate, target, delta).of([request.mechanism.release], delta)
 
@@ -96,10 +96,10 @@ def _target_epsilon(config: Config) -> float:
 
 
 def check_answers(replies: Iterable[Reply], sites: Mapping[str, StudySite]) -> dict[str, dict[str, Any]]:
-    """Every site of the study with its answer: its `code`, and where that is ok `form` and `sums` by vendor.
+    """Every site of the study with its reply: its `code` and, where that is ok, `form` and `sums` by vendor.
 
-    An answer that is not as it should be counts as `dropped`, and so do all answers of a site that gave several. Where
-    there is nothing to check, the code says why: see `Reply`.
+    A malformed reply counts as `dropped`, and so do all replies of a site that sent several. Where a reply has no
+    content to check, its code says why: see `Reply`.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for reply in replies:
@@ -121,7 +121,7 @@ def check_answers(replies: Iterable[Reply], sites: Mapping[str, StudySite]) -> d
 def _check_answer(
     content: Mapping[str, Any], sites: Mapping[str, StudySite], sender: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """One answer's site, "" where that is none of the study, and what it says."""
+    """The site of a reply, "" where it is not in the study, and the checked content."""
     reply = content.get(REPLY)
     if not isinstance(reply, Mapping):
         return sender or "", {"code": "dropped"}
@@ -145,13 +145,12 @@ def _check_answer(
 
 
 def federated_results(run: RunFolder) -> dict[str, Any] | None:
-    """`federated_evaluation` of `report.json`; None where no site was asked.
+    """`federated_evaluation` of `report.json`; None where no request was sent.
 
     Returns:
-        What was asked (`task`, `model_sha256`), `sites` ({name: {code, form}}), `privacy` of the private answers
-        (epsilon, delta, accountant, unit; None where there are none), and `vendors` ({vendor or "all": `figures` and
-        `sites`, the names of those whose patients are behind them}). A site without a single group of patients that it
-        shows is behind none.
+        The request (`task`, `model_sha256`), `sites` ({name: {code, form}}), `privacy` of the private replies (epsilon,
+        delta, accountant, unit; None where there are none), and `vendors` ({vendor or "all": `figures` and `sites`, the
+        names of the sites whose patients they include}). A site that shows no group of patients is in none of them.
     """
     path = run.path / FILE_NAME
     if not path.is_file():
@@ -192,7 +191,7 @@ def federated_results(run: RunFolder) -> dict[str, Any] | None:
 def _plain_sums(
     answer: Mapping[str, Any], noise_multiplier: float
 ) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """A site's vendors with their sums and the covariance of the noise in these; without groups that it left out."""
+    """A site's vendors with their sums and the covariance of the noise in them, without the groups that it left out."""
     rows = {vendor: np.array(row) for vendor, row in (answer.get("sums") or {}).items()}
     if answer.get("form") == PRIVATE:
         sums, noise = from_private(rows, noise_multiplier)
@@ -201,7 +200,7 @@ def _plain_sums(
 
 
 def federated_table(results: Mapping[str, Any]) -> Table:
-    """The figures for the terminal, 95 % intervals in brackets, and under them who answered and how."""
+    """The figures for the terminal, 95 % intervals in brackets, and below them who replied and in which form."""
     table = Table(
         title="ejection fraction of the sites' own test patients, at the sites",
         title_justify="left",
@@ -228,5 +227,5 @@ def _cell(scores: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def _outcome(answer: Mapping[str, Any]) -> str:
-    """What a site answered, in words."""
+    """A site's reply, in words."""
     return OF_FORM[answer["form"]] if answer["code"] == OK else str(answer["code"])

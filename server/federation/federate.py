@@ -21,19 +21,19 @@ from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.records import MOMENTS
 
 PATIENCE = 2
-"""Rounds in a row that may miss their quorum: an honest site can miss one, after a crash of its own for example."""
+"""Rounds in a row that may miss their quorum: an honest site can miss one, for example after a crash."""
 
 
 def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
     """Run the rounds that are still to do, then write the shared generator.
 
     Writes `checkpoints/round_NNNN.safetensors` after every round (0: the start), a line of `metrics.jsonl` per round
-    and `generator.safetensors`. A run that was interrupted goes on from its newest readable checkpoint, with the same
-    run id, so that no site is charged twice for a round.
+    and `generator.safetensors`. An interrupted run resumes from its newest readable checkpoint, with the same run id,
+    so that no site is charged twice for a round.
 
     Raises:
         UserError: The delta is too large for a site, all sites refused, fewer connected than the quorum, the study has
-            fewer sites than its quorum, or no round had enough usable answers.
+            fewer sites than its quorum, or no round had enough usable replies.
     """
     config, sites = run.config, read_study(run)
     settings = config.federation
@@ -99,10 +99,10 @@ def _why_nothing(state: FederationState) -> str:
 
 
 def _end_below_the_quorum(state: FederationState, sites: Mapping[str, StudySite], needed: int) -> None:
-    """Stop asking where it cannot help: the sites that do answer would be charged for rounds that change nothing.
+    """Stop where more rounds cannot help: the sites that reply would be charged for rounds that change nothing.
 
     Raises:
-        UserError: `PATIENCE` rounds in a row fell short of the quorum; the next run goes on with the round after them.
+        UserError: `PATIENCE` rounds in a row fell short of the quorum; the next run resumes with the round after them.
     """
     last = state.rounds[-PATIENCE:]
     if len(last) == PATIENCE and all(line.get("missing") for line in last):

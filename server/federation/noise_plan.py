@@ -14,7 +14,7 @@ class NoisePlan:
     """What one site will release over a whole run.
 
     Attributes:
-        moments: One release of the appearance moments; every patient takes part.
+        moments: One release of the moments of the style vectors; every patient takes part.
         gradients: All private gradient steps of the run.
     """
 
@@ -32,19 +32,19 @@ def plan_noise(
 ) -> NoisePlan:
     """The least noise with which the moments and all gradient steps together stay within the target.
 
-    A site counts what it is asked by a privacy filter, and so does the plan: by that of a site whose cap and delta are
-    the targets and which allows this sample rate. Otherwise an honest study would run out of budget half-way.
+    Each site accounts for its releases by a privacy filter, and so does the plan: by the filter of a site whose cap and
+    delta are the targets and which allows this sample rate. Otherwise an honest study would run out of budget half-way.
 
     The budget is divided as in Gaussian differential privacy, where the squares of mu add up: Dong et al. (2019),
     https://arxiv.org/abs/1905.02383, Corollary 3.3, with sqrt(T) q / sigma for T subsampled steps.
 
     Args:
-        target_epsilon: Of the whole run at one site, > 0.
-        target_delta: In (0, 1).
-        sample_rate: Of the gradient steps; in (0, 1].
-        num_gradient_steps: Over all rounds.
+        target_epsilon: Epsilon of the whole run at one site, > 0.
+        target_delta: Delta of the guarantee, in (0, 1).
+        sample_rate: Probability with which a gradient step samples a patient, in (0, 1].
+        num_gradient_steps: Number of gradient steps over all rounds.
         statistics_share: Part of mu squared that goes to the moments, in (0, 1).
-        num_rounds: Into which the gradient steps are divided evenly: a site charges each by itself.
+        num_rounds: Rounds among which the gradient steps are divided evenly; a site charges each round by itself.
     """
     _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
     _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
@@ -76,12 +76,13 @@ def plan_noise(
 
 
 def least_noise(target_epsilon: float, target_delta: float, min_sample_rate: float = 1.0) -> float:
-    """The least noise multiplier with which one release of everybody stays within the target.
+    """The least noise multiplier with which one release over all patients stays within the target.
 
     Args:
-        target_epsilon: At one site, > 0.
-        target_delta: In (0, 1).
-        min_sample_rate: That the sites' policies allow: it decides by which filter they count, as in `plan_noise`.
+        target_epsilon: Epsilon of the release at one site, > 0.
+        target_delta: Delta of the guarantee, in (0, 1).
+        min_sample_rate: The least sample rate that the sites' policies allow, in (0, 1]; it decides which filter they
+            use, as in `plan_noise`.
     """
     _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
     _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)

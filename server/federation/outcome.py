@@ -1,4 +1,4 @@
-"""What a federation came to, from the files it left: privacy spent, releases, who took part and with whose scans."""
+"""The outcome of a federation, from its files: privacy spent, releases, who took part and with whose scans."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from fedcmr.shared.provenance import Provenance
 
 
 def privacy_spent(run: RunFolder) -> dict[str, Any]:
-    """The report's `privacy`, from what the server asked of every site; epsilon is None where privacy was off."""
+    """The report's `privacy`, from the requests to every site; epsilon is None where privacy was off."""
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     sites = {
         name: {
@@ -36,16 +36,16 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
 
 
 def releases(run: RunFolder) -> dict[str, Any]:
-    """What a site compares its ledger with, by 'fedcmr-client budget SITE --compare report.json'."""
+    """The releases that 'fedcmr-client budget SITE --compare report.json' compares with a site's ledger."""
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     releases = {name: site["releases"] for name, site in metadata["sites"].items()}
     return {"run_id": metadata["run_id"], "releases": releases if metadata["private"] else None}
 
 
 def origin(run: RunFolder) -> tuple[list[Provenance], list[str]]:
-    """For the datasheet: where the scans of the sites that took part come from, and the vendors without a site's style.
+    """For the datasheet: the provenance of the participating sites' scans, and the vendors without a site's style.
 
-    Where no round is on record every site counts.
+    Where no round is on record, every site counts as participating.
     """
     sites = read_study(run)
     part = participants(run, sites)
@@ -54,7 +54,7 @@ def origin(run: RunFolder) -> tuple[list[Provenance], list[str]]:
 
 
 def participants(run: RunFolder, sites: Iterable[str]) -> dict[str, Any]:
-    """`participation`, and `styles_of_the_prior`; the generator's own record comes before the run's log."""
+    """`participation` and `styles_of_the_prior`; the generator's own record takes precedence over the run's log."""
     arrays, metadata = checkpoint.load(run.path / "generator.safetensors")
     rounds = metadata.get("rounds") or run.rounds()
     return {**participation(rounds, sites), "styles_of_the_prior": prior_styles(arrays)}

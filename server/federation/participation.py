@@ -11,14 +11,14 @@ from fedcmr.shared.checkpoint import Arrays
 
 @dataclass(frozen=True)
 class Attendance:
-    """What a study heard of one site.
+    """One site's replies over a study.
 
     Attributes:
-        answered: Rounds with a usable answer that counted: the round had its quorum.
-        not_counted: Rounds with a usable answer that fell short of the quorum, and so changed nothing.
+        answered: Rounds with a usable reply that counted: the round had its quorum.
+        not_counted: Rounds with a usable reply that fell short of the quorum, and so changed nothing.
         refused: Rounds by the code with which the site refused.
-        dropped: Rounds by the reason for which its answer was not used.
-        silent: Rounds without an answer under its name.
+        dropped: Rounds by the reason for which its reply was not used.
+        silent: Rounds without a reply under its name.
     """
 
     answered: int = 0
@@ -33,7 +33,7 @@ def attendance(rounds: Iterable[Mapping[str, Any]], sites: Iterable[str]) -> dic
 
     Args:
         rounds: As in `metrics.jsonl`: `answered`, `refused` and `dropped` ({site: code}), `missing` to the quorum.
-        sites: The registered ones.
+        sites: Names of the registered sites.
     """
     lines = list(rounds)
     found = {}
@@ -66,7 +66,7 @@ def participation(rounds: Sequence[Mapping[str, Any]], sites: Iterable[str]) -> 
 
 
 def prior_styles(arrays: Arrays) -> list[str]:
-    """The vendors whose style no site has given: mean and spread in `generator.safetensors` are still the prior's."""
+    """The vendors whose style comes from no site: mean and spread in `generator.safetensors` are still the prior's."""
     return sorted(
         vendor
         for name, mean in arrays.items()
@@ -103,7 +103,7 @@ def sentences(part: Mapping[str, Any], styles: Sequence[str] = ()) -> list[str]:
 
 
 def _what_happened(facts: Mapping[str, Any]) -> str:
-    """Why a site has not answered in every round; empty where it has."""
+    """Why a site has not replied in every round; empty where it has."""
     parts = [f"refused {_rounds(num)} ({code})" for code, num in facts["refused"].items()]
     parts += [f"its answer was not usable in {_rounds(num)} ({reason})" for reason, num in facts["dropped"].items()]
     parts += [f"silent in {_rounds(facts['silent'])}"] if facts["silent"] else []

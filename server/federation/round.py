@@ -31,13 +31,13 @@ from fedcmr.shared.records import (
 
 @dataclass(frozen=True)
 class Replies:
-    """What came back of a request.
+    """The replies to a request.
 
     Attributes:
         num_requested: Sites that the request was sent to.
-        replies: Those that arrived in time, in any order, as they came.
-        bytes_down: Bytes of the arrays that were sent, all sites together.
-        bytes_up: Bytes of the arrays that came back.
+        replies: The replies that arrived in time, in any order, as they came.
+        bytes_down: Bytes of the arrays that were sent, over all sites.
+        bytes_up: Bytes of the arrays that came back, over all sites.
     """
 
     num_requested: int
@@ -58,7 +58,7 @@ class Round:
         request: What was requested of every site.
         answers: The checked replies, in the order of the sites' names.
         replies: The same as they came.
-        missing: How many usable answers the round was short of its quorum; 0 where it counted.
+        missing: Number of usable replies that were missing to the quorum; 0 where the round counted.
     """
 
     request: Request
@@ -67,7 +67,7 @@ class Round:
     missing: int
 
     def attendance(self) -> dict[str, Any]:
-        """Who answered, who refused with which code, and what was dropped for which reason."""
+        """Who replied, who refused with which code, and what was dropped for which reason."""
         return {
             "answered": [answer.site for answer in self.answers if answer.code == OK],
             "refused": {answer.site: answer.code for answer in self.answers if answer.code not in (OK, "")},
@@ -80,15 +80,15 @@ class Round:
 def run_round(
     state: FederationState, sites: Mapping[str, StudySite], config: Config, ask: Ask
 ) -> tuple[FederationState, Round]:
-    """The round that follows on a state; below the quorum the arrays stay as they were.
+    """The round that follows a state; below the quorum the arrays stay as they were.
 
     Guarantees:
         No reply is used before it was checked (`fedcmr.server.federation.validation`). Whatever may have been charged
         at a site is among the new state's `releases`, also for a reply that was lost, late or dropped.
 
     Args:
-        state: After the round before; left as it is.
-        sites: Of the study.
+        state: State after the round before; left as it is.
+        sites: Sites of the study by name.
         config: Settings of the study.
         ask: How the sites are reached.
 
@@ -96,7 +96,7 @@ def run_round(
         The new state, whose `rounds` are still those of the old one, and what happened.
 
     Raises:
-        UserError: Every site that was asked refused. The round is not counted.
+        UserError: Every site that got the request refused. The round is not counted.
     """
     request = make_request(config, state, state.server_round + 1, sites)
     replies = ask(request, state.arrays)
@@ -147,7 +147,7 @@ def _checked(
 
 
 def _raise_if_all_refused(server_round: int, answers: Sequence[Answer], num_requested: int) -> None:
-    """End the run where going on cannot help: a failure under a charge is of this round alone."""
+    """End the run where another round cannot help; a failure under a charge concerns this round alone."""
     refusals = [answer for answer in answers if answer.code not in (OK, "", INTERNAL_ERROR)]
     if refusals and len(refusals) == num_requested:
         codes = ", ".join(f"{answer.site}: {answer.code}" for answer in refusals)
@@ -161,10 +161,10 @@ def _with_releases(
     sites: Mapping[str, StudySite],
     num_requested: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The releases so far and this round's: one of every site, unless the site said that it refused.
+    """The releases so far and this round's: one of every site, unless the site reported that it refused.
 
-    A lost, late or broken reply may have been charged. Where a request stayed without an answer that names its site, it
-    counts for every site that was not heard from.
+    A lost, late or broken reply may have been charged. A request without a reply that names its site counts for every
+    site that has not replied.
     """
     found = {site: list(entries) for site, entries in releases.items()}
     code_of = {a.site: a.code or f"dropped-{a.dropped}" for a in answers if a.site != UNKNOWN_SITE}

@@ -1,8 +1,8 @@
-"""Whose a reply is: the site's whose key sent it, whatever name the reply itself says.
+"""The sender of a reply: the site whose key sent it, whatever name the reply itself states.
 
-In a deployment Flower knows every site by its public key, and has a number for it. The coordinator keeps which number
-is whose, and every run begins with a list of it in its folder. Without a list, as in one process tree and in Flower's
-simulation, all nodes are the run's own, and a reply's own word counts.
+In a deployment Flower knows every site by its public key and gives it a node id. The coordinator keeps the node id of
+every site, and every run begins with this list in its folder. Without a list, as in one process tree and in Flower's
+simulation, all nodes are the run's own, and the name in the reply counts.
 """
 
 import json
@@ -16,11 +16,11 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import REHEARSAL, REPLY, UNKNOWN_SITE
 
 FILE_NAME = "nodes.json"
-"""In a run folder: site -> Flower's number. For this account alone: a number that nobody knows cannot be claimed."""
+"""File of a run folder: site -> Flower's node id. Only this account can read it: a secret node id cannot be claimed."""
 CLIENT_ERROR, OTHER_NAME, STRANGER = "client-error", "names-another-site", "node-not-in-study"
 CODE_NOT_ALLOWED = "code-not-allowed"
 BUNDLE_REFUSED = f"<class 'fedcmr.client.deployment.bundle.BundleRefused'>:<'{CODE_NOT_ALLOWED}'>"
-"""Flower's words where a site lets no code run, so that no code of ours can answer. Nothing is charged then."""
+"""Flower's error where a site lets no code run, so that no code of ours can reply. Nothing is charged then."""
 
 Nodes = Mapping[int, str]
 
@@ -30,9 +30,9 @@ class Reply:
     """What a node sent back.
 
     Attributes:
-        site: Whose key sent it; "unknown" for a node that is not in the list, None where there is no list.
-        content: Its records, as they came; None where there is nothing to look into.
-        code: Why there is nothing: "code-not-allowed" is a refusal, anything else a reason to drop it. Else "".
+        site: Site whose key sent it; "unknown" for a node that is not in the list, None where there is no list.
+        content: Its records, as they came; None where there are none to check.
+        code: Why there are none: "code-not-allowed" is a refusal, anything else a reason to drop it. Else "".
     """
 
     site: str | None
@@ -41,12 +41,12 @@ class Reply:
 
 
 def reply_of(node: int, content: Mapping[str, Any] | None, error: str, nodes: Nodes | None) -> Reply:
-    """Tell whose a reply is, and keep back one that says another site's name.
+    """Find the sender of a reply, and hold back a reply that states another site's name.
 
     Args:
-        node: Flower's number of the node that sent it.
-        content: Its records; None where Flower brings an error in their place.
-        error: The error's text; it is compared with `BUNDLE_REFUSED` and goes no further.
+        node: Flower's id of the node that sent it.
+        content: Its records; None where Flower delivers an error in their place.
+        error: The error's text; it is compared with `BUNDLE_REFUSED` and used for nothing else.
         nodes: What `read_nodes` returned.
     """
     if nodes is not None and node not in nodes:
@@ -60,12 +60,12 @@ def reply_of(node: int, content: Mapping[str, Any] | None, error: str, nodes: No
 
 
 def write_nodes(run: RunFolder, numbers: Mapping[str, str]) -> None:
-    """Write the list of a run; `numbers` are Flower's, by the name of the site."""
+    """Write the list of a run; `numbers` are Flower's node ids by the name of the site."""
     write_atomically(run.path / FILE_NAME, (json.dumps(dict(numbers)) + "\n").encode())
 
 
 def read_nodes(run: RunFolder) -> Nodes | None:
-    """Flower's number -> site; None where the run has no list.
+    """Flower's node id -> site; None where the run has no list.
 
     Raises:
         UserError: The list cannot be read.
@@ -80,7 +80,7 @@ def read_nodes(run: RunFolder) -> Nodes | None:
 
 
 def _said(content: Mapping[str, Any]) -> str | None:
-    """The name that a reply says; None where it is no text, which is dropped for its form later."""
+    """The site's name in a reply; None where it is not text: such a reply is dropped later because of its form."""
     record = content.get(REPLY, content.get(REHEARSAL))
     site = record.get("site") if isinstance(record, Mapping) else None
     return site if isinstance(site, str) else None

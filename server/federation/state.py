@@ -1,4 +1,4 @@
-"""State of a federation: how it starts, what a round asks, how answers change it, and what they cost."""
+"""State of a federation: how it starts, what a round requests, how replies change it, and what they cost."""
 
 import functools
 import json
@@ -27,9 +27,9 @@ from fedcmr.shared.site_facts import facts_line, read_facts
 from fedcmr.shared.style_statistics import NUM_STEPS
 
 SMALL_DELTA = 1e-5
-"""At which the report gives epsilon too, whatever the study's delta: the value that many papers compare at."""
+"""Delta at which the report also gives epsilon, whatever the study's delta: many papers compare at this value."""
 ATTENDANCE = ("round", "answered", "refused", "dropped", "silent", "missing")
-"""What the published file keeps of every round: who took part is a fact of the generator."""
+"""Keys that the published file keeps of every round: who took part is part of the generator's record."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StudySite:
     Attributes:
         vendors: Vendor -> nominal number of patients with scans of that vendor.
         nominal_patients: Nominal number of distinct patients.
-        provenance: Where its scans come from; private where nobody said.
+        provenance: Where its scans come from; private where not stated.
     """
 
     vendors: dict[str, int]
@@ -52,18 +52,18 @@ class FederationState:
     """All that must survive a restart; a round makes a new one (`fedcmr.server.federation.round`).
 
     Attributes:
-        run_id: With the round, the key in every site's ledger: the same after a restart.
-        prior_sha256: Of the public prior that the trainable part belongs to.
-        rung: Of the ladder of adaptation, chosen once.
-        choice: The rung and why, in a line.
+        run_id: Together with the round it is the key in every site's ledger; the same after a restart.
+        prior_sha256: SHA-256 of the public prior that the trainable part belongs to.
+        rung: The adapter, chosen once.
+        choice: The adapter and why it was chosen, in one line.
         plan: The noise of the whole run, planned once; None without privacy.
-        order: Of the Renyi filter by which the plan and the sites count subsampled steps; None where every step is of
-            all patients (`fedcmr.shared.privacy_filter`).
-        server_round: Rounds finished.
+        order: Order of the Renyi filter with which the plan and the sites account for subsampled steps; None where
+            every step uses all patients (`fedcmr.shared.privacy_filter`).
+        server_round: Number of finished rounds.
         arrays: The trainable part after the last aggregation.
-        ema: Its exponential moving average over rounds: what is published.
-        code_mean: Vendor -> shape (K,), mean of the standardised appearance code; zeros until a site has answered.
-        code_std: Vendor -> shape (K,), its standard deviation; ones until a site has answered.
+        ema: Exponential moving average of the trainable part over rounds; this is published.
+        code_mean: Vendor -> shape (K,), mean of the standardised style vectors; zeros until a site has replied.
+        code_std: Vendor -> shape (K,), their standard deviation; ones until a site has replied.
         releases: Site -> one entry per request: its round, task, release, the site's code and whether it was charged.
         rounds: One entry per round, as in `metrics.jsonl`.
     """
@@ -118,13 +118,13 @@ class FederationState:
         return cls(**values)
 
     def num_rounds(self, config: Config) -> int:
-        """Of the whole run: the rung of moments ends with the first."""
+        """Number of rounds of the whole run; with the "moments" adapter it is 1."""
         return 1 if self.rung == "moments" else config.federation.num_rounds
 
     def after_statistics(
         self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request
     ) -> "FederationState":
-        """With each vendor's distribution of styles; a vendor whose sites have not answered keeps the prior's."""
+        """This state with each vendor's style distribution; a vendor whose sites have not replied keeps the prior's."""
         vendors = {site: facts.vendors for site, facts in sites.items()}
         found = vendor_codes(updates, vendors, request)
         return replace(
@@ -134,12 +134,12 @@ class FederationState:
         )
 
     def after_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> "FederationState":
-        """With the mean of the sites' updates added, equally weighted, and the average moved towards the result.
+        """This state with the equally weighted mean of the sites' updates added; the average moves towards the result.
 
         Args:
-            updates: Site -> its update; more than `2 * trim`.
-            ema_decay: Of the average.
-            trim: So many of the smallest and of the largest values of every entry are left out of its mean: the
+            updates: Site -> its update; more than `2 * trim` sites.
+            ema_decay: Decay of the moving average, in [0, 1).
+            trim: This many of the smallest and of the largest values of every entry are left out of its mean: the
                 coordinate-wise trimmed mean of Yin et al. (2018), https://arxiv.org/abs/1803.01498, definition 2.
         """
         arrays, averages = {}, {}
@@ -159,10 +159,10 @@ class FederationState:
         return max((value for value, _ in self.epsilons(delta).values()), default=0.0)
 
     def epsilons(self, delta: float) -> dict[str, tuple[float, str]]:
-        """Site -> (epsilon of all that it was asked for and did not refuse, accountant), this run alone.
+        """Site -> (epsilon of all requests that it did not refuse, accountant), for this run alone.
 
-        By the filter by which a site counts whose cap is the study's target; a site's own ledger also counts its
-        earlier runs.
+        Computed with the filter of a site whose cap is the study's target. A site's own ledger also counts its earlier
+        runs.
         """
         return {site: _epsilon(charged_releases(entries), delta, self.order) for site, entries in self.releases.items()}
 
@@ -199,9 +199,9 @@ class FederationState:
 
 
 def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) -> FederationState:
-    """The state before round 1: the rung, its trainable part, the prior's codes, and the noise of the whole run."""
+    """The state before round 1: the adapter, its trainable part, the prior's styles, and the noise of the whole run."""
     privacy, federation = config.privacy, config.federation
-    num_rounds = federation.num_rounds - 1  # of gradients
+    num_rounds = federation.num_rounds - 1  # rounds of gradients
     num_steps = num_rounds * federation.local_steps
     parts = {rung: prior.generator.trainable(rung) for rung in ADAPTERS}
     sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in ADAPTERS[1:]}
@@ -231,13 +231,13 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
 def make_request(
     config: Config, state: FederationState, server_round: int, sites: Mapping[str, StudySite] | None = None
 ) -> Request:
-    """What a round asks of every site.
+    """A round's request to every site.
 
     Args:
         config: Settings of the study.
-        state: After the round before.
-        server_round: The round.
-        sites: Of the study, so that a site which counts with other facts refuses; None leaves that out.
+        state: State after the round before.
+        server_round: The round, from 1.
+        sites: Sites of the study, so that a site which accounts with other facts refuses; None skips this check.
     """
     privacy, federation = config.privacy, config.federation
     task = MOMENTS if server_round == 1 else GRADIENTS
@@ -262,9 +262,9 @@ def make_request(
 
 
 def quorum(settings: FederationConfig, num_sites: int, task: str = GRADIENTS) -> int:
-    """How many usable answers a round needs: by default a majority of the registered sites.
+    """Number of usable replies that a round needs: by default a majority of the registered sites.
 
-    Moments are each vendor's own and not trimmed.
+    `trim` does not apply to moments, which each vendor has of its own.
     """
     least = num_sites // 2 + 1 if settings.min_sites is None else settings.min_sites
     return max(least, 2 * (0 if task == MOMENTS else settings.trim) + 1)
@@ -302,7 +302,7 @@ def charged_releases(entries: Sequence[Mapping[str, Any]]) -> tuple[Release, ...
 
 
 def check_delta(privacy: PrivacyConfig, nominal_patients: Mapping[str, int]) -> None:
-    """Refuse a study whose delta promises the patients of a site too little, before anybody is asked.
+    """Refuse a study whose delta is too large for the patients of a site, before any request is sent.
 
     Args:
         privacy: Settings of the study.
@@ -321,7 +321,7 @@ def check_delta(privacy: PrivacyConfig, nominal_patients: Mapping[str, int]) -> 
 
 @functools.lru_cache
 def _epsilon(releases: tuple[Release, ...], delta: float, order: int | None) -> tuple[float, str]:
-    """Sites that were asked alike share one computation."""
+    """Epsilon and accountant of releases; sites with the same releases share one computation."""
     return PrivacyFilter(order).of(releases, delta)
 
 

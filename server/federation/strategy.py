@@ -1,6 +1,6 @@
 """The edge to Flower: which nodes are connected, a request as messages to them, and what came back.
 
-What a round is stands in `fedcmr.server.federation.round`, which knows nothing of Flower.
+A round itself is in `fedcmr.server.federation.round`, which does not depend on Flower.
 """
 
 import time
@@ -29,19 +29,19 @@ from fedcmr.shared.records import (
 )
 
 NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
-"""What Flower says in the place of a site that was not heard from in time: it is silent, as one that says nothing."""
+"""Flower's error codes in place of a site that did not reply in time; such a site counts as silent."""
 NODE_POLL_S = 1.0
 NODE_WAIT_S = 120.0
-"""How long a round waits for further sites to connect once there is one."""
+"""Seconds that a round waits for further sites to connect once one has."""
 
 
 class SitesByFlower:
     """The sites of a study, as Flower reaches them.
 
     Args:
-        grid: Where the sites are.
+        grid: Flower's connection to the sites.
         settings: Quorum and timeout.
-        num_sites: Of the study.
+        num_sites: Number of sites in the study.
         nodes: What `read_nodes` returned.
     """
 
@@ -53,10 +53,10 @@ class SitesByFlower:
         return wait_for_nodes(self.grid, num_wanted, num_needed, self.settings.reply_timeout_s, self.nodes)
 
     def train(self, request: Request, arrays: Arrays) -> Replies:
-        """Send a round's request to every connected site; one that is fetched after the timeout costs nothing.
+        """Send a round's request to every connected site; a request fetched after the timeout costs no privacy.
 
         Raises:
-            UserError: Fewer sites than the quorum are connected: their answers would be charged for nothing.
+            UserError: Fewer sites than the quorum are connected: their replies would be charged for nothing.
         """
         messages = self.messages(request, arrays)
         received_messages = list(self.grid.send_and_receive(messages, timeout=self.settings.reply_timeout_s))
@@ -68,7 +68,7 @@ class SitesByFlower:
         )
 
     def messages(self, request: Request, arrays: Arrays) -> list[Message]:
-        """A round's request, a message for every connected site.
+        """A round's request as one message for every connected site.
 
         Raises:
             UserError: Fewer sites than the quorum are connected.
@@ -88,12 +88,12 @@ class SitesByFlower:
     ) -> list[Reply]:
         """Let these sites rehearse a request; returns what came back in time.
 
-        It travels as a query: what does not know rehearsals has no way to take it for a round.
+        It travels as a query: a client without rehearsals cannot mistake it for a round.
         """
         return self._send(pack_rehearsal(arrays, request, planned), MessageType.QUERY, node_ids, "rehearsal")
 
     def rehearse_evaluation(self, request: EvaluationRequest, arrays: Arrays, node_ids: Iterable[int]) -> list[Reply]:
-        """`rehearse` for a model that the sites shall evaluate."""
+        """`rehearse` for the evaluation of a model at the sites."""
         return self._send(pack_rehearsed_evaluation(arrays, request), MessageType.QUERY, node_ids, "rehearsal")
 
     def _send(self, content: RecordDict, message_type: str, node_ids: Iterable[int], group: str) -> list[Reply]:
@@ -103,7 +103,7 @@ class SitesByFlower:
 
 
 def received(messages: Iterable[Message], nodes: Nodes | None) -> list[Reply]:
-    """What Flower brought back, each with whose it is; without the sites that it heard nothing from."""
+    """The messages that came back, each with its sender, without the sites that did not reply."""
     return [
         reply_of(message.metadata.src_node_id, message.content, "", nodes)
         if message.has_content()
@@ -116,14 +116,14 @@ def received(messages: Iterable[Message], nodes: Nodes | None) -> list[Reply]:
 def wait_for_nodes(
     grid: Grid, num_wanted: int, num_needed: int, timeout_s: float, nodes: Nodes | None = None
 ) -> list[int]:
-    """The connected nodes of the study: at least `num_wanted`, or after `NODE_WAIT_S` those that are there if enough.
+    """The connected nodes of the study: at least `num_wanted`, or after `NODE_WAIT_S` at least `num_needed`.
 
     Args:
-        grid: Where they connect.
-        num_wanted: Worth a short wait.
-        num_needed: With fewer the study does not go on; at most `num_wanted`.
-        timeout_s: For these.
-        nodes: Those of the study: what another one answered would be charged and dropped. None where there is no list.
+        grid: Flower's connection to the sites.
+        num_wanted: Number of nodes worth a short wait.
+        num_needed: Number of nodes without which the study stops; at most `num_wanted`.
+        timeout_s: Seconds to wait for `num_needed` nodes.
+        nodes: Nodes of the study: the reply of any other would be charged and dropped. None where there is no list.
 
     Raises:
         UserError: Fewer than `num_needed` connected within `timeout_s`.

@@ -1,4 +1,4 @@
-"""Every reply checked before any maths: a bad one is dropped with a reason and the round goes on.
+"""Checks of every reply before it is used: a bad one is dropped with a reason and the round continues.
 
 The checks bound what one faulty or hostile site can do to a round; they do not make the mean robust against an update
 that is wrong but plausible.
@@ -16,7 +16,7 @@ from fedcmr.server.federation.senders import Reply
 from fedcmr.shared.records import ARRAYS, CODES, MOMENTS, OK, REPLY, UNKNOWN_SITE, Request, Shapes, decode
 
 NORM_SLACK = 10.0
-"""How far beyond its expected norm an update may be: a site may hold more patients than its nominal number."""
+"""Factor by which an update may exceed its expected norm: a site may hold more patients than its nominal number."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Answer:
     """One checked reply.
 
     Attributes:
-        site: A site of the study, or "unknown" where neither the sender's key nor the reply says.
+        site: A site of the study, or "unknown" where neither the sender's key nor the reply names one.
         code: The site's own code, "ok" or a refusal; "" where the reply is dropped.
-        arrays: The update, exactly where the code is "ok".
-        dropped: Why a reply cannot be used, whatever it says.
+        arrays: The update; present if and only if the code is "ok".
+        dropped: Why a reply cannot be used, whatever its code.
     """
 
     site: str = UNKNOWN_SITE
@@ -37,7 +37,7 @@ class Answer:
 
 
 def answer_of(reply: Reply, max_norms: Mapping[str, float], shapes_of: Callable[[str], Shapes]) -> Answer:
-    """Check one reply: the answer of the site whose key sent it, where that is known. Arguments as of `check_reply`."""
+    """Check one reply and name the site whose key sent it, where that is known. Arguments as for `check_reply`."""
     site = reply.site or UNKNOWN_SITE
     if reply.content is None:
         return Answer(site, reply.code) if reply.code in CODES else Answer(site, dropped=reply.code)
@@ -53,7 +53,7 @@ def check_reply(
     Args:
         content: The records of the reply, as they came.
         max_norms: Site of the study -> L2 norm above which its update is implausible; see `plausible_norm`.
-        shapes_of: Names and shapes of the update that was asked of a site of the study.
+        shapes_of: Names and shapes of the update that was requested from a site of the study.
     """
     reply = content.get(REPLY)
     if not isinstance(reply, Mapping) or set(reply) != {"site", "code"}:
@@ -78,7 +78,7 @@ def check_reply(
 
 
 def drop_duplicates(answers: list[Answer]) -> list[Answer]:
-    """Drop all answers of a site that answered more than once: none of them can be trusted."""
+    """Drop all replies of a site that replied more than once: none of them can be trusted."""
     sites = [answer.site for answer in answers if answer.site != UNKNOWN_SITE]
     return [
         Answer(answer.site, dropped="duplicate-site") if sites.count(answer.site) > 1 else answer for answer in answers
@@ -89,9 +89,9 @@ def plausible_norm(request: Request, num_parameters: int, nominal_patients: int)
     """The largest L2 norm an honest private update is expected to have, with slack; infinite without privacy.
 
     Gradients: `local_steps` steps of `learning_rate`, each at most the clip C plus noise of norm
-    sigma C sqrt(D) / (q N). Moments: mean and mean square of codes of norm at most B, with their noise; the mean's goes
-    into the mean square twice, with the mean and with itself. Of a site with several vendors, the smallest nominal
-    number is to be given: its row has the most noise.
+    sigma C sqrt(D) / (q N). Moments: mean and mean square of style vectors of norm at most B, with their noise; the
+    noise of the mean enters the mean square twice, multiplied by the mean and by itself. For a site with several
+    vendors pass the smallest nominal number: its row has the most noise.
     """
     if not request.private:
         return math.inf

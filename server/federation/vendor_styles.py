@@ -1,12 +1,12 @@
-"""From the sites' private moments to each vendor's distribution of appearance codes.
+"""From the sites' private moments to each vendor's distribution of style vectors.
 
-A mean and a standard deviation per code are all that a hospital can pay for; how the codes go together is the public
-prior's correlation. Measured in units of the prior's spread at epsilon 8 (delta 0.001, half of it for the moments), the
+A mean and a standard deviation per component are all that a hospital can pay for; their correlation is the public
+prior's. Measured in units of the prior's spread at epsilon 8 (delta 0.001, half of it for the moments), the
 noise in each of a site's 11 means is 0.12 with 20 patients, 0.06 with 40 and 0.006 with 400, in each of its 11
 variances 0.20, 0.10 and 0.010, against variances of 0.02 to 0.4 among simulated and of 0.1 to 0.9 among real patients
-of one vendor. A third look for the 55 covariances would raise all of that by a fifth and come with a noise of 0.24,
-0.12 and 0.012 in each, against covariances of 0.05 (simulated) to 0.16 (real; root mean square): with 20 or 40 patients
-it would be noise, with 400 it could be paid for. So the covariance is not asked for.
+of one vendor. A third private step for the 55 covariances would raise all this noise by a fifth and add noise of 0.24,
+0.12 and 0.012 to each, against covariances of 0.05 (simulated) to 0.16 (real; root mean square): with 20 or 40 patients
+the result would be noise, with 400 it would be affordable. So the covariance is not requested.
 """
 
 from collections.abc import Mapping
@@ -19,24 +19,25 @@ from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, Request
 from fedcmr.shared.style_statistics import noise_std
 
 CODE_STD_RANGE = (0.15, 1.5)
-"""In the prior's own spread. Within one vendor the codes of simulated patients spread by 0.1 to 0.7, of the public
-development patients by 0.4 to 0.95; a spread of zero would paint the same picture over and over."""
+"""Range of a vendor's standard deviations, in units of the prior's. Within one vendor the style vectors of simulated
+patients have standard deviations of 0.1 to 0.7, those of the public development patients of 0.4 to 0.95. A standard
+deviation of zero would give every image the same style."""
 
 
 def vendor_codes(
     updates: Mapping[str, Arrays], sites: Mapping[str, Mapping[str, int]], request: Request
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Vendor -> mean and standard deviation of its codes, for every vendor with an answer; sites weigh equally.
+    """Vendor -> mean and standard deviation of its style vectors, for every vendor with a reply; equal weight per site.
 
-    The known noise says how much of the numbers' scatter is noise, and that share is taken out of it (James & Stein
-    1961; Efron & Morris 1973, https://doi.org/10.1080/01621459.1973.10481350, positive part): means are drawn to the
-    public mean, 0, variances to their own mean over vendors and codes, whose noise is smaller by the square root of
-    their number. With little noise each stays what it was. It costs no privacy.
+    The known noise gives the share of the estimates' scatter that is noise, and shrinkage removes this share (James &
+    Stein 1961; Efron & Morris 1973, https://doi.org/10.1080/01621459.1973.10481350, positive part). Means shrink to the
+    public mean, 0. Variances shrink to their own mean over vendors and components, whose noise is smaller by the square
+    root of their number. With little noise each stays nearly as it was. It costs no privacy.
 
     Args:
         updates: Site -> its private moments, a row for each of its vendors in the order of their names.
-        sites: Site -> vendor -> the constant that divided its sums.
-        request: What the sites answered.
+        sites: Site -> vendor -> nominal number of patients, which divided its sums.
+        request: The request that the updates reply to.
     """
     names = sorted({vendor for site in updates for vendor in sites[site]})
     means, variances, mean_noises, variance_noises = [], [], [], []
@@ -60,7 +61,7 @@ def vendor_codes(
 
 
 def _shrink(values: NDArray[np.float64], target: float, noise_variances: list[float]) -> NDArray[np.float64]:
-    """All values moved towards the target by the share of their scatter around it that the noise explains."""
+    """All values, moved towards the target by the share of their scatter around it that the noise explains."""
     scatter = np.square(values - target).mean()
     share = min(1.0, float(np.mean(noise_variances)) / scatter) if scatter > 0 else 0.0
     return values + share * (target - values)
