@@ -141,7 +141,8 @@ def respond(
 
     The order is part of the guarantee: the ledger is charged before training, and what leaves is what was committed.
     Before the charge nothing is computed from patients but what does not depend on the request: that their folder can
-    be read ("data-unreadable" tells that it cannot, until the site mends it) and that they are at least `min_patients`.
+    be read ("data-unreadable" says that they cannot, until the site repairs them) and that they are at least
+    `min_patients`.
 
     Where it is `rehearsed`, nothing is charged, and after the last check invented patients take the place of the real
     ones: see `fedcmr.client.rehearsal`.
@@ -161,7 +162,7 @@ def respond(
         prior = cached_prior(site.prior_path)
         patients = cached_patients(site.data_path, site.prior_path, site.vendor_names)
         dataset = dataset_of(site.data_path)
-    except Exception as error:  # of whatever kind: one code for a folder that the site has to mend
+    except Exception as error:  # of whatever kind: one code for a folder that the site has to repair
         raise Refused("data-unreadable") from error
     mechanism = request.mechanism.at(site.nominal_patients)
     code = refusal(
@@ -310,7 +311,7 @@ def _check_time(site: SiteSettings, seconds: float) -> None:
 
 
 def _check_agreed(site: SiteSettings, sites: str) -> None:
-    """Refuse code that the site has not approved, and a server that counts with other facts of the site."""
+    """Refuse code that the site has not approved, and a server that computes with other facts of the site."""
     if site.policy.allowed_code_sha256 and code_sha256() not in site.policy.allowed_code_sha256:
         raise Refused("code-not-allowed") from UserError(
             f"policy.allowed_code_sha256 of {site.folder} does not list the code that runs here, {code_sha256()}: "

@@ -1,8 +1,8 @@
 """The fingerprint of the code that touches patients: packages `client` and `shared`, and the import name's own file.
 
-A ClientApp is not told the SHA-256 of the Flower bundle it came in: Flower 1.41 keeps it to the SuperNode, and only its
-first eight digits are in the name of the folder that the bundle is unpacked to. So the site's policy pins the source
-files themselves, which are the same in a checkout, a wheel and a bundle.
+A ClientApp does not learn the SHA-256 of the Flower bundle it came in: Flower 1.41 keeps it to the SuperNode, and only
+its first eight digits are in the name of the folder that the bundle is unpacked to. So the site's policy pins the
+source files themselves, which are the same in a checkout, a wheel and a bundle.
 
 Guarantees: none against a bundle that was made to deceive, for it can leave this check out. It keeps a site from
 answering with a version that nobody there has reviewed. Who may start code at a site is decided before that code runs,

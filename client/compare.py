@@ -1,4 +1,4 @@
-"""A site's ledger beside a study's report: the coordinator's list of releases is a third copy, kept by somebody else.
+"""A site's ledger next to a study's report: the coordinator's list of releases is a third copy, kept by somebody else.
 
 Both copies of a ledger may be taken back to an older state, for example with a restored machine, and then agree with
 each other. What the site has sent since is known to the coordinators of its studies.
@@ -16,7 +16,7 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import OK, PRIVATE, evaluation_run
 
 MAX_BYTES = 64 * 2**20
-"""Of a report; a large one has a hundredth of it."""
+"""Size of the largest report that is read; a large one has a hundredth of it."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Comparison:
     """What the report and the ledger say of one run, each by its rounds.
 
     Attributes:
-        run_id: Of the run.
+        run_id: Name of the run.
         agreed: Answered according to the report, and charged in the ledger.
         forgotten: Answered according to the report, and not in the ledger: it has forgotten them.
         uncertain: Without an answer that the coordinator could read, and not in the ledger: nothing may have left.
@@ -46,8 +46,8 @@ def compare(site: str, ledger: Ledger, test_ledger: Ledger | None, path: Path) -
 
     Args:
         site: The site's name in the study.
-        ledger: Of the site.
-        test_ledger: Of its test patients; None where nothing was charged to one.
+        ledger: The site's ledger of training patients.
+        test_ledger: The ledger of its test patients; None where nothing was charged to one.
         path: The report.
 
     Raises:

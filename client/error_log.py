@@ -14,7 +14,7 @@ from fedcmr.shared.permissions import private_opener
 
 LOG_NAME, EARLIER_NAME = "errors.log", "errors.log.1"
 MAX_BYTES = 512 * 1024
-"""Of each of the two files."""
+"""Size of each of the two files."""
 MAX_ENTRY_CHARS = 8 * 1024
 
 

@@ -1,4 +1,4 @@
-"""Federated evaluation: a model that the server sends, judged on the site's own test patients.
+"""Federated evaluation: a model that the server sends, evaluated on the site's own test patients.
 
 What leaves is a table of sums over them, in the form that the site's policy says: `private`, one Gaussian mechanism
 that is charged to the ledger of the test patients before anything is computed, or `table`, the sums as they are, with
@@ -37,7 +37,7 @@ from fedcmr.shared.tasks.ejection_fraction.sums import PatientError, plain_table
 STEP_S = 20.0
 """Private work ends a whole number of these after it began."""
 INVENTED_SLICES = 16
-"""Of an invented patient: a stack as tall as short-axis stacks come, where most have 8 to 12."""
+"""Slices of an invented patient: a stack as tall as short-axis stacks come; most have 8 to 12."""
 SPARE = 2.0
 """Expected time over that of the invented patients' predictions: for reading cases, and for what else the machine does.
 With the height of the invented stacks it makes an answer whose time tells of the patients a rare one."""
@@ -54,9 +54,9 @@ def judge_patients(
 
     Args:
         cases: Group -> its cases.
-        predict_efs: Of one patient's cases; whatever it raises counts as a prediction that is not a number, because a
-            model or a scan that makes it fail must not change what the site answers.
-        deadline: Of `time.monotonic`, watched after each patient.
+        predict_efs: Predicts the EFs of one patient's cases; whatever it raises counts as a prediction that is not a
+            number, because a model or a scan that makes it fail must not change what the site answers.
+        deadline: In seconds of `time.monotonic`, checked after each patient.
 
     Raises:
         TimeoutError: It has passed. Not the patient's failure but the work's: the next ones would take no less.
@@ -122,7 +122,7 @@ def sums(
 
     Args:
         site: Whose test patients.
-        request: What is asked about them.
+        request: What is requested about them.
         network: The model.
         device: Where it runs.
         plain: Whether the sums leave as they are.
@@ -149,7 +149,7 @@ def sums(
 
 
 def _predictor(network: Regressor, num_tta: int, device: torch.device) -> Callable[[Sequence[Case]], Sequence[float]]:
-    """The network's answers for one patient's cases."""
+    """The network's predictions for one patient's cases."""
     return lambda cases: predict(network, cases, num_tta, device).ef.tolist()
 
 

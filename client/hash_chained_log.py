@@ -1,14 +1,14 @@
 """An append-only file of JSON lines in two copies, each line with the SHA-256 of the line before it.
 
-    FILE       the chain
-    FILE's folder/lock    held by whoever reads or writes
-    WITNESS    its second copy, in another folder and better on another disk
+    FILE                  the chain
+    FILE's folder/lock    locked by whoever reads or writes
+    WITNESS               its replica, in another folder and better on another disk
 
-A line counts once it is on the disk in both copies, first in the file, then in the witness. So the witness is never
+A line counts once it is on the disk in both copies, first in the file, then in the replica. So the replica is never
 ahead of the file and never behind by more than the line being written, and it only moves forward: a file that was
-edited, cut, removed or taken from an older backup no longer begins with what the witness holds, and is refused. What
-only an interruption leaves behind is mended in passing: one whole line that is not in the witness yet, or the torn
-beginning of one, which nobody was told of.
+edited, cut, removed or taken from an older backup no longer begins with what the replica holds, and is refused. What
+only an interruption leaves behind is repaired in passing: one whole line that is not in the replica yet, or the torn
+beginning of one, which was never reported.
 
 It cannot notice that both copies were changed alike, taken back to the same older state, or removed.
 """
@@ -63,7 +63,7 @@ class Lines:
 
 
 class Chain:
-    """The chain in `path`, with its second copy in `witness`; both are made with the first line.
+    """The chain in `path`, with its replica in `witness`; both are made with the first line.
 
     Guarantees:
         What `append` wrote is on the disk in both copies before it returns. Whoever holds the lock sees every line
@@ -88,7 +88,7 @@ class Chain:
         """Write one line, within `locked`."""
         line = (json.dumps({**entry, "previous": lines.sha256}, allow_nan=False) + "\n").encode()
         offset = len(lines.content)
-        if offset == 0:  # a file without a witness is refused, so the witness has to be there first
+        if offset == 0:  # a file without a replica is refused, so the replica has to be there first
             _write_at(self.witness, 0, b"")
         _write_at(self.path, offset, line)
         _write_at(self.witness, offset, line)
@@ -164,8 +164,8 @@ class Chain:
             raise self._refused(f"it {'is older than' if older else 'differs from'} its second copy {self.witness}")
         if whole.count(b"\n") > known.count(b"\n") + 1:
             raise self._refused(f"its second copy {self.witness} is older by several lines")
-        # A torn line is the one being written when the power failed: in the file before the witness had it, in the
-        # witness after the file had it. Anywhere else it was cut by hand.
+        # A torn line is the one being written when the power failed: in the file before the replica had it, in the
+        # replica after the file had it. Anywhere else it was cut by hand.
         if (len(whole) < len(content) and whole != known) or (len(known) < len(second) and whole == known):
             raise self._refused("its last line is cut")
         lines = _parse_or_none(whole, self._known)

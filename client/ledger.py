@@ -1,19 +1,19 @@
 """What a site has released about its patients: an append-only file at the site, charged before any training.
 
     LEDGER/ledger.jsonl   how it was opened, then one line per charge, commit, failure, change of policy or repair
-    LEDGER.witness        its second copy (`ledger_witness` in site.yaml names another place): see
-    `fedcmr.client.hash_chained_log` LEDGER/replies/       the private updates that were committed, to be sent again
-    where a message is repeated LEDGER/work           held by the process that works on the patients, from the charge to
-    the commit
+    LEDGER.witness        its replica (`ledger_witness` in site.yaml names another place): see
+                          `fedcmr.client.hash_chained_log`
+    LEDGER/replies/       the private updates that were committed, to be sent again where a message is repeated
+    LEDGER/work           locked by the process that works on the patients, from the charge to the commit
 
 What is spent is the sum of the charges' costs, which stand in their lines, counted by a filter that holds for requests
 that are chosen in the light of earlier answers: `fedcmr.shared.privacy_filter`. A line that opens the ledger or changes
 its policy names the filter's `order` (null: the Gaussian filter), chosen from the policy alone, and what the charges
 before it cost there, `carried`. A charge whose work failed says so in a line of its own, and is as final as a commit.
-One ledger belongs to one data set, told by the key of its pseudonyms, and notes the policy under which it charges.
-That guards against accidents, clean-ups and restored backups. It cannot guard against whoever changes or removes both
-copies, or starts a second ledger over the same patients: that is the site itself, and the budget is its own promise to
-its patients.
+One ledger belongs to one data set, identified by the key of its pseudonyms, and notes the policy under which it
+charges. That guards against accidents, clean-ups and restored backups. It cannot guard against whoever changes or
+removes both copies, or starts a second ledger over the same patients: that is the site itself, and the budget is its
+own promise to its patients.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ from fedcmr.shared.records import INTERNAL_ERROR
 
 LEDGER_NAME, REPLIES_NAME, WORK_NAME = "ledger.jsonl", "replies", "work"
 FORMAT = 3
-"""Ledgers of format 2 can be read and go on: their lines hold no costs, which follow from the releases."""
+"""Ledgers of format 2 can be read and continued: their lines hold no costs, which follow from the releases."""
 OPEN, CHARGE, COMMIT, FAILURE, POLICY, REPAIR = "open", "charge", "commit", "failure", "policy", "repair"
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """By which network time may set a clock back."""
@@ -61,15 +61,15 @@ class Ledger:
     Guarantees:
         A release is charged and on the disk, in both copies, before `reserve` returns, and never taken back, not even
         where the training failed or the server dropped the reply. Processes that reserve at once cannot pass the cap
-        together, whatever they were asked in the light of earlier answers
+        together, whatever was requested in the light of earlier answers
         (`fedcmr.shared.privacy_filter.PrivacyFilter`). A message that is repeated costs nothing and gets the same
         answer: the same bytes, or the same failure. Work is done once for a charge: where a process died in between,
         its charge has failed. Not covered: another ledger over the same patients, and runs without privacy, which are
         not charged.
 
     Args:
-        folder: Of the ledger.
-        witness: The second copy; by default beside the folder.
+        folder: The ledger's folder.
+        witness: Path of the replica; by default next to the folder.
         dataset: From `dataset_of`: a ledger that was opened for another data set charges nothing.
         policy: The site's, noted with the first charge and whenever it has changed.
     """
@@ -164,7 +164,7 @@ class Ledger:
 
         Raises:
             ValueError: This object reserved nothing for the round.
-            LedgerError: The ledger was damaged, or cannot be written; the charge then fails when it is asked for again.
+            LedgerError: The ledger was damaged, or cannot be written; the charge then fails when it is requested again.
         """
         number = self._reserved.pop((run_id, server_round), None)
         with self._chain.locked() as lines:
@@ -244,7 +244,7 @@ class Ledger:
             return [entry for entry in lines.entries if entry["kind"] in (OPEN, POLICY, REPAIR)]
 
     def repair(self) -> None:
-        """Mend one damaged or missing copy from the other, and accept a clock that went back; noted in the ledger.
+        """Repair one damaged or missing copy from the other, and accept a clock that went back; noted in the ledger.
 
         Never lowers what is spent: see `fedcmr.client.hash_chained_log.Chain.repair`.
 
@@ -304,12 +304,12 @@ class Ledger:
 
 
 def default_witness(folder: Path) -> Path:
-    """Where the second copy lies unless site.yaml says otherwise: beside the ledger's folder."""
+    """Where the replica lies unless site.yaml says otherwise: next to the ledger's folder."""
     return folder.with_name(folder.name + ".witness")
 
 
 def dataset_of(folder: Path) -> str:
-    """SHA-256 that tells one data set from another: by the key of its pseudonyms, so it stays as patients are added.
+    """SHA-256 that identifies a data set: by the key of its pseudonyms, so it stays as patients are added.
 
     Folders that `fedcmr-client prepare` did not make have no key: they count as one data set.
 

@@ -1,6 +1,6 @@
 """A site's own settings, `site.yaml`: who it is, where its data and ledger are, and what it agrees to.
 
-The server never writes or reads this file. What a request asks for beyond the policy is refused with a code.
+The server never writes or reads this file. What a request demands beyond the policy is refused with a code.
 """
 
 import json
@@ -194,7 +194,7 @@ class SiteSettings:
 
     @property
     def witness_path(self) -> Path | None:
-        """The file with the ledger's second copy; None for the place beside the ledger."""
+        """The file with the ledger's replica; None for the place next to the ledger."""
         return None if self.ledger_witness is None else self.folder / self.ledger_witness
 
     @property
@@ -209,7 +209,7 @@ class SiteSettings:
 
     @property
     def test_witness_path(self) -> Path | None:
-        """The file with that ledger's second copy, beside the other ledger's; None for the place beside the ledger."""
+        """The file with that ledger's replica, next to the other replica; None for the place next to the ledger."""
         path = self.witness_path
         return None if path is None else path.with_name(path.name + ".test")
 
@@ -297,8 +297,8 @@ def refusal(
     """The code with which a site refuses a request; None where its policy allows it.
 
     Less noise or a larger clip than the site allows is refused, never replaced by the site's own value: the server has
-    planned the study's noise and rounds for what it asked, and would take the answer for something that it is not. A
-    delta above the cap is refused too, before anything is spent: a study planned for it would run out of this site's
+    planned the study's noise and rounds for what it requested, and would take the answer for something that it is not.
+    A delta above the cap is refused too, before anything is spent: a study planned for it would run out of this site's
     budget half-way. Where the request is the stricter one, it is what counts: the budget is computed at its delta.
 
     What the budget has left is the ledger's to say ("budget-exhausted"), how long the work takes
@@ -307,10 +307,11 @@ def refusal(
     Args:
         policy: The site's own.
         mechanism: What the request would charge, and how.
-        num_patients: That the site could train on. This code is the one thing that depends on the patients and is not
-            covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
-        server_round: Of the run. A server can give a run a new name, so what binds in the end is the cap on epsilon.
-        num_views: Of a patient in one step.
+        num_patients: Patients that the site could train on. This code is the one thing that depends on the patients and
+            is not covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
+        server_round: Round of the run, from 1. A server can give a run a new name, so what binds in the end is the cap
+            on epsilon.
+        num_views: Views of a patient in one step.
     """
     if num_patients < policy.min_patients:
         return "too-few-patients"

@@ -56,7 +56,7 @@ class Rehearsed:
             delta: As in `fedcmr.client.release.charged`, like the others.
             cap: Epsilon over the life of the ledger.
             task: What the release is, for the site's own people.
-            key: Of a request that is the whole plan: where it was answered before, it costs nothing.
+            key: Key of a request that is the whole plan: where it was answered before, it costs nothing.
 
         Raises:
             Refused: With the ledger's code.

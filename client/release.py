@@ -34,7 +34,7 @@ def charged(
         not depend on who is there.
 
     Args:
-        ledger: Of the data that `work` looks at.
+        ledger: The ledger of the data that `work` reads.
         key: The run's name and the round.
         mechanism: By which `work` makes its release. Epsilon is counted at its delta, the stricter of the request's and
             the policy's, which has let no larger one pass.

@@ -1,4 +1,4 @@
-"""How long this machine takes for a request, asked before anything is charged, and of invented patients alone.
+"""How long this machine takes for a request, measured before anything is charged, and on invented patients alone.
 
 Every message is answered by a new process, which would measure anew what the last one has found: it is kept in
 `pace.json` in the site's folder, for a day. Nobody else reads that file, and nothing in it is of a patient.
@@ -23,7 +23,7 @@ PACE_NAME = "pace.json"
 KEPT_S = 86_400.0
 """How long a measurement counts: a machine that others have kept busy, or that was replaced, is measured again."""
 TIMED_VIEWS = 4
-"""Of the dummy patient whose gradient is timed; time grows with the views, and less than in proportion."""
+"""Views of the dummy patient whose gradient is timed; time grows with the views, and less than in proportion."""
 
 
 def estimated_seconds(
@@ -42,7 +42,7 @@ def estimated_seconds(
     Args:
         folder: The site's, with what was measured before; one that cannot be written costs a measurement every time.
         prior: Its generator is left as it was.
-        rung: Which part of it is trained.
+        rung: The adapter: which part of it is trained.
         mechanism: How many steps, on the site's public number of patients, so that the answer to a request does not
             tell the real one.
         steps: With how many views.

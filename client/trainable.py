@@ -26,7 +26,7 @@ LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Trainable:
-    """What of a folder of cases can be trained on; counts and pseudonyms, no picture.
+    """What of a folder of cases can be trained on; counts and pseudonyms, no images.
 
     Attributes:
         patients: Group -> its usable cases. A patient with several scans is one patient.
@@ -52,8 +52,8 @@ def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable
     """Which patients of a folder can be trained on, and why the other cases cannot.
 
     Args:
-        folder: Of prepared cases.
-        vendors: That the site declares; None takes every known vendor.
+        folder: A folder of prepared cases.
+        vendors: Vendors that the site declares; None takes every known vendor.
 
     Raises:
         UserError: The folder is no folder of cases, or its index is damaged.
@@ -106,7 +106,7 @@ def judge(folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection[s
         case = load_case(folder, info)
     except UserError:
         return "case-unreadable"
-    if named_twice:  # which of the rows is right cannot be told
+    if named_twice:  # which of the rows is right is unknown
         return "named-twice"
     return reason_of(case, vendors) or case
 

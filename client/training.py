@@ -40,7 +40,7 @@ class Patient:
         name: The case's group: a pseudonym. Seeds the patient's views.
         images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
         masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
-        codes: Shape (V, K), the standardised appearance codes of the patient's scans by vendor, in the order of the
+        codes: Shape (V, K), the standardised style vectors of the patient's scans by vendor, in the order of the
             site's vendors; zeros where the patient has no scan of one.
         vendors: Shape (Z,), int64: which row of `codes` each slice belongs to.
     """
@@ -57,7 +57,7 @@ class Patient:
 
     @property
     def slice_codes(self) -> Tensor:
-        """Shape (Z, K): for each slice the code of its vendor."""
+        """Shape (Z, K): for each slice the style vector of its vendor."""
         return self.codes[self.vendors]
 
     @property
@@ -73,9 +73,9 @@ class LocalSteps:
     """What a gradient step computes, apart from what makes it private (`fedcmr.shared.privacy.Mechanism`).
 
     Attributes:
-        learning_rate: Of each step.
+        learning_rate: Learning rate of each step.
         num_views: Random views averaged into one patient's gradient.
-        seed: Of the views, together with the round, the step and the patient.
+        seed: Seed of the views, together with the round, the step and the patient.
         server_round: The round.
     """
 
@@ -110,11 +110,11 @@ def patient_of(
 
     Args:
         name: As in `Patient`.
-        images: Of all of the patient's scans.
+        images: The stacks of all of the patient's scans.
         masks: Likewise.
         prior: Standardises the codes.
         vendors: As in `Patient`; None where the site has one vendor.
-        num_vendors: Of the site.
+        num_vendors: Number of vendors at the site.
     """
     keep = with_heart(masks)
     images, masks = images[keep], masks[keep]
@@ -132,9 +132,9 @@ def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = No
     Cases of one group are one patient, with the slices of all: who was scanned twice is clipped once.
 
     Args:
-        folder: Of prepared cases.
+        folder: A folder of prepared cases.
         prior: Standardises the codes.
-        vendors: That the site declares, in the order of their codes; None for those of the cases.
+        vendors: Vendors that the site declares, in the order of their style vectors; None for those of the cases.
 
     Raises:
         UserError: The folder is no folder of cases, or its index is damaged.
@@ -172,12 +172,12 @@ def private_update(
     execution: Execution,
     tell_failure: Callable[[], None] | None = None,
 ) -> Arrays:
-    """What answers a request: the style statistics, or the gradient steps' change of the trainable part.
+    """The update that answers a request: the style statistics, or the gradient steps' change of the trainable part.
 
     Args:
         prior: Whose generator is trained; left as it was.
         patients: All of the site's usable patients.
-        task: Of the request.
+        task: Task of the request.
         arrays: The trainable part to start from.
         mechanism: What makes the release private.
         nominal_patients: The site's public constant for each of its vendors, in the order of their names.
@@ -241,13 +241,13 @@ def fine_tune(
 
     With privacy nothing but the sum depends on who is there. A patient whose gradient fails or is not finite counts as
     the zero vector. A step computes `num_gradients` of them, of a dummy patient where a patient was not sampled or does
-    not exist, so that neither its time nor its memory tells how many there were: a patient's slices are drawn into a
-    fixed number of views. What the time still tells is whether the site has more patients than its public number.
+    not exist, so that neither its time nor its memory shows how many there were: a patient's slices are drawn into a
+    fixed number of views. What the time still shows is whether the site has more patients than its public number.
 
     Args:
         generator: Left as it was.
         patients: All of the site's usable patients.
-        arrays: The trainable part to start from; its names say which rung's it is.
+        arrays: The trainable part to start from; its names say which adapter's it is.
         mechanism: What makes a step private.
         steps: What a step does.
         execution: Where and how fast.
@@ -274,7 +274,7 @@ def fine_tune(
 
 
 def num_gradients(num_patients: int, mechanism: Mechanism) -> int:
-    """Of one private step: the site's public number of patients, or its patients where they are more."""
+    """Gradients in one private step: the site's public number of patients, or its patients where they are more."""
     return max(mechanism.divisor, num_patients) if mechanism.private else 0
 
 
@@ -297,7 +297,7 @@ def _mean_gradient(
     deadline: float,
     tell_failure: Callable[[], None] | None,
 ) -> NDArray[np.float64]:
-    """One step's mean over the sampled patients, clipped and noised where that is asked for; shape (D,)."""
+    """One step's mean over the sampled patients, clipped and noised where that is requested; shape (D,)."""
     dimension = sum(parameter.numel() for parameter in parameters.values())
     chosen = list(parameters.values())
     dummy = dummy_patient()
@@ -346,7 +346,7 @@ def patient_gradient(
         generator: Where the parameters belong.
         patient: Its slices are drawn with replacement.
         num_views: How many views.
-        seed: Of the views.
+        seed: Seed of the views.
         parameters: With respect to which, gradients on; None for the affine part.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A case as one small picture: the middle slice at ED and at ES, and the masks' contours as vectors to lay over it."""
+"""A case as one small image: the middle slice at ED and at ES, and the masks' contours as vectors to lay over it."""
 
 import base64
 import io
@@ -59,7 +59,7 @@ def _outlines(area: NDArray[np.bool_], left: int) -> list[str]:
     """Closed curves half-way between pixels inside and outside, moved to the right by `left`."""
     if not area.any():
         return []
-    # A border of background closes curves at the picture's edge; a pixel's middle is half a pixel from its corner.
+    # A border of background closes curves at the image's edge; a pixel's middle is half a pixel from its corner.
     lines = contour_generator(z=np.pad(area.astype(float), 1), line_type=LineType.Separate).lines(0.5)
     corner = np.array([left - 0.5, -0.5])
     return [_path(np.rint(2 * (line + corner)).astype(int)) for line in lines]
@@ -75,7 +75,7 @@ def _path(points: NDArray[np.int_]) -> str:
 
 
 def _jpeg(sheet: NDArray[np.uint8]) -> str:
-    """A grey picture as a data URI."""
+    """A greyscale image as a data URI."""
     file = io.BytesIO()
     Image.fromarray(sheet).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

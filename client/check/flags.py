@@ -1,4 +1,4 @@
-"""What a person should look at before a case is used: odd, but no reason to refuse it."""
+"""What a person should check before a case is used: unusual, but no reason to refuse it."""
 
 import math
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from scipy import ndimage
 from fedcmr.shared.case import CASE_PIXEL_MM, Case
 
 NEAR_MM = 40.0
-"""From the picture's middle: a normal left ventricle with its wall, and some of the right one."""
+"""Distance from the image's middle: a normal left ventricle with its wall, and some of the right one."""
 MIN_CHANGE_NEAR = 0.45
 """Share of all change between ED and ES that lies near the middle; 0.24 if it lay anywhere. Measured without masks on
-20 ACDC, 3 M&Ms, one Siemens Vida and 18 simulated patients: below in 2 of the 42, who eject 0.14 and 0.20; in 33 when
-the picture is moved away from the heart by 45 mm, in all when moved by 60 mm."""
+20 ACDC, 3 M&Ms, one Siemens Vida and 18 simulated patients: below in 2 of the 42, with EF 0.14 and 0.20; in 33 when
+the image is moved away from the heart by 45 mm, in all when moved by 60 mm."""
 SMOOTHING_MM = 6.0
 MAX_OFF_CENTRE_MM = 20.0
-"""Of the labels' centroid, which `prepare` puts into the middle: half a ventricle off is another picture."""
+"""Distance of the labels' centroid from the image's middle, where `prepare` puts it: more is half a ventricle off."""
 MIN_CONTRAST = 0.45
 """Grey values near the middle, 5th to 95th percentile, as a share of the whole range: blood and muscle would differ by
 less than half of it. In the same 42 patients it is 0.67 and more but for one with 0.39."""
@@ -67,7 +67,7 @@ def _low_contrast(case: Case) -> bool:
 
 
 def _distance_mm(case: Case) -> np.ndarray:
-    """Of every pixel from the picture's middle, shape (H, W)."""
+    """Distance of every pixel from the image's middle, shape (H, W)."""
     height, width = case.frames.shape[2:]
     rows, columns = np.ogrid[:height, :width]
     return np.hypot(rows - (height - 1) / 2, columns - (width - 1) / 2) * CASE_PIXEL_MM

@@ -1,4 +1,4 @@
-"""The check of a folder of prepared cases: what it holds, what training could not use, what a person should look at."""
+"""The check of a folder of prepared cases: what it holds, what training could not use, what a person should check."""
 
 import json
 import math

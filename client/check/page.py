@@ -14,7 +14,7 @@ TEMPLATE = "client/check/page.html"
 SHEET_SIZE = 60
 """Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
 MAX_PICTURES = 1000
-"""Of some 6 kB each; the cases beyond, none of them flagged where that can be helped, are listed without."""
+"""Images on the page, about 6 kB each; further cases are listed without one, unflagged cases first."""
 CONTOURS = {"lv": "left cavity", "myo": "myocardium, outer border", "rv": "right ventricle"}
 
 

@@ -25,7 +25,7 @@ TROUBLES = {
 }
 """What is wrong with a case that `prepare` did not leave so, by code."""
 EF_BINS = 20
-"""Of the histogram: one per five points."""
+"""Bins of the EF histogram: one per five points."""
 OTHER_VERSION = "written by another version of fedcmr: prepare the folder again to learn what it means"
 
 
@@ -40,16 +40,16 @@ class CheckedCase:
         group: As in the index: the patient.
         vendor: As in the index.
         field_strength_t: Tesla.
-        ef: In [0, 1].
-        num_slices: Of the stack.
-        slice_spacing_mm: Between slices.
-        num_phases: That the scan had.
+        ef: Ejection fraction in [0, 1].
+        num_slices: Slices of the stack.
+        slice_spacing_mm: Distance between slices.
+        num_phases: Phases of the scan.
         ed_phase: Which of them became end-diastole, from 0.
         es_phase: Likewise for end-systole.
         labelled: Whether it has masks.
         flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
         trouble: A code of `TROUBLES`, or None for a case whose file is as it should be.
-        picture: Of its middle slice.
+        picture: Image of its middle slice.
         sex: As in the index.
         pathology: As in the index.
         left_out: Why training leaves the case out, a code of `fedcmr.client.trainable.LEFT_OUT`; None where it does
@@ -135,7 +135,7 @@ class CheckReport:
 
     @property
     def num_flagged(self) -> int:
-        """Usable cases that a person should look at."""
+        """Usable cases that a person should check."""
         return sum(bool(case.flags) and case.trouble is None for case in self.cases)
 
     @property
@@ -160,17 +160,17 @@ class CheckReport:
 
     @property
     def num_slices(self) -> tuple[int, int] | None:
-        """Of a stack."""
+        """Smallest and largest number of slices of a stack; None where unknown."""
         return _range(case.num_slices for case in self.cases)
 
     @property
     def slice_spacing_mm(self) -> tuple[float, float] | None:
-        """Between slices."""
+        """Smallest and largest distance between slices; None where unknown."""
         return _range(case.slice_spacing_mm for case in self.cases)
 
     @property
     def num_phases(self) -> tuple[int, int] | None:
-        """Of a scan."""
+        """Smallest and largest number of phases of a scan; None where unknown."""
         return _range(case.num_phases for case in self.cases)
 
     @property

@@ -1,4 +1,4 @@
-"""Which code a site lets in: Flower's bundle is judged before it is unpacked, let alone run.
+"""Which code a site lets in: Flower's bundle is checked before it is unpacked, let alone run.
 
 Guarantees:
     No file of a bundle is unpacked or imported unless its packages `client` and `shared` and its `fedcmr/__init__.py`
@@ -33,7 +33,7 @@ def check_bundle(content: bytes, allowed: Sequence[str]) -> None:
     """Refuse a bundle that is not an approved version.
 
     Args:
-        content: Of the bundle, a zip file.
+        content: Bytes of the bundle, a zip file.
         allowed: Fingerprints as `fedcmr-client code` prints them.
 
     Raises:

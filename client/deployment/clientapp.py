@@ -1,10 +1,10 @@
-"""`flwr-clientapp` as a site starts it: Flower's own command, with the bundle judged before it is unpacked.
+"""`flwr-clientapp` as a site starts it: Flower's own command, with the bundle checked before it is unpacked.
 
 The SuperNode starts `flwr-clientapp` for every message, by its name on the PATH. `fedcmr.client.deployment.supernode`
 puts a command of that name in front which ends up here, see `fedcmr.client.deployment.commands`.
 
 Flower unpacks the bundle that it was sent, and then runs what lies in the folder that the server's own words for the
-run name, id and version. So both are held: the bundle by its bytes, and the folder by being the one just unpacked.
+run name, id and version. So both are fixed: the bundle by its bytes, and the folder by being the one just unpacked.
 """
 
 import importlib
@@ -26,7 +26,7 @@ def main() -> None:
     """Answer one message as the policy in the site's folder allows."""
     allowed = load_site(Path(os.environ[SITE_VARIABLE])).policy.allowed_code_sha256
     for name in [name for name in sys.modules if name.split(".")[0] == "fedcmr"]:
-        del sys.modules[name]  # the bundle's own copy is what was judged, and what shall run
+        del sys.modules[name]  # the bundle's own copy is what was checked, and what shall run
 
     from flwr.common.config import get_project_dir
     from flwr.supernode.cli import flwr_clientapp
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def refuse_agent() -> None:
-    """`flwr-agentapp`: Flower's own command, which answers that it failed before a file is unpacked.
+    """`flwr-agentapp`: Flower's own command, which reports that it failed before a file is unpacked.
 
     A command that only ended would be started again and again, and the SuperNode would do nothing else.
     """
@@ -68,8 +68,8 @@ def judging(
         folder_of: The folder that these words name.
 
     Returns:
-        In place of `unpack`: the bundle is judged first, and the folder holds it when this returns. In place of
-        `make_loader`: it loads from no other folder, and nothing at all where nothing was judged before.
+        In place of `unpack`: the bundle is checked first, and the folder holds it when this returns. In place of
+        `make_loader`: it loads from no other folder, and nothing at all where nothing was checked before.
     """
     approved: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""The commands by which Flower starts apps, as a site has them: one judges a bundle before it runs, all others refuse.
+"""The commands by which Flower starts apps, as a site has them: one checks a bundle before it runs, all others refuse.
 
 Flower starts an app by the name of its command, on the PATH, for every message anew. The folder with these commands
 is in front of the PATH of everything that `fedcmr-client join` starts.

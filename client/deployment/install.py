@@ -19,7 +19,7 @@ Kind = Literal["systemd", "compose"]
 TEMPLATES = Path(__file__).parent / "templates"
 UNIT = "fedcmr-site.service"
 CONTAINER_ID = 10001
-"""Of the container's user where root owns the site's folder: no account of a usual system has it."""
+"""User id in the container where root owns the site's folder: no account of a usual system has it."""
 
 
 def service_files(

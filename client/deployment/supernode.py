@@ -1,8 +1,8 @@
 """`fedcmr-client join`: Flower's SuperNode with the right flags, started again when it ends.
 
-The site calls out only: the SuperNode asks the coordinator for work, over TLS. What it listens on is this machine's own
-loopback, for the executor that runs the ClientApp and is known by a secret: another program of this machine could
-otherwise take the site's work, and answer in its name.
+The site calls out only: the SuperNode requests work from the coordinator, over TLS. What it listens on is this
+machine's own loopback, for the executor that runs the ClientApp and is known by a secret: another program of this
+machine could otherwise take the site's work, and answer in its name.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ STEADY_S = 300.0
 """A SuperNode that ran so long starts the waits from the first."""
 STOP_S = 20.0
 EXECUTOR_POLL_S = "0.2"
-"""How often the executor asks the SuperNode next to it for work; Flower's own pause is a second."""
+"""How often the executor requests work from the SuperNode next to it; Flower's own pause is a second."""
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 """prctl(2), on Linux."""
 
@@ -141,7 +141,7 @@ def _free_port() -> int:
 
 
 def _environment(site: SiteSettings) -> dict[str, str]:
-    """Flower's home in the site's folder, and in front of the PATH the commands that judge bundles and refuse."""
+    """Flower's home in the site's folder, and in front of the PATH the commands that check bundles and refuse."""
     path = os.pathsep.join([str(_commands(site)), str(BIN), os.environ.get("PATH", "")])
     direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), *LOOPBACK]))
     return os.environ | {
@@ -171,7 +171,7 @@ def _end_with_parent() -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """The SuperNode and all below it: a ClientApp of a SuperNode that is gone has nobody to answer to."""
+    """The SuperNode and all below it: a ClientApp of a SuperNode that is gone has nobody to reply to."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)

@@ -1,1 +1,1 @@
-"""Synthetic cases from the coordinator: what comes over the network is judged before it is kept."""
+"""Synthetic cases from the coordinator: what comes over the network is validated before it is kept."""

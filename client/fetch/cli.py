@@ -21,7 +21,7 @@ def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", p
     """Add the command.
 
     Args:
-        commands: Of the parser.
+        commands: Subcommands of the parser.
         positive: Parses a whole number from 1.
     """
     sub = commands.add_parser(

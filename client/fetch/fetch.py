@@ -44,8 +44,8 @@ class Query:
     Attributes:
         vendors: None for all.
         ef: Lowest and highest ejection fraction; None for any.
-        fresh: How many cases to sample; 0 for the released ones.
-        seed: Of the fresh ones.
+        fresh: How many cases to sample on demand; 0 for the released ones.
+        seed: Seed of the cases sampled on demand.
     """
 
     vendors: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Query:
         return Selection(vendors=self.vendors, min_ef=low, max_ef=high)
 
     def words(self) -> str:
-        """For people; empty where everything is asked for."""
+        """For people; empty where everything is requested."""
         parts = [" and ".join(self.vendors)] if self.vendors else []
         parts += [f"ejection fraction {self.ef[0]:g} to {self.ef[1]:g}"] if self.ef else []
         return ", ".join(parts)
@@ -71,7 +71,7 @@ class Fetched:
     """What a fetch ended with.
 
     Attributes:
-        num_cases: In the folder.
+        num_cases: Number of cases in the folder.
         study: Whose they are.
         privacy: The guarantee in one sentence, in the server's words.
     """

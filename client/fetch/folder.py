@@ -2,7 +2,7 @@
 
 DIR/cases/NAME.npz    each appears at once
 DIR/arrived.jsonl     while cases come: a line for each that is there
-DIR/fetch.json        what was asked for; the folder of another request is refused
+DIR/fetch.json        what was requested; the folder of another request is refused
 DIR/cases.csv, DATASHEET.md, SHA256SUMS    at the end: without cases.csv no command takes the folder for a whole one
 """
 
@@ -69,7 +69,7 @@ class ReceivedCases:
         self._journal.close()
 
     def keep(self, info: CaseInfo, content: bytes, sha256: str) -> None:
-        """Write a case that was judged, whole or not at all, and note it."""
+        """Write a case that was validated, whole or not at all, and note it."""
         path = self._path(info.pseudonym)
         partial = path.with_suffix(".partial")
         try:

@@ -1,6 +1,6 @@
-"""A case that came over the network, judged before it is kept: its name, its row, its bytes, its arrays.
+"""A case that came over the network, validated before it is kept: its name, its row, its bytes, its arrays.
 
-The server is the study's, but it may have been broken into. It can give bad pictures; it cannot write outside the
+The server is the study's, but it may have been broken into. It can give bad images; it cannot write outside the
 folder, replace a case that is there, run code, or fill the memory.
 """
 
@@ -47,11 +47,11 @@ def announced(header: CaseHeader, wanted: Selection, last: str) -> CaseInfo:
 
     Args:
         header: What came.
-        wanted: What was asked for.
+        wanted: What was requested.
         last: Pseudonym of the case before: they come in order, so that none comes twice.
 
     Raises:
-        Untrustworthy: The announcement is not one of a case that was asked for.
+        Untrustworthy: The announcement is not one of a case that was requested.
     """
     row = header.row
     expect(PSEUDONYM.fullmatch(row.pseudonym) is not None, "a case whose name is none")

@@ -83,7 +83,7 @@ def connected(source: Source) -> Iterator[DeliveryStub]:
 
 
 def judged(error: grpc.RpcError, source: Source) -> Broken | UserError:
-    """What a failed call means: an error that may pass, or one to be mended."""
+    """What a failed call means: an error that may pass, or one that needs a remedy."""
     code, words = error.code(), clean(error.details() or "")
     match code:
         case grpc.StatusCode.UNAUTHENTICATED:

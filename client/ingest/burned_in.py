@@ -1,4 +1,4 @@
-"""Text in the pixels: what a header says about it (PS3.3 C.7.6.1.1.5), and pictures that look as if they hold some.
+"""Text in the pixels: what a header says about it (PS3.3 C.7.6.1.1.5), and images that look as if they hold some.
 
 Workstations draw a patient's name into the image itself. Such letters are thin, stand out from what is around them,
 stand still while the heart beats, and are the same in every slice, where anatomy differs from slice to slice.
@@ -23,18 +23,18 @@ SLICES_AGREE = 0.75
 STROKE_PIXELS = 5
 """Strokes are thinner than this: letters of up to some 30 pixels. Fat under the skin is wider."""
 MIN_CONTRAST = 0.25
-"""Of a stroke against what is around it, as a share of the brightest tissue's signal."""
+"""Contrast of a stroke against what is around it, as a share of the brightest tissue's signal."""
 MAX_FLICKER = 0.25
 """Change of a stroke over phases and slices, as a share of its contrast: lossy compression leaves some."""
 BRIGHT_PERCENTILE = 99.0
 GAP_PIXELS = 12
 """Between words of one line; wider gaps part two texts."""
 MIN_HEIGHT, MAX_HEIGHT = 5, 40
-"""Of a line of text, pixels: no smaller letter can be read."""
+"""Height of a line of text, in pixels: no smaller letter can be read."""
 ANGLE_STEP = 10
 """Degrees: a line that slants by half of it is still read as one."""
 HALF_COVERED = 0.4
-"""Of a pixel of the turned picture: less than half, for a stroke of one pixel must not break."""
+"""Share of a pixel of the rotated image that a stroke covers; below half, so that thin strokes do not break."""
 MIN_STROKES = 5
 """That one row of pixels crosses within a line: about four letters, fewer name nobody.
 

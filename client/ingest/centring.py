@@ -9,19 +9,19 @@ from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.shared.case import LV
 
 Centre = tuple[float, float]
-"""Row and column in the picture, from 0, between pixels where it lies there."""
+"""Row and column in the image, from 0; fractions lie between pixels."""
 HEART_RADIUS_MM = 50.0
 REACH_MM = 60.0
-"""Of both ventricles from their middle, in the largest hearts."""
+"""How far both ventricles reach from their middle, in the largest hearts."""
 SMOOTHING_MM = 12.0
 """Standard deviation: wide enough to join the walls that move, narrow enough to tell heart from chest."""
 OUTLINE_MM = 5.0
 """Standard deviation: joins a ventricle's walls over its cavity, keeps the heart's outline."""
 OUTLINE_SHARE = 0.3
-"""Of what the fastest tenth near the heart moves: less is not heart."""
+"""As a share of the 90th percentile of motion near the heart: what moves less is not heart."""
 PLANNED_WITHIN_MM = 70.0
 CLIPPED_PERCENTILE = 99.0
-"""Of the motion: a pulsating vessel or a flow artefact moves more than any wall."""
+"""Percentile at which the motion is cut off: a pulsating vessel or a flow artefact moves more than any wall."""
 NUM_CLIMBS = 5
 MIN_ORDERED_PHASES = 6
 """Fewer are labelled ones, picked from a cine."""
@@ -69,7 +69,7 @@ def find_centre(cine: Cine) -> Centre:
     """The heart's centre in the plane as (row, column): the labels' centroid, or the centre of moving blood.
 
     Without masks the centre climbs to the densest part of what moves, starting from its peak; the scan is expected to
-    have been planned with the heart near the middle of the picture. Then it moves to the middle of the outline of what
+    have been planned with the heart near the middle of the image. Then it moves to the middle of the outline of what
     moves there: the right ventricle's free wall moves most, and would pull a mean weighted by motion towards itself.
     """
     if cine.masks is not None and cine.masks.any():
@@ -96,7 +96,7 @@ def find_centre(cine: Cine) -> Centre:
 def in_order(cine: Cine, centre: Centre) -> bool:
     """Whether each phase looks like the next, near the heart and all slices together, more than like any other.
 
-    Headers may call any order temporal: numbers are unreliable, and some vendors' times are another thing's.
+    Headers may call any order temporal: numbers are unreliable, and some vendors' times mean something else.
     """
     return len(cine.images) < MIN_ORDERED_PHASES or _disorder(cine, centre) <= MAX_DISORDER
 
@@ -106,7 +106,7 @@ def _disorder(cine: Cine, centre: Centre) -> float:
     reach = [HEART_RADIUS_MM / mm for mm in cine.spacing_mm[1:]]
     rows, columns = (slice(max(0, round(c - r)), round(c + r) + 1) for c, r in zip(centre, reach, strict=True))
     near = cine.images[:, :, rows, columns]
-    for axis, pixel_mm in ((2, cine.spacing_mm[1]), (3, cine.spacing_mm[2])):  # averages: of noise, little is left
+    for axis, pixel_mm in ((2, cine.spacing_mm[1]), (3, cine.spacing_mm[2])):  # averages suppress the noise
         near = np.add.reduceat(near, np.arange(0, near.shape[axis], max(1, round(AVERAGED_MM / pixel_mm))), axis=axis)
     phases = near.reshape(len(near), -1)
     phases = phases - phases.mean(axis=0)
@@ -133,7 +133,7 @@ def _moving_blood(cine: Cine) -> NDArray[np.float64]:
 def _blood_signal(cine: Cine, centre: Centre) -> NDArray[np.float64]:
     """How much bright blood lies near the heart's centre in each phase, smoothed over the cycle; shape (T,).
 
-    A voxel counts by how much it changes: one that blood leaves and muscle enters tells a ventricle's size.
+    A voxel counts by how much it changes: one that blood leaves and muscle enters shows a ventricle's size.
     """
     distance = _distance_mm(cine.images.shape[2:], np.array(centre), np.array(cine.spacing_mm[1:]))
     near = distance <= HEART_RADIUS_MM

@@ -28,10 +28,10 @@ def send_message(control: socket.socket, order: tuple[Any, ...], passed: socket.
 
 
 def serve(descriptor: int) -> None:
-    """The fork server: start and end children as the parent asks, until the parent is gone.
+    """The fork server: start and end children as the parent requests, until the parent is gone.
 
     Args:
-        descriptor: Of the socket that orders come from.
+        descriptor: File descriptor of the socket that orders come from.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -72,7 +72,7 @@ def normalise(cine: Cine) -> Normalised:
 def orient(cine: Cine) -> Cine:
     """Slices from base to apex, seen from the apex, the right ventricle at the upper left: flips and transposes only.
 
-    A radiologist's short-axis view has the patient's right at the left of the picture. Scanners differ by up to half a
+    A radiologist's short-axis view has the patient's right at the left of the image. Scanners differ by up to half a
     quarter turn within it, which is left as it is.
     """
     if not _starts_at_base(cine):
@@ -116,7 +116,7 @@ def _starts_at_base(cine: Cine) -> bool:
 
 
 def _lv_to_rv(cine: Cine) -> tuple[float, float]:
-    """Direction (down, right) in the picture from the left to the right ventricle; zeros where nothing tells it."""
+    """Direction (down, right) in the image from the left to the right ventricle; zeros where it is unknown."""
     if cine.masks is not None:
         planes = [np.count_nonzero(cine.masks == label, axis=(0, 1)) for label in (LV, RV)]
         if all(plane.any() for plane in planes):

@@ -11,12 +11,12 @@ from fedcmr.shared.ejection_fraction import ejection_fraction
 
 MIN_MYOCARDIUM_AT_BORDER = 0.5
 """Share of the cavity's border that must touch myocardium. 0.996 and more in 20 ACDC and 3 M&Ms patients; a basal slice
-may lack the part towards the outflow tract. With swapped labels it is below 0.45: a right ventricle touches the septum
+may miss the part towards the outflow tract. With swapped labels it is below 0.45: a right ventricle touches the septum
 only, and a ring taken for the cavity has half its border outside."""
 MAX_EF = 0.95
 """No ventricle empties further: such a mask misses slices at end-systole."""
 MAX_EXTENT_MM = 180.0
-"""Of all labels along rows or columns. The largest of 23 patients is 132 mm; more is a stray label, or a wrong
+"""Extent of all labels along rows or columns. The largest of 23 patients is 132 mm; more is a stray label, or a wrong
 spacing."""
 
 
@@ -24,8 +24,9 @@ def check_masks(cine: Cine) -> None:
     """Refuse masks that cannot be a heart at end-diastole and end-systole; without masks there is nothing to do.
 
     Raises:
-        Unusable: Fewer than two phases have a left ventricle, one lacks a structure that the other has, the cavity does
-            not lie in the myocardium, the labels spread wider than a heart, or the ejection fraction is impossible.
+        Unusable: Fewer than two phases have a left ventricle, one misses a structure that the other has, the cavity
+            does not lie in the myocardium, the labels spread wider than a heart, or the ejection fraction is
+            impossible.
     """
     if cine.masks is None:
         return
@@ -46,7 +47,7 @@ def myocardium_at_border(phase: NDArray[np.uint8]) -> float:
     """Share of the pixel edges between the left ventricle's cavity and other labels that lead to myocardium.
 
     Args:
-        phase: Labels of one phase, shape (Z, H, W), with a cavity. What lies outside the picture is background.
+        phase: Labels of one phase, shape (Z, H, W), with a cavity. What lies outside the image is background.
     """
     padded = np.pad(phase, ((0, 0), (1, 1), (1, 1)))
     cavity = phase == LV

@@ -61,7 +61,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a child process answers for a study: the row of its case, and an entry of `details.json`."""
+    """What a child process returns for a study: the row of its case, and an entry of `details.json`."""
 
     info: CaseInfo
     details: dict[str, Any]
@@ -111,8 +111,8 @@ def prepare(
         ef_table: A CSV of ejection fractions, for scans without masks: see `read_ef_table`.
         key: Secret for the pseudonyms; by default `pseudonym.key` next to `destination`, made on first use.
         num_processes: Child processes that read the scans.
-        vendor: Of the scanners, one of `fedcmr.shared.case.VENDORS`, for scans that name none; it overrides nothing
-            that the scans say. Cases of an earlier call that had none get it too.
+        vendor: Vendor of the scanners, one of `fedcmr.shared.case.VENDORS`, for scans that name none; it overrides
+            nothing that the scans say. Cases of an earlier call that had none get it too.
         one_study_one_patient: For DICOM, take each study without a PatientID for a patient of its own; otherwise such
             studies are refused.
         issuers_differ: For DICOM, take a PatientID of another issuer for another patient; otherwise a number is one
@@ -269,7 +269,7 @@ def _open_destination(
     if (destination / INDEX_NAME).exists():
         earlier = {"provenance": PRIVATE_REAL.as_json(), **_read_json(path)}
         if FROM_FILES not in earlier:
-            settings.pop(FROM_FILES, None)  # somebody said it, or nobody asked the files
+            settings.pop(FROM_FILES, None)  # it was given on the command line, or the files were not read
         elif settings["provenance"] == PRIVATE_REAL.as_json():
             earlier["provenance"] = PRIVATE_REAL.as_json()  # what files say is no statement
         different = [name for name in settings if name != FROM_FILES and earlier.get(name) != settings[name]]

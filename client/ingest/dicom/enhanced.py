@@ -35,7 +35,7 @@ def frame_headers(elements: Elements, file: Header) -> list[Header]:
     """The headers of all frames.
 
     Args:
-        elements: Of the file.
+        elements: Elements of the file.
         file: What holds for all frames; its geometry and times are replaced.
 
     Raises:

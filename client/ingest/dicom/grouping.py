@@ -15,7 +15,8 @@ StudyKey = tuple[str, str]
 """What the files call the patient and the study."""
 Studies = Mapping[StudyKey, Iterable[Header]]
 MAX_NUMBERS = 3
-"""Of one person. A name and birth date that more numbers share are what an anonymiser wrote for everybody."""
+"""Most patient numbers of one person. A name and birth date that more of them share are what an anonymiser wrote for
+everybody."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Grouped:
     Attributes:
         studies: Images in the order they came.
         spellings: How the files spell each study's PatientID, where that is not the key's own spelling; else empty.
-        warnings: What is doubtful about each study's patient, as reason codes.
+        warnings: What is uncertain about each study's patient, as reason codes.
         refused: Number of studies refused, by reason code.
         left_out: Number of files left out, by reason code.
     """
@@ -44,17 +45,17 @@ def group_studies(
 
     A StudyInstanceUID is globally unique (PS3.5, 9), so it decides what belongs together. Images without a PatientID,
     or with a placeholder such as `0000` or `UNKNOWN`, are of the patient whom the study's other images name. A study
-    that names no patient is refused: whether two of them are one person's cannot be told, and a person who counts as
+    that names no patient is refused: whether two of them are one person's is unknown, and a person who counts as
     two is protected half as well. Likewise a study that names two patients, and one with two different files of one
-    SOPInstanceUID: no image can be told to be the right one. Exact copies count once. Numbers that `same_patient` takes
-    for one are one patient, also where name, birth date or sex say otherwise; that is noted.
+    SOPInstanceUID: it is unknown which image is the right one. Exact copies count once. Numbers that `same_patient`
+    takes for one are one patient, also where name, birth date or sex say otherwise; that is noted.
 
     A PatientID is unique within its issuer only (PS3.3 C.7.1.1), but one hospital's scanners may name the issuer, spell
     it otherwise or leave it out. So a number is one patient whoever issued it, which is noted where issuers differ. A
     patient depends on nothing but the study itself: scans that come later cannot make two of one.
 
     Args:
-        images: Of any studies.
+        images: Headers of images, from any studies.
         one_study_one_patient: Take each study without a PatientID for a patient of its own, because somebody knows.
         issuers_differ: Take a number of another issuer for another patient, because somebody knows. A study that names
             no issuer is refused, and so are studies whose number, name and birth date agree under two issuers: they
@@ -131,7 +132,7 @@ def _of_one_person(studies: Studies, spellings: Mapping[StudyKey, str]) -> set[S
 def _warnings(
     studies: Studies, spellings: Mapping[StudyKey, str], issuers_differ: bool
 ) -> dict[StudyKey, tuple[str, ...]]:
-    """What is doubtful about each study's patient."""
+    """What is uncertain about each study's patient."""
     conflicting = _conflicting(studies)
     issuers: dict[str, set[str]] = defaultdict(set)
     patients: dict[tuple[str, str], set[str]] = defaultdict(set)

@@ -77,7 +77,7 @@ class Header:
 
     @property
     def row_axis(self) -> NDArray[np.float64]:
-        """Unit vector along which rows follow each other (down the picture)."""
+        """Unit vector along which rows follow each other (down the image)."""
         return np.asarray(self.ImageOrientationPatient[3:])
 
     @property

@@ -23,9 +23,9 @@ MAX_ELEMENTS = 5_000
 MAX_ELEMENTS_IN_ALL = 1_000_000
 """With all items: an Enhanced file of 1,000 frames has 100,000."""
 MAX_DEPTH = 16
-"""Of sequences in each other; scanners write up to six."""
+"""Deepest nesting of sequences; scanners write up to six."""
 MAX_VALUE_BYTES = 1024
-"""Of an allowed element; the longest, ten values of 16 characters, has 170."""
+"""Longest value of an allowed element; the longest in use, ten values of 16 characters, has 170 bytes."""
 WINDOW_BYTES = 2**14
 
 DEFLATED = frozenset(
@@ -69,12 +69,12 @@ class Parsed:
     """What was found in a file.
 
     Attributes:
-        elements: Of the data set.
+        elements: Allowed elements of the data set.
         transfer_syntax: A UID as written in the file meta information, or what stands for a missing one.
         media_class: MediaStorageSOPClassUID of the file meta information.
         pixel_offset: Byte at which the value of PixelData starts; 0 without one.
         pixel_bytes: Its length; None for encapsulated fragments.
-        file_bytes: Of the whole file.
+        file_bytes: Size of the whole file.
     """
 
     elements: Elements
@@ -138,7 +138,7 @@ class _Parser:
         if syntax in DEFLATED:
             raise Unusable("deflated")
         self.endian = ">" if syntax == EXPLICIT_BIG_ENDIAN else "<"
-        # The first element tells: some files are not written as their meta information says.
+        # The first element decides: some files are not written as their meta information says.
         explicit = self.bytes_at(start + 4, 2) in KNOWN_VRS
         self.encodings = ["iso8859"]
         elements, _ = self._data_set(start, self.file_bytes, allowed, explicit, 0)

@@ -29,7 +29,7 @@ from fedcmr.client.ingest.reasons import Unusable
 
 MAX_ROWS, MAX_FRAMES = 4096, 10_000
 MAX_VOXELS = 2**28
-"""Of a stack: 512 x 512 pixels, 20 slices and 50 phases."""
+"""Voxels of the largest stack: 512 x 512 pixels, 20 slices and 50 phases."""
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", EXPLICIT_BIG_ENDIAN})
 DECODERS = {
     "1.2.840.10008.1.2.5": "pylibjpeg",  # RLE

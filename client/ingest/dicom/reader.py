@@ -137,7 +137,7 @@ def find_dicom(
         mask_file = next(iter(masks[patient, study]), None)
         key, warnings = (patient, study), grouped.warnings[patient, study]
         read = partial(read_stack, stack, mask_file, chosen)
-        # YES may be said of a patient's picture of which a part was made (PS3.3 C.12.1); this project makes all of it.
+        # YES may also mark a patient's image with a synthetic part (PS3.3 C.12.1); this project makes all of it.
         says_so = all(image.SyntheticData == ("YES",) for image in members)
         is_ours = all(image.Manufacturer == EXPORTER for image in members)
         if says_so and not is_ours:
@@ -225,7 +225,7 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
 def _issuer(elements: Elements) -> str:
     """Digest of who issued the PatientID: IssuerOfPatientID (0010,0021), or the fourth part of a number in HL7's form.
 
-    Of `HOSP&1.2.3&ISO` the name counts, as in IssuerOfPatientID (HL7 v2, CX and HD).
+    In `HOSP&1.2.3&ISO` the name counts, as in IssuerOfPatientID (HL7 v2, CX and HD).
     """
     parts = elements.text("PatientID").split("^")
     text = elements.text("IssuerOfPatientID") or (parts[3] if len(parts) > 3 else "")
@@ -293,8 +293,8 @@ def read_masks(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) 
 
     Args:
         path: Labels of `fedcmr.shared.case`, phases in temporal order.
-        affine: Of the images, (column, row, slice, 1) to LPS.
-        shape: Of the images, (T, Z, H, W).
+        affine: Affine of the images, (column, row, slice, 1) to LPS millimetres.
+        shape: Shape of the images, (T, Z, H, W).
 
     Raises:
         Unusable: It has other phases or labels, or its labels lie outside the images.

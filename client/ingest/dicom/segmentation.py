@@ -1,6 +1,6 @@
 """Masks as DICOM segmentations (PS3.3 A.51 and A.90) of the cine next to them.
 
-Read with pydicom by an allow-list of elements, like the images. Which image a frame is of is told by the image that it
+Read with pydicom by an allow-list of elements, like the images. Which image a frame is of is given by the image that it
 names, else by its position among those that the whole object names.
 """
 
@@ -32,7 +32,7 @@ MIN_FRACTION = 0.5
 MIN_OVERLAP = 0.9
 """Share of a frame's labelled area that must lie within the image."""
 MAX_DISTANCE = 0.5
-"""Of a frame's plane from the image's, as a share of the distance between slices."""
+"""Largest distance of a frame's plane from the image's, as a share of the distance between slices."""
 
 HEADER_ELEMENTS = (
     "SOPClassUID",
@@ -68,10 +68,10 @@ class Segmentation:
     """What the header of a segmentation says.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         StudyInstanceUID: It belongs to this study.
         SOPInstanceUID: Its own.
-        SeriesInstanceUIDs: Of the images that it refers to; empty where it does not say.
+        SeriesInstanceUIDs: Series of the images that it refers to; empty where it does not say.
     """
 
     path: Path = field(repr=False)

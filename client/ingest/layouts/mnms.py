@@ -1,7 +1,7 @@
 """The layout of M&Ms: one CSV, and `CODE/CODE_sa.nii.gz` with `CODE_sa_gt.nii.gz`, 4D, labelled at two phases.
 
 Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its masks count from the left ventricle: 1 LV,
-2 myocardium, 3 RV. The field strength is not given; the CSV's columns `Pathology` and `Sex` may lack.
+2 myocardium, 3 RV. The field strength is not given; the CSV's columns `Pathology` and `Sex` may be missing.
 """
 
 import csv

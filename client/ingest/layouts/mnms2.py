@@ -22,7 +22,7 @@ from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
 TABLE_NAME = "dataset_information.csv"
 COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("field",)}
 PATHOLOGY_COLUMN = {"DISEASE": ("disease",)}
-"""May lack."""
+"""Columns that may be missing."""
 PHASES = ("ED", "ES")
 
 
@@ -30,7 +30,7 @@ def find_mnms2(source: Path) -> Findings:
     """Patients that the table lists.
 
     Raises:
-        UserError: There is no such table, or it lacks a column.
+        UserError: There is no such table, or a column is missing.
     """
     rows = read_rows(source / TABLE_NAME, COLUMNS | PATHOLOGY_COLUMN, list(COLUMNS))
     folders = {path.parent.name: path.parent for path in sorted(source.rglob("*_SA_E[DS].nii.gz"))}

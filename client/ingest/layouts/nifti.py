@@ -20,7 +20,7 @@ def read_nifti(path: Path, *, oriented: bool = False) -> tuple[NDArray[Any], NDA
     """A volume with array axes (x, y, z) or (x, y, z, t), and its affine to RAS+ millimetres.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         oriented: Insist that the header knows the patient's axes (qform_code or sform_code above 0).
 
     Raises:

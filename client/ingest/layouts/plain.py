@@ -2,8 +2,8 @@
 
     frames/NAME.nii.gz                          a cine, axes (x, y, z, phase), or
     frames/NAME_ed.nii.gz, NAME_es.nii.gz       its end-diastolic and end-systolic phases, axes (x, y, z)
-    masks/                                      files of the same names; the whole folder, or some patients', may lack
-    cases.csv                                   may lack; columns name, patient, vendor, field_strength_t, and
+    masks/                                      files of the same names; optional, as a whole or for some patients
+    cases.csv                                   optional; columns name, patient, vendor, field_strength_t, and
                                                 ef_fraction or ef_percent
 
 NAME is a patient; where the table's column `patient` says so, several names are one. A phase of a 4D mask without any
@@ -45,7 +45,7 @@ COLUMNS = {
 SUFFIXES = (".nii.gz", ".nii")
 STRUCTURES = {"background": BACKGROUND, "rv": RV, "myo": MYO, "lv": LV}
 MAX_GRID_DIFFERENCE = 0.1
-"""Of a voxel, between the corners of an image and its mask."""
+"""Largest distance between the corners of an image and of its mask, as a share of the smallest voxel side."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def parse_labels(text: str) -> dict[int, int]:
             out are named as background, `background=5`. 0 is background.
 
     Raises:
-        UserError: It is not of this form, names a number twice, or lacks lv.
+        UserError: It is not of this form, names a number twice, or does not name lv.
     """
     labels = {0: BACKGROUND}
     for part in text.split(","):
@@ -197,7 +197,7 @@ def _files(folder: Path) -> dict[str, dict[str, Path]]:
         for ending in ("ed", "es"):
             if name.lower().endswith("_" + ending):
                 name, phase = name[:-3], ending
-        # The same name as .nii and .nii.gz: which one is meant cannot be told; the empty pair is refused as incomplete.
+        # The same name as .nii and .nii.gz: which one is meant is unknown; the empty pair is refused as incomplete.
         phases = found.setdefault(name, {})
         phases[phase if phase not in phases else f"{phase} twice"] = path
     return found

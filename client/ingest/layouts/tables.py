@@ -33,7 +33,7 @@ def read_rows(
         The line's number in the file, from 1, and the stripped cells by column.
 
     Raises:
-        UserError: The file cannot be read, lacks a column or names one twice, or a cell begins like a formula.
+        UserError: The file cannot be read, a column is missing or named twice, or a cell begins like a formula.
     """
     try:
         text = read_plain(path, MAX_BYTES).decode("utf-8-sig")

@@ -7,11 +7,11 @@ import numpy as np
 MIN_SPACING_MM, MAX_SPACING_MM = 2.0, 25.0
 """From a 3D cine to 20 mm slices with a gap."""
 MAX_DEVIATION = 0.1
-"""Of a slice from its place in an even stack, in spacings."""
+"""Distance of a slice from its place in an even stack, in spacings."""
 MAX_POSITIONS = 100
 """No stack through a heart has as many."""
 MAX_EXTRA_SHARE = 0.25
-"""Of all positions: more slices next to an even run than this are no extra ones."""
+"""As a share of all positions: so many slices next to an even run, or more, are not extra ones."""
 
 
 def even_run(depths: Sequence[float]) -> list[int]:

@@ -16,7 +16,7 @@ a place may be anything else, so that CardiacNumberOfImages (0018,1090) must say
 MAX_BEAT_MS = 2500.0
 """A heartbeat of 24 a minute. A longer series of times runs over several beats: perfusion, real-time imaging."""
 MIN_OVERLAP = 0.5
-"""Of the time that two acquisitions of a slice cover, so that one is a repeat of the other."""
+"""Share of the longest acquisition's time that all acquisitions of a slice must cover to be repeats of each other."""
 MAX_STEP = 1.7
 """Between neighbouring phases, in median steps: a wider one is a hole."""
 MAX_NUM_CUT = 2
@@ -39,7 +39,7 @@ def in_time(images: Sequence[Header]) -> list[Header]:
     slices within a phase. Beats differ from slice to slice, so that only a phase's rank counts, not its time.
 
     Raises:
-        Unusable: Neither tells the phases apart.
+        Unusable: Neither distinguishes the phases.
     """
     images = _last_acquisition(images)
     times = [image.TriggerTime for image in images]

@@ -1,8 +1,8 @@
 """Which images of a study form the short-axis cine: decided from positions, orientations and times alone.
 
-No name or description is asked: they are free text, and differ from site to site.
+No name or description is used: they are free text, and differ from site to site.
 
-Known limit: where a study holds no other cine, tagged slices are taken for one, for only their pictures show the grid.
+Known limit: where a study holds no other cine, tagged slices are taken for one, for only their images show the grid.
 """
 
 import math
@@ -24,9 +24,9 @@ MIN_SLICES = 3
 MAX_TILT_DEG = 45.0
 """A stack's normal lies within this angle of the usual long axis; axial, coronal and sagittal stacks are above 50."""
 CLEARLY_NEARER_DEG = 15.0
-"""Of two stacks, that near to the long axis wins by this much; a stack planned twice differs by less."""
+"""A stack whose normal is nearer to the long axis by more than this wins; a stack planned twice differs by less."""
 CLEARLY_FINER = 1.3
-"""Of two stacks, that with pixels smaller by this factor: real-time imaging is coarser than what is gated."""
+"""A stack whose pixels are smaller by more than this factor wins: real-time imaging is coarser than gated imaging."""
 SAME_STACK_DEG = 20.0
 """Slices whose normals differ by less, and whose places continue each other, are parts of one stack."""
 COVERED, NEXT = 0.6, 1.5
@@ -34,7 +34,7 @@ COVERED, NEXT = 0.6, 1.5
 SAME_ECHO = 0.1
 """Echo times of one protocol differ by less of their size from slice to slice; another sequence's differ by more."""
 MAX_SHIFT_MM = 2.0
-"""Of a slice against the straight line through the stack."""
+"""Largest shift of a slice against the straight line through the stack."""
 USUAL_BEAT = 1.25
 """A repeat replaces a slice only if the beat's length agrees to this factor: one under stress does not."""
 
@@ -66,7 +66,7 @@ class _Candidate:
 
     @property
     def series_number(self) -> float:
-        """Of the latest of its series."""
+        """SeriesNumber of the latest of its series; -inf without one."""
         return max((_series_number(one) for one in self.slices), default=-math.inf)
 
 
@@ -85,7 +85,7 @@ def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
     """
     planes = [cine_slices(group) for group in parallel(images)]
     if any(one.is_whole for slices in planes for one in slices):
-        # A copy of two phases, however late, is no rival of the cine that it was taken from.
+        # A copy of two phases, however late, does not compete with the cine that it was taken from.
         planes = [[one for one in slices if one.is_whole] for slices in planes]
     candidates: list[_Candidate] = []
     trouble = None

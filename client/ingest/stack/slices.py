@@ -66,13 +66,13 @@ class Slice:
 
     @property
     def beat_ms(self) -> float:
-        """The time its phases cover; NaN where the times do not tell."""
+        """The time its phases cover; NaN where the times are missing."""
         times = [image.TriggerTime for image in self.images]
         return (max(times) - min(times)) or math.nan
 
     @property
     def centre(self) -> NDArray[np.float64]:
-        """Of the picture, in LPS millimetres."""
+        """Centre of the image, in LPS millimetres."""
         one = self.first
         down, right = ((n - 1) / 2 * mm for n, mm in zip((one.Rows, one.Columns), one.PixelSpacing, strict=True))
         return np.asarray(one.ImagePositionPatient) + down * one.row_axis + right * one.column_axis
