@@ -1,4 +1,4 @@
-"""`DIR/logs/delivery.log`: a line of JSON for every call, so that it can be told who fetched what. Never a token."""
+"""`DIR/logs/delivery.log`: one line of JSON for every call, a record of who fetched what. Never a token."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 LOG_NAME = "delivery.log"
 REFUSED_INTERVAL_S = 1.0
-"""Calls without a token are noted once in this time, with their number: a flood of them must not fill the disk."""
+"""Seconds between two entries for calls without a token, with their number: a flood must not fill the disk."""
 
 
 class AuditLog:
-    """Appends to the log; for several threads."""
+    """Appends to the log; safe for several threads."""
 
     def __init__(self, folder: Path):
         (folder / "logs").mkdir(mode=0o700, exist_ok=True)
@@ -24,17 +24,17 @@ class AuditLog:
         self._complained = False
 
     def call(self, **facts: object) -> None:
-        """One call of a site."""
+        """Log one call of a site."""
         with self._lock:
             self._write(facts)
 
     def refused(self, peer: str, client: str, method: str) -> None:
-        """A call without a valid token.
+        """Log a call without a valid token.
 
         Args:
             peer: The other end of the connection; the gateway, for whoever calls through it.
-            client: Whose call it is.
-            method: What was asked for.
+            client: Address of the caller.
+            method: The method that was called.
         """
         with self._lock:
             self._num_refused += 1
@@ -60,7 +60,7 @@ class AuditLog:
                 file.write(line)
             self._complained = False
         except OSError as error:
-            # What was delivered is delivered; whoever watches the service must learn that the log has a gap.
+            # The cases are delivered already; whoever watches the service must learn that the log has a gap.
             if not self._complained:
                 print(f"{self.path} cannot be written ({error.strerror}): calls are not logged", file=sys.stderr)
             self._complained = True

@@ -1,4 +1,4 @@
-"""The commands of `fedcmr-server` that give synthetic cases away: deliver, token."""
+"""The commands of `fedcmr-server` that deliver synthetic cases: deliver, token."""
 
 import argparse
 import sys
@@ -138,7 +138,7 @@ def _token(options: argparse.Namespace) -> None:
 
 
 def _delivery_port(folder: Path) -> int:
-    """What the gateway, too, takes from the coordinator's settings."""
+    """The delivery port in the coordinator's settings, which the gateway uses too."""
     from fedcmr.server.deployment.coordinator import COORDINATOR_FILE, load_coordinator
 
     return load_coordinator(folder).delivery_port if (folder / COORDINATOR_FILE).is_file() else DELIVERY_PORT

@@ -1,11 +1,11 @@
-"""The one door of the service: who asks, how many calls at once, and a line in the audit log for each.
+"""Access control of every call: who calls, how many calls at once, and a line in the audit log for each.
 
 Every method but the health check needs a token, also one that is added later. The one message of a request is read
-here, inside the caller's share of calls and within seconds: whoever opens calls and stays silent holds places of its
-own for that time, and nobody else's.
+here, within the caller's share of calls and within seconds: a caller that opens calls and stays silent uses up only its
+own share for that time.
 
-Behind the gateway every caller has the gateway's address. The gateway says whose call it passes on, and is believed
-because it calls from this machine; from elsewhere the same line is a stranger's word and counts for nothing.
+Behind the gateway every caller has the gateway's address. The gateway states the address of the caller. This is
+trusted because it calls from this machine; the same metadata from any other address is ignored.
 """
 
 import ipaddress
@@ -27,13 +27,13 @@ from fedcmr.shared.delivery.contract import AUTHORIZATION, BEARER, SERVICE
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CALLS_PER_SITE, CALLS_IN_ALL = 4, 16
-"""Calls at once: of one site, also while it has sent nothing, and those of all sites that are being answered."""
+"""Concurrent calls: of one site, silent ones included, and of all sites together while they are served."""
 CHECKS_PER_ADDRESS, CHECKS_IN_ALL = 2, 32
-"""Health checks at once, which anybody may ask for."""
+"""Concurrent health checks, of one address and in all; they need no token."""
 WAITING_IN_ALL = 32
-"""Calls of all sites that have sent nothing yet."""
+"""Concurrent calls of all sites that have not sent their request yet."""
 FIRST_MESSAGE_S = 2.0
-"""In which a caller has to say what it asks for. It comes with the call, or with the next packet."""
+"""Seconds within which a caller must send its request, which comes with the call or with the next packet."""
 FORWARDED_FOR = "x-forwarded-for"
 CHECKING, WAITING, ANSWERED = "health check", "waiting", "answered"
 
@@ -45,13 +45,13 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
     def __init__(self, tokens: TokenBook, audit: AuditLog):
         self._tokens, self._audit = tokens, audit
-        self._calls: Counter[tuple[str, str]] = Counter()  # (kind, whose); of each kind, "" is all of them together
+        self._calls: Counter[tuple[str, str]] = Counter()  # (kind, caller); for each kind, "" is all callers together
         self._lock = threading.Lock()
 
     def intercept_service(
         self, continuation: Callable[[Any], grpc.RpcMethodHandler | None], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler | None:
-        """The method's own handler with this check around it, or one that refuses before it reads anything."""
+        """The method's handler behind this check, or one that refuses before it reads anything."""
         handler = continuation(details)
         if handler is None:
             return None
@@ -59,7 +59,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
         forwarded = _forwarded_for(details)
         if method == HEALTH_CHECK:
             return _reading(handler, self._anonymous(handler.unary_unary, forwarded))
-        if not method.startswith(f"/{SERVICE}/"):  # Health/Watch would hold a thread for whoever asks
+        if not method.startswith(f"/{SERVICE}/"):  # Health/Watch would hold a thread for any caller
             return None
         token = _token(details)
         site = self._tokens.site_of(token)
@@ -80,7 +80,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
     def _anonymous(self, inner: Method, forwarded: str) -> Method:
         def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             client = client_of(context.peer(), forwarded)
-            # Programs of this machine share its address, and are told apart by their connections.
+            # Programs on this machine share its address; their connections distinguish them.
             whose = context.peer() if _is_loopback(client) else client
             try:
                 with self._share(CHECKING, whose, CHECKS_PER_ADDRESS, CHECKS_IN_ALL):
@@ -105,7 +105,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
                     facts["selection"] = words(checked(request.selection))
                     for message in inner(request, context) if call.streaming else (inner(request, context),):
                         if call.streaming and message.HasField("header"):
-                            # A token may be taken away while its stream runs.
+                            # A token may be revoked while its stream runs.
                             if self._tokens.site_of(call.token) != site:
                                 raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "this token was revoked")
                             num_cases += 1
@@ -127,10 +127,10 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
     @contextmanager
     def _share(self, kind: str, whose: str, most: int, most_in_all: int) -> Iterator[None]:
-        """One of the calls of a kind that somebody may have at once.
+        """Count one more concurrent call of a kind while the body runs.
 
         Raises:
-            Refusal: There are as many as may be, of this caller or of all.
+            Refusal: The limit is reached, for this caller or for all.
         """
         with self._lock:
             if self._calls[kind, whose] >= most or self._calls[kind, ""] >= most_in_all:
@@ -147,7 +147,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
 @dataclass(frozen=True)
 class _Call:
-    """What is known of a site's call before it is answered."""
+    """What is known of a site's call before it is served."""
 
     method: str
     site: str
@@ -157,11 +157,11 @@ class _Call:
 
 
 def client_of(peer: str, forwarded: str) -> str:
-    """Whose call it is: the address that the gateway gives, or that of the connection where it is not the gateway's.
+    """Address of the caller: the one that the gateway states, or that of a connection that is not the gateway's.
 
     Args:
         peer: The other end of the connection as gRPC spells it, such as "ipv4:127.0.0.1:5000" or "ipv6:%5B::1%5D:5000".
-        forwarded: What the call's metadata say; empty where they say nothing.
+        forwarded: The address in the call's metadata; empty where there is none.
     """
     host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
     if forwarded and _is_loopback(host):
@@ -180,13 +180,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _forwarded_for(details: grpc.HandlerCallDetails) -> str:
-    """What a call's metadata give as its origin; empty where they give nothing, or more than one thing."""
+    """The origin in a call's metadata; empty where there is none, or more than one."""
     found = [value for key, value in details.invocation_metadata or () if key == FORWARDED_FOR]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else ""
 
 
 def _token(details: grpc.HandlerCallDetails) -> str:
-    """What a call's metadata gives as its token; empty where nothing does."""
+    """The token in a call's metadata; empty where there is none."""
     for key, value in details.invocation_metadata or ():
         if key == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
             return value.removeprefix(BEARER)
@@ -194,7 +194,7 @@ def _token(details: grpc.HandlerCallDetails) -> str:
 
 
 def _reading(handler: grpc.RpcMethodHandler, answer: Method) -> grpc.RpcMethodHandler:
-    """A handler that gets its request as an iterator: on the wire it is the same, and no thread waits for it before."""
+    """A handler that gets its request as an iterator: the same on the wire, but no thread waits for it beforehand."""
     return grpc.stream_stream_rpc_method_handler(
         answer, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
     )

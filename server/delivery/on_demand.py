@@ -1,8 +1,8 @@
-"""Fresh synthetic cases from a run's generator, without end and without a list: the i-th of a query is always the same.
+"""On-demand synthetic cases from a run's generator, an endless stream whose i-th case of a query is always the same.
 
-A query is a selection and a seed. Its candidates have numbers; those of one batch are generated together, always the
-whole batch, so that neither where a stream begins nor how many cases are asked for changes any of them. Sampling costs
-no further privacy: what is made from the generator is covered by the guarantee that the generator has.
+A query is a selection and a seed. Its candidates are numbered. A batch is always generated as a whole, so that neither
+the start of a stream nor the number of cases requested changes any of them. Sampling costs no further privacy: samples
+of the generator are covered by the generator's guarantee (post-processing).
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from fedcmr.shared.models.prior import Prior, load_prior
 
 BATCH = 16
 MIN_EF_WIDTH = 0.02
-"""A heart's ejection fraction is asked for to about 0.01; in a narrower range hardly one would lie."""
+"""Narrowest range of ejection fractions. Hearts meet the requested one to about 0.01; few would lie in less."""
 MAX_EMPTY_BATCHES = 8
 MAX_CANDIDATES = 10_000_000
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -34,13 +34,14 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Query:
-    """What is sampled.
+    """A checked request for on-demand cases.
 
     Attributes:
-        vendors: Taken in turn.
-        low: Lowest ejection fraction of a case, highest `high`.
+        vendors: Vendors whose style is sampled, in turn.
+        low: Lowest ejection fraction of a case, as a fraction.
+        high: Highest ejection fraction of a case.
         selection: What the cases must match.
-        key: Tells this query apart from any other; begins the cases' names and makes their random numbers.
+        key: Identifies this query; the cases' names begin with it, and it seeds their random numbers.
     """
 
     vendors: tuple[str, ...]
@@ -57,7 +58,7 @@ class Query:
         """The candidate that follows the one of this name; 0 after none.
 
         Raises:
-            Refusal: The name is of another query.
+            Refusal: The name belongs to another query.
         """
         if not pseudonym:
             return 0
@@ -67,7 +68,7 @@ class Query:
         return int(number) + 1
 
     def asked(self, batch: int) -> tuple[list[str], list[float]]:
-        """Vendors and ejection fractions of a batch's candidates; a vendor's are spread evenly however many there are.
+        """Vendors and ejection fractions requested for a batch; a vendor's are spread evenly, however many there are.
 
         The golden ratio's multiples modulo 1 leave no gap much larger than any other.
         """
@@ -81,10 +82,10 @@ class Query:
 
 
 class OnDemandSampler:
-    """Samples from one generator, for one stream at a time: it is the machine's cores that are shared.
+    """Samples from one generator, for one stream at a time, because all streams share the machine's cores.
 
     Attributes:
-        generator_sha256: Of the run's generator.safetensors.
+        generator_sha256: SHA-256 of the run's generator.safetensors.
     """
 
     def __init__(self, prior: Prior, shared: SharedGenerator, config: Config, generator_sha256: str):
@@ -93,7 +94,7 @@ class OnDemandSampler:
         self._lock = threading.Lock()
 
     def query(self, selection: Selection, seed: int) -> Query:
-        """What a request means for this generator; the selection is a checked one.
+        """The query that a request stands for; the selection must be a checked one.
 
         Raises:
             Refusal: It cannot be sampled.
@@ -114,17 +115,17 @@ class OnDemandSampler:
         return Query(vendors, low, high, selection, hashlib.sha256(text.encode()).hexdigest())
 
     def cases(self, query: Query, after: str = "") -> Iterator[Case]:
-        """The query's cases that come after `after`, without end.
+        """The query's cases that follow `after`, without end.
 
         Raises:
-            Refusal: `after` is of another query, or nothing more is found.
+            Refusal: `after` belongs to another query, or no more cases are found.
         """
         first = query.number_after(after)
         empty = 0
         for batch in range(first // BATCH, MAX_CANDIDATES // BATCH):
             found = False
             for number, case in enumerate(self._generate(query, batch), start=batch * BATCH):
-                # The masks' own ejection fraction may lie a pixel's worth beyond the range.
+                # The ejection fraction of the masks may lie beyond the range by about a pixel.
                 if number >= first and matches(case.info, query.selection):
                     found = True
                     name = query.name(number)
@@ -155,7 +156,7 @@ def load_sampler(run: RunFolder) -> OnDemandSampler:
     if not shared.styles:
         raise UserError(f"{path} has learnt no vendor: give --no-fresh")
     sampler = OnDemandSampler(prior, shared, run.config, hashlib.sha256(path.read_bytes()).hexdigest())
-    # One heart now: a generator that does not fit is the coordinator's to mend, not the first partner's to meet.
+    # One heart now: a generator that does not fit must fail at the coordinator, not at the first partner's request.
     vendor = min(shared.styles)
     synthesize_requested(prior, shared, run.config.synthesis, [vendor], [0.5], 0, run.config.device)
     return sampler

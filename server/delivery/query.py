@@ -1,4 +1,4 @@
-"""What a partner may ask for, and how a request is refused."""
+"""What a partner may request, and how a request is refused."""
 
 import math
 
@@ -10,7 +10,7 @@ from fedcmr.shared.delivery.delivery_pb2 import Selection
 
 
 class Refusal(Exception):  # noqa: N818
-    """A request that is answered with a status: `code` and one line for whoever asked."""
+    """A request refused with a status: `code` and one line for the caller."""
 
     def __init__(self, code: grpc.StatusCode, text: str):
         super().__init__(text)
@@ -18,15 +18,15 @@ class Refusal(Exception):  # noqa: N818
 
 
 def bad_request(text: str) -> Refusal:
-    """The refusal of a request that can never be answered."""
+    """The refusal of a request that can never be served."""
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 def checked(selection: Selection) -> Selection:
-    """The selection itself.
+    """The selection itself, if it is valid.
 
     Raises:
-        Refusal: A vendor is unknown, or the range of ejection fractions is none.
+        Refusal: A vendor is unknown, or the range of ejection fractions is not one within [0, 1].
     """
     strange = [vendor for vendor in selection.vendors if vendor not in (*VENDORS, UNKNOWN)]
     if strange or len(selection.vendors) > len(VENDORS) + 1:
@@ -39,7 +39,7 @@ def checked(selection: Selection) -> Selection:
 
 
 def words(selection: Selection) -> str:
-    """A selection for the audit log; to be called on a checked one."""
+    """A selection as text for the audit log; pass a checked one."""
     low, high = ef_range(selection)
     vendors = "+".join(selection.vendors) or "all"
     return vendors if math.isinf(low) and math.isinf(high) else f"{vendors} ef {low:g}..{high:g}"

@@ -23,8 +23,8 @@ class Entry:
 
     Attributes:
         info: Its row of `cases.csv`.
-        size: Of its file in bytes.
-        sha256: Of its file, as the release's `SHA256SUMS` has it.
+        size: Size of its file in bytes.
+        sha256: SHA-256 of its file, as in the release's `SHA256SUMS`.
     """
 
     info: CaseInfo
@@ -34,11 +34,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class ReleasedSet:
-    """A release that was whole when it was opened.
+    """A release that was complete when it was opened.
 
     Attributes:
         folder: For example RUN/synthetic.
-        sha256: Of its SHA256SUMS.
+        sha256: SHA-256 of its `SHA256SUMS`.
         datasheet: The text of its DATASHEET.md.
         entries: Sorted by pseudonym.
     """
@@ -49,15 +49,15 @@ class ReleasedSet:
     entries: tuple[Entry, ...]
 
     def select(self, selection: Selection, after: str = "") -> Iterator[Entry]:
-        """The matching cases whose pseudonyms come after `after`, in their order."""
+        """The matching cases whose pseudonyms sort after `after`, in that order."""
         start = bisect.bisect_right(self.entries, after, key=lambda entry: entry.info.pseudonym)
         return (entry for entry in self.entries[start:] if matches(entry.info, selection))
 
     def read(self, entry: Entry) -> bytes:
-        """A case's file.
+        """Content of a case's file.
 
         Raises:
-            Refusal: It is no longer what was released.
+            Refusal: It differs from what was released.
         """
         try:
             content = (self.folder / "cases" / f"{entry.info.pseudonym}.npz").read_bytes()
@@ -80,7 +80,7 @@ def open_released_set(folder: Path) -> ReleasedSet:
     """Read a release's index and checksums; its cases are checked when they are sent.
 
     Raises:
-        UserError: It is not a whole release, or cannot be sent.
+        UserError: The release is incomplete, or cannot be sent.
     """
     again = "write the release again"
     try:

@@ -25,7 +25,7 @@ from fedcmr.shared.delivery.delivery_pb2_grpc import add_DeliveryServicer_to_ser
 from fedcmr.shared.errors import UserError
 
 THREADS = CALLS_IN_ALL + WAITING_IN_ALL + CHECKS_IN_ALL + 8
-"""Every call that is answered, every one and every health check that may be silent, and some to refuse the others."""
+"""One for every call being served, for every silent call and health check, and some to refuse the others."""
 MAX_REQUEST_BYTES, MAX_METADATA_BYTES = 64 * 1024, 8 * 1024
 STOP_S = 5.0
 OPTIONS = (
@@ -34,7 +34,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", CALLS_PER_SITE + 4),
-    # A peer that is gone is noticed within a minute and a half, one that reads nothing loses its place after two hours.
+    # A peer that is gone is noticed within 90 s; one that reads nothing is disconnected after two hours.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
@@ -47,18 +47,18 @@ class Service:
     """A started service; `with` ends it.
 
     Attributes:
-        port: On which it listens.
-        days_left: Of its certificate.
+        port: TCP port on which it listens.
+        days_left: Days for which its certificate is still valid.
     """
 
     def __init__(self, folder: Path, offer: Offer, host: str, port: int):
         """Start it.
 
         Args:
-            folder: The coordinator's, with server.crt, server.key and delivery/tokens.json.
-            offer: What it gives away.
+            folder: The coordinator's folder, with server.crt, server.key and delivery/tokens.json.
+            offer: What it delivers.
             host: Address to listen on.
-            port: 0 takes a free one.
+            port: TCP port; 0 takes a free one.
 
         Raises:
             UserError: A file is missing or does not fit, or the port is in use.
@@ -87,7 +87,7 @@ class Service:
         self._server.start()
 
     def wait(self) -> None:
-        """Until Ctrl-C or SIGTERM."""
+        """Wait for Ctrl-C or SIGTERM."""
         with suppress(KeyboardInterrupt):
             self._server.wait_for_termination()
 
@@ -100,7 +100,7 @@ class Service:
 
 
 def _credentials(folder: Path) -> tuple[grpc.ServerCredentials, int]:
-    """TLS by the folder's certificate, and for how many more days it is valid."""
+    """TLS credentials from the folder's certificate, and the days for which it is still valid."""
     certificate, key = folder / "server.crt", folder / "server.key"
     again = "'fedcmr-server init' writes both"
     try:

@@ -1,4 +1,4 @@
-"""What the service answers: what there is, the released cases, fresh ones."""
+"""The methods of the service: what is available, the released cases, on-demand cases."""
 
 import hashlib
 import io
@@ -27,14 +27,14 @@ from fedcmr.shared.delivery.delivery_pb2_grpc import DeliveryServicer
 
 @dataclass(frozen=True)
 class Offer:
-    """What is given away.
+    """What is delivered.
 
     Attributes:
-        study: Its name.
+        study: Name of the study.
         privacy: One sentence on the guarantee.
         released: The released set.
-        sampler: None where no fresh cases are sampled.
-        max_fresh: The most that one call gives.
+        sampler: Sampler of on-demand cases; None where there are none.
+        max_fresh: Largest number of on-demand cases per call.
     """
 
     study: str
@@ -45,13 +45,13 @@ class Offer:
 
 
 class Delivery(DeliveryServicer):  # type: ignore[misc]
-    """The service of `delivery.proto`; `TokenInterceptor` has let the caller in and checked the selection."""
+    """The service of `delivery.proto`; `TokenInterceptor` has authenticated the caller and checked the selection."""
 
     def __init__(self, offer: Offer):
         self._offer = offer
 
     def Describe(self, request: DescribeRequest, context: grpc.ServicerContext) -> Description:  # noqa: N802
-        """What is there, and what the selection matches."""
+        """What is available, and what the selection matches."""
         offer, sampler = self._offer, self._offer.sampler
         matching = list(offer.released.select(request.selection))
         return Description(
@@ -76,7 +76,7 @@ class Delivery(DeliveryServicer):  # type: ignore[misc]
             yield from _chunks(entry.info, released.read(entry), entry.sha256)
 
     def Sample(self, request: SampleRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:  # noqa: N802
-        """So many fresh cases after `after`."""
+        """The requested number of on-demand cases after `after`."""
         sampler = self._offer.sampler
         if sampler is None:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "fresh cases are not sampled here")

@@ -1,6 +1,6 @@
-"""Who may fetch: a token for each site, of which the coordinator's folder keeps no more than the SHA-256.
+"""Who may fetch: a token for each site, of which the coordinator's folder keeps only the SHA-256.
 
-Tokens have 256 random bits, so that a plain hash is enough: there is nothing to guess, and the file gives none away.
+Tokens have 256 random bits, so a plain hash is enough: they cannot be guessed or recovered from the file.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from fedcmr.shared.records import SITE_NAME
 
 TOKENS_NAME = "tokens.json"
 PREFIX = "fedcmr_"
-"""By which people and secret scanners know what it is."""
+"""Prefix by which people and secret scanners recognise a token."""
 
 
 class TokenBook:
@@ -27,10 +27,10 @@ class TokenBook:
         self._hashes: dict[str, str] = {}
 
     def site_of(self, token: str) -> str | None:
-        """The site whose token this is; None for nobody's, and for everybody's while the file cannot be read."""
+        """The site of this token; None for an unknown one, and for any while the file cannot be read."""
         digest = _digest(token)
         found = None
-        # Every entry is compared, in constant time each: how long it takes tells nothing about any hash.
+        # Every entry is compared in constant time, so that the duration discloses nothing about any hash.
         for site, known in self._current().items():
             if hmac.compare_digest(digest, known):
                 found = site
@@ -56,7 +56,7 @@ def read_tokens(path: Path) -> dict[str, str]:
     """SHA-256 of every site's token, in hexadecimal digits.
 
     Raises:
-        UserError: The file cannot be read or is not one of ours, or others can read it.
+        UserError: The file cannot be read, has another format, or other users can read it.
     """
     try:
         if path.stat().st_mode & 0o077:
@@ -75,10 +75,10 @@ def issue_token(folder: Path, site: str) -> str:
     """A new token for a site; an earlier one of the same site is refused from now on.
 
     Returns:
-        The token. It is nowhere else: whoever loses it asks for another one.
+        The token. It is stored nowhere else: a site that loses it needs a new one.
 
     Raises:
-        UserError: The name is none, or the file cannot be read.
+        UserError: The name is not valid, or the file cannot be read.
     """
     if not SITE_NAME.fullmatch(site):
         raise UserError(f"Expected --site to match {SITE_NAME.pattern}, got {site!r}.")
@@ -88,10 +88,10 @@ def issue_token(folder: Path, site: str) -> str:
 
 
 def revoke_token(folder: Path, site: str) -> None:
-    """Take a site's token away; its running streams end too.
+    """Revoke a site's token; its running streams end too.
 
     Raises:
-        UserError: It has none.
+        UserError: The site has none.
     """
     known = _read_or_empty(folder)
     if site not in known:

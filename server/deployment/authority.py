@@ -1,4 +1,4 @@
-"""The study's own certificate authority, and the server's certificate from it: what its TLS rests on."""
+"""The study's own certificate authority, and the server's TLS certificate that it issues."""
 
 import datetime
 import ipaddress
@@ -21,16 +21,16 @@ from fedcmr.shared.errors import UserError
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 730
 CLOCK_SLACK = datetime.timedelta(hours=1)
-"""Certificates begin a little in the past: a site's clock may be slow."""
+"""Certificates are valid from a little in the past, because a site's clock may be slow."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""The executor and the health check reach the server by these."""
+"""Names and addresses by which the executor and the health check reach the server."""
 
 
 def make_authority(folder: Path, study: str) -> None:
-    """Write `ca.crt` and `ca.key` (EC P-384, for this user's eyes only).
+    """Write `ca.crt` and `ca.key` (EC P-384, readable by this user only).
 
     Raises:
-        UserError: There is one already: sites that trust it would lose the server.
+        UserError: There is one already: sites that trust it could no longer verify the server.
     """
     if (folder / "ca.key").exists() or (folder / "ca.crt").exists():
         raise UserError(f"{folder} has a certificate authority already: take a new folder")
@@ -50,7 +50,7 @@ def make_authority(folder: Path, study: str) -> None:
 def issue_server_certificate(folder: Path, addresses: Sequence[str]) -> None:
     """Write `server.crt` and `server.key`, valid for these names and IP addresses and for this machine itself.
 
-    An earlier certificate is replaced: that is how it is renewed, and sites notice nothing.
+    An earlier certificate is replaced. This renews it, and the sites need not change anything.
 
     Raises:
         UserError: The authority cannot be read.

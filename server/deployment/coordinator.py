@@ -7,7 +7,7 @@ DIR/superexec.secret             lets the ServerApp's executor in, and no other
 DIR/sites/NAME.pub, NAME.json    registered sites: public key, vendors, nominal patients
 DIR/gateway/nginx.conf          what sites reach, see gateway.py
 DIR/flwr/, state.db              Flower's home and database
-DIR/logs/, pids/                 of the running services
+DIR/logs/, pids/                 logs and process ids of the running services
 """
 
 import json
@@ -47,7 +47,7 @@ class Coordinator:
     """The settings in `coordinator.yaml`; `TEMPLATE` explains each key.
 
     Attributes:
-        folder: Where it lies; not a key of the file.
+        folder: The coordinator's folder; not a key of the file.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Coordinator:
 
     @property
     def flwr_home(self) -> Path:
-        """FLWR_HOME of everything that runs here."""
+        """FLWR_HOME for all of Flower's processes here."""
         return self.folder / "flwr"
 
     def sites(self) -> dict[str, StudySite]:
@@ -114,7 +114,7 @@ def load_coordinator(folder: Path) -> Coordinator:
     """Read the settings of a folder that `fedcmr-server init` made.
 
     Raises:
-        UserError: The file is missing, has an unknown key, or a value that cannot be.
+        UserError: The file is missing, or has an unknown key or an invalid value.
     """
     path = folder / COORDINATOR_FILE
     if not path.exists():
@@ -131,11 +131,11 @@ def load_coordinator(folder: Path) -> Coordinator:
 
 
 def register_site(coordinator: Coordinator, name: str, public_key: str, facts: StudySite) -> None:
-    """Keep a site's public key and facts; Flower is told at the next `start`, or now by `services.tell_flower`.
+    """Keep a site's public key and facts; Flower gets them at the next `start`, or now by `services.tell_flower`.
 
     Args:
-        coordinator: Of the study.
-        name: The site's, as in its site.yaml.
+        coordinator: The study's coordinator.
+        name: Name of the site, as in its site.yaml.
         public_key: One line in OpenSSH's format, an ECDSA key.
         facts: Vendors, nominal patients and provenance, public and agreed before the study.
 

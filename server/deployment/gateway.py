@@ -1,8 +1,8 @@
 """The gateway: an nginx before the SuperLink that lets through what SuperNodes and the delivery service need.
 
-Flower 1.41 and 1.42 serve the Fleet, Control and Runtime APIs on one port, and the Control API knows no login: whoever
-reaches it may start code at every site. So the SuperLink listens on the loopback interface only, and nginx is what the
-outside sees.
+Flower 1.41 and 1.42 serve the Fleet, Control and Runtime APIs on one port, and the Control API has no login: whoever
+reaches it may start code at every site. So the SuperLink listens on the loopback interface only, and nginx is all that
+is reachable from outside.
 """
 
 import ipaddress
@@ -34,7 +34,7 @@ FLEET_PATHS = (
     "/v1/fleet/push-messages",  # send
     "/v1/fleet/push-object",  # push_object
 )
-"""Requests of a SuperNode that proves who it is by a registered key."""
+"""Requests of a SuperNode that authenticates with a registered key."""
 
 KEYLESS_PATHS = ("/v1/fleet/register-node", "/v1/fleet/unregister-node")
 """Called by SuperNodes without a key only (`self_registered`); a study has none, so these stay closed."""
@@ -52,14 +52,15 @@ HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z
 
 @dataclass(frozen=True)
 class Limits:
-    """What one address may ask of the gateway: many times what a site needs.
+    """Limits for one address at the gateway: many times what a site needs.
 
     Attributes:
-        requests_per_s: On average. A SuperNode at rest makes one request a second.
-        burst: Above the average, at once. A round pulls and pushes each array as one or two objects, 8 at a time.
-        connections: At once; an HTTP/2 stream counts as one. Several sites may share an address.
-        max_body_bytes: Of one request. flwr cuts arrays into objects of up to 5 MiB.
-        max_ask_bytes: Of a question to the delivery service; its answers have no limit.
+        requests_per_s: Average number of requests per second. An idle SuperNode makes one request a second.
+        burst: Requests allowed at once above the average. A round pulls and pushes each array as one or two objects,
+            8 at a time.
+        connections: Concurrent connections; an HTTP/2 stream counts as one. Several sites may share an address.
+        max_body_bytes: Largest request body in bytes. flwr cuts arrays into objects of up to 5 MiB.
+        max_ask_bytes: Largest request to the delivery service in bytes; its replies have no limit.
     """
 
     requests_per_s: int = 100
@@ -78,16 +79,16 @@ def write_gateway(
     listen: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Path:
-    """Write `study/gateway/nginx.conf`, over one that is there.
+    """Write `study/gateway/nginx.conf`, replacing an earlier one.
 
     Args:
         study: The coordinator's folder, with `ca.crt`, `server.crt` and `server.key`.
         addresses: Public names and addresses by which the sites call the coordinator.
         gateway_port: The one public port.
-        superlink_port: Of the SuperLink, on 127.0.0.1.
-        delivery_port: Of the delivery service, on 127.0.0.1.
+        superlink_port: Port of the SuperLink on 127.0.0.1.
+        delivery_port: Port of the delivery service on 127.0.0.1.
         listen: Interfaces to listen on, as nginx spells them; None for all.
-        limits: None for the defaults.
+        limits: Limits for each address; None for the defaults.
 
     Returns:
         The file's path. `nginx -c PATH` starts it, as any user who may read `server.key` and bind the port.
@@ -132,7 +133,7 @@ def _server_name(address: str) -> str:
     """An address as it stands in a Host header, without the port.
 
     Raises:
-        UserError: It is neither a host's name nor an IP address.
+        UserError: It is neither a host name nor an IP address.
     """
     try:
         parsed = ipaddress.ip_address(address.strip("[]"))
@@ -166,7 +167,7 @@ def _dns_name(certificate: Path) -> str:
 
 
 def _all_interfaces() -> tuple[str, ...]:
-    """IPv4, and IPv6 where this machine has it: nginx does not start on a family that is missing."""
+    """All IPv4 addresses, and all IPv6 ones where this machine has IPv6: without it nginx would not start on them."""
     if socket.has_ipv6:
         try:
             with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:

@@ -16,7 +16,7 @@ LOGROTATE = "fedcmr.logrotate"
 FILES = ("fedcmr-coordinator.service", "fedcmr-gateway.service", LOGROTATE)
 DELIVERY = "fedcmr-delivery.service"
 NGINX = "/usr/sbin/nginx"
-"""Where Debian has it; an account without root often lacks the folder in its PATH."""
+"""Its path on Debian; the folder is often not in the PATH of an account without root."""
 
 
 def service_files(
@@ -25,10 +25,10 @@ def service_files(
     """The units and the rotation of their logs, by file name.
 
     Args:
-        coordinator: The study's; its folder is as the machine of the services sees it.
+        coordinator: The study's coordinator, with its folder's path on the machine of the services.
         user: The account that owns the folder and runs everything, nginx too.
-        program: `fedcmr-server`, as that machine sees it.
-        nginx: The same of nginx.
+        program: Path of `fedcmr-server` on that machine.
+        nginx: Path of nginx on that machine.
         delivered: Folder of the run whose synthetic cases a delivery unit serves; None for no such unit.
 
     Raises:
@@ -50,7 +50,7 @@ def service_files(
 
 
 def next_steps(coordinator: Coordinator, user: str, out: Path, delivers: bool = False) -> str:
-    """What is left for the administrator, as commands."""
+    """The remaining steps for the administrator, as commands."""
     return "\n  ".join(
         [
             "as root:",
@@ -66,5 +66,5 @@ def next_steps(coordinator: Coordinator, user: str, out: Path, delivers: bool = 
 
 
 def installed_programs() -> tuple[Path, Path]:
-    """`fedcmr-server` beside this Python, and nginx."""
+    """`fedcmr-server` next to this Python, and nginx."""
     return Path(sys.executable).with_name("fedcmr-server"), Path(shutil.which("nginx") or NGINX)

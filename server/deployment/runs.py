@@ -1,7 +1,7 @@
-"""A study run between institutions: its folder on the coordinator's machine, `flwr run`, and how it stands.
+"""A study run between institutions: its folder on the coordinator's machine, `flwr run`, and its status.
 
-The ServerApp goes on from the newest checkpoint of its run folder, and a site sends the same bytes again for a round
-that it has answered. So a run that died, with the SuperLink or alone, is resumed by running it again.
+The ServerApp resumes from the newest checkpoint of its run folder, and a site sends the same bytes again for a round
+that it has replied to. So a run that died, with the SuperLink or alone, is resumed by running it again.
 """
 
 import json
@@ -44,15 +44,15 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     """Make a run folder for the registered sites, with the coordinator's own test patients where it has some.
 
     Args:
-        coordinator: Of the study.
+        coordinator: The study's coordinator.
         out: The new run folder.
         config: Name or path of the settings.
         overrides: key=value.
-        tests: Folders of prepared cases; copied, each a test set under its own name. None where the sites evaluate.
+        tests: Folders of prepared cases; copied, each as a test set of its name. Empty where only the sites evaluate.
 
     Raises:
-        UserError: No site is registered, the study's delta is too large for one, a test folder is none, two have one
-            name, or the services do not run.
+        UserError: No site is registered, the study's delta is too large for one, a test folder holds no case, two have
+            the same name, or the services do not run.
     """
     sites = coordinator.sites()
     if not sites:
@@ -80,7 +80,7 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
 
 
 def require_services(coordinator: Coordinator) -> None:
-    """Refuse to go on without them.
+    """Refuse to continue without running services.
 
     Raises:
         UserError: They do not run.
@@ -90,7 +90,7 @@ def require_services(coordinator: Coordinator) -> None:
 
 
 def run_study(coordinator: Coordinator, out: Path) -> None:
-    """Run the study in a run folder to its report, or go on with it; its log is shown as it comes.
+    """Run or resume the study in a run folder up to its report; its log is shown as it comes.
 
     Raises:
         UserError: The services do not run, the study ended before its report, or Flower has another run that is not
@@ -109,21 +109,21 @@ def run_study(coordinator: Coordinator, out: Path) -> None:
 def rehearse_study(
     coordinator: Coordinator, config: str, overrides: Sequence[str], tests: Sequence[Path]
 ) -> dict[str, Any]:
-    """Rehearse a study over the registered sites in a run folder of its own, of which `rehearsal.json` stays.
+    """Rehearse a study with the registered sites in a run folder of its own, of which only `rehearsal.json` is kept.
 
     Args:
-        coordinator: Of the study.
-        config: As in `make_run`, like the others.
+        coordinator: The study's coordinator.
+        config: Name or path of the settings, as in `make_run`.
         overrides: key=value.
         tests: Folders of prepared cases.
 
     Returns:
-        What `fedcmr.server.rehearsal.rehearsal.rehearse` found.
+        What `fedcmr.server.rehearsal.rehearsal.rehearse` returned.
 
     Raises:
-        UserError: As of `make_run`, or the rehearsal came to no end.
+        UserError: As for `make_run`, or the rehearsal did not finish.
     """
-    from fedcmr.server.rehearsal.rehearsal import FILE_NAME  # seconds, for which `status` would wait too
+    from fedcmr.server.rehearsal.rehearsal import FILE_NAME  # takes seconds, which `status` need not wait for
 
     out = coordinator.folder / "rehearsal"
     shutil.rmtree(out, ignore_errors=True)
@@ -144,7 +144,7 @@ def rehearse_study(
 def _flower_run(coordinator: Coordinator, run: RunFolder, *settings: str) -> None:
     """`flwr run` with a run folder, to its end; its log is shown as it comes.
 
-    Which node is which site's is told anew each time: a site may have been registered again, with another key.
+    The list of the sites' nodes is written anew each time: a site may have been registered again, with another key.
 
     Raises:
         UserError: This is no source checkout, or Flower has another run that is not finished.
@@ -160,10 +160,10 @@ def _flower_run(coordinator: Coordinator, run: RunFolder, *settings: str) -> Non
 
 
 def _end_dead_runs(coordinator: Coordinator) -> None:
-    """Tell Flower of runs whose ServerApp is gone: for a while after a crash it still counts them as running.
+    """End runs whose ServerApp is gone: for a while after a crash Flower still counts them as running.
 
     Raises:
-        UserError: A ServerApp is at work, or a run does not end.
+        UserError: A ServerApp is running, or a run does not end.
     """
     for entry in flower_runs(coordinator):
         if entry["status"].startswith("finished"):
@@ -180,18 +180,18 @@ def _end_dead_runs(coordinator: Coordinator) -> None:
 
 
 def flower_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
-    """What Flower knows of its runs, newest first; empty where it cannot be asked."""
+    """Flower's list of its runs, newest first; empty where it cannot be reached."""
     return list(_json(coordinator, "ls").get("runs", []))
 
 
 def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
-    """How the study stands.
+    """Status of the study.
 
     Returns:
-        `services` ({name: running}), `healthy`, `sites` ({name: Flower's word for it, or "unknown"}), and with a run
-        its `round`, `num_rounds`, `stages` done, `quorum`, `refused` and `dropped` ({site: code}) of the last rounds,
-        and of the last one who `answered`, how many were `silent`, and how many answers were `missing` to the quorum;
-        `participation`, who took part in the rounds so far, who refused with which code, who was silent.
+        `services` ({name: running}), `healthy`, `sites` ({name: Flower's status, or "unknown"}), and with a run its
+        `round`, `num_rounds`, `stages` done, `quorum`, `refused` and `dropped` ({site: code}) of the last rounds. For
+        the last round: who `answered`, how many were `silent`, and how many replies were `missing` to the quorum. Also
+        `participation`: who took part in the rounds so far, who refused with which code, who was silent.
     """
     up = healthy(coordinator)
     facts: dict[str, Any] = {
@@ -222,7 +222,7 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
 
 
 def _sites_online(coordinator: Coordinator) -> dict[str, str]:
-    """Every registered site with Flower's word for its node: registered, online or offline."""
+    """Every registered site with Flower's status of its node: registered, online or offline."""
     states = {node["node-id"]: node["status"] for node in _json(coordinator, "supernode", "list").get("nodes", [])}
     nodes = node_ids(coordinator)
     return {name: states.get(nodes.get(name, ""), "unknown") for name in coordinator.sites()}

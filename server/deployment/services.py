@@ -1,7 +1,7 @@
 """Flower's SuperLink and the ServerApp's executor as background processes of the coordinator's machine.
 
-The SuperLink speaks TLS, knows its sites by their keys, starts no ServerApp itself (process isolation: only an executor
-with the secret may), installs nothing at run time and sends no telemetry.
+The SuperLink uses TLS, identifies its sites by their keys, starts no ServerApp itself (process isolation: only an
+executor with the secret may), installs nothing at run time and sends no telemetry.
 """
 
 import json
@@ -33,7 +33,7 @@ REGISTERED = re.compile(r"SuperNode (\d+) registered")
 
 
 def environment(coordinator: Coordinator) -> dict[str, str]:
-    """In which all of Flower's commands run here."""
+    """Environment variables for all of Flower's commands."""
     return os.environ | {
         "FLWR_HOME": str(coordinator.flwr_home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -44,10 +44,10 @@ def environment(coordinator: Coordinator) -> dict[str, str]:
 
 
 def start(coordinator: Coordinator) -> None:
-    """Start what is not running, wait until it is healthy, and tell Flower of every registered site.
+    """Start what is not running, wait until it is healthy, and register every site with Flower.
 
     Raises:
-        UserError: A service did not come up; its log is named.
+        UserError: A service did not start; the message names its log.
     """
     for name in ("logs", "pids", "flwr"):
         (coordinator.folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -101,10 +101,10 @@ def start(coordinator: Coordinator) -> None:
 
 
 def watch(coordinator: Coordinator, over: threading.Event) -> None:
-    """Stop the services when `over` is set; for a supervisor that starts everything again where one of them ends.
+    """Stop the services when `over` is set; for a supervisor that starts everything again when one of them ends.
 
     Raises:
-        UserError: One has ended; the other is stopped then.
+        UserError: One has ended; the other is then stopped.
     """
     while not over.wait(WATCH_S):
         for name in (SUPERLINK, EXECUTOR):
@@ -118,7 +118,7 @@ def watch(coordinator: Coordinator, over: threading.Event) -> None:
 
 
 def stop(coordinator: Coordinator) -> list[str]:
-    """End what runs, the executor first; returns the names of what was running."""
+    """Stop the running services, the executor first; returns their names."""
     ended = []
     for name in (EXECUTOR, SUPERLINK):
         pid = running_pid(coordinator, name)
@@ -130,7 +130,7 @@ def stop(coordinator: Coordinator) -> list[str]:
 
 
 def running_pid(coordinator: Coordinator, name: str) -> int | None:
-    """A service's process; None where it does not run, also where another process has its number by now."""
+    """A service's process id; None where it does not run, also where another process now has that id."""
     try:
         noted = json.loads(_pid_file(coordinator, name).read_text(encoding="utf-8"))
         pid, started = int(noted["pid"]), noted["started"]
@@ -140,7 +140,7 @@ def running_pid(coordinator: Coordinator, name: str) -> int | None:
 
 
 def serverapp_runs(coordinator: Coordinator) -> bool:
-    """Whether the executor has a ServerApp running: one of its process group, as `flwr-serverapp` is started."""
+    """Whether the executor runs a ServerApp: `flwr-serverapp` is started in its process group."""
     executor = running_pid(coordinator, EXECUTOR)
     if executor is None:
         return False
@@ -156,7 +156,7 @@ def serverapp_runs(coordinator: Coordinator) -> bool:
 
 
 def healthy(coordinator: Coordinator, timeout_s: float = 2.0) -> bool:
-    """Whether the SuperLink says that it serves (grpc.health.v1)."""
+    """Whether the SuperLink reports that it is serving (grpc.health.v1)."""
     with grpc.insecure_channel(f"127.0.0.1:{coordinator.health_port}") as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
@@ -166,7 +166,7 @@ def healthy(coordinator: Coordinator, timeout_s: float = 2.0) -> bool:
 
 
 def flwr(coordinator: Coordinator, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """One of Flower's own commands, finished, with what it printed."""
+    """Run one of Flower's own commands to its end; returns it with its output."""
     return subprocess.run(
         [f"{BIN}/flwr", *arguments],
         env=environment(coordinator),
@@ -178,7 +178,7 @@ def flwr(coordinator: Coordinator, *arguments: str) -> "subprocess.CompletedProc
 
 
 def tell_flower(coordinator: Coordinator) -> None:
-    """Register with the running SuperLink what is not yet: it keeps the keys in its database.
+    """Register the sites that the running SuperLink does not know yet; it keeps the keys in its database.
 
     Raises:
         UserError: Flower refuses a key.
@@ -197,10 +197,10 @@ def tell_flower(coordinator: Coordinator) -> None:
 
 
 def forget_site(coordinator: Coordinator, name: str) -> None:
-    """Take a site's key from Flower and from the folder: its SuperNode is refused from the next message on.
+    """Remove a site's key from Flower and from the folder: its SuperNode is refused from the next message on.
 
     Raises:
-        UserError: There is no such site, or Flower cannot be told.
+        UserError: There is no such site, or Flower cannot be reached or refuses.
     """
     if name not in coordinator.sites():
         raise UserError(f"{coordinator.folder} has no site {name!r}: it has {', '.join(coordinator.sites()) or 'none'}")
@@ -218,13 +218,13 @@ def forget_site(coordinator: Coordinator, name: str) -> None:
 
 
 def node_ids(coordinator: Coordinator) -> dict[str, str]:
-    """Flower's number of every site that it was told of."""
+    """Flower's node id of every site that is registered with it."""
     path = coordinator.folder / NODES_NAME
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _write_connection(coordinator: Coordinator) -> None:
-    """What `flwr` reads to find the SuperLink."""
+    """Write the file in which `flwr` finds the SuperLink's address."""
     text = (
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{coordinator.superlink}"\n'
         f"root-certificates = {json.dumps(str(coordinator.ca))}\n"
@@ -233,7 +233,7 @@ def _write_connection(coordinator: Coordinator) -> None:
 
 
 def _launch(coordinator: Coordinator, name: str, command: list[str]) -> None:
-    """Start a service of its own session, unless it runs."""
+    """Start a service in a session of its own, unless it runs already."""
     if running_pid(coordinator, name) is not None:
         return
     with _log_file(coordinator, name).open("ab") as log:
@@ -262,7 +262,7 @@ def _wait_until_healthy(coordinator: Coordinator) -> None:
 
 
 def _end(pid: int) -> None:
-    """SIGTERM to a service and all below it, SIGKILL where it does not end."""
+    """Send SIGTERM to a service and its children, then SIGKILL where it does not end."""
     for sign, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
         try:
             os.killpg(pid, sign)
@@ -282,7 +282,7 @@ def start_time(pid: int) -> str | None:
 
 
 def _fields(pid: int) -> list[str] | None:
-    """Of /proc/PID/stat, from the third on: state, parent, process group, ...; None for a process that has ended."""
+    """Fields of /proc/PID/stat from the third on: state, parent, process group, ...; None for an ended process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

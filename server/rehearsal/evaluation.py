@@ -1,6 +1,7 @@
-"""Rehearsal of an evaluation at the sites: would each judge the model on its own test patients, and at what cost?
+"""Rehearsal of an evaluation at the sites: would each test the model on its own patients, and at what cost?
 
-A site answers as it would, with zeros for sums, after it has judged invented patients (`fedcmr.client.rehearsal`).
+A site replies as it would in the study, with zeros for sums, after a test on invented patients
+(`fedcmr.client.rehearsal`).
 """
 
 import time
@@ -27,19 +28,19 @@ def rehearse_evaluation(
     sites: Mapping[str, StudySite],
     arrays: Arrays,
 ) -> dict[str, Any]:
-    """Let these sites rehearse what the run would ask about their test patients.
+    """Let these sites rehearse the evaluation on their test patients that the run would request.
 
     Args:
         connected: How the sites are reached.
-        node_ids: Those that are connected.
-        run_id: Of the rehearsal.
+        node_ids: Flower's ids of the connected nodes.
+        run_id: Id of the rehearsal.
         config: Settings of the study.
-        sites: Of the study.
+        sites: Sites of the study by name.
         arrays: A model of the right shapes.
 
     Returns:
-        `sites` ({name: code, seconds, form}), `unnamed` (codes without a site), `elapsed_s` until all had answered,
-        and what a private answer would charge: `epsilon` at `delta`.
+        `sites` ({name: code, seconds, form}), `unnamed` (codes without a site), `elapsed_s` until all had replied,
+        and what a private reply would charge: `epsilon` at `delta`.
     """
     request = make_request(run_id, config, sites, arrays_sha256(arrays))
     started = time.monotonic()
@@ -57,7 +58,7 @@ def rehearse_evaluation(
 
 
 def reason(facts: Mapping[str, Any]) -> str | None:
-    """Why nothing would come of the evaluation: no site would answer. A site that does not take part stops no study."""
+    """Why the evaluation would fail: no site would reply. A single site that does not take part is no reason."""
     if any(site["code"] == OK for site in facts["sites"].values()):
         return None
     codes = ", ".join(f"{name}: {site['code']}" for name, site in facts["sites"].items())
@@ -65,7 +66,7 @@ def reason(facts: Mapping[str, Any]) -> str | None:
 
 
 def table(facts: Mapping[str, Any]) -> Table:
-    """The sites and their own test patients, for people."""
+    """A table of the sites and their own test patients."""
     shown = Table("site", "own test patients", "code", "time", "would charge them")
     for name, site in facts["sites"].items():
         ok = site["code"] == OK

@@ -1,4 +1,4 @@
-"""What sites answer to a rehearsal, checked: one outcome for each site of the study."""
+"""The sites' replies to a rehearsal, checked: one outcome for each site of the study."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
@@ -10,13 +10,13 @@ NO_ANSWER, DROPPED = "no answer", "not usable"
 
 
 class Outcome(NamedTuple):
-    """What a site said.
+    """A site's checked reply.
 
     Attributes:
-        code: One of `CODES`, `NO_ANSWER`, `DROPPED`, or why there is nothing to check
+        code: One of `CODES`, `NO_ANSWER`, `DROPPED`, or why a reply has no content to check
             (`fedcmr.server.federation.senders.Reply`).
-        seconds: With "ok": how long the work on invented patients took.
-        form: With "ok": that of sums over test patients; None for an update.
+        seconds: With "ok": duration of the work on invented patients in seconds.
+        form: With "ok": the form of the sums over test patients; None for an update.
     """
 
     code: str
@@ -27,12 +27,12 @@ class Outcome(NamedTuple):
 def outcomes(
     replies: Iterable[Reply], shapes: Mapping[str, Shapes], forms: Collection[str | None] = (None,)
 ) -> tuple[dict[str, Outcome], list[str]]:
-    """Every site of the study with its outcome, and the codes of the answers that are no site's.
+    """Every site of the study with its outcome, and the codes of the replies that belong to no site.
 
     Args:
-        replies: All that came; several of one site are not usable.
-        shapes: As in `check_rehearsal`, like `forms`.
-        forms: That an answer may have.
+        replies: All replies; several of one site are not usable.
+        shapes: See `check_rehearsal`.
+        forms: See `check_rehearsal`.
     """
     found: dict[str, list[Outcome]] = {}
     for sent in replies:
@@ -46,12 +46,12 @@ def outcomes(
 def check_rehearsal(
     sent: Reply, shapes: Mapping[str, Shapes], forms: Collection[str | None] = (None,)
 ) -> tuple[str, Outcome]:
-    """One answer, checked: the site or "unknown", and what it said.
+    """One reply, checked: the site or "unknown", and its outcome.
 
     Args:
-        sent: The reply, and whose it is.
-        shapes: Of what each site of the study would send.
-        forms: That the answer may have.
+        sent: The reply and its sender.
+        shapes: Site of the study -> names and shapes of the arrays that it would send.
+        forms: Forms that the reply may have.
     """
     if sent.content is None:
         return sent.site or UNKNOWN_SITE, Outcome(sent.code)

@@ -1,8 +1,8 @@
-"""Rehearsal of a study: the whole way with every registered site, without a patient and without a charge.
+"""Rehearsal of a study: the whole path with every registered site, without a patient and without a charge.
 
-Each site is asked what each kind of round would ask. It decides as it would, works on invented patients, and answers
-with a code, a time and zeros (`fedcmr.client.rehearsal`). The coordinator rehearses its own part on a few synthetic
-patients of the public prior, and where the sites shall judge the model, that one goes to them
+Each site gets the request of each kind of round. It decides as it would in the study, works on invented patients, and
+replies with a code, a time and zeros (`fedcmr.client.rehearsal`). The coordinator rehearses its own part on a few
+synthetic patients of the public prior. Where the sites shall evaluate the model, that one is sent to them
 (`fedcmr.server.rehearsal.evaluation`). What the study would charge follows from public numbers.
 """
 
@@ -41,11 +41,11 @@ from fedcmr.shared.tasks.ejection_fraction.network import Regressor, to_arrays
 
 FILE_NAME = "rehearsal.json"
 WIDE = 140
-"""Columns of the printed table where there is no terminal to ask."""
+"""Columns of the printed table where the output is not a terminal."""
 DATA_CODES = ("data-unreadable", "too-few-patients")
 TRAINING_STEPS = 3
 SPARE_BYTES = 200 << 20
-"""Left free beside the synthetic cases: checkpoints, models and the report."""
+"""Disk space needed besides the synthetic cases: checkpoints, models and the report."""
 
 
 def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
     Returns:
         `sites` ({name: codes and seconds by kind of round, epsilon}), `unnamed` (codes without a site), `connected`
         nodes, `quorum`, `rounds` and `round_s` by kind, `coordinator` (test sets, seconds and bytes by stage),
-        `evaluation` (of `rehearse_evaluation`; None where the sites shall judge nothing), and `reasons` why the study
+        `evaluation` (of `rehearse_evaluation`; None where the sites evaluate nothing), and `reasons` why the study
         cannot start, empty where it can.
     """
     config, sites = run.config, read_study(run)
@@ -100,13 +100,13 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
 
 
 def plan(requests: Mapping[str, Request], counts: Mapping[str, int]) -> list[Release]:
-    """All that the study releases: the rounds of one kind are one release of all their steps."""
+    """All releases of the study: the rounds of one kind are one release of all their steps."""
     releases = {task: request.mechanism.release for task, request in requests.items()}
     return [replace(release, num_steps=release.num_steps * counts[task]) for task, release in releases.items()]
 
 
 def reasons(facts: Mapping[str, Any]) -> list[str]:
-    """Why the study cannot start; none where it can."""
+    """Why the study cannot start; empty where it can."""
     found = list(facts["coordinator"]["reasons"])
     for task, needed in facts["quorum"].items():
         ready = sum(site["codes"].get(task) == OK for site in facts["sites"].values())
@@ -119,7 +119,7 @@ def reasons(facts: Mapping[str, Any]) -> list[str]:
 
 
 def table(facts: Mapping[str, Any]) -> Table:
-    """The sites, for people."""
+    """A table of the sites."""
     shown = Table("site", "connected", "code", "data", "policy and budget", "time per round", "would charge")
     for name, site in facts["sites"].items():
         codes = set(site["codes"].values())
@@ -143,10 +143,10 @@ def table(facts: Mapping[str, Any]) -> Table:
 
 
 def show(facts: Mapping[str, Any]) -> None:
-    """Print what was found.
+    """Print the result.
 
     Raises:
-        UserError: The study cannot start, and why.
+        UserError: The study cannot start; the message gives the reasons.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     console.print(table(facts))
@@ -160,7 +160,7 @@ def show(facts: Mapping[str, Any]) -> None:
 
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
-    """What the table does not hold."""
+    """The results that the table does not hold, as sentences."""
     rounds_s = sum(facts["rounds"][task] * seconds for task, seconds in facts["round_s"].items())
     coordinator = facts["coordinator"]
     lines = [f"a site refused without its name: {code}; see errors.log at each site" for code in facts["unnamed"]]
@@ -185,7 +185,7 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
 def _epsilons(
     state: FederationState, sites: Mapping[str, StudySite], planned: list[Release], config: Config
 ) -> dict[str, tuple[float, str]]:
-    """What the whole study would cost each site, counted as a run counts it."""
+    """Epsilon of the whole study for each site, accounted as in a run."""
     if not planned:
         return {}
     entries = [{"charged": True, "release": asdict(release)} for release in planned]
@@ -195,7 +195,7 @@ def _epsilons(
 def _rehearse_coordinator(
     run: RunFolder, config: Config, prior: Prior, sites: Mapping[str, StudySite]
 ) -> tuple[dict[str, Any], Regressor]:
-    """Test sets, disk, and a few synthetic patients of the prior alone from synthesis to predictions; and the model."""
+    """Check test sets and disk, and try synthesis, training and prediction on a few patients of the public prior."""
     facts: dict[str, Any] = {"test_sets": {}, "reasons": []}
     held_out: list[tuple[str, list[Case]]] = []
     try:
@@ -228,7 +228,7 @@ def _rehearse_coordinator(
 
 
 def _time(seconds: float) -> str:
-    """In seconds, minutes or hours, whichever is short."""
+    """A duration in seconds, minutes or hours, whichever is short."""
     for unit, length, limit in (("s", 1, 120), ("min", 60, 7200)):
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"
