@@ -40,7 +40,7 @@ INVENTED_SLICES = 16
 """Slices of an invented patient: a stack as tall as short-axis stacks come; most have 8 to 12."""
 SPARE = 2.0
 """Expected time over that of the invented patients' predictions: for reading cases, and for what else the machine does.
-With the height of the invented stacks it makes an answer whose time tells of the patients a rare one."""
+With the height of the invented stacks it makes an answer rare whose time depends on the patients."""
 
 
 def judge_patients(
@@ -91,7 +91,7 @@ def expected_seconds(site: SiteSettings, network: Regressor, num_tta: int, devic
     """How long `sums` will take here at most, from predictions for invented patients alone.
 
     Args:
-        site: Its public number, so that neither a refusal nor the time of an answer tells the real one.
+        site: Its public number, so that neither a refusal nor the time of an answer reveals the real one.
         network: The server's own: weights may decide how fast a machine multiplies.
         num_tta: Rotations averaged in every prediction.
         device: Where it runs.
@@ -117,8 +117,8 @@ def sums(
 ) -> Arrays:
     """The table that leaves the site; also writes the patients' own predictions into the site's folder.
 
-    Private work ends a whole number of `STEP_S` after it began, and not before `expected_s`: when it ends tells nothing
-    of the patients unless they take longer than that, and then only by how many steps.
+    Private work ends a whole number of `STEP_S` after it began, and not before `expected_s`: when it ends reveals
+    nothing of the patients unless they take longer than that, and then only by how many steps.
 
     Args:
         site: Whose test patients.

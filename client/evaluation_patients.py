@@ -1,4 +1,4 @@
-"""Which of a site's prepared test patients a model is judged on: those who are in no training folder and have an EF."""
+"""Which of a site's prepared test patients a model is evaluated on: those in no training folder and with an EF."""
 
 import hashlib
 import math

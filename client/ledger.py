@@ -90,7 +90,7 @@ class Ledger:
             run_id: The server's name of the run.
             server_round: Round of that run.
             release: What the site is about to release.
-            delta: At which epsilon is computed.
+            delta: The delta at which epsilon is computed.
             cap: Epsilon over the life of the ledger, this release included.
             task: What the release is, for the reader of the history.
 

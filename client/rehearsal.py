@@ -1,10 +1,10 @@
 """A request that is only rehearsed: the site decides as it would, and works on invented patients.
 
-What a rehearsal may tell. The code is the one that the request itself would get before its charge, and a server may ask
-for that one as often as it likes: of the patients it says whether their folder can be read and whether they are at
+What a rehearsal may reveal. The code is the one that the request itself would get before its charge, and a server may
+ask for that one as often as it likes: of the patients it says whether their folder can be read and whether they are at
 least `min_patients`, of test patients the first alone. "budget-exhausted" speaks of the whole plan and follows from
-what servers have asked of this site, not from its patients; what is left is a number for the site alone
-('fedcmr-client budget'). From there on nothing looks at a patient: the work is done on as many invented ones as the
+what servers have requested of this site, not from its patients; what is left is a number for the site alone
+('fedcmr-client budget'). From there on nothing reads a patient's data: the work is done on as many invented ones as the
 site's public number, its result is thrown away, and the answer holds zeros and how long that work took.
 """
 
@@ -51,7 +51,7 @@ class Rehearsed:
         """Ask the ledger whether it could charge the whole plan, and do the work. The ledger stays as it is.
 
         Args:
-            ledger: That the request would be charged to; None for one that is not charged.
+            ledger: The ledger that the request would be charged to; None for one that is not charged.
             work: On invented patients.
             delta: As in `fedcmr.client.release.charged`, like the others.
             cap: Epsilon over the life of the ledger.

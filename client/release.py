@@ -36,7 +36,7 @@ def charged(
     Args:
         ledger: The ledger of the data that `work` reads.
         key: The run's name and the round.
-        mechanism: By which `work` makes its release. Epsilon is counted at its delta, the stricter of the request's and
+        mechanism: The mechanism of `work`'s release. Epsilon is counted at its delta, the stricter of the request's and
             the policy's, which has let no larger one pass.
         work: Makes the reply, checked and ready to leave.
         cap: Epsilon over the life of the ledger.
@@ -64,7 +64,7 @@ def _work(ledger: Ledger, key: tuple[str, int], work: Callable[[], bytes]) -> by
     except Exception as error:
         try:
             ledger.fail(*key)
-        except Exception as unwritten:  # then the charge fails when it is asked for again
+        except Exception as unwritten:  # then the charge fails when it is requested again
             raise Refused(INTERNAL_ERROR) from unwritten
         raise Refused(INTERNAL_ERROR) from error
     try:

@@ -86,7 +86,7 @@ class LocalSteps:
 
     @classmethod
     def of(cls, request: Request) -> "LocalSteps":
-        """As a request asks for them."""
+        """As a request demands them."""
         return cls(request.learning_rate, request.num_views, request.seed, request.server_round)
 
 
@@ -347,7 +347,7 @@ def patient_gradient(
         patient: Its slices are drawn with replacement.
         num_views: How many views.
         seed: Seed of the views.
-        parameters: With respect to which, gradients on; None for the affine part.
+        parameters: Parameters to differentiate, gradients on; None for the affine part.
 
     Returns:
         Shape (D,), in the order of the parameters. Not clipped.

@@ -37,12 +37,12 @@ MAX_INDEX_BYTES = 64 * MIB
 """Half a million patients."""
 PSEUDONYM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PATHOLOGY = re.compile(r"[A-Za-z0-9+_-]{1,16}")
-"""A short code such as DCM: no room for a free text, which may hold a name."""
+"""A short code such as DCM: never free text, which may hold a name."""
 
 
 @dataclass(frozen=True)
 class CaseInfo:
-    """A row of `cases.csv`; folders of earlier versions lack the last two columns.
+    """A row of `cases.csv`; folders of earlier versions do not have the last two columns.
 
     Attributes:
         pseudonym: Letters, digits, `_` and `-`; also the name of the case's file.

@@ -113,7 +113,7 @@ def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
 
 
 def write_atomically(path: Path, content: bytes, private: bool = True) -> None:
-    """Write beside `path`, flush to the disk, then rename over it (POSIX rename is atomic).
+    """Write next to `path`, flush to the disk, then rename over it (POSIX rename is atomic).
 
     Args:
         path: The file; its folder exists.

@@ -16,7 +16,7 @@ def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA when it is there.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: CUDA was requested and is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but no CUDA device is there: use device=auto or device=cpu")
@@ -26,8 +26,8 @@ def pick_device(name: str) -> torch.device:
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 where the processor multiplies it natively; elsewhere it would be slower than float32.
 
-    With channels_last, training the generator was measured twice as fast as in float32 on two AVX512-BF16 cores; what
-    the ResNet50 gains, `fedcmr.simulations.benchmarks.training` tells.
+    With channels_last, training the generator was measured twice as fast as in float32 on two AVX512-BF16 cores;
+    `fedcmr.simulations.benchmarks.training` measures what the ResNet50 gains.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -39,7 +39,7 @@ def autocast(device: torch.device) -> torch.autocast:
 def one_core_each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map` of work that torch does on the CPU: as many items at once as torch may use cores, each on one of them.
 
-    An item's result does not depend on how many there are beside it, not even in its last digit, because it is always
+    An item's result does not depend on how many others there are, not even in its last digit, because it is always
     computed on one core. For small batches it is faster too: most layers are too small to be shared out.
     """
     num_threads = torch.get_num_threads()
@@ -55,6 +55,6 @@ def one_core_each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 
 
 def _alone() -> None:
-    """What a thread needs that works beside others: one core, and nothing of what it casts is theirs."""
+    """What a thread needs that works next to others: one core, and no cache of casts shared with them."""
     torch.set_num_threads(1)
     torch.set_autocast_cache_enabled(False)

@@ -1,4 +1,4 @@
-"""Errors a person can mend, and how a command line shows them."""
+"""Errors that the user can correct, and how a command line shows them."""
 
 import errno
 import signal
@@ -6,23 +6,23 @@ import sys
 from collections.abc import Callable
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""A full, read-only or forbidden folder is the user's to mend, wherever it shows."""
+"""A full, read-only or forbidden folder is the user's to correct, wherever it shows."""
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or setting, what was expected and what came.
+    """Something that the user can correct: the message names the file or setting, what was expected and what came.
 
     The message is one line, holds no patient's value, and is shown without a traceback.
     """
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command's body and turn what a user can mend into one line on stderr.
+    """Run a command's body and turn what a user can correct into one line on stderr.
 
     Returns:
         The process's exit code: 0 done, 2 for a `UserError`, 130 after an interruption (as shells expect of SIGINT).
     """
-    # A supervisor's SIGTERM stops a run as Ctrl-C does: what is finished stays, the same command goes on from there.
+    # A supervisor's SIGTERM stops a run as Ctrl-C does: what is finished stays, the same command resumes from there.
     # SIGINT is set too, because a shell starts background jobs with it ignored.
     stops = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.signal(stop, signal.default_int_handler) for stop in stops]

@@ -8,4 +8,4 @@ import numpy as np
 BASE_TO_APEX = np.array([0.53, -0.62, -0.57]) / np.linalg.norm([0.53, -0.62, -0.57])
 """The heart's usual long axis in LPS coordinates: to the left, forward and down."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Of homogeneous coordinates; its own inverse."""
+"""Matrix for homogeneous coordinates; its own inverse."""

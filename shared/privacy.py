@@ -1,8 +1,8 @@
 """Patient-level differential privacy: the Gaussian mechanism, its accountant, and the plan that meets a target.
 
 One item of a data set is one patient. Everything a patient contributes is a single vector, clipped once; the sum over
-patients gets Gaussian noise of `noise_multiplier * max_grad_norm`. Dwork & Roth (2014), https://doi.org/10.1561/0400000042;
-Abadi et al. (2016), https://arxiv.org/abs/1607.00133.
+patients gets Gaussian noise of `noise_multiplier * max_grad_norm`. Dwork & Roth (2014),
+https://doi.org/10.1561/0400000042; Abadi et al. (2016), https://arxiv.org/abs/1607.00133.
 
 Guarantees:
     Unit: one patient at one site. Neighbouring relation: add or remove one patient with all slices, phases and views.
@@ -72,7 +72,7 @@ class Mechanism:
         max_grad_norm: L2 bound of what one patient contributes to a step: of the mean gradient or, where style
             statistics are released, of the style vector (`privacy.statistics_clip`). One number under Opacus's name,
             because it does one thing: it bounds what a patient can change, and it is the unit of the noise.
-        target_delta: At which epsilon is counted, in (0, 1).
+        target_delta: The delta at which epsilon is counted, in (0, 1).
         private: False switches the noise off, and the bound of style vectors with it.
         nominal_patients: The site's public constant that divides sums, never its count of patients. None in a request,
             which goes to all sites alike: each puts in its own (`at`).
@@ -293,7 +293,7 @@ def private_moments(
         a `Release` with this noise multiplier and sample rate 1.
 
     Args:
-        codes: Shape (N, K), standardised units; a row with NaN or infinity counts as zero.
+        codes: Shape (N, K), style vectors in standardised units; a row with NaN or infinity counts as zero.
         max_grad_norm: B, L2 bound of a style vector.
         noise_multiplier: As in `private_sum`.
         nominal_patients: A public constant that divides the sums, or one per entry, shape (K,).

@@ -3,7 +3,7 @@
 A server that deviates picks the noise and the sample rate of its next request after it has seen the last answer. The
 epsilon of a composition whose parameters are fixed in advance is no bound on what it learns. A filter is: before each
 release it adds that release's cost to a running sum and refuses what would take the sum past a budget, and whatever is
-asked in whatever order stays within (epsilon, delta).
+requested in whatever order stays within (epsilon, delta).
 
 Two filters, of which a site's policy decides one:
     Gaussian: every release is one of all patients. Costs are mu^2 = steps / noise^2, and the budget is that of a single
@@ -27,13 +27,13 @@ import numpy as np
 from fedcmr.shared.privacy import Release, gaussian_epsilon
 
 MAX_ORDER = 512
-"""Of Renyi divergences. The largest orders are those of the smallest budgets; beyond about a thousand the terms of the
-subsampled Gaussian's series overflow."""
+"""Largest order of the Renyi divergences. The largest orders are those of the smallest budgets; beyond about a thousand
+the terms of the subsampled Gaussian's series overflow."""
 
 LEAST_MU_SQUARED = 1e-4
 """What a release of a random sample counts at least, as mu^2 of one of everybody: that of a step with noise 100, the
-most that a policy allows by default. Otherwise releases of few patients would cost next to nothing, and whoever asks
-for them could make a ledger as long, and every later answer as slow, as he likes."""
+most that a policy allows by default. Otherwise releases of few patients would cost next to nothing, and whoever
+requests them could make the ledger arbitrarily long, and every later answer arbitrarily slow."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PrivacyFilter:
     """How releases are counted against a budget.
 
     Guarantees:
-        Whatever releases are asked for in the light of earlier answers: as long as `epsilon(sum of their costs, delta)`
+        Whatever releases are requested in the light of earlier answers: as long as `epsilon(sum of their costs, delta)`
         was at most the cap before each of them was made, all together are (cap, delta)-differentially private for
         add/remove-one-patient neighbours. Where a site changes from one filter to another, deltas of both add up.
 

@@ -1,7 +1,7 @@
 """Where scans come from: recorded once, when they are prepared or a site is registered, and never guessed.
 
 What nobody recorded counts as scans of real patients that are private. Whoever states something about a study's
-patients, or shows a picture of one, asks here and nowhere else.
+patients, or shows an image of one, reads it here and nowhere else.
 """
 
 import json
@@ -57,7 +57,7 @@ class Provenance:
         kind: "simulated": drawn by a program, of no patient. "public": of `source`. "private": of real patients, or
             unknown. "mixed": simulated and real ones together, in what `together` joined.
         source: The public sets' names, joined by ", "; else empty.
-        terms: Of the public sets, with their citations, joined by "; "; else empty.
+        terms: Terms of use of the public sets, with their citations, joined by "; "; else empty.
     """
 
     kind: str = PRIVATE
@@ -137,7 +137,7 @@ def of_folder(folder: Path) -> Provenance:
 def together(parts: Iterable[Provenance]) -> Provenance:
     """The provenance of scans from several places: private as soon as one part is, and where there is none.
 
-    Simulated scans beside real ones make it "mixed", which shows no more than "private" does.
+    Simulated scans together with real ones make it "mixed", which shows no more than "private" does.
     """
     found = list(dict.fromkeys(parts))
     if len(found) < 2:

@@ -1,4 +1,4 @@
-"""Wire format: what the server asks, what a site may answer, and the check at each door.
+"""Wire format: what the server requests, what a site may answer, and the check at each end.
 
     server -> site   {"arrays": the generator's trainable part, "config": a `Request`}
     site -> server   {"reply": {"site", "code"}, "arrays": the private update}     no arrays unless the code is "ok"
@@ -114,18 +114,18 @@ class _Wire:
 
 @dataclass(frozen=True)
 class Request(_Wire):
-    """What the server asks of a site in one round; `configs/default.yaml` explains the settings.
+    """What the server requests from a site in one round; `configs/default.yaml` explains the settings.
 
     Attributes:
         task: "moments" (round 1) or "gradients".
-        run_id: Of the whole run, the same after a restart: with the round, the key of the site's ledger.
+        run_id: Name of the whole run, the same after a restart: with the round, the key of the site's ledger.
         prior_sha256: The public prior that the trainable part belongs to.
-        rung: Of the ladder of adaptation: says which part of the generator is trainable, names and shapes.
+        rung: The adapter: which part of the generator is trainable, names and shapes.
         private: False only in a study without privacy, which each site's policy must allow.
-        max_grad_norm: L2 clip of a patient's gradient; of a patient's code in the moments task.
+        max_grad_norm: L2 clip of a patient's gradient; of a patient's style vector in the moments task.
         sample_rate: Poisson sampling over patients; 1 in the moments task.
-        local_steps: Private gradient steps; the number of looks in the moments task.
-        seed: Of the views. Never of sampling or noise when private.
+        local_steps: Private gradient steps; the steps of the two-step private mean in the moments task.
+        seed: Seed of the views, never of sampling or noise when private.
         sites: The study's sites, a `fedcmr.shared.site_facts.facts_line` each: a site whose own facts are not among
             them refuses before it is charged for an answer that could not be used. Empty where the server does not say.
     """
@@ -183,16 +183,16 @@ class Request(_Wire):
 
 @dataclass(frozen=True)
 class EvaluationRequest(_Wire):
-    """What the server asks of a site's test patients: a model of a task, told by its arrays.
+    """What the server requests about a site's test patients: the evaluation of a task's model, given by its arrays.
 
     Which form the answer has is the site's policy to say, not the server's.
 
     Attributes:
         task: Which model it is.
-        run_id: Of the whole run, the same after a restart.
+        run_id: Name of the whole run, the same after a restart.
         model_sha256: `arrays_sha256` of the model; with the run, the key of the site's ledger of test patients.
         noise_multiplier: Noise of the private form over the bound of one patient's vector.
-        target_delta: At which the site counts its budget.
+        target_delta: The delta at which the site counts its budget.
         num_tta: Rotations averaged in every prediction.
         sites: As in `Request`.
     """
@@ -229,7 +229,7 @@ class EvaluationRequest(_Wire):
 
 
 def evaluation_run(run_id: str, task: str, model_sha256: str) -> str:
-    """`EvaluationRequest.ledger_run`, from what a report tells of the request."""
+    """`EvaluationRequest.ledger_run`, from what a report says of the request."""
     return f"{run_id}-{task}-{model_sha256[:16]}"
 
 
@@ -297,12 +297,12 @@ def arrays_sha256(arrays: Mapping[str, NDArray[np.float32]]) -> str:
 
 
 def update_shapes(task: str, trainable: Shapes, num_vendors: int, code_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a task's update: both moments of the code by vendor, or one delta per trainable array.
+    """Names and shapes of a task's update: both moments of the style by vendor, or one delta per trainable array.
 
     Args:
         task: `MOMENTS` or `GRADIENTS`.
         trainable: Names and shapes of the trainable part.
-        num_vendors: That the site declares; rows of the moments, in the order of the vendors' names.
+        num_vendors: Number of vendors that the site declares; rows of the moments, in the order of the vendors' names.
         code_size: K, columns of the moments.
     """
     shape = (num_vendors, code_size)

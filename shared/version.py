@@ -1,4 +1,4 @@
-"""The version that every command tells."""
+"""The version that every command reports."""
 
 import argparse
 from importlib.metadata import PackageNotFoundError, version

@@ -41,7 +41,7 @@ def matches(info: CaseInfo, selection: Selection) -> bool:
 
 
 def ef_range(selection: Selection) -> tuple[float, float]:
-    """The lowest and highest ejection fraction asked for; infinite where none is."""
+    """The lowest and highest ejection fraction requested; infinite where none is."""
     low = selection.min_ef if selection.HasField("min_ef") else -inf
     high = selection.max_ef if selection.HasField("max_ef") else inf
     return low, high

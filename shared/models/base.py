@@ -89,7 +89,7 @@ class GenerativeModel(nn.Module, ABC):
 
         Args:
             images: Shape (N, 2, H, W), ED and ES, float32 in [-1, 1].
-            condition: Of N images.
+            condition: Masks and style vectors of the N images.
             t: Shape (N,), uniform in [0, 1): how far on the way from noise to image, by the kind's own schedule.
             noise: Shape (N, 2, H, W), standard normal.
 
@@ -104,7 +104,7 @@ class GenerativeModel(nn.Module, ABC):
         Args:
             x_t: Shape (N, C, h, w), as `encode` gives it.
             t: Shape (N,), in [`t_min`, 1).
-            condition: Of N images.
+            condition: Masks and style vectors of the N images.
 
         Returns:
             Shape (N, C, h, w), float32.
@@ -115,8 +115,8 @@ class GenerativeModel(nn.Module, ABC):
 
         Args:
             images: Shape (N, 2, H, W), ED and ES, float32 in [-1, 1].
-            condition: Of N images, on the images' device.
-            rng: Of the CPU; source of times and noise, drawn in this order.
+            condition: Masks and style vectors of the N images, on their device.
+            rng: A generator of the CPU, the source of times and noise, drawn in this order.
 
         Returns:
             Shape (N,), float32. Not averaged: the caller averages per patient before clipping.
@@ -132,9 +132,9 @@ class GenerativeModel(nn.Module, ABC):
         """Generate images.
 
         Args:
-            condition: Of N images.
+            condition: Masks and style vectors of the N images.
             sampler: Where the path is entered, and in how many steps it is followed.
-            rng: Of the CPU; source of the noise.
+            rng: A generator of the CPU, the source of the noise.
             guide: Shape (N, 2, H, W) in [-1, 1], a rough image of the same masks, from which the sampler starts with
                 noise added (SDEdit, Meng et al. 2022, https://arxiv.org/abs/2108.01073); None starts from noise alone.
 

@@ -33,7 +33,7 @@ class Diffusion(GenerativeModel):
         return (predicted - noise).square().mean(dim=(1, 2, 3))
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """See `GenerativeModel.velocity`: from the image that the predicted noise tells, within its limits."""
+        """See `GenerativeModel.velocity`: from the image that the predicted noise implies, within its limits."""
         predicted = self._noise(x_t, t, condition)
         t = t[:, None, None, None]
         denoised = ((x_t - (1 - t) * predicted) / t).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""The kinds of generative models: a new one is a file beside this and a line here."""
+"""The kinds of generative models: a new one is a file next to this one and a line here."""
 
 from collections.abc import Callable
 

@@ -25,7 +25,7 @@ def integrate(velocity: Velocity, x: Tensor, t_start: float, num_steps: int) -> 
     """Follow the velocity from `x` at `t_start` to 1 (two-step Adams-Bashforth).
 
     Args:
-        velocity: Of the path.
+        velocity: Velocity of the path, a function of `x_t` and `t`.
         x: Shape (N, C, H, W), the point at `t_start`.
         t_start: In [0, 1).
         num_steps: Calls of `velocity`.

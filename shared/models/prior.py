@@ -24,7 +24,7 @@ SHIPPED_PRIOR = resource("shared/weights/prior.safetensors")
 FIRST_KIND = "flow_matching"
 """Files of earlier versions name no kind: there was this one."""
 MAX_LEVELS, MAX_CHANNELS, MAX_RES_BLOCKS = 8, 2048, 8
-"""Of an architecture that a file may ask for."""
+"""Largest sizes of an architecture that a file may request."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Prior:
         style_mean: Shape (K,), of raw style vectors over the public hearts.
         style_std: Shape (K,).
         style_correlation: Shape (K, K).
-        sha256: Of the file, in hex: a site and the server compare it before any round.
+        sha256: SHA-256 of the file, in hex: a site and the server compare it before any round.
         made_by: What made it: command, seed, steps, minutes.
     """
 
@@ -115,7 +115,7 @@ def load_prior(path: Path | None = None) -> Prior:
 
 
 def _architecture(sizes: dict[str, Any]) -> Architecture:
-    """What a file asks for, before a network of that size is made.
+    """The architecture that a file requests, before a network of that size is made.
 
     Raises:
         ValueError, TypeError, KeyError: It is no architecture, or too large a one.

@@ -12,9 +12,9 @@ class Autoencoder(nn.Module):
     """MONAI's, between ED/ES images and latents a quarter of their side, standardised by channel.
 
     Attributes:
-        channels: Of the latents.
+        channels: Number of channels of the latents.
         side: How many times smaller a side of the latents is than one of the images.
-        mean: Shape (1, 8, 1, 1), of latents before they are standardised; `std` likewise.
+        mean: Shape (1, 8, 1, 1), mean of latents before they are standardised; `std` likewise.
     """
 
     mean: Tensor
@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
 
         Args:
             images: Shape (N, 2, H, W) in [-1, 1].
-            rng: Of the CPU; source of the noise of the latents.
+            rng: A generator of the CPU, the source of the latents' noise.
 
         Returns:
             Shape (N,). Not averaged.

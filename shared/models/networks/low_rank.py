@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 RANK = 4
 SCALE = 4.0
-"""Of A. It sets how far a step of B moves the layer: at 4 a patient's gradient is about as long as that of the affine
-parameters and the same learning rate suits both, measured on simulated hospitals and public development patients."""
+"""Scale of A. It sets how far a step of B moves the layer: at 4 a patient's gradient is about as long as that of the
+affine parameters and the same learning rate suits both, measured on simulated hospitals and public development
+patients."""
 
 
 class LowRankLinear(nn.Linear):

@@ -1,4 +1,4 @@
-"""The U-Net of every kind, which reads masks, time and a style vector beside the noisy image."""
+"""The U-Net of every kind, which reads masks, time and a style vector next to the noisy image."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ PATCH = 2
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the U-Net, kept beside its weights."""
+    """Sizes of the U-Net, kept with its weights."""
 
     channels: tuple[int, ...] = (64, 96, 128)
     num_res_blocks: int = 1
@@ -29,7 +29,7 @@ class UNet(DiffusionModelUNet):
 
     Args:
         architecture: Its sizes.
-        image_channels: Of what it reads and predicts.
+        image_channels: Channels of the images or latents that it reads and predicts, before patching.
         patch: Side of the blocks of this that become channels.
         reduction: How many times smaller a side of this is than one of the masks.
     """

@@ -102,7 +102,7 @@ def private_table(
 
     Args:
         patients: One entry per patient, each of one of `vendors`.
-        vendors: That the site declares in public.
+        vendors: Vendors that the site declares in public.
         noise_multiplier: > 0.
         rng: From `fedcmr.shared.privacy.os_generator`.
     """
