@@ -1,4 +1,4 @@
-"""What `import fedcmr` offers to a script or a notebook beside `load_cases`: a whole study, and new synthetic cases."""
+"""What `import fedcmr` offers to a script or a notebook besides `load_cases`: a whole study and new synthetic cases."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from fedcmr.simulations.summary import print_summary
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study; everything is read from its folder when it is first asked for.
+    """A finished study; everything is read from its folder when it is first used.
 
     Attributes:
         path: The run folder. `docs/commands.md` names the files in it.
@@ -92,7 +92,7 @@ def synthesize(
         vendor: One of the study's vendors; None takes all of them in turn. The public prior knows no vendor.
         ef: Lowest and highest ejection fraction that is requested, in [0.08, 0.80]; the cases spread evenly over it in
             random order. `info.ef` is measured on the masks and differs a little.
-        seed: Of shapes, styles and noise: equal arguments give equal cases.
+        seed: Seed of shapes, styles and noise: equal arguments give equal cases.
         device: "auto", "cpu" or "cuda".
 
     Returns:

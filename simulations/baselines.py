@@ -1,7 +1,7 @@
 """Baselines that only a simulation can have, because they look at what no server may see: the sites' own cases.
 
-Each is judged on the main model's test patients: pooled real scans without privacy, the federation without privacy or
-at another epsilon, every site alone, and the federation without one of its sites. What they spend or disclose is no
+Each is evaluated on the main model's test patients: pooled real scans without privacy, the federation without privacy
+or at another epsilon, every site alone, and the federation without one of its sites. What they spend or disclose is no
 part of the study's epsilon: they are for this machine's eyes.
 """
 
@@ -102,12 +102,12 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
 
 
 def _nested_study(run: RunFolder, model: str, sites: list[str], privacy: PrivacyConfig) -> None:
-    """A study of its own in `baselines/<model>/`, on the same prepared cases, whose answers become a baseline."""
+    """A study of its own in `baselines/<model>/`, on the same prepared cases, whose predictions become a baseline."""
     settings = deepcopy(run.config)
     settings.privacy = privacy
     settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.cross_vendor = [], [], []
     settings.evaluation.federated = False
-    federation = settings.federation  # with fewer sites it asks for no more of them than there are
+    federation = settings.federation  # with fewer sites it requests no more of them than there are
     federation.min_sites = federation.min_sites and min(federation.min_sites, len(sites))
     federation.trim = min(federation.trim, (len(sites) - 1) // 2)
     vendors = {vendor for name in sites for vendor in load_site(run.path / "sites" / name).vendors}

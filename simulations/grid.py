@@ -115,7 +115,7 @@ class InProcessGrid(Grid):
         self._busy.clear()
 
     def _let_finish(self) -> None:
-        """Wait for what workers are at: their sites' ledgers keep the replies, for the same command to go on with."""
+        """Wait for what workers are at: their sites' ledgers keep the replies, for the same command to resume with."""
         console.print("interrupted: the sites finish what they have charged; again ends them at once", highlight=False)
         for worker in self._busy:
             with contextlib.suppress(EOFError, ConnectionError):

@@ -65,7 +65,7 @@ def write_hospital(
         num_slices: Slices per stack, at least 2; wider apart where fewer would not reach the apex.
         num_phases: Cardiac phases over one RR interval.
         seed: With `vendor`, `prefix` and the patient's number it decides every pixel, whatever `num_processes`.
-        prefix: Of the studies' folder names and of the invented patient identifiers.
+        prefix: Prefix of the studies' folder names and of the invented patient identifiers.
         num_processes: Worker processes; 1 writes in this one.
 
     Raises:

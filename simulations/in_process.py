@@ -21,7 +21,7 @@ MechanismOf = Callable[[Request, int], Mechanism]
 
 
 class SitesInProcess:
-    """What a site would send for each request; no policy is asked and no ledger charged.
+    """What a site would send for each request; no policy is checked and no ledger charged.
 
     Args:
         prior: The public prior.

@@ -2,7 +2,7 @@
 
 `multiprocessing` lets its workers import the main module. Where that is a script without `if __name__ == "__main__"`,
 each worker would start the whole study once more, and workers of its own. A worker of this module runs `serve` alone
-and is told by name what to call, whoever its parent is: a command, a script, a notebook or `python -c`.
+and receives by name what to call, whoever its parent is: a command, a script, a notebook or `python -c`.
 """
 
 import contextlib
@@ -113,10 +113,10 @@ def map_unordered(
 
 
 def serve(descriptor: int) -> None:
-    """The life of a worker: call what is asked for until the parent hangs up or is gone.
+    """The life of a worker: call what is requested until the parent hangs up or is gone.
 
     Args:
-        descriptor: Of the socket that leads to the parent.
+        descriptor: File descriptor of the socket that leads to the parent.
     """
     threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
     connection = Connection(descriptor)
@@ -129,7 +129,7 @@ def serve(descriptor: int) -> None:
 def _end_with_parent(descriptor: int) -> None:
     """Leave at once, also in the middle of a computation, when the parent hangs up or is gone."""
     poll = select.poll()
-    poll.register(descriptor, 0)  # an end of the other side is reported without being asked for
+    poll.register(descriptor, 0)  # an end of the other side is reported unrequested
     poll.poll()
     os._exit(1)
 

@@ -32,7 +32,7 @@ class Hospital:
     """One site of a simulation.
 
     Attributes:
-        name: Of the site's folder.
+        name: Name of the site's folder.
         vendors: Vendor of its scanners -> public number of patients.
         train: Folder of its prepared cases, or where they will be.
         nominal_patients: The public number that divides its updates.
@@ -49,7 +49,7 @@ class Hospital:
 
 
 def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
-    """Run the study, or go on with it.
+    """Run the study, or resume it.
 
     Args:
         config: The settings.
@@ -57,7 +57,7 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
         until: The last of `STAGES` to do; None for all.
 
     Raises:
-        UserError: What the user can mend.
+        UserError: Something that the user can correct.
     """
     if until is not None and until not in (names := [stage.name for stage in STAGES]):
         raise UserError(f"--until: expected one of {', '.join(names)}, got {until!r}")
@@ -73,7 +73,7 @@ def rehearse(config: Config, out: Path) -> None:
     """Prepare a study and rehearse it, and print what was found; it can be run in the same folder afterwards.
 
     Raises:
-        UserError: What the user can mend, or the study cannot start.
+        UserError: Something that the user can correct, or the study cannot start.
     """
     run = simulate(config, out, "prepare")
     with make_grid(run, config) as grid:

@@ -6,8 +6,8 @@ epsilon.
 
 The canaries lie at many sites of one study, `PER_SITE` at each. No patient is at two sites, so what all sites release
 together is as private for each canary as its own site's part, and every coin counts in one test. At one site all
-canaries would share its few hundred numbers; so few of them are told apart as well as the noise allows. Each site has
-the same canaries, under the same names, with coins of their own: the attacker computes what one site's would
+canaries would share its few hundred numbers; so few of them can be distinguished as well as the noise allows. Each site
+has the same canaries, under the same names, with coins of their own: the attacker computes what one site's would
 contribute, once.
 """
 
@@ -42,14 +42,14 @@ from fedcmr.simulations.audit.sites import Build, Round, Run, run_study
 Float = NDArray[np.float64]
 
 PER_SITE = 10
-"""Canaries of a site: fewer than an appearance code has numbers, so that each can have a number to itself."""
+"""Canaries of a site: fewer than a style vector has entries, so that each can have an entry to itself."""
 NUM_SLICES = 8
-"""Of a canary, all alike: a build that clips slices instead of patients lets it weigh that many times as much."""
+"""Slices of a canary, all alike: a build that clips slices instead of patients lets it weigh so many times as much."""
 POOL = 5
 """Candidates for every canary."""
 LEAST_NOISE = 1e-3
 LOUDNESS, NUM_LOUDNESS, NUM_SCATTER = (0.5, 1e3), 200, 40
-"""Of noise and canaries: what the attack looks for, in units of what was planned."""
+"""Range and grid of the loudness, and grid of the scatter, that the attack searches, in units of what was planned."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class CanaryAudit:
         build: Which sites were audited.
         control: Every canary took part, whatever its coin: there is nothing to find.
         claimed_epsilon: What each site's ledger would show, at `delta`.
-        delta: Of claim and bound.
-        family: Of trade-off functions that the claim is taken from, see `one_run`.
+        delta: Delta of claim and bound.
+        family: Family of trade-off functions that the claim is taken from, see `one_run`.
         lower_bound: No smaller epsilon is compatible with the right guesses, with `confidence`.
-        confidence: Of the bound.
+        confidence: Confidence of the bound, in (0, 1).
         highest_provable: The bound had all guesses been right.
         num_canaries: Patients with a coin.
         num_guesses: How many were guessed; chosen before the coins were thrown.
         num_correct: How many of these were right.
-        p_value: Of the claim: the probability, at most, of so many right guesses if it holds.
+        p_value: p-value of the claim: the probability, at most, of so many right guesses if it holds.
         p_chance: The probability of so many right guesses about coins that mean nothing.
         num_sites: Sites of the study.
         num_runs: Times that the study ran.
-        rung: Of the study: which part of the generator it trains.
+        rung: The study's adapter: which part of the generator it trains.
         num_steps: Gradient steps of a run.
     """
 
@@ -121,14 +121,14 @@ def audit(
 
     Args:
         prior: The public prior.
-        canaries: Of one site.
+        canaries: Canaries of one site.
         num_canaries: m, at least 2; the sites are as many as hold so many.
-        config: Of the study, with privacy on.
+        config: Settings of the study, with privacy on.
         build: What to break.
         num_guesses: c, at most m.
         num_repeats: Runs where the ledger forgets.
         control: Let every canary take part, whatever its coin.
-        rng: Of the coins; from the operating system by default.
+        rng: Source of the coins; the operating system by default.
     """
     rng = np.random.default_rng(secrets.randbits(256)) if rng is None else rng
     coins = rng.random(num_canaries) < 0.5
@@ -168,15 +168,16 @@ def audit(
 def make_canaries(prior: Prior, rung: Adapter, seed: int, num_views: int = 1, num: int = PER_SITE) -> list[Patient]:
     """A site's canaries: long gradients, unlike each other, of blocks of black and white under random labels.
 
-    Each has one number of the appearance code to itself, as far out as a code may be. Of `POOL` candidates the one is
-    taken whose gradient at the prior has the largest part that the canaries before it do not have. All is public.
+    Each has one entry of the style vector to itself, as large as a style vector may have it. Of `POOL` candidates the
+    one is taken whose gradient at the prior has the largest part that the canaries before it do not have. All is
+    public.
 
     Args:
         prior: The public prior.
-        rung: Which gradients.
-        seed: Of the candidates.
-        num_views: Of a gradient.
-        num: At most as many as a code has numbers.
+        rung: The adapter whose gradients are compared.
+        seed: Seed of the candidates.
+        num_views: Views in a gradient.
+        num: Number of canaries, at most as many as a style vector has entries.
     """
     rng = np.random.default_rng(seed)
     if not 1 <= num <= len(STYLE_NAMES):
@@ -205,12 +206,12 @@ def attack(prior: Prior, canaries: Sequence[Patient], runs: Sequence[Run], nomin
     """Every canary's score, shape (S, k): how much likelier it took part at a site, from the releases alone.
 
     Each release of a site is a sum of what the canaries there contribute, plus noise. What each would contribute is
-    known: its clipped gradient on the round's own views at the arrays that the server sent, its code, and that code's
-    square. With a site's releases y, a row of V per canary, coins b of variance 1/4 and noise of variance 1, the best
-    linear estimate is E[b] = 1/2 + V (V^T V + 4)^-1 (y - V^T 1/2). Before that, `_fit` finds how loud canaries and
-    noise really are, from all sites together, so that an absent clip or an absent noise is noticed.
+    known: its clipped gradient on the round's own views at the arrays that the server sent, its style vector, and that
+    vector's square. With a site's releases y, a row of V per canary, coins b of variance 1/4 and noise of variance 1,
+    the best linear estimate is E[b] = 1/2 + V (V^T V + 4)^-1 (y - V^T 1/2). Before that, `_fit` finds how loud canaries
+    and noise really are, from all sites together, so that an absent clip or an absent noise is noticed.
 
-    Rounds that asked for the same thing from the same start, as those of a study that is run again, are one.
+    Rounds that requested the same thing from the same start, as those of a study that is run again, are one.
     """
     alike: dict[bytes, list[Round]] = {}
     for entry in (entry for run in runs for entry in run.rounds):
@@ -236,7 +237,7 @@ def attack(prior: Prior, canaries: Sequence[Patient], runs: Sequence[Run], nomin
 
 
 def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
-    """One block size for the picture and one for the labels, both drawn; a code far out along one of its axes."""
+    """One block size for the image and one for the labels, both drawn; a style vector far out along one of its axes."""
     picture = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
     picture *= rng.uniform(0.1, 1.0)
     labels = _blocks(rng.integers(0, 4, (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(3, 20)))
@@ -262,14 +263,14 @@ def _gradient_equations(
 ) -> tuple[Float, Float]:
     """What each canary adds to a site's update, (k, D), and the sites' updates, (S, D), in units of the planned noise.
 
-    The steps after a round's first start where the server has not looked; its own start stands for theirs.
+    The steps after a round's first start where the server cannot see; the round's start stands for theirs.
 
     Args:
         prior: The public prior.
-        canaries: Of a site.
+        canaries: Canaries of a site.
         entries: One round, or the same one of several runs: their sum in units of its noise, from which nothing that
             bears on the coins is lost.
-        nominal_patients: Of a site.
+        nominal_patients: A site's public number of patients.
     """
     request, start = entries[0].request, entries[0].start
     with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:
@@ -299,7 +300,7 @@ def _clipped_gradients(prior: Prior, request: Any, parameters: Any, canary: Pati
 def _moment_equations(
     canaries: Sequence[Patient], entries: Sequence[Round], nominal_patients: int
 ) -> list[tuple[Float, Float]]:
-    """What each canary alone does to a site's mean code, (k, K), and what came, (S, K); the same of its variance.
+    """What each canary alone does to a site's mean style, (k, K), and what came, (S, K); the same of its variance.
 
     In units of the planned noise. That canaries share a clip around a centre which they have moved is left out.
     """

@@ -34,11 +34,11 @@ from fedcmr.simulations.audit.sites import BROKEN
 from fedcmr.simulations.audit.study import Pool, draw_pool, middle, overfitted
 
 OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE, OVERFIT_PATIENTS, OVERFIT_SLICES = 400, 8, 5e-4, 4, 2
-"""Of the generator that must be caught; patients per hospital, and slices from the middle of each."""
+"""Training of the generator that must be detected; patients per hospital, and slices from the middle of each."""
 
 
 def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The one-run audit of the sound build, its control and, if asked for, the builds that are broken."""
+    """The one-run audit of the sound build, its control and, if requested, the builds that are broken."""
     num = arguments.canaries
     num_guesses = num if arguments.guesses is None else arguments.guesses
     claim = arguments.claim
@@ -95,7 +95,7 @@ def membership(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def copies(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Synthetic pictures against training and held-out patients, vendor by vendor."""
+    """Synthetic images against training and held-out patients, vendor by vendor."""
     run = load_run(arguments.run)
     if arguments.cases is not None and arguments.cases < 1:
         raise UserError(f"Expected --cases >= 1, got {arguments.cases}.")
@@ -142,7 +142,7 @@ def _study(arguments: argparse.Namespace) -> tuple[Config, Prior, RunFolder | No
 
 
 def _with_rung(config: Config, prior: Prior, run: RunFolder | None, num_patients: int | None = None) -> Config:
-    """The settings with the rung that the study takes, not the one that the size of an audit would choose."""
+    """The settings with the adapter that the study takes, not the one that the size of an audit would choose."""
     if run:
         sites = read_study(run)
     else:

@@ -1,8 +1,8 @@
-"""Copies: is a synthetic picture nearer to a training patient than to one whom nobody trained on?
+"""Copies: is a synthetic image nearer to a training patient than to one whom nobody trained on?
 
-Every picture is read on rings around the ventricles' common centre. On rings a rotation is a shift and a mirrored heart
-a reversal, so that one Fourier transform compares two hearts at all rotations and both hands, the eight symmetries of
-the square among them. Small shifts are covered by reading the real ones around nine centres.
+Every image is sampled on rings around the ventricles' common centre. On rings a rotation is a shift and a mirrored
+heart a reversal, so that one Fourier transform compares two hearts at all rotations and both hands, the eight
+symmetries of the square among them. Small shifts are covered by sampling the real ones around nine centres.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MAX_RADIUS_PX = 24.0
 SHIFTS_PX = (-2.0, 0.0, 2.0)
 """Along rows and columns; between them the rings, 2 pixels wide, forgive the rest."""
 COPY_FACTOR = 0.5
-"""A picture is called a copy below this part of the smallest distance between pictures of different people."""
+"""An image is called a copy below this part of the smallest distance between images of different people."""
 NUM_HALVES = 200
 CHUNK = 32
 
@@ -52,11 +52,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest real picture of every synthetic one, and the smallest distance to each real patient.
+    """The nearest real image of every synthetic one, and the smallest distance to each real patient.
 
     Attributes:
-        distance: Shape (M, P): to every patient's nearest picture; 0 the same up to contrast, 1 unrelated, at most 2.
-        picture: Shape (M, P): which of the real pictures that is.
+        distance: Shape (M, P): to every patient's nearest image; 0 the same up to contrast, 1 unrelated, at most 2.
+        picture: Shape (M, P): which of the real images that is.
     """
 
     distance: Float
@@ -68,17 +68,17 @@ class CopyAudit:
     """What the comparison found.
 
     Attributes:
-        num_pictures: Synthetic pictures.
+        num_pictures: Synthetic images.
         num_training: Patients who trained.
         num_held_out: Patients who did not.
-        share: Pictures nearer to the nearest training patient than to the nearest held-out one, out of equally many of
+        share: Images nearer to the nearest training patient than to the nearest held-out one, out of equally many of
             both; 0.5 when nothing is copied.
         share_ci95: From halves of the patients (see `share_interval`).
-        threshold: Distance below which a picture is called a copy.
-        smallest_between_people: The smallest distance between a held-out picture and a training picture.
-        num_copies: Synthetic pictures below the threshold of a training picture.
-        num_near_held_out: The same of a held-out picture, which no generator has seen: what chance gives.
-        smallest_to_training: The smallest distance of any synthetic picture to a training picture.
+        threshold: Distance below which an image is called a copy.
+        smallest_between_people: The smallest distance between a held-out image and a training image.
+        num_copies: Synthetic images below the threshold of a training image.
+        num_near_held_out: The same of a held-out image, which no generator has seen: what chance gives.
+        smallest_to_training: The smallest distance of any synthetic image to a training image.
     """
 
     num_pictures: int
@@ -118,7 +118,7 @@ def pictures_of(cases: Sequence[Case]) -> Pictures:
 
 
 def compare(synthetic: Pictures, real: Pictures) -> Nearest:
-    """Distances of all synthetic pictures to all real patients, 1 - the largest correlation over all movements."""
+    """Distances of all synthetic images to all real patients, 1 - the largest correlation over all movements."""
     spectra = [_spectrum(rings(synthetic)), _spectrum(rings(synthetic, mirrored=True))]
     num = len(synthetic.images)
     distance = np.full((num, len(real.names)), 2.0)
@@ -144,11 +144,11 @@ def audit(to_training: Float, to_held_out: Float, between: Float, seed: int = 0)
     """The figures, from distances to patients.
 
     Args:
-        to_training: Shape (M, T), every synthetic picture's distance to every training patient; infinite for those of
-            another vendor, who are no rivals.
+        to_training: Shape (M, T), every synthetic image's distance to every training patient; infinite for those of
+            another vendor, who are not compared.
         to_held_out: Shape (M, H), the same for held-out patients.
-        between: Shape (R, T), every held-out picture's distance to every training patient.
-        seed: Of the halves.
+        between: Shape (R, T), every held-out image's distance to every training patient.
+        seed: Seed of the random halves.
     """
     smallest = float(between.min())
     threshold = COPY_FACTOR * smallest
@@ -167,9 +167,9 @@ def audit(to_training: Float, to_held_out: Float, between: Float, seed: int = 0)
 
 
 def share_nearer(to_training: Float, to_held_out: Float) -> float:
-    """Mean probability that a picture's nearest of k training patients is nearer than its nearest of k held-out ones.
+    """Mean probability that an image's nearest of k training patients is nearer than its nearest of k held-out ones.
 
-    k is the smaller number of the two groups that compare with the picture; the larger group is thinned at random,
+    k is the smaller number of the two groups that are compared with the image; the larger group is thinned at random,
     which has a closed form: with n patients of whom b lie beyond the other group's nearest, all of k drawn ones do with
     probability C(b, k) / C(n, k).
     """
@@ -184,7 +184,7 @@ def share_nearer(to_training: Float, to_held_out: Float) -> float:
 def share_interval(to_training: Float, to_held_out: Float, seed: int) -> tuple[float, float]:
     """95 % interval of `share_nearer` over patients: the estimate +- 1.96 standard deviations among random halves.
 
-    Pictures are not independent, for all are held against the same patients; so patients are what is left out. The
+    Images are not independent, for all are compared with the same patients; so patients are what is left out. The
     spread among estimates on halves is that of the whole estimate (Shao and Wu 1989,
     https://doi.org/10.1214/aos/1176347263, delete-d jackknife with d = n / 2). Drawing patients with replacement would
     shorten the list of nearest ones.
@@ -202,11 +202,11 @@ def share_interval(to_training: Float, to_held_out: Float, seed: int) -> tuple[f
 
 
 def rings(pictures: Pictures, shift: tuple[float, float] = (0.0, 0.0), mirrored: bool = False) -> Tensor:
-    """Pictures on rings around the heart, zero mean and unit length; shape (M, 2 `NUM_RINGS`, `NUM_ANGLES`).
+    """Images on rings around the heart, zero mean and unit length; shape (M, 2 `NUM_RINGS`, `NUM_ANGLES`).
 
     Args:
         pictures: ED and ES are read around one centre, that of both ventricles at both phases.
-        shift: Of the centre, along rows and columns, in pixels.
+        shift: Shift of the centre, along rows and columns, in pixels.
         mirrored: Angles run the other way round.
     """
     num = len(pictures.images)
@@ -220,7 +220,7 @@ def rings(pictures: Pictures, shift: tuple[float, float] = (0.0, 0.0), mirrored:
     y = row[:, None, None] + radius[:, None] * torch.sin(angle)
     x = column[:, None, None] + radius[:, None] * torch.cos(angle)
     grid = torch.stack([x, y], dim=-1) * 2 / (IMAGE_SIZE - 1) - 1
-    # Averaged over a ring's width before it is read: noise between the rings is not looked at.
+    # Averaged over a ring's width before sampling, so that a ring stands for its whole width.
     smooth = F.avg_pool2d(pictures.images, 3, stride=1, padding=1, count_include_pad=False)
     polar = F.grid_sample(smooth, grid, align_corners=True, padding_mode="border").reshape(num, -1, NUM_ANGLES)
     # A ring stands for an area that grows with its radius.

@@ -1,11 +1,11 @@
 """Membership inference on a generator: did this patient train it?
 
-Three attacks, each relative to the public prior, which every attacker has: what all of a patient's pictures have in
-common with those of others then cancels. The attacker holds the patient's pictures, masks and appearance code.
+Three attacks, each relative to the public prior, which every attacker has: what all of a patient's images have in
+common with those of others then cancels. The attacker holds the patient's images, masks and style vectors.
 
 - denoising loss: the training loss on fixed views (the threshold attack of Yeom et al. 2018,
   https://arxiv.org/abs/1709.01604, as Matsumoto et al. 2023, https://arxiv.org/abs/2302.03262, apply it to diffusion);
-- SimA (Rao, Qu and Moyer 2025, https://arxiv.org/abs/2509.25003): one query with the clean picture, the norm of the
+- SimA (Rao, Qu and Moyer 2025, https://arxiv.org/abs/2509.25003): one query with the clean image, the norm of the
   predicted noise;
 - likelihood ratio: the same loss against that of shadow generators which the patient did not train (LiRA, Carlini et
   al. 2022, https://arxiv.org/abs/2112.03570, the offline form with one variance for all).
@@ -42,7 +42,7 @@ Float = NDArray[np.float64]
 
 LOSS, SIMA, RATIO = "denoising loss", "SimA", "likelihood ratio"
 SIMA_T = 0.7
-"""Time of SimA's query: where the noise of the path is 0.3 and the picture 0.7 strong."""
+"""Time of SimA's query: where the noise of the path is 0.3 and the image 0.7 strong."""
 NUM_DRAWS = 2
 """Gradients per patient that the shadows train with, again and again."""
 BATCH = 64
@@ -75,7 +75,7 @@ def federate(prior: Prior, pool: Pool, config: Config) -> Arrays:
 
 
 def clean_pictures(patients: Sequence[Patient]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per patient the pictures, masks and codes of all slices."""
+    """Per patient the images, masks and style vectors of all slices."""
     return [(p.images, p.masks, p.slice_codes) for p in patients]
 
 
@@ -93,7 +93,7 @@ def view_losses(generator: GenerativeModel, views: Sequence[Tensor]) -> Float:
 
 @torch.no_grad()
 def predicted_noise(generator: GenerativeModel, pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float:
-    """SimA's statistic, shape (P,): norm of the noise found in a clean picture, mean over a patient's slices.
+    """SimA's statistic, shape (P,): norm of the noise found in a clean image, mean over a patient's slices.
 
     On the linear path x_t = (1 - t) x_0 + t x_1 the noise is x_0 = x_t - t v; the query is x_t = t x_1.
     """

@@ -68,7 +68,7 @@ def curve(family: Family, epsilon: float, delta: float) -> Curve:
     """The family's member of this epsilon at `delta`.
 
     Args:
-        family: Of trade-off functions.
+        family: Family of trade-off functions.
         epsilon: At least 0.
         delta: In [0, 1); above 0 for the Gaussian family.
     """

@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 CONFIDENCE = 0.95
 FALSE_POSITIVE_RATE = 0.01
 FALSE_ALARM = 1e-3
-"""Of a control: the probability with which an attack that is sound is said to find what is not there."""
+"""False-alarm rate of a control: how often a sound attack is said to find what is not there."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def membership(members: Float, others: Float, first_half: NDArray[np.bool_] | No
     """All figures of an attack's scores, shapes (n1,) and (n0,), both of at least 2 and finite.
 
     Args:
-        members: Of patients who trained.
-        others: Of patients who did not.
-        first_half: Shape (n1,): which members are held against the rest of them, chosen without the scores; None for
+        members: Scores of patients who trained.
+        others: Scores of patients who did not.
+        first_half: Shape (n1,): which members are compared with the rest of them, chosen without the scores; None for
             the first half.
     """
     if min(len(members), len(others)) < 2 or not (np.isfinite(members).all() and np.isfinite(others).all()):

@@ -28,7 +28,7 @@ BROKEN = BUILDS[1:]
 UNCLIPPED = 1e6
 """By how much the clip is widened where it is off; the noise stays what the plan says."""
 VENDOR = "Siemens"
-"""Of all audited sites; no figure of an audit depends on it."""
+"""Vendor of all audited sites; no figure of an audit depends on it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Round:
     """What the server sees of a round.
 
     Attributes:
-        request: What it asked for.
+        request: What it requested.
         start: The trainable part that it sent.
         replies: Site -> what it sent back.
     """
@@ -70,7 +70,8 @@ def run_study(
         nominal_patients: Every site's public number.
         config: Settings of the study; privacy is on.
         build: What to break.
-        num_repeats: Of the whole study where the ledger forgets; the claim then counts one of them. Otherwise unused.
+        num_repeats: Repeats of the whole study where the ledger forgets; the claim then counts one of them. Otherwise
+            unused.
 
     Returns:
         One run, or `num_repeats` of them for `ledger_reset`.
@@ -90,7 +91,7 @@ def run_study(
 
 
 def slices_of(patient: Patient) -> list[Patient]:
-    """Every slice as if it were a patient of its own, with the patient's name: what "one item is one picture" does."""
+    """Every slice as if it were a patient of its own, with the patient's name: what "one item is one image" does."""
     return [
         replace(
             patient,

@@ -28,7 +28,7 @@ from fedcmr.simulations.patients.population import draw_patient
 from fedcmr.simulations.scanners.acquisition import SCANNERS, acquire
 
 NUM_SLICES, NUM_PHASES = 6, 3
-"""Of a stack. Three phases hold end-diastole and, within a twentieth of the cycle, end-systole, and nothing else."""
+"""Slices and phases of a stack. Three phases hold end-diastole and, to within a twentieth of the cycle, end-systole."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def draw(vendor: str, prior: Prior, rng: np.random.Generator, name: str) -> Pati
 
 
 def middle(patient: Patient, num_slices: int) -> Patient:
-    """A patient with nothing but slices from the middle of its stack, and the code of the whole one."""
+    """A patient with nothing but slices from the middle of its stack, and the style vector of the whole one."""
     start = max(0, (len(patient.images) - num_slices) // 2)
     chosen = slice(start, start + num_slices)
     return replace(patient, images=patient.images[chosen], masks=patient.masks[chosen], vendors=patient.vendors[chosen])

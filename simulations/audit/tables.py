@@ -1,4 +1,4 @@
-"""How the audits' figures look on a terminal, and the picture of the nearest pairs."""
+"""How the audits' figures look on a terminal, and the figure of the nearest pairs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,13 +90,13 @@ def copies(figures: Mapping[str, Any]) -> Table:
 
 
 def draw_pairs(path: Path, parts: Sequence[tuple[Pictures, Pictures, Pictures, Nearest, Nearest]]) -> None:
-    """Write the synthetic pictures nearest to a training patient, over that patient's and the nearest held-out one.
+    """Write the synthetic images nearest to a training patient, over that patient's and the nearest held-out one.
 
-    The picture shows patients who trained: it is for the eyes of who may see them.
+    The figure shows patients who trained: it is only for those who may see them.
 
     Args:
         path: A PNG in a folder that is there.
-        parts: Per vendor the synthetic, training and held-out pictures, and the distances of the first to the others.
+        parts: Per vendor the synthetic, training and held-out images, and the distances of the first to the others.
     """
     found = sorted(
         (

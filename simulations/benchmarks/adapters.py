@@ -1,4 +1,4 @@
-"""What each rung of private adaptation is worth.
+"""What each private adapter is worth.
 
     python -m fedcmr.simulations.benchmarks.adapters --cases DIR... --held-out DIR... [--set key=value ...]
 
@@ -47,7 +47,7 @@ HELD_OUT_VIEWS = 6
 NUM_MOMENTS = 50
 """Draws of the moments: they cost nothing."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of the budget, for the moments; all of it is the rung of moments."""
+"""Share of the budget for the moments; all of it is the adapter "moments"."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def load_site(folder: Path, prior: Prior) -> Site:
 
 
 def with_target(overrides: Sequence[str], rung: str, target_epsilon: float) -> Config:
-    """The default settings with these, a rung and an epsilon; infinity switches privacy off."""
+    """The default settings with these, an adapter and an epsilon; infinity switches privacy off."""
     private = target_epsilon < math.inf
     epsilon = [f"privacy.target_epsilon={target_epsilon}"] if private else ["privacy.enabled=false"]
     return load("default", [*overrides, f"federation.adapter={rung}", *epsilon])
@@ -166,7 +166,7 @@ def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.
 
 
 def fixed_views(patients: Sequence[Patient]) -> list[torch.Tensor]:
-    """Images, masks, codes, times and noise: the same for every generator, times spread evenly for each patient."""
+    """Images, masks, style vectors, times (spread evenly for each patient) and noise, the same for every generator."""
     parts = []
     for patient in patients:
         rng = torch.Generator().manual_seed(view_seed(0, 0, 0, patient.name))
@@ -199,11 +199,12 @@ def adapted_loss(generator: GenerativeModel, arrays: Arrays, views: Sequence[tor
 def code_errors(
     sites: Sequence[Site], overrides: Sequence[str], target_epsilon: float, share: float
 ) -> dict[str, float]:
-    """Root mean square error of the vendors' code means and stds against the sites' own, over codes, sites and draws.
+    """Root mean square error of the vendors' style means and stds against the sites' own.
 
     Returns:
-        "mean" and "std" of the two looks; "one_look_mean" and "one_look_std" of one look with the same budget, whose
-        std is floored alike. In units of the prior's spread.
+        "mean" and "std" of the two-step private mean; "one_look_mean" and "one_look_std" of a single step with the
+        same budget, whose std is floored alike. In units of the prior's spread. The mean is over entries, sites and
+        draws.
     """
     rung: Adapter = "moments" if share == 1 else "affine"
     shares = [f"privacy.statistics_share={share}"] if share < 1 else []
@@ -227,7 +228,7 @@ def code_errors(
                     wide = private_moments(code, request.max_grad_norm, noise, len(code), os_generator())
                     mean, square = (value.astype(np.float32)[None] for value in wide)
                 updates[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
-            # One look is taken as it is: no noise is known that could draw the vendors together.
+            # A single step is taken as it is: no noise is known that could draw the vendors together.
             found = vendor_codes(updates, vendors, request if not prefix else _moments_request(settings, 0.0))
             squared.append((np.stack([found[name] for name in names]) - truth) ** 2)
     return {

@@ -171,7 +171,7 @@ def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung:
 
 
 def pair_seconds(prior: Prior, config: Config, num_cases: int = NUM_CASES) -> dict[str, float]:
-    """Seconds of everything that makes an ED/ES pair: shape, sketch and the generator's calls."""
+    """Seconds of everything that makes an ED/ES pair: shape, guide and the generator's calls."""
     settings = replace(config.synthesis, num_cases=num_cases)
 
     def generate() -> None:

@@ -1,8 +1,8 @@
 """Delivery of many cases: speed and memory. `python -m fedcmr.simulations.benchmarks.delivery [--cases 10000]`.
 
 The real service and the real `fedcmr-client fetch`, each in its process, over TLS on this machine. Memory is what the
-processes hold (resident, without the files that the kernel caches), asked for at every thousandth case: flat means
-that the last number is not larger than the first. The cases share their pictures and differ in name and row.
+processes hold (resident, without the files that the kernel caches), measured at every thousandth case: flat means
+that the last number is not larger than the first. The cases share their images and differ in name and row.
 """
 
 import argparse
@@ -33,7 +33,7 @@ VENDORS = ("GE", "Philips", "Siemens")
 NUM_CASES, NUM_LOOKS = 10_000, 10
 NUM_SLICES, SIZE = 2, 96
 MAX_GROWTH_MIB = 16.0
-"""Asked of both processes between the first tenth of the cases and the last; the client's list of names takes a few."""
+"""Limit for both processes from the first tenth of the cases to the last; the client's list of names takes a few."""
 KIB_PER_MIB, POLL_S = 1024, 0.02
 
 
@@ -42,10 +42,10 @@ class Look:
     """Memory when so many cases had come.
 
     Attributes:
-        cases: That were in the folder.
+        cases: Cases that were in the folder.
         server_mib: Resident memory of the service.
-        client_mib: Of the client.
-        elapsed_s: Since the client started.
+        client_mib: Resident memory of the client.
+        elapsed_s: Time since the client started.
     """
 
     cases: int
@@ -91,7 +91,7 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def growth_mib(looks: list[Look]) -> tuple[float, float]:
-    """By how much service and client grew from the first look to their largest."""
+    """By how much service and client grew from the first measurement to their largest."""
     return (
         max(look.server_mib for look in looks) - looks[0].server_mib,
         max(look.client_mib for look in looks) - looks[0].client_mib,
@@ -104,7 +104,7 @@ def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Lo
     Args:
         folder: Empty; takes the cases twice.
         num_cases: At least `num_looks`.
-        num_looks: How often memory is asked for, evenly over the cases.
+        num_looks: How often memory is measured, evenly over the cases.
 
     Returns:
         Shape (num_looks,); the last one has the client's most until its end.

@@ -117,7 +117,7 @@ def deployed(folder: Path, cases: Path) -> float:
 
 
 def round_seconds(run: Path) -> float:
-    """Median seconds of the rounds after the first, which asks for something else."""
+    """Median seconds of the rounds after the first, which requests something else."""
     lines = load_run(run).rounds()
     return statistics.median(line["elapsed_s"] for line in lines[1:])
 

@@ -1,10 +1,10 @@
 """What privacy costs an evaluation at the sites: `python -m fedcmr.simulations.benchmarks.federated_evaluation [RUN]`.
 
 For numbers of test patients behind a figure and epsilons of each: what the noise alone adds to the mean absolute error
-and the bias, beside what other patients would change (the sampling error, which the plain table has too), both as
+and the bias, next to what other patients would change (the sampling error, which the plain table has too), both as
 standard deviations in EF points; how often the report would show the figure, and how often its 95 % interval then holds
-the truth. Patients are drawn, with replacement, from the answers of the main model in a run folder; without one from
-normal distributions: ejection fraction 0.50 +- 0.15, error -2 +- 7.3 points, which misses by 6 on average.
+the truth. Patients are drawn, with replacement, from the predictions of the main model in a run folder; without one
+from normal distributions: ejection fraction 0.50 +- 0.15, error -2 +- 7.3 points, which misses by 6 on average.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def stated_patients(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDAr
 
 
 def answers_of(run: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The main model's answers on all test sets of a run.
+    """The main model's predictions on all test sets of a run.
 
     Raises:
         UserError: There are none.
@@ -123,9 +123,9 @@ def private_cost(
         true: Shape (M,), the patients to draw from.
         predicted: Shape (M,).
         num_patients: Drawn for a figure, all at one site.
-        epsilon: Of each of them.
-        num_draws: Of patients and noise.
-        rng: Of both.
+        epsilon: Epsilon of each of them.
+        num_draws: Draws of patients and noise.
+        rng: Source of both.
     """
     noise_multiplier = least_noise(epsilon, DELTA)
     truth = {

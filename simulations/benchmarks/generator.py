@@ -47,7 +47,7 @@ ALMOST_ONE = 0.9999
 SLOPE_SLICES = 3
 """Slices per heart where only style vectors are measured: they are means over a heart's slices."""
 PUBLIC = "public"
-"""Stands for a vendor where the prior alone generates."""
+"""Stands for a vendor where only the public prior generates."""
 NUM_BOOTSTRAP = 1000
 MAE_TOLERANCE, STYLE_TOLERANCE, DISTANCE_TOLERANCE = 0.3, 0.05, 0.025
 """The knee: fewest steps from which on no figure is worse than the reference's by more than EF points, standard
@@ -156,7 +156,7 @@ def measure(
         shared: What a federation added, or `prior_alone`.
         segmenter: The independent evaluator.
         config: How many hearts and slices; `t_start` and `num_steps` are what is measured.
-        seed: Of hearts, style vectors and noise, the same for all samplers that are compared.
+        seed: Seed of hearts, style vectors and noise, the same for all samplers that are compared.
         reference: The images of many steps; None leaves the distance out.
 
     Returns:

@@ -29,9 +29,9 @@ from fedcmr.simulations.benchmarks.ingest_reading import compress, files_per_sec
 from fedcmr.simulations.hospital import write_hospital
 
 MIN_SHARE = 0.8
-"""Of the bare loop's files per second, required of each process."""
+"""Share of the bare loop's files per second, required of each process."""
 MAX_GROWTH = 1.25
-"""Of peak memory from the smallest to the largest number of files, required: what is flat, but for the headers kept."""
+"""Limit on the growth of peak memory from the fewest to the most files: constant but for the headers kept."""
 SYNTAXES = {"explicit": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg-2000": JPEG2000Lossless}
 
 console = Console(highlight=False)

@@ -49,7 +49,7 @@ def fuzz(folder: Path, num: int, seed: int, num_processes: int = 1) -> Counter[t
 
     Args:
         folder: An empty one for the files; those over which the reader fails stay there.
-        num: Of damaged files.
+        num: Number of damaged files.
         seed: Decides every byte.
         num_processes: Child processes.
 
@@ -71,13 +71,13 @@ def fuzz(folder: Path, num: int, seed: int, num_processes: int = 1) -> Counter[t
 
 
 def _path(folder: Path, forms: list[str], number: int) -> Path:
-    """Of a damaged file; NIfTI readers go by the name's end."""
+    """Path of a damaged file; NIfTI readers go by the name's end."""
     form = forms[number % len(forms)]
     return folder / f"{number}-{form.replace(' ', '-')}"
 
 
 def _jobs(folder: Path, seeds: Seeds, forms: list[str], num: int, seed: int) -> Iterator[Job]:
-    """Write the damaged files as they are asked for."""
+    """Write the damaged files as they are requested."""
     originals = seeds.all()
     others = list(originals.values())
     for number in range(num):

@@ -36,12 +36,12 @@ from fedcmr.shared.records import GRADIENTS, MOMENTS
 from fedcmr.shared.version import add_version
 
 MAX_MS = 50.0
-"""Of a round, required."""
+"""Longest time of a round, required."""
 NUM_STUDIES = (0, 10)
 """Earlier studies in the ledger."""
 NUM_REPEATS = 5
 REPLY_BYTES = 6000
-"""Of a site's update in the default study."""
+"""Size of a site's update in the default study."""
 PARTS = ("policy", "accountant", "ledger", "whole round", "processor")
 """The last is processor time of the whole round: next to other work, or on a slow disk, the round takes longer."""
 

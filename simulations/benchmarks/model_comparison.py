@@ -8,7 +8,7 @@ models' own. Trained models stay in `--out`, each a prior: the same command resu
 
 A rendered heart is what a model should generate. The distance to rendered ones is the Frechet distance (Heusel et al.
 2017, https://arxiv.org/abs/1706.08500) of the public segmenter's deepest features, averaged over positions; the row
-"rendered hearts" tells what two sets of rendered hearts have.
+"rendered hearts" shows what two sets of rendered hearts have.
 """
 
 import argparse
@@ -68,8 +68,8 @@ class Row:
         style_error: Mean absolute difference of the style vectors requested and measured, in standard deviations.
         distance: Frechet distance to other rendered hearts.
         ms_per_pair: Milliseconds of generating, per ED/ES pair.
-        train_steps: That the minutes were enough for.
-        parameters: Of the U-Net, without the autoencoder of a latent space.
+        train_steps: Steps that the minutes were enough for.
+        parameters: Number of parameters of the U-Net, without the autoencoder of a latent space.
     """
 
     kind: str

@@ -1,8 +1,8 @@
 """What each part of the ResNet50's training recipe is worth: the same synthetic patients, one part left out at a time.
 
 `python -m fedcmr.simulations.benchmarks.recipe --synthetic RUN/synthetic --test DIR... --out DIR` trains one network
-per row and asks all of them for the test patients: development patients, never those that a result is claimed on.
-Trained networks stay in `--out`, so the same command goes on where it was interrupted. Networks that differ by their
+per row and evaluates all of them on the test patients: development patients, never those that a result is claimed on.
+Trained networks stay in `--out`, so the same command resumes where it was interrupted. Networks that differ by their
 seed alone differ too: rows `seed k` say by how much.
 """
 

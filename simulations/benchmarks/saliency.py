@@ -1,8 +1,8 @@
-"""Which saliency map tells where an ejection fraction comes from: layers and methods against covering places.
+"""Which saliency map shows where an ejection fraction comes from: layers and methods against covering places.
 
-Squares of the picture are replaced, one after the other, by the picture's mean grey; how far the logit of the ejection
-fraction moves is what rests on that place, without any gradient. Each map is compared with it by rank, picture by
-picture, on the middle slice of every patient. Networks that nobody has trained show what the brightness of hearts
+Squares of the image are replaced, one after the other, by the image's mean grey; how far the logit of the ejection
+fraction moves is what rests on that place, without any gradient. Each map is compared with it by rank, image by
+image, on the middle slice of every patient. Networks that nobody has trained show what the brightness of hearts
 alone brings.
 """
 
@@ -44,7 +44,7 @@ Figures = dict[str, dict[str, Any]]
 
 
 class PositiveHiResCAM(HiResCAM):
-    """What raises the answer alone."""
+    """What raises the prediction alone."""
 
     def rectify(self, maps: Tensor) -> Tensor:
         """As Grad-CAM does."""
@@ -110,7 +110,7 @@ def compare(model: Regressor, images: Tensor, masks: Tensor) -> Figures:
 
 @torch.inference_mode()
 def covering(model: Regressor, images: Tensor) -> Tensor:
-    """How far the answer's logit moves when a square turns grey; shape (N, P, P) of squares `STEP_PX` apart."""
+    """How far the prediction's logit moves when a square turns grey; shape (N, P, P) of squares `STEP_PX` apart."""
     model.eval()
     before = model.network(images)[:, EF_COLUMN]
     grey = images.mean(dim=(2, 3), keepdim=True)
@@ -125,7 +125,7 @@ def covering(model: Regressor, images: Tensor) -> Tensor:
 
 
 def untrained(images: Tensor, seed: int) -> Regressor:
-    """Random weights, all branches open, with batch statistics of the pictures."""
+    """Random weights, all branches open, with batch statistics of the images."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = Regressor().train()
@@ -138,7 +138,7 @@ def untrained(images: Tensor, seed: int) -> Regressor:
 
 
 def _shares(maps: Tensor, masks: Tensor) -> dict[str, Any]:
-    """Mean shares over the pictures whose slice holds a heart and whose map is not zero; None without any."""
+    """Mean shares over the images whose slice holds a heart and whose map is not zero; None without any."""
     shares = np.array([saliency_share(m[None], heart[None]) for m, heart in zip(maps, masks, strict=True)])
     known = shares[np.isfinite(shares).all(axis=1)]
     in_heart, area = known.mean(axis=0).tolist() if len(known) else (None, None)
@@ -146,7 +146,7 @@ def _shares(maps: Tensor, masks: Tensor) -> dict[str, Any]:
 
 
 def _agreement(maps: Tensor, moved: Tensor) -> float | None:
-    """Spearman's rank correlation of map and covering over a picture's squares, mean over the pictures with a map."""
+    """Spearman's rank correlation of map and covering over an image's squares, mean over the images with a map."""
     squares = F.avg_pool2d(maps[:, None], SQUARE_PX, STEP_PX)[:, 0]
     pairs = [(one, other) for one, other in zip(squares.flatten(1), moved.flatten(1), strict=True) if one.any()]
     return float(np.mean([spearmanr(one, other).statistic for one, other in pairs])) if pairs else None

@@ -120,7 +120,7 @@ def measure(folder: Path, cases: Path, num_sites: int) -> Figures:
         raise UserError(f"a study of {num_sites} sites did not end as it should: {shown[-500:].strip()}")
     return Figures(
         num_sites,
-        # The first round asks for moments and pays for the start of the sites' processes.
+        # The first round requests moments and pays for the start of the sites' processes.
         statistics.median(line["elapsed_s"] for line in lines[1:]),
         memory.server_kb / MIB,
         memory.all_kb / MIB,

@@ -72,7 +72,7 @@ def prepare_seeds(config: Config, folder: Path, name: str, num_seeds: int) -> li
     """Make or open the run folders `folder/<name>-seed<k>`, with prepared cases, for `num_seeds` seeds in a row.
 
     Args:
-        config: Of all; its seed is the first one.
+        config: Settings of all studies; its seed is the first one.
         folder: Receives the run folders.
         name: How their names begin.
         num_seeds: At least 1.

@@ -1,9 +1,9 @@
 """What the ResNet50's recipe gains: `python -m fedcmr.simulations.benchmarks.training [--data DIR --test DIR...]`.
 
 The project's step (bf16 autocast where the processor has it, channels last, convolutions of few pixels as products of
-matrices) is timed beside a plain float32 step in PyTorch's usual layout: same network, batch, augmentation, optimiser
+matrices) is timed next to a plain float32 step in PyTorch's usual layout: same network, batch, augmentation, optimiser
 and average, in turns, so that a machine that slows down slows both. With `--data` both ways train a whole network each,
-on the same batches, and are asked about the patients of `--test`: development patients, never those that a result is
+on the same batches, and are evaluated on the patients of `--test`: development patients, never those that a result is
 claimed on.
 """
 
@@ -42,7 +42,7 @@ from fedcmr.shared.views import IMAGE_SIZE
 
 NUM_REPEATS, NUM_UNTIMED = 10, 2
 MIN_RATIO = 1.5
-"""What the project asks of itself."""
+"""What the project requires of itself."""
 
 
 class PlainRegressor(Regressor):

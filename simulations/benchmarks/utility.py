@@ -1,16 +1,16 @@
-"""How well a ResNet50 trained on synthetic data alone reads the ejection fraction, beside all that it competes with.
+"""How well a ResNet50 trained on synthetic data alone predicts the ejection fraction, next to its competitors.
 
 `python -m fedcmr.simulations.benchmarks.utility --config acdc --seeds 3 data_root=/data/acdc` runs the study once per
 seed in `DIR/<config>-seed<k>`, with every row as a baseline, and prints three tables: figures per row and vendor,
-differences to the main row, and with `--mnms` the answers on the patients of an M&Ms folder. The same command goes on
-where it was interrupted and adds the rows or seeds that are new; `fedcmr-server report` then writes a seed's own page
-again.
+differences to the main row, and with `--mnms` the predictions on the patients of an M&Ms folder. The same command
+resumes where it was interrupted and adds the rows or seeds that are new; `fedcmr-server report` then writes a seed's
+own page again.
 
 Seeds vary the privacy noise, the synthetic hearts and the ResNet50, never the patients: all use the cases that the
 first one prepared. A row's figure is the mean over seeds of that seed's figure on all test patients. Its 95 % interval
 is the percentile interval over `evaluation.num_bootstrap` resamples of the patients: a resample draws the same
-patients, with replacement, for every seed and row, and averages the seeds' figures on them. So it tells what other
-patients would change; what other seeds would is the standard deviation beside it. A difference is taken patient by
+patients, with replacement, for every seed and row, and averages the seeds' figures on them. So it shows what other
+patients would change; what other seeds would is the standard deviation next to it. A difference is taken patient by
 patient: the mean over seeds of the main row's absolute error minus that of the other row, averaged over the patients
 of a resample.
 
@@ -153,7 +153,7 @@ def compare(
         models: The rows, the main one among them.
         sites: The vendor of each site.
         num_bootstrap: Number of resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         {test set: {"rows": {model: {vendor or "all": score over seeds, with "per_seed"}}, "main_minus": {model:
@@ -187,7 +187,7 @@ def compare(
 
 
 def requirement(model: str, vendor: str, main_minus: float | None, sites: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the project asks of a difference: {"limit": for the reader, "met"}; None where it asks nothing.
+    """What the project requires of a difference: {"limit": for the reader, "met"}; None where it requires nothing.
 
     Args:
         model: The row.

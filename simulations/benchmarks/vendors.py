@@ -1,9 +1,9 @@
-"""Whether synthetic pictures carry their vendor's style: a vendor classifier that has seen the sites' scans only.
+"""Whether synthetic images carry their vendor's style: a vendor classifier that has seen the sites' scans only.
 
-A small network is trained on the middle slices of the sites' training patients and asked for the vendor of held-out
-patients and of the run's synthetic ones. A second one sees the heart alone, the rest of the picture is blank: what
-surrounds a synthetic heart is the public prior's thorax, in which no vendor's scanner is to be expected. Beside them a
-logistic regression on the appearance codes. All look at the sites' cases: this is for a simulation, or for who may see
+A small network is trained on the middle slices of the sites' training patients and predicts the vendor of held-out
+patients and of the run's synthetic ones. A second one sees the heart alone, the rest of the image is blank: what
+surrounds a synthetic heart is the public prior's thorax, in which no vendor's scanner is to be expected. Next to them a
+logistic regression on the style vectors. All read the sites' cases: this is for a simulation, or for who may see
 them.
 """
 
@@ -43,7 +43,7 @@ from fedcmr.shared.views import slice_pairs, with_heart
 CHANNELS = (16, 32, 64)
 NUM_STEPS, BATCH_SIZE, PEAK_RATE, WEIGHT_DECAY, EMA_DECAY, MAX_GRAD_NORM = 400, 32, 3e-3, 0.05, 0.98, 1.0
 GEOMETRY = AugmentationConfig(log_gamma=0, contrast=0, brightness=0, blur_px=0, noise=0, log_bias=0)
-"""Grey values, sharpness and noise are what tells vendors apart: only position, size and direction are varied."""
+"""Grey values, sharpness and noise are what distinguishes vendors: only position, size and direction are varied."""
 Z = 1.959964
 """Normal quantile of a 95 % interval."""
 
@@ -121,7 +121,7 @@ def recognise(network: VendorNetwork, cases: Sequence[Case], heart_only: bool = 
 
 
 def codes_of(cases: Sequence[Case], prior: Prior) -> NDArray[np.float32]:
-    """Standardised appearance codes, shape (len(cases), K), as the sites measure them."""
+    """Standardised style vectors, shape (len(cases), K), as the sites measure them."""
     codes = []
     for case in cases:
         images, masks = slice_pairs(case)

@@ -2,7 +2,7 @@
 
 Group ranges follow the ACDC definitions (Bernard et al. 2018, https://doi.org/10.1109/TMI.2018.2837502) and textbook
 values; lengths and volumes scale with body size. A patient is the anatomy alone: `heart.py` says how it moves,
-`torso.py` how it looks, `fedcmr.simulations.scanners` how it is scanned.
+`torso.py` what it looks like, `fedcmr.simulations.scanners` how it is scanned.
 """
 
 from collections.abc import Mapping

@@ -33,8 +33,8 @@ class Scanner:
         shape: Rows and columns of the image.
         sampled: Part of rows and columns of k-space that is sampled; the rest is zero-filled.
         apodisation: 0 none (ringing) to 1 a full Hann window (soft).
-        spacing_mm: Between slice centres; widened where the asked number of slices would not cover the heart.
-        snr: Of LV blood in an image at the field's centre.
+        spacing_mm: Between slice centres; widened where the requested number of slices would not cover the heart.
+        snr: Signal-to-noise ratio of LV blood in an image at the field's centre, lowest and highest.
         g_factor: Noise amplification by parallel imaging at the body's centre.
         shading: Part of the coils' shading that the vendor's correction leaves, as an exponent.
         max_intensity: Brightest stored value of a stack.
@@ -153,7 +153,7 @@ class Stack:
         column_direction: Unit vector down a column (second half).
         pixel_mm: Side of a pixel.
         spacing_mm: Between slice centres.
-        thickness_mm: Of a slice.
+        thickness_mm: Thickness of a slice.
     """
 
     first_pixel_mm: NDArray[np.float64]

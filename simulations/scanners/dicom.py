@@ -30,7 +30,7 @@ class Habits:
         image_type: ImageType (0008,0008); likewise `scanning_sequence`, `sequence_variant`, `scan_options`.
         bits_stored: 12 or 16.
         segment_lines: k-space lines per heartbeat and phase; RepetitionTime holds their sum (Siemens) or one of them.
-        trigger_decimals: Of TriggerTime.
+        trigger_decimals: Decimal places of TriggerTime.
         series_number: SeriesNumber of the cine stack.
         file_name: Path inside the study, of `series` and `instance`.
     """
