@@ -24,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run or resume the study whose folder the run config names.
 
     Raises:
-        UserError: The folder or a setting is not as expected, or the sites gave nothing to go on with.
+        UserError: The folder or a setting is not as expected, or no usable replies came from the sites.
     """
     run = open_run_folder(context.run_config)
     run.lock()
@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def open_run_folder(run_config: UserConfig) -> RunFolder:
-    """The run folder that `run-dir` names; `config`, `overrides` and `num-server-rounds` must agree with its own."""
+    """The run folder that `run-dir` names; `config`, `overrides` and `num-server-rounds` must match it."""
     path = Path(str(run_config.get("run-dir", "")))
     if not path.is_absolute():
         raise UserError(f"Expected run-dir to be the absolute path of a run folder, got {str(path)!r}.")

@@ -1,7 +1,7 @@
 """A run's folder: its settings, its log, and which stages are done.
 
 `metrics.jsonl` is the one record: what was measured, and `{"stage": ..., "done": true}` for every finished stage, so
-that the same command goes on after an interruption.
+that the same command resumes after an interruption.
 """
 
 import errno
@@ -47,7 +47,7 @@ class RunFolder:
         return None if self.config.prior is None else Path(self.config.prior)
 
     def log(self, text: str) -> None:
-        """A line for the reader: on the screen and in `log.txt`."""
+        """Print a line and append it to `log.txt`."""
         console.print(text, highlight=False, markup=False)
         with open(self.path / LOG_NAME, "a", encoding="utf-8", opener=private_opener) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -100,10 +100,10 @@ class RunFolder:
         self.log(f"{name}: done in {seconds:.0f} s")
 
     def lock(self) -> None:
-        """Keep a second process out of this folder for as long as this object lives; this process may ask twice.
+        """Keep a second process out of this folder for as long as this object lives; this process may call it twice.
 
         Raises:
-            UserError: Another process is at work here.
+            UserError: Another process is using the folder.
         """
         place = self.path.resolve()
         if place in _locked:
@@ -119,7 +119,7 @@ class RunFolder:
 
 
 _locked: weakref.WeakValueDictionary[Path, RunFolder] = weakref.WeakValueDictionary()
-"""The folders that this process keeps for itself."""
+"""The folders that this process has locked."""
 
 
 def open_run(path: Path, config: Config) -> RunFolder:
@@ -157,7 +157,7 @@ def load_run(path: Path) -> RunFolder:
 
 
 def _check_same(path: Path, config: Config) -> None:
-    """Refuse settings that differ from the run's own; the first differing line says where."""
+    """Refuse settings that differ from the run's own; the message gives the first line that differs."""
     try:
         before = dump(load(path / CONFIG_NAME)).splitlines()
     except UserError:

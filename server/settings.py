@@ -95,7 +95,7 @@ class HospitalsConfig:
 
 @dataclass
 class GeneratorConfig:
-    """Which generative model `fedcmr-server pretrain` makes; a study takes the one of its prior's file."""
+    """The generative model that `fedcmr-server pretrain` trains; a study takes the one in its prior's file."""
 
     kind: str = "flow_matching"
 
@@ -225,7 +225,7 @@ class SynthesisConfig:
 
 @dataclass
 class AugmentationConfig:
-    """How far each random transform of the ResNet50's training pictures goes; 0 (or false) switches it off."""
+    """How far each random transform of the ResNet50's training images goes; 0 (or false) switches it off."""
 
     rotation_deg: float = 45.0
     log_scale: float = 0.2
@@ -297,7 +297,7 @@ class SegmentationConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Tables, intervals and the baselines beside them."""
+    """Tables, intervals and the baselines next to them."""
 
     num_bootstrap: int = 2000
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
@@ -464,7 +464,7 @@ def _block(layer: DictConfig, name: str) -> DictConfig | None:
 
 @functools.cache
 def _warn_renamed(text: str) -> None:
-    """Once in a process: every stage of a run reads the run's settings again."""
+    """Warn once per process: every stage of a run reads the run's settings again."""
     console.print(f"{text}; {LAST_WITH_OLD_NAMES}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -48,7 +48,7 @@ class Study:
 
     @property
     def grid(self) -> Grid:
-        """Where the sites are; only stages within the ServerApp have it."""
+        """Flower's connection to the sites; only stages within the ServerApp have it."""
         assert self._grid is not None, "a stage that asks sites runs in the ServerApp"
         return self._grid
 
@@ -77,12 +77,12 @@ class Stage:
     """One row of the table.
 
     Attributes:
-        name: As `metrics.jsonl` and the report's timing know it.
+        name: Name in `metrics.jsonl` and in the report's timing.
         what: What it does, for the reader of a command's help or summary.
-        do: Does it.
+        do: Function that does it.
         needs: Stages that come before it, where they are in the same table and wanted.
         wanted: Whether the settings ask for it.
-        has_parts: It is a group of stages, each of which is noted under its own name; so it is not noted itself.
+        has_parts: Whether it is a group of stages, each recorded under its own name; the group itself is not recorded.
     """
 
     name: str

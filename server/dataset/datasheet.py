@@ -26,7 +26,7 @@ from fedcmr.shared.provenance import Provenance
 NUM_BOOTSTRAP = 1000
 LIBRARIES = ("fedcmr", "torch", "monai", "opacus", "numpy")
 SETTINGS = ("seed", "privacy", "federation", "synthesis")
-"""What made the pictures. The rest of a study's settings is about its hospitals and tests, and holds paths."""
+"""Settings that determine the images. The others concern the study's hospitals and tests, and contain paths."""
 FILES = {
     "cases/<pseudonym>.npz": "`frames` float32 (2, Z, H, W) in [0, 1]; `masks` uint8 (2, Z, H, W); `spacing_mm` (3,): "
     "z, y, x. Slices from base to apex, seen from the apex",
@@ -49,12 +49,12 @@ NIFTI_FILES = {
 
 @dataclass(frozen=True)
 class Content:
-    """What a release holds.
+    """Content of a release.
 
     Attributes:
         cases: The synthetic cases.
-        requested_efs: Shape (len(cases),).
-        measured_efs: Shape (len(cases),), found on the pictures; NaN where no LV was found.
+        requested_efs: Shape (len(cases),), as fractions.
+        measured_efs: Shape (len(cases),), measured on the images; NaN where no LV was found.
         dicom: Whether there is `dicom/`; likewise `nifti`.
     """
 
@@ -74,16 +74,16 @@ def study_facts(
     sites: Sequence[Provenance],
     prior_styles: Sequence[str],
 ) -> dict[str, Any]:
-    """What `datasheet` tells of a study.
+    """A study's facts for `datasheet`.
 
     Args:
-        study: Its name.
+        study: Name of the study.
         config: Its settings.
         prior: The public prior.
-        generator: The file of what the federation added to it.
+        generator: File of the shared generator, which the federation added to the prior.
         privacy: As in report.json.
-        sites: Where the scans of each site that took part come from.
-        prior_styles: The vendors whose style no site has given.
+        sites: Provenance of the scans of each site that took part.
+        prior_styles: The vendors whose style comes from no site.
     """
     settings = asdict(config)
     return {
@@ -104,16 +104,16 @@ def study_facts(
 
 
 def prior_sentence(made_by: Mapping[str, str]) -> str:
-    """What the generator had learnt before the sites tuned it, as far as the prior's own file says."""
-    if made_by.get("num_hearts", "").isdecimal():  # what `fedcmr-server pretrain` writes; it knows no other hearts
+    """What the generator was trained on before the sites adapted it, as far as the prior's file states it."""
+    if made_by.get("num_hearts", "").isdecimal():  # written by `fedcmr-server pretrain`: simulated hearts only
         return "The generator was trained beforehand on simulated hearts alone, then tuned at the sites."
     return "The generator was trained beforehand, on what its file does not say, then tuned at the sites."
 
 
 def real_data(sites: Sequence[Provenance]) -> str:
-    """What the sites' scans were, in one sentence for each kind; no site is named.
+    """The provenance of the sites' scans, one sentence for each kind; no site is named.
 
-    Only where every site's scans are recorded as simulated it says that no patient was involved.
+    It states that no patient was involved only where every site's scans are recorded as simulated.
     """
     if sites and all(site.is_simulated for site in sites):
         return "The sites' scans were themselves simulated: no patient was involved at any site."
@@ -131,7 +131,7 @@ def real_data(sites: Sequence[Provenance]) -> str:
 
 
 def terms(sites: Sequence[Provenance]) -> str:
-    """What may be done with what was made from the sites' scans."""
+    """Terms of use for everything that was made from the sites' scans."""
     if sites and all(site.is_simulated for site in sites):
         return "No third party's scan is behind this folder: whoever made it may choose its licence."
     sentences = [
@@ -146,7 +146,7 @@ def terms(sites: Sequence[Provenance]) -> str:
 
 
 def _of_sites(num: int, of: int) -> str:
-    """So many of the sites."""
+    """A number of sites, as words for a sentence."""
     if num == of:
         return "the one site" if of == 1 else f"all {of} sites"
     return f"{num} of the {of} sites"
@@ -158,9 +158,9 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
     Args:
         content: The release.
         facts: `study` (its name), `privacy` (as in report.json; an epsilon of None means no privacy), `made_with`
-            ({name: value}, one line each), `settings` (YAML), `prior` (what the generator knew before), `real_data`
-            (what the sites' scans were), `terms` (what may be done with what was made from them), `prior_styles`
-            (vendors whose style no site has given).
+            ({name: value}, one line each), `settings` (YAML), `prior` (what the prior was trained on), `real_data`
+            (provenance of the sites' scans), `terms` (terms of use), `prior_styles` (vendors whose style comes from no
+            site).
     """
     cases = content.cases
     slices = _span({case.frames.shape[1] for case in cases})
@@ -240,7 +240,7 @@ same versions, settings and generator make the same hearts again. Mistakes and q
 
 
 def _opening(privacy: Mapping[str, Any]) -> str:
-    """The first paragraph: what the pictures are, and how far that protects anybody."""
+    """The first paragraph: what the images are, and how far that protects anybody."""
     if privacy.get("epsilon") is None:
         return (
             "Every heart was drawn by a shape model and painted by a generator. The generator was trained without\n"
@@ -252,7 +252,7 @@ def _opening(privacy: Mapping[str, Any]) -> str:
 
 
 def _style(prior_styles: Sequence[str]) -> str:
-    """Lines of the limits: where a vendor's style comes from."""
+    """Lines of the limitations: where a vendor's style comes from."""
     line = (
         "- A vendor's style is what the sites with that vendor's scanners contributed, not the vendor's range of "
         "products."
@@ -268,7 +268,7 @@ def _styles(cases: Sequence[Case]) -> str:
 
 
 def _by_vendor(content: Content) -> str:
-    """A table of the labels, and of what was measured on the pictures, by style."""
+    """A table of the labels, and of the measurements on the images, by style."""
     rows = [
         "| style | patients | ejection fraction, mean (range) | picture measured in, mean difference in points |",
         "|---|---|---|---|",
@@ -286,7 +286,7 @@ def _by_vendor(content: Content) -> str:
 
 
 def _agreement(content: Content) -> str:
-    """Whether the pictures show what was asked for."""
+    """Conditioning fidelity: whether the images show the requested ejection fraction."""
     pairs = zip(content.requested_efs, content.measured_efs, strict=True)
     found = [(asked, seen) for asked, seen in pairs if math.isfinite(seen)]
     values = score([asked for asked, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
@@ -319,7 +319,7 @@ def _files(content: Content) -> str:
 
 
 def _privacy(privacy: Mapping[str, Any]) -> str:
-    """What was spent, and what the guarantee covers."""
+    """Epsilon spent, and what the guarantee covers."""
     if privacy.get("epsilon") is None:
         return (
             "**None.** The generator was trained without differential privacy. Do not give this folder to anybody who\n"

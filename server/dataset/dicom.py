@@ -1,7 +1,7 @@
-"""Synthetic cases as DICOM that says of itself, in every file, that it is synthetic.
+"""Synthetic cases as DICOM; every file states that it is synthetic.
 
-MR Image Storage (PS3.3 A.4, C.8.3), one file per slice and phase, one series per case, and beside them the masks as
-NIfTI, as `fedcmr-client prepare --format dicom` reads them. Nothing is claimed that did not happen: no scanner's name,
+MR Image Storage (PS3.3 A.4, C.8.3), one file per slice and phase, one series per case, and next to them the masks as
+NIfTI, as `fedcmr-client prepare --format dicom` reads them. The files contain no invented facts: no scanner's name,
 serial number, date, echo time or trigger time.
 """
 
@@ -77,7 +77,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
 
     dataset.FrameOfReferenceUID = uids["frame of reference"]
     dataset.PositionReferenceIndicator = ""
-    # The device is this software; the vendor whose style was asked for stands in the series' description.
+    # The device is this software; the vendor whose style was requested is in the series' description.
     dataset.Manufacturer = EXPORTER
     dataset.ManufacturerModelName = "synthetic image generator"
     dataset.SoftwareVersions = version("fedcmr")
@@ -100,7 +100,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.ImagePositionPatient = _decimals(affine[:3] @ [0, 0, index, 1])
     dataset.TemporalPositionIdentifier = phase + 1
     dataset.NumberOfTemporalPositions = 2
-    dataset.CardiacNumberOfImages = 2  # of the cycle, end-diastole and end-systole alone
+    dataset.CardiacNumberOfImages = 2  # end-diastole and end-systole only
 
     dataset.ScanningSequence = "RM"  # research mode: none of the defined sequences took place
     dataset.SequenceVariant = "NONE"

@@ -1,7 +1,7 @@
 """Where a synthetic heart lies in a patient's coordinates: the geometry that the DICOM and NIfTI exports share.
 
-A synthetic case has pixels, spacings and an order of slices, but lies nowhere. It gets the plane that short-axis scans
-are planned in, so that a viewer names its sides right and a reader knows its base.
+A synthetic case has pixels, spacings and an order of slices, but lies nowhere. It gets the plane in which short-axis
+scans are planned, so that a viewer labels its sides correctly and a reader knows its base.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from fedcmr.shared.orientation import BASE_TO_APEX, LPS_TO_RAS
 
 _LEFT = np.array([1.0, 0.0, 0.0])
 COLUMN_AXIS = (_LEFT - _LEFT @ BASE_TO_APEX * BASE_TO_APEX) / np.linalg.norm(np.cross(_LEFT, BASE_TO_APEX))
-"""Along which columns follow each other: to the patient's left, as in a radiologist's short-axis view."""
+"""Direction from column to column: to the patient's left, as in a radiologist's short-axis view."""
 ROW_AXIS = np.cross(COLUMN_AXIS, BASE_TO_APEX)
-"""Along which rows follow each other: backward and down. Columns x rows points from apex to base, away from a viewer at
-the apex, from where `fedcmr.shared.case.Case` is seen."""
+"""Direction from row to row: backward and down. The cross product columns x rows points from apex to base, away from a
+viewer at the apex, from where `fedcmr.shared.case.Case` is seen."""
 
 
 def lps_affine(case: Case) -> NDArray[np.float64]:
@@ -37,5 +37,5 @@ def ras_affine(case: Case) -> NDArray[np.float64]:
 
 
 def _spacing_mm(case: Case) -> list[float]:
-    """Six digits of the spacing: 1.5 of float32 is to be written as 1.5."""
+    """The spacing to six digits, so that a float32 of 1.5 is written as 1.5."""
     return [float(f"{value:.6g}") for value in case.spacing_mm]

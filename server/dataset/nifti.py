@@ -19,11 +19,11 @@ from fedcmr.server.dataset.geometry import ras_affine
 from fedcmr.shared.case import Case
 
 LABELS = "rv=1,myo=2,lv=3"
-"""What `prepare --labels` is to be told."""
+"""Value of `prepare --labels` for these masks."""
 DESCRIPTION = b"SYNTHETIC picture by fedcmr, not a person"
-"""In the header's `descrip`, at most 79 bytes."""
+"""The header's `descrip`, at most 79 bytes."""
 ALIGNED = 2
-"""NIFTI_XFORM_ALIGNED_ANAT: the axes are anatomical. Code 1 would say that a scanner placed them."""
+"""NIFTI_XFORM_ALIGNED_ANAT: the axes are anatomical. Code 1 would mean scanner coordinates."""
 
 
 def export_nifti(folder: Path, cases: Sequence[Case]) -> None:
@@ -44,7 +44,7 @@ def write_nifti(path: Path, array: NDArray[np.float32] | NDArray[np.uint8], case
     image = nibabel.Nifti1Image(array.T, ras_affine(case))
     image.set_qform(image.affine, ALIGNED)
     image.set_sform(image.affine, ALIGNED)
-    image.header.set_xyzt_units("mm")  # of the two phases no time is known
+    image.header.set_xyzt_units("mm")  # the times of the two phases are unknown
     image.header["descrip"] = DESCRIPTION
     image.header["cal_min"], image.header["cal_max"] = 0, 1 if array.dtype == np.float32 else 0
     nibabel.save(image, path)

@@ -1,6 +1,6 @@
 """The synthetic data set as it leaves the study: cases, labels, datasheet, checksums, DICOM and NIfTI on request.
 
-The folder appears whole or not at all: everything is written beside it and renamed at the end. `SHA256SUMS` is
+The folder appears whole or not at all: everything is written next to it and renamed at the end. `SHA256SUMS` is
 checked with `sha256sum --check SHA256SUMS`, and `cases.csv` makes the folder a data set like any other one.
 """
 
@@ -40,10 +40,10 @@ def write_release(
     Args:
         folder: For example RUN/synthetic.
         cases: Synthetic cases; `info.ef` is the label.
-        requested_efs: Shape (len(cases),), what each heart was asked to eject; None: the labels.
-        measured_efs: Shape (len(cases),), `fedcmr.server.tasks.segmentation.training.measured_ef` of the pictures, NaN
+        requested_efs: Shape (len(cases),), the ejection fraction requested of each heart; None: the labels.
+        measured_efs: Shape (len(cases),), `fedcmr.server.tasks.segmentation.training.measured_ef` of the images, NaN
             where it found no LV.
-        facts: What `datasheet` takes; see `study_facts`.
+        facts: Facts for `datasheet`; see `study_facts`.
         dicom: Also write `dicom/`.
         nifti: Also write `nifti/`.
 
@@ -72,7 +72,7 @@ def write_release(
 
 
 def cavity_ml(case: Case, phase: int) -> float:
-    """LV volume over the slices that are there, in millilitres: area times slice spacing, summed."""
+    """LV volume in millilitres over the slices of the stack: the sum of area times slice spacing."""
     return float((case.masks[phase] == LV).sum() * np.prod(case.spacing_mm, dtype=np.float64) / 1000)
 
 

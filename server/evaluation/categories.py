@@ -4,7 +4,7 @@ The classes are those of heart failure by ejection fraction in the universal def
 https://doi.org/10.1002/ejhf.2115): reduced, at most 40 %; mildly reduced, 41 to 49 %; preserved, at least 50 %. They
 are written for whole per cents. A fraction is continuous, so the middle class is all that lies between the outer two,
 0.40 < EF < 0.50: nothing is rounded into another class, and none is lost between 40 and 41 or 49 and 50. Only the
-number is classified: whether a patient has heart failure is no question of it.
+number is classified; it does not say whether a patient has heart failure.
 """
 
 import numpy as np

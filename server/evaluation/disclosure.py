@@ -1,8 +1,8 @@
 """What a published table may show of a few patients: joined small groups, no r2 of a handful, rounded figures.
 
-Guarantees: no cell of a table is of fewer than `MIN_GROUP` patients, and none can be had by subtracting the cells of
-one table from its total, because small groups are joined until they are large enough. Not covered: differences between
-the tables of different facts (vendor and sex, say), and what somebody knows of the patients already.
+Guarantees: no cell of a table covers fewer than `MIN_GROUP` patients, and no smaller group follows by subtracting the
+cells of one table from its total, because small groups are joined until they are large enough. Not covered: differences
+between the tables of different facts (for example vendor and sex), and prior knowledge of the patients.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from fedcmr.server.evaluation.score import FEW_PATIENTS
 from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
 OTHERS = "others"
-"""The group of those whose own groups are too small."""
+"""Name of the group that joins those too small to be published."""
 DIGITS = {
     "mse": 4,
     "r2": 2,
@@ -35,17 +35,17 @@ DIGITS = {
     "ef_mae_points": 1,
     "ef_bias_points": 1,
 }
-"""Decimals of the figures of real patients: what a reader can use, and too few to solve for one patient's value."""
+"""Decimals of the figures of real patients: enough for a reader, and too few to solve for one patient's value."""
 
 
 def joined(labels: Sequence[str]) -> list[str]:
     """Group labels in which no group is smaller than `MIN_GROUP`: the smaller ones become `OTHERS`.
 
-    Where these together are still too few, the next larger group joins them, so that nobody learns of them what the
-    total minus all other groups would disclose.
+    Where these together are still too few, the next larger group joins them. Otherwise the total minus all other groups
+    would disclose them.
 
     Args:
-        labels: One per patient; fewer than `MIN_GROUP` in all cannot be helped, and are not to be published.
+        labels: One per patient. Fewer than `MIN_GROUP` patients in all must not be published.
     """
     sizes = Counter(labels)
     small = {label for label, size in sizes.items() if size < MIN_GROUP}
@@ -73,7 +73,7 @@ def published(figures: Any, rounded: bool) -> Any:
 
 
 def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
-    """A score with the digits that may be published; `ci95` is of every figure, or of the one that there is."""
+    """A score with the digits that may be published; `ci95` holds an interval for every figure, or for the only one."""
     (own,) = [name for name in ("difference_points", "share_in_heart", "observed") if name in score] or [""]
     values: dict[str, Any] = {}
     for name, value in score.items():

@@ -18,8 +18,8 @@ def as_csv(report: Mapping[str, Any]) -> str:
     """All scores of a report as CSV, with `COLUMNS` on the first line.
 
     Args:
-        report: Parts of report.json: `OF_THE_MODEL`, `baselines` and `subgroups`, where they are there. The figures of
-            the first are those of "model".
+        report: Parts of report.json: `OF_THE_MODEL`, `baselines` and `subgroups`, where present. The figures of the
+            first are listed as those of "model".
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -58,5 +58,5 @@ def figures_of(score: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a figure; None is one that is undefined."""
+    """Whether a value is a figure; None is an undefined one."""
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))

@@ -1,6 +1,6 @@
-"""Figures of a model out of sums over patients that nobody here has seen, with intervals that count the noise in them.
+"""Figures of a model from the sites' sums over their own patients, with intervals that include the noise in the sums.
 
-Everything in here is post-processing of what sites have released: it costs no privacy.
+Everything in this file is post-processing of the sites' releases and costs no privacy.
 """
 
 import math
@@ -24,9 +24,9 @@ UNITS = {
     "mse": (1.0, SWAMPED_MSE),
     "r2": (1.0, SWAMPED_R2),
 }
-"""For each figure what a fraction is in its unit, and from which half-width of noise on it is unknown."""
+"""For each figure the factor from fractions to its unit, and the half-width of noise from which it is unknown."""
 BOUNDS = {"mae_points": (0, math.inf), "bias_points": (-math.inf, math.inf), "mse": (0, math.inf), "r2": (-math.inf, 1)}
-"""What a figure can be: noise may take it, or its interval, beyond."""
+"""Range of each figure; noise may take it, or its interval, beyond."""
 FIGURES = ("mae_points", "bias_points", "mse", "r2")
 
 
@@ -49,7 +49,7 @@ def figures(sums: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, 
     count_sd = math.sqrt(noise[0, 0])
     unknown: dict[str, Any] = dict.fromkeys(FIGURES)
     empty = {"n_patients": None, **unknown, "ci95": dict(unknown), "noise_sd": dict(unknown)}
-    # With a count that may be nearly nothing no mean has a meaning.
+    # A mean has no meaning if the count may be nearly zero.
     if sums[0] - Z95 * count_sd < max(1.0, sums[0] / 2) or sums[0] < MIN_GROUP:
         return empty
     result = {**empty, "n_patients": round(float(sums[0]))}
@@ -87,7 +87,8 @@ Formula = tuple[float, NDArray[np.float64], float]
 def _mean(sums: NDArray[np.float64], index: int, squares: float) -> Formula:
     """A mean of errors; the sum of their squares gives their variance.
 
-    It is taken one standard deviation of its noise too large, so that noise does not make the interval too narrow.
+    The sum of squares is taken larger by one standard deviation of its noise, so that noise does not make the interval
+    too narrow.
     """
     count, total = sums[0], sums[index]
     value = total / count

@@ -1,4 +1,4 @@
-"""Scores by what is known of the patients besides the vendor: field strength, pathology group, sex."""
+"""Scores by further facts about the patients: field strength, pathology group, sex."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ FACTS: dict[str, Callable[[CaseInfo], str]] = {
     "pathology": lambda info: info.pathology,
     "sex": lambda info: info.sex,
 }
-"""What a patient's row says of each fact, empty where it does not."""
+"""Each fact's value in a patient's row; empty where it is unknown."""
 
 
 def subgroup_tables(
@@ -33,10 +33,10 @@ def subgroup_tables(
     num_bootstrap: int,
     seed: int,
 ) -> SubgroupTables:
-    """`score` of every group of patients that share a fact; a fact that is known of nobody is left out.
+    """`score` of every group of patients that share a fact; a fact that is unknown for all patients is left out.
 
-    Groups are small, and there are many: one that differs may do so by chance, which its own interval does not
-    know. Groups of fewer than `MIN_GROUP` patients are joined as `OTHERS`; a fact without any larger one is left out.
+    Groups are small and many, so one may differ by chance alone; its own interval does not account for this.
+    Groups of fewer than `MIN_GROUP` patients are joined as `OTHERS`; a fact without any larger group is left out.
 
     Args:
         cases: N patients.
@@ -46,7 +46,7 @@ def subgroup_tables(
         seed: Seed of the resampling.
 
     Returns:
-        {fact of `FACTS`: {group: score}}: field strengths rising, codes in alphabetical order, `UNKNOWN` last.
+        {fact of `FACTS`: {group: score}}: field strengths ascending, other groups alphabetically, `UNKNOWN` last.
     """
     truth, guess = np.asarray(true), np.asarray(predicted)
     if not len(cases) == len(truth) == guess.shape[-1]:

@@ -47,7 +47,7 @@ def vendor_groups(vendors: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
 
 
 def predict_the_mean(training_efs: Sequence[float], num_patients: int) -> NDArray[np.float64]:
-    """The baseline that sees no image: the mean ejection fraction of the training labels for everybody."""
+    """The baseline without an image: the mean ejection fraction of the training labels for every patient."""
     return np.full(num_patients, float(np.mean(training_efs)))
 
 
@@ -58,9 +58,9 @@ def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]], grouped_b
     share of patients in the right class of ejection fraction and its weighted kappa.
 
     Args:
-        title: What stands above.
+        title: Title of the table.
         rows: {model, test set or fact: what `table` returned, or the groups of one fact of `subgroup_tables`}.
-        grouped_by: What the groups are.
+        grouped_by: Heading of the column of groups.
     """
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("", grouped_by):
@@ -80,7 +80,7 @@ def as_text_table(title: str, rows: Mapping[str, Mapping[str, Score]], grouped_b
 
 
 def _num_patients(values: Score) -> str:
-    """How many, and for how many of them the model gave no number."""
+    """Number of patients, and for how many of them the prediction is not finite."""
     undefined = values.get("n_undefined", 0)
     return f"{values['n_patients']}" + (f", {undefined} undefined" if undefined else "")
 

@@ -1,1 +1,1 @@
-"""The study's experiments: which model is trained on what, and whose test patients it predicts."""
+"""The study's experiments: which model is trained on what, and on whose patients it is tested."""

@@ -20,7 +20,7 @@ WHOLE = {"synthetic": MAIN_MODEL, "real": "pooled_real"}
 """The study's model that was trained on all vendors' cases of a kind."""
 
 Predictions = dict[str, dict[str, Any]]
-"""{test set: a model's predictions}."""
+"""{test set: predictions of a model}."""
 Table = dict[str, dict[str, Any]]
 """{trained on: {test vendor or "all": score or difference}}."""
 
@@ -28,7 +28,8 @@ Table = dict[str, dict[str, Any]]
 def training_sets(vendors: Iterable[str]) -> dict[str, set[str]]:
     """The parts of the cases that a row is trained on: {row: its vendors}, without the row of all.
 
-    With two vendors, all but the one is the other alone and no row of its own; one vendor has no other row than all.
+    With two vendors, all but one is the other vendor alone and not a row of its own. With one vendor there is no row
+    besides all.
     """
     names = sorted(set(vendors))
     alone = {name: {name} for name in names} if len(names) > 1 else {}
@@ -90,6 +91,6 @@ def cross_vendor_scores(
 
 
 def _pooled(path: Path, publishable: Callable[[Predictions], Predictions]) -> dict[str, list[Any]]:
-    """A model's predictions on all test sets together, groups joined set by set: so no two tables differ by a few."""
+    """Predictions on all test sets together, groups joined per set, so that no two tables differ by a few patients."""
     sets = publishable(json.loads(path.read_text(encoding="utf-8"))).values()
     return {key: [value for values in sets for value in values[key]] for key in ("vendors", "true", "predicted")}

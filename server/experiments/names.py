@@ -1,8 +1,8 @@
-"""What the models of a study are called, and in which order a reader meets them."""
+"""Names of a study's models for the reader, and their order in tables."""
 
 MAIN_MODEL = "synthetic_only"
 ALL, WITHOUT = "all", "without "
-"""Rows of the cross-vendor evaluation: trained on all vendors, and how the row begins that leaves one out."""
+"""Rows of the cross-vendor evaluation: trained on all vendors, and the prefix of a row that leaves one out."""
 NAMES = {
     MAIN_MODEL: "synthetic hearts only",
     "pooled_real": "real scans, pooled",
@@ -11,9 +11,9 @@ NAMES = {
     "predict_the_mean": "guess the mean",
 }
 FAMILIES = {"epsilon_": "sites, epsilon {}", "local_only_": "site {} alone", "without_": "without site {}"}
-"""Models of which a study has several: how their keys begin, and their name."""
+"""Models of which a study has several: prefix of their keys, and their name."""
 _ORDER = (MAIN_MODEL, "pooled_real", "federated_without_privacy", "prior_only", *FAMILIES, "", "predict_the_mean")
-"""From what the sites' data could give at best down to what needs no image; "" stands for a model unknown here."""
+"""Order of the models, from the best case for the sites' data to the baseline without images; "" is any other model."""
 
 
 def model_name(key: str) -> str:

@@ -38,7 +38,7 @@ class Hearts:
         rv_width: Tangential half width of the RV, as a share of the LV's outer radius.
         rv_shrink: RV size at ES as a share of ED.
         scar_angle: Centre of the badly moving territory.
-        scar_width: Its half width.
+        scar_width: Half width of that territory.
         scar_severity: 0 none, 1 the territory does not move.
         descent: Movement of the mitral plane toward the apex at ES.
         thickening: Growth of the wall's cross-section with its contraction, beyond what shortening gives: trabeculae
@@ -46,7 +46,7 @@ class Hearts:
         contraction: Endocardial radius at ES as a share of ED, outside the territory; sets the ejection fraction.
         centre: Shape (N, 2): offset of the heart from the image's centre, x and y.
         stack_start: Where the stack of slices begins, mm below the ED mitral plane; negative in the atrium.
-        stack_end: Where it ends, mm below the ED mitral plane; beyond `length` it runs past the apex.
+        stack_end: Where the stack ends, mm below the ED mitral plane; beyond `length` it runs past the apex.
     """
 
     radius: Tensor
@@ -82,10 +82,10 @@ class Distances:
     """Signed distances in mm, negative inside; each of shape (N, S, 2, H, W): hearts, slices, ED and ES.
 
     Attributes:
-        endo: To the LV's endocardium; positive everywhere in a slice beyond the cavity.
-        epi: To the LV's outer wall.
-        rv: To the right ventricle's cavity, the LV's wall not yet cut away.
-        atrium: To the left atrium, above the mitral plane; positive everywhere below it.
+        endo: Distance to the LV's endocardium; positive everywhere in a slice beyond the cavity.
+        epi: Distance to the LV's outer wall.
+        rv: Distance to the right ventricle's cavity, before the LV's wall is subtracted from it.
+        atrium: Distance to the left atrium, above the mitral plane; positive everywhere below it.
         angle: Polar angle around the LV's axis, radians.
     """
 
@@ -103,14 +103,14 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         num: Number of hearts.
         generator: Source of the draws.
         num_slices: Slices of the stack in which the ejection fraction will be measured.
-        ef: Shape (num,), the ejection fractions wanted; None draws them uniformly from 0.08 to 0.80.
+        ef: Shape (num,), the ejection fractions requested; None draws them uniformly from 0.08 to 0.80.
     """
 
     def uniform(low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(num, *shape, generator=generator)
 
     ef = uniform(0.08, 0.80) if ef is None else ef
-    # Dilated hearts eject little, thick ones much; the overlap stays wide so that size never gives the EF away.
+    # Dilated hearts eject little, thick ones much; the overlap stays wide so that size alone does not determine the EF.
     dilated = (uniform(0, 1) < 0.4) & (ef < 0.45)
     radius = uniform(23, 37) - 9 * (ef - 0.5) + dilated * uniform(0, 8)
     hypertrophic = uniform(0, 1) < 0.2

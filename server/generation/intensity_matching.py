@@ -14,7 +14,7 @@ from torch import Tensor
 from fedcmr.shared.style import STYLE_NAMES, regions, style_vectors
 
 MAX_GAIN = 2.5
-"""A flat region is not stretched into noise, nor a textured one pressed flat."""
+"""Largest change of contrast, up or down: a flat region is not stretched into noise, nor a textured one flattened."""
 _MEANS = ("lv_mean", "myo_mean", "rv_mean", "band_mean", "background_mean")
 _STDS = ("lv_std", "myo_std", None, "band_std", "background_std")  # the style vector does not say how even the RV is
 

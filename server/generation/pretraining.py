@@ -29,9 +29,9 @@ SLICES_PER_HEART = 4
 """Slices kept of each simulated heart; they share one style vector, as a patient's do."""
 CHECKPOINT_STEPS = 200
 AUTOENCODER_SHARE = 0.25
-"""Of the training, for the autoencoder of a kind that has one; the U-Net learns after it."""
+"""Share of the training for the autoencoder, in models that have one; the U-Net is trained after it."""
 NUM_SCALE_IMAGES = 512
-"""Images whose latents tell how latents are standardised."""
+"""Number of images from whose latents the standardisation of latents is computed."""
 WARM_UP_STEPS, MAX_GRAD_NORM, WEIGHT_DECAY = 200, 1.0, 0.01
 
 
@@ -94,8 +94,8 @@ def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
         minutes: Stop by then, with the learning rate brought to zero; None trains `pretrain.num_steps`.
 
     Raises:
-        UserError: The folder is not writable, the checkpoint belongs to other settings, or the prior to begin with is
-            of another kind.
+        UserError: The folder is not writable, the checkpoint belongs to other settings, or the prior to start
+            from is of another kind.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +114,8 @@ class Pretrained:
     """A generative model after its training.
 
     Attributes:
-        model: The average of the weights: what becomes the prior.
-        num_steps: Steps of the optimiser, those of an autoencoder among them.
+        model: The network with averaged weights, which becomes the prior.
+        num_steps: Steps of the optimiser, including those of an autoencoder.
         elapsed_s: Seconds of training.
         loss: Exponential average of the last part's loss.
         start_sha256: SHA-256 of the prior that the training began with; None where it began with random weights.
@@ -133,12 +133,12 @@ def train_prior(config: Config, hearts: PublicHearts, checkpoint: Path, minutes:
 
     Args:
         config: As for `pretrain`.
-        hearts: What to learn.
+        hearts: The training set.
         checkpoint: The training's file, resumed from if it is there; that of an autoencoder lies next to it. Both stay.
         minutes: As for `pretrain`.
 
     Raises:
-        UserError: A checkpoint belongs to other settings, or the prior to begin with is of another kind.
+        UserError: A checkpoint belongs to other settings, or the prior to start from is of another kind.
     """
     settings, device = config.pretrain, pick_device(config.device)
     torch.manual_seed(config.seed)

@@ -4,7 +4,7 @@ Appearance is drawn far wider than any scanner's (the SynthSeg idea, Billot et a
 https://arxiv.org/abs/2107.09559), so that real ones lie inside. Modelled: blood, muscle, papillary muscles,
 trabeculae, epicardial and chest-wall fat, lung with vessels, liver and stomach below, partial volume, uneven inflow,
 blur, coil shading, noise. Not modelled: the scanner's k-space, banding, the thorax's true anatomy. The simulated
-hospitals share no code with this file: no hospital may be the prior in disguise.
+hospitals share no code with this file, so that no hospital repeats the prior.
 """
 
 import math
@@ -107,7 +107,7 @@ def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     image = _mix(image, muscle, _soft(-wall, 2.0))
     image = _mix(image, fat, _soft(layer - wall, 2.0))
     image = _mix(image, dice.heart(0.0, 0.05), _soft(layer + dice.heart(12, 60) - wall, 2.0))
-    # A bright vessel or two (aorta, vena cava, liver veins) somewhere beside the heart.
+    # A bright vessel or two (aorta, vena cava, liver veins) somewhere next to the heart.
     for _ in range(2):
         angle, reach, radius = dice.heart(-math.pi, math.pi), dice.heart(45, 75), dice.heart(3, 11)
         away = ((x - reach * torch.cos(angle)) ** 2 + (y - reach * torch.sin(angle)) ** 2).sqrt()

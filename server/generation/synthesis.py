@@ -90,12 +90,12 @@ def synthesize(
 
     Args:
         prior: The public prior; left as it was.
-        shared: What the federation added; None samples the prior alone, with its own wide range of styles.
+        shared: What the federation added; None samples the public prior only, with its own wide range of styles.
         config: How many cases, slices and steps, and the vendors' shares.
         vendors: The study's vendors, in equal shares where `config.vendor_shares` is empty.
-        seed: Of shapes, style vectors and noise.
+        seed: Seed of shapes, style vectors and noise.
         device_name: See `fedcmr.shared.device`.
-        description: Words beside the progress bar.
+        description: Text next to the progress bar.
 
     Raises:
         UserError: A vendor is requested that the study has not learnt.
@@ -127,9 +127,9 @@ def synthesize_requested(
         prior: The public prior; left as it was.
         shared: What the federation added; None samples the public prior only, see `synthesize`.
         config: Slices and steps.
-        names: Shape (N,), vendors that the study has learnt; of the public prior, any words.
+        names: Shape (N,), vendors that the study has learnt; any text for the public prior only.
         requested_efs: Shape (N,), in `EF_RANGE`; the masks' own, `info.ef`, differ a little by their pixels.
-        seed: Of shapes, style vectors and noise. The whole of (names, requested_efs, seed) makes a case what it is.
+        seed: Seed of shapes, style vectors and noise. A case depends on all of (names, requested_efs, seed).
         device_name: See `fedcmr.shared.device`.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -203,7 +203,7 @@ def _spread_efs(names: Sequence[str], rng: torch.Generator) -> Tensor:
 
 
 def _draw_styles(shared: SharedGenerator | None, names: Sequence[str], seed: int) -> Tensor | None:
-    """A style vector from each case's vendor, shape (N, K); None for the prior alone, where every guide has its own.
+    """A style vector from each case's vendor, shape (N, K); None for the public prior only: each guide has its own.
 
     Random numbers of their own: the hearts stay the same whether there are styles to draw or not.
     """

@@ -1,4 +1,4 @@
-"""What `fedcmr-audit` found, as text and tables for the HTML report."""
+"""Results of `fedcmr-audit`, as text and tables for the HTML report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

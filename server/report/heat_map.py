@@ -14,12 +14,12 @@ from fedcmr.server.formatting import figure
 from fedcmr.server.report.theme import INK, MUTED, RULE, SETTINGS, canvas, svg
 
 MAP = "YlOrBr"
-"""Sequential and safe for every colour vision (Harrower & Brewer 2003, ColorBrewer): what counts is how dark it is."""
+"""Sequential and safe for every colour vision (Harrower & Brewer 2003, ColorBrewer): lightness carries the value."""
 NUM_STEPS = 9
 DARK, LIGHT = "#1b1e22", "#ffffff"
 """Text on a cell, whichever contrasts more."""
 MIN_SPAN_POINTS = 4.0
-"""Errors that differ by less get colours that hardly differ, or chance would look like a pattern."""
+"""Least span of the colour scale in EF points: smaller differences must not look like a pattern."""
 
 
 def _luminance(colour: Sequence[float]) -> float:

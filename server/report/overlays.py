@@ -84,7 +84,7 @@ def overlay(
 
     Args:
         image: Shape (H, W) in [0, 1].
-        saliency: Shape (H, W), non-negative; its scale is left out, every image has its own.
+        saliency: Shape (H, W), non-negative; each image has a scale of its own.
         heart: Shape (H, W).
 
     Returns:

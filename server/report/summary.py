@@ -109,7 +109,7 @@ def _overall(report: Report, model: str = MAIN_MODEL) -> Mapping[str, Any] | Non
 
 
 def _patients(report: Report) -> str:
-    """Whom the main test set holds: "20 real Siemens patients", "45 simulated patients of the test set hospitals"."""
+    """Patients of the main test set: "20 real Siemens patients", "45 simulated patients of the test set hospitals"."""
     tables = _main_tables(report)
     vendors = [name for name in tables if name != "all"]
     kind = adjective(report["provenance"]["test_sets"][_main_test_set(report)])

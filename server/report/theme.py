@@ -81,8 +81,8 @@ def svg(figure: Figure, more: Sequence[tuple[str, str, str, str]] = ()) -> str:
     """The figure with the theme's colours as CSS variables, which an SVG image resolves by the reader's setting.
 
     Args:
-        figure: Finished.
-        more: Colours of this figure alone, in the form of `THEME`.
+        figure: A finished figure.
+        more: Further colours of this figure, in the form of `THEME`.
     """
     colours = (*THEME, *more)
     buffer = io.StringIO()

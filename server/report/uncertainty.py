@@ -19,7 +19,7 @@ class Uncertainty:
     """One test set's row.
 
     Attributes:
-        test_set: Its name.
+        test_set: Name of the test set.
         figures: Its part of `report.json`: n_patients, mean_sd_points, coverage, rank_correlation.
         coverage: {nominal coverage: its row of `coverage`}.
         verdict: A sentence for the reader.

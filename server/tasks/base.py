@@ -24,8 +24,8 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
     """One task: its training examples, its network, its scores.
 
     Attributes:
-        needs: What a labelled case has, with its article: only such cases are learnt from and tested on.
-        format: `format` in the header of the task's model files, by which they are known.
+        needs: What a labelled case has, with its article; only labelled cases are used for training and tests.
+        format: `format` in the header of the task's model files, which identifies them.
         section: Template of the report's section, below `server/tasks`; shown where a run has figures. None
             where the report has no section of the task.
     """
@@ -44,7 +44,7 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
 
     @abstractmethod
     def examples(self, cases: Sequence[Case], config: Config) -> Examples:
-        """What the network learns from, made of the labelled cases.
+        """Training examples from the labelled cases.
 
         Raises:
             UserError: No case is labelled.
@@ -63,7 +63,7 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
         """Train a network on the examples of these cases.
 
         Args:
-            cases: Those that are not labelled are left out.
+            cases: Training cases; those that are not labelled are left out.
             config: The task's own settings and the seed are used.
             device: Where to train.
             checkpoint: Resumed from where it is of the same training, and removed at the end.
@@ -111,7 +111,7 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
         """The figures of one test set.
 
         Args:
-            model: For what it knows of its training.
+            model: The trained network, which also holds facts about its training.
             cases: Labelled test patients.
             predictions: What `predict` returned for them.
             groups: Each patient's vendor, small groups joined.

@@ -12,12 +12,12 @@ LIBRARIES = ("fedcmr", "torch", "monai", "numpy")
 
 
 def versions() -> str:
-    """Python and the libraries that decide on the weights."""
+    """Versions of Python and of the libraries that determine the weights."""
     return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)])
 
 
 def of_folders(folders: Sequence[Path]) -> str:
-    """What is known of folders of cases, in sentences; a synthetic data set has its datasheet."""
+    """Facts about folders of cases, in sentences; for a synthetic data set they point to its datasheet."""
     synthetic = [folder.resolve().name for folder in folders if (folder / DATASHEET_NAME).is_file()]
     scanned = [folder for folder in folders if not (folder / DATASHEET_NAME).is_file()]
     sentences = []

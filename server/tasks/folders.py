@@ -1,6 +1,6 @@
 """Tests of one model on folders of cases: what `fedcmr-server evaluate` prints.
 
-Guarantees: no figure is of fewer than `MIN_GROUP` patients who are not recorded as simulated, none can be had by
+Guarantees: no figure covers fewer than `MIN_GROUP` patients who are not recorded as simulated, none follows by
 subtracting one group from all, and figures of such patients are rounded (`fedcmr.server.evaluation.disclosure`).
 """
 
@@ -65,12 +65,12 @@ def evaluate_folders(
 
 
 def training_cases(task: Task[Any, Any, Any], folders: Sequence[Path]) -> list[Case]:
-    """The labelled cases of all folders; how many of a folder are left out is said on stderr."""
+    """The labelled cases of all folders; the number left out of each folder is written to stderr."""
     return [case for folder in folders for case in _labelled(task, folder)]
 
 
 def _labelled(task: Task[Any, Any, Any], folder: Path) -> list[Case]:
-    """A folder's labelled cases; how many are left out is said."""
+    """A folder's labelled cases; the number left out is written to stderr."""
     cases = load_cases(folder)
     labelled = [case for case in cases if task.is_labelled(case)]
     if len(labelled) < len(cases):
@@ -79,7 +79,7 @@ def _labelled(task: Task[Any, Any, Any], folder: Path) -> list[Case]:
 
 
 def _vendors(folder: Path, cases: Sequence[Case]) -> list[str]:
-    """Each case's vendor; a name that is none of `VENDORS` counts as unknown: no free text gets into a table."""
+    """Each case's vendor; a name that is not in `VENDORS` counts as unknown, so that no free text gets into a table."""
     others = sum(case.info.vendor not in (*VENDORS, UNKNOWN) for case in cases)
     if others:
         _say(

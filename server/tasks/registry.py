@@ -27,7 +27,7 @@ def task_named(name: str) -> Task[Any, Any, Any]:
 
 
 def task_of_model(path: Path) -> Task[Any, Any, Any]:
-    """The task of a model's file, which its header knows.
+    """The task of a model's file, as its header states it.
 
     Raises:
         UserError: The file is missing, or is a model of no task.

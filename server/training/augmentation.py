@@ -1,6 +1,6 @@
 """Random geometry and appearance for a batch of ED/ES pairs, vectorised, every draw from one generator.
 
-A network trained on painted hearts meets other scanners at test time: contrast, sharpness, noise and coil shading
+A network trained on generated hearts is tested on other scanners: contrast, sharpness, noise and coil shading
 vary here more widely than between vendors, so that none of them carries the ejection fraction.
 """
 
@@ -26,11 +26,11 @@ def augment_pairs(
 
     Args:
         images: Shape (N, 2, H, W), ED and ES, float32 in [-1, 1].
-        augmentation: Which transforms, how far.
-        generator: Of the CPU, so that equal seeds give equal pictures on every device.
+        augmentation: Range of each transform.
+        generator: Generator on the CPU, so that equal seeds give equal images on every device.
 
     Returns:
-        The pictures, shape (N, 2, H, W) in [-1, 1], and the factor by which areas grew, shape (N,).
+        The images, shape (N, 2, H, W) in [-1, 1], and the factor by which areas grew, shape (N,).
     """
     device = images.device
 
@@ -59,7 +59,7 @@ def augment_pairs(
 
 
 def blur(images: Tensor, sigma_px: Tensor) -> Tensor:
-    """Gaussian blur, each picture with its own standard deviation in pixels; 0 leaves it as it is.
+    """Gaussian blur, each image with its own standard deviation in pixels; 0 leaves it as it is.
 
     Args:
         images: Shape (N, C, H, W).

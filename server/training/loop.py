@@ -63,7 +63,7 @@ class Checkpoints:
         path: A safetensors file; the one before it lies next to it.
         identity: Data, settings and seed as text: only a checkpoint of the same identity is resumed.
         every: Steps between two of them.
-        kept: Whether the last state stays when the training has ended, so that a larger budget resumes it.
+        kept: Whether the last state is kept after the training, so that a larger budget can resume it.
         refuse_others: Whether a checkpoint of another identity is an error; else it is not used.
     """
 

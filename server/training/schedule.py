@@ -1,4 +1,4 @@
-"""What changes from step to step of a training: the learning rate, and how fast the weights' average forgets.
+"""Schedules of a training: the learning rate, and the decay of the weights' average.
 
 Schedules are functions of (step, done): the steps taken before this one, and the share of the budget used by then, in
 [0, 1). Where a training may end by the clock, `done` runs ahead of the steps.

@@ -20,15 +20,15 @@ class TrainingState(Generic[Network]):
 
     Args:
         model: The network to train.
-        weight_decay: Of AdamW; biases and normalisation do not decay.
-        optimizer: In the place of AdamW; its learning rate is set anew at every step.
+        weight_decay: Weight decay of AdamW; biases and normalisation do not decay.
+        optimizer: Optimiser to use instead of AdamW; its learning rate is set anew at every step.
 
     Attributes:
         model: The network that is trained.
-        ema: Its average; what is used in the end.
-        optimizer: Knows the model's parameters.
-        num_steps: Steps taken.
-        elapsed_s: Seconds of training, those before interruptions among them.
+        ema: Its average, which is used after the training.
+        optimizer: Optimiser of the model's parameters.
+        num_steps: Number of steps taken.
+        elapsed_s: Seconds of training, including those before interruptions.
         loss: Exponential average of the loss; NaN before the first step.
         recent: Losses since the last entry of `history`.
         history: (steps, mean loss of those since the entry before).
@@ -109,7 +109,7 @@ class TrainingState(Generic[Network]):
                 state.setdefault(int(index), {})[key] = moment.detach()
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.num_steps = int(metadata["step"])
-        # Checkpoints of earlier versions know no losses; a segmenter's had its seconds among the weights.
+        # Checkpoints of earlier versions hold no losses; a segmenter's had its seconds among the weights.
         earlier_s = arrays["model.trained_s"].item() if "model.trained_s" in arrays else 0.0
         self.elapsed_s = float(metadata.get("elapsed_s", earlier_s))
         self.loss = math.nan if metadata.get("loss") is None else float(metadata["loss"])

@@ -17,15 +17,15 @@ from fedcmr.shared.tasks.ejection_fraction.network import Regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 MIN_SD = 0.005
-"""Half a point: no prediction is more certain than the masks are drawn."""
+"""Half an EF point: no prediction is more certain than the masks are."""
 MIN_TO_HOLD_OUT, HELD_OUT_SHARE = 100, 0.1
-"""From so many patients on, this share of them is kept from the training to calibrate the network on."""
+"""Least number of patients from which a share is held out for calibration, and this share."""
 
 
 def train_calibrated(
     cases: Sequence[Case], config: RegressionConfig, seed: int, device: str | torch.device = "cpu", **options: Any
 ) -> Regressor:
-    """Train a ResNet50 and calibrate how sure it is.
+    """Train a ResNet50 and calibrate its predictive uncertainty.
 
     Held-out patients calibrate it where there are enough. Fewer than 100 train all and calibrate on themselves, which
     makes the predicted SD too small.
@@ -59,9 +59,9 @@ def calibrate(
 
     Args:
         model: Its `sd_floor` and `sd_gain` are set.
-        cases: Patients of the kind it was trained on, better none that it was trained on.
+        cases: Patients of the kind it was trained on, preferably not the training patients themselves.
         true: Shape (len(cases),), their ejection fractions.
-        num_tta: As in later inference, because the spread depends on it.
+        num_tta: Number of rotations averaged, as in later inference, because the spread depends on it.
         device: Where to compute.
     """
     predictions = stack_predictions(model, cases, num_tta, device)

@@ -1,4 +1,4 @@
-"""What a ResNet50 learns from: slice pairs of many patients, the ventricle in the middle, with their targets."""
+"""Training examples of the ResNet50: slice pairs of many patients, centred on the ventricle, with their targets."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""The card next to a trained ResNet50: what it learnt from, what it was tested on, what it is not for.
+"""The card next to a trained ResNet50: its training data, its tests, and its limitations.
 
 The questions are those of Mitchell et al. (2019), https://arxiv.org/abs/1810.03993. What a card states about the
-training is in the header of the weights' file, too: a card that was lost can be written again.
+training is also in the header of the weights' file, so that a lost card can be written again.
 """
 
 import hashlib

@@ -19,8 +19,8 @@ effect of occlusion, a ResNet50 of the default study on 20 development patients:
     layer4, 2 x 2          0.05                  0.05                    0.07
 
 0.86 of the map that is used lies in the heart, 0.89 of the effect of occlusion, and 0.36 of the image. Three untrained
-networks have 0.45 to 0.46 there, for hearts are brighter than what is around: this, more than the area, is what a
-network without any preference has.
+networks have 0.45 to 0.46 there, because hearts are brighter than their surroundings. This value, rather than the area,
+is the reference of a network without any preference.
 """
 
 import copy
@@ -55,8 +55,8 @@ EF_COLUMN = 0
 MAX_CASES = 20
 """Cases per vendor of the synthetic set and of each test set: enough for an interval, few enough for a report."""
 SMOOTHING_PX = 4.0
-"""Standard deviation of the blur over a map. Shortcuts of stride 2 read every other place only, so that a map is a
-lattice of dots; but a feature stands for a patch of the image, 35 px wide at most at this layer."""
+"""Standard deviation of the blur over a map. Shortcuts of stride 2 read every other position only, so a map is a
+lattice of dots; but a feature stands for a patch of the image, at most 35 px wide at this layer."""
 BATCH = 64
 SYNTHETIC = "synthetic"
 

@@ -1,4 +1,4 @@
-"""What a segmenter learns from: slice pairs with complete masks, and random views of them."""
+"""Training examples of a segmenter: slice pairs with complete masks, and random views of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Examples:
 def is_segmented(case: Case) -> bool:
     """Whether the masks can teach and test a segmenter: each structure is somewhere in the stack at ED and at ES.
 
-    Masks that are empty at a frame, or draw cavities only, do not say that there is nothing: nobody drew it. Slices
+    Masks that are empty in a frame, or contain cavities only, are incomplete: the structures were not drawn. Slices
     without any label within a segmented frame lie beyond the heart.
     """
     return all((case.masks[phase] == label).any() for phase in (ED, ES) for label in (RV, MYO, LV))

@@ -85,7 +85,7 @@ def overlap_and_distance(found: Tensor, true: Tensor, spacing_mm: Sequence[float
     pair = [F.one_hot(labels.long(), LV + 1).movedim(-1, 1) for labels in (found, true)]
     distance_of = HausdorffDistanceMetric(include_background=False, percentile=PERCENTILE, reduction="none")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI warns of what is absent; here it is NaN
+        warnings.simplefilter("ignore")  # MONAI warns of absent structures; here they are NaN
         distance = distance_of(*pair, spacing=list(spacing_mm))
         overlap = DiceMetric(include_background=False, reduction="none", ignore_empty=False)(*pair)
     absent = (pair[0].flatten(2).sum(2) + pair[1].flatten(2).sum(2) == 0)[:, 1:]

@@ -1,7 +1,7 @@
 """Training of the U-Net of `fedcmr.shared.tasks.segmentation.network`: on folders of cases, or on public hearts alone.
 
-What is trained on rendered public hearts only, with intensities far apart, has seen neither a generated image nor a
-patient: it is an independent evaluator. Where it finds on a generated image the ejection fraction that was requested,
+A segmenter trained on rendered public hearts only, with widely varied intensities, has seen neither a generated image
+nor a patient: it is an independent evaluator. Where it measures the requested ejection fraction on a generated image,
 the generator has followed the mask.
 """
 
@@ -37,7 +37,7 @@ CHECKPOINT_STEPS = 250
 PUBLIC = SegmentationConfig()
 """The public segmenter's training is one and the same, whatever a study's settings are."""
 HELD_OUT_OFFSET = 500
-"""Added to the seed for hearts that the training never meets."""
+"""Added to the seed for hearts that are not in the training set."""
 
 
 def measured_ef(segmenter: Segmenter, cases: Sequence[Case]) -> list[float]:
@@ -62,7 +62,7 @@ def dice(labels: Tensor, masks: Tensor) -> dict[str, float]:
     """Dice overlap of each structure over all pixels of all images; NaN where neither holds it.
 
     Args:
-        labels: Found, any shape, uint8 labels 0..3.
+        labels: Predicted labels, any shape, uint8 0..3.
         masks: True labels of the same shape.
     """
     found, true = (
