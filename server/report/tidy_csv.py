@@ -20,7 +20,7 @@ class TidyRow(NamedTuple):
     Attributes:
         section: Part of the report.
         model: Which model, or what it was trained on; for an audit, the build or the attack.
-        test_set: Whose patients these are.
+        test_set: Name of the test set.
         group: Vendor or "all"; site, stage or round where the figure is of one.
         metric: Name of the figure, as in `report.json`.
         value: The figure.

@@ -114,7 +114,7 @@ def saliency_maps(
         model: Left as it is, without hooks or gradients.
         images: Shape (N, 2, H, W) in [-1, 1], centred.
         device: Where to compute.
-        layer: Whose activations are mapped.
+        layer: Layer whose activations are mapped.
         method: MONAI's or the one above.
 
     Returns:

@@ -91,7 +91,7 @@ def train_on_cases(
     Everything random follows from (seed, step), so a resumed training equals an uninterrupted one.
 
     Args:
-        cases: Those whose masks are incomplete are left out.
+        cases: Training cases; those with incomplete masks are left out.
         config: Steps, batch, learning rate, average.
         seed: Seed of weights, order and augmentation.
         device: Where to train.
