@@ -22,6 +22,11 @@ def add_commands(commands: Any) -> None:
         "where 'check SITE_FOLDER' finds a problem.",
     )
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
+    sub.add_argument(
+        "--cold",
+        action="store_true",
+        help="load the libraries anew for every message: slower, and no gigabyte of memory between them",
+    )
     sub.set_defaults(command=_join)
 
     sub = commands.add_parser(
@@ -88,7 +93,7 @@ def _join(options: argparse.Namespace) -> None:
     from fedcmr.client.deployment.supernode import join
     from fedcmr.client.policy import load_site
 
-    join(load_site(options.site))
+    join(load_site(options.site), preforked=not options.cold)
 
 
 def _service(options: argparse.Namespace) -> None:

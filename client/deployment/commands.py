@@ -14,10 +14,16 @@ APP_COMMANDS = "flwr-"
 
 JUDGED = '''\
 #!{python} -IS
-"""{name}: Flower's own command, with the bundle judged before it is unpacked."""
-import os, sys
+"""{name}: Flower's own command, with the bundle judged before it is unpacked, in the pre-forked worker or else here."""
+import json, os, socket, sys
 
-os.execv({python!r}, [{python!r}, "-P", "-m", "fedcmr.client.deployment.clientapp", *sys.argv[1:]])
+try:
+    link = socket.socket(socket.AF_UNIX)
+    link.connect({address!r})
+except OSError:
+    os.execv({python!r}, [{python!r}, "-P", "-m", "fedcmr.client.deployment.clientapp", *sys.argv[1:]])
+socket.send_fds(link, [json.dumps(sys.argv[1:]).encode()], [1, 2])
+sys.exit(int(link.recv(16) or b"1"))
 '''
 
 REFUSED = '''\
@@ -32,7 +38,7 @@ sys.exit("{name}: refused: this site runs a ClientApp that it has approved, and 
 '''
 
 
-def write_commands(folder: Path) -> None:
+def write_commands(folder: Path, worker: Path) -> None:
     """Write a command in place of every one by which Flower starts an app.
 
     The server says what kind of app a run is, and Flower 1.42 has six kinds, each with a command. A SuperNode starts
@@ -40,10 +46,11 @@ def write_commands(folder: Path) -> None:
 
     Args:
         folder: In front of the PATH.
+        worker: The Unix socket of the pre-forked worker; where nobody listens, the command runs by itself.
     """
     names = {command.name for command in distribution("flwr").entry_points.select(group="console_scripts")}
     for name in {name for name in names if name.startswith(APP_COMMANDS)} | {CLIENTAPP}:
         path = folder / name
         text = JUDGED if name == CLIENTAPP else REFUSED
-        path.write_text(text.format(python=sys.executable, name=name), encoding="utf-8")
+        path.write_text(text.format(python=sys.executable, name=name, address=str(worker)), encoding="utf-8")
         path.chmod(0o700)

@@ -37,11 +37,12 @@ LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 """prctl(2), on Linux."""
 
 
-def join(site: SiteSettings) -> None:
+def join(site: SiteSettings, preforked: bool = True) -> None:
     """Run the SuperNode until SIGTERM or SIGINT.
 
     Args:
         site: Its settings.
+        preforked: Keep the libraries loaded between messages: see `fedcmr.client.deployment.preforked`.
 
     Raises:
         UserError: The site is not ready: everything that is not is named.
@@ -56,7 +57,7 @@ def join(site: SiteSettings) -> None:
     failures = 0
     while not over.is_set():
         started = time.monotonic()
-        code = _run_once(site, over)
+        code = _run_once(site, over, preforked)
         if over.is_set():
             return
         failures = 0 if time.monotonic() - started > STEADY_S else failures
@@ -66,18 +67,23 @@ def join(site: SiteSettings) -> None:
         over.wait(wait_s)
 
 
-def _run_once(site: SiteSettings, over: threading.Event) -> int:
+def _run_once(site: SiteSettings, over: threading.Event, preforked: bool) -> int:
     """One SuperNode and its executor, from their start to the end of either."""
     environment = _environment(site)
-    write_commands(_commands(site))
+    # The path of a Unix socket is short, and a site's folder may not be.
     with tempfile.TemporaryDirectory(prefix="fedcmr-") as temporary:
-        secret = Path(temporary) / "secret"
+        worker, secret = Path(temporary) / "worker", Path(temporary) / "secret"
+        write_commands(_commands(site), worker)
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         port = _free_port()
+        commands = (
+            [[sys.executable, "-P", "-m", "fedcmr.client.deployment.preforked", str(worker)]] if preforked else []
+        )
+        commands += [_supernode(site, port, secret), _executor(port, secret)]
         processes: list[subprocess.Popen[bytes]] = []
         try:
-            for command in (_supernode(site, port, secret), _executor(port, secret)):
+            for command in commands:
                 processes.append(
                     subprocess.Popen(
                         command,
@@ -88,9 +94,10 @@ def _run_once(site: SiteSettings, over: threading.Event) -> int:
                         preexec_fn=_end_with_parent,
                     )
                 )
-            while all(process.poll() is None for process in processes) and not over.wait(0.2):
+            needed = processes[-2:]
+            while all(process.poll() is None for process in needed) and not over.wait(0.2):
                 pass
-            ended = [process.returncode for process in processes if process.returncode is not None]
+            ended = [process.returncode for process in needed if process.returncode is not None]
         finally:
             for process in reversed(processes):
                 _end(process)

@@ -1,8 +1,9 @@
 """What a round costs between institutions beyond its training: `python -m fedcmr.simulations.benchmarks.deployment`.
 
-One small study, twice on this machine: in one process tree (`fedcmr.simulations.grid`), and through SuperLink and three
-SuperNodes over TLS (`fedcmr-client join`). What a deployed round takes beyond one in the process tree is the engine's
-overhead: the imports of a process that starts for every message, and Flower's pauses between two questions.
+One small study, three times on this machine: in one process tree (`fedcmr.simulations.grid`), and through SuperLink and
+three SuperNodes over TLS, with the pre-forked worker (`fedcmr-client join`) and without (`--cold`). What a deployed
+round takes beyond one in the process tree is the engine's overhead: the imports of a process that starts for every
+message, and Flower's pauses between two requests.
 """
 
 import argparse
@@ -40,11 +41,11 @@ from fedcmr.simulations.grid import make_grid, run_server_app
 NUM_SITES, NUM_ROUNDS = 3, 16
 """With few rounds a median is chance: Flower's pauses make one round a second longer than the next."""
 ONLINE_S = 300.0
-IN_PROCESS, DEPLOYED = "one process tree", "deployed"
+IN_PROCESS, WORKER, COLD = "one process tree", "deployed, pre-forked worker", "deployed, --cold"
 
 
 def main() -> int:
-    """Run both studies, print the table, write JSON on request."""
+    """Run the three studies, print the table, write JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.deployment", description=__doc__)
     add_version(parser)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
@@ -56,10 +57,9 @@ def _measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cases = shared_cases(folder)
-        seconds = {
-            IN_PROCESS: in_process(folder / "grid", cases),
-            DEPLOYED: deployed(folder / "deployed", cases),
-        }
+        seconds = {IN_PROCESS: in_process(folder / "grid", cases)}
+        for name, flags in ((WORKER, []), (COLD, ["--cold"])):
+            seconds[name] = deployed(folder / name.split()[-1].strip("-"), cases, flags)
     table = Table("engine", "s a round", "beyond one process tree, s", title=f"{NUM_SITES} sites, median of the rounds")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.1f}", "" if name == IN_PROCESS else f"{value - seconds[IN_PROCESS]:.1f}")
@@ -76,7 +76,7 @@ def in_process(folder: Path, cases: Path) -> float:
     return round_seconds(run.path)
 
 
-def deployed(folder: Path, cases: Path) -> float:
+def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
     """Median seconds of a round through Flower's deployment engine."""
     coordinator = Coordinator("benchmark", ["127.0.0.1"], _free_port(), _free_port(), folder=folder / "coordinator")
     coordinator.folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def deployed(folder: Path, cases: Path) -> float:
     run = folder / "run"
     try:
         start(coordinator)
-        with _joined(sites):
+        with _joined(sites, flags):
             deadline = time.monotonic() + ONLINE_S
             while set(status(coordinator, None)["sites"].values()) != {"online"}:
                 if time.monotonic() > deadline:
@@ -123,13 +123,13 @@ def round_seconds(run: Path) -> float:
 
 
 @contextmanager
-def _joined(sites: list[Path]) -> Iterator[None]:
+def _joined(sites: list[Path], flags: list[str]) -> Iterator[None]:
     """`fedcmr-client join` of every site, ended with the block."""
     processes = []
     try:
         for site in sites:
             with (site / "join.log").open("wb") as log:
-                command = [sys.executable, "-m", "fedcmr.client.cli", "join", str(site)]
+                command = [sys.executable, "-m", "fedcmr.client.cli", "join", str(site), *flags]
                 processes.append(
                     subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
                 )

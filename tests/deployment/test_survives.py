@@ -25,6 +25,7 @@ from tests.deployment.conftest import (
     change_site,
     children,
     descendant,
+    descendants,
     rounds,
     server,
     start_run,
@@ -34,8 +35,8 @@ from tests.deployment.conftest import (
 pytestmark = pytest.mark.engine
 
 OTHER_VERSION = "0" * 64
-CLIENTAPP = "fedcmr.client.deployment.clientapp"
-"""The process that answers one message."""
+WORKER = "fedcmr.client.deployment.preforked"
+"""The pre-forked worker, and its child for every message: the ClientApp."""
 
 
 def charged_rounds(folder):
@@ -118,8 +119,8 @@ def test_a_study_outlives_its_serverapp_and_a_clientapp(deployed, tmp_path):
 
         second = start_run(deployed, run, "--resume")
         wait_for(lambda: len(rounds(run)) > len(saved), "that round again", every_s=0.05)
-        wait_for(lambda: descendant(joined["b"].pid, CLIENTAPP), "the ClientApp", every_s=0.01)
-        os.kill(descendant(joined["b"].pid, CLIENTAPP), signal.SIGKILL)
+        wait_for(lambda: len(descendants(joined["b"].pid, WORKER)) > 1, "the ClientApp", every_s=0.01)
+        os.kill(descendant(joined["b"].pid, WORKER), signal.SIGKILL)
         assert second.wait(timeout=PATIENCE_S) == 0, run.with_suffix(".log").read_text()[-3000:]
 
     assert [line["round"] for line in rounds(run)] == [1, 2, 3, 4, 5]

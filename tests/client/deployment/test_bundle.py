@@ -177,7 +177,7 @@ def test_a_folder_that_is_not_the_bundle_is_unpacked_again(flower, left, tmp_pat
 
 
 def test_every_other_kind_of_app_has_a_command_that_refuses(tmp_path):
-    write_commands(tmp_path)
+    write_commands(tmp_path, tmp_path.parent / "no-worker")
     commands = {entry.name for entry in distribution("flwr").entry_points if entry.name.startswith("flwr-")}
     assert {path.name for path in tmp_path.iterdir()} == commands >= {"flwr-agentapp", "flwr-serverapp"}
     for name in commands - {"flwr-clientapp", "flwr-agentapp"}:  # tests/deployment has the agent's
@@ -242,7 +242,7 @@ def test_only_plain_names_have_a_fingerprint(name):
 
 
 def test_what_judges_a_bundle_loads_no_library_that_takes_long():
-    """It starts for every message."""
+    """Without the pre-forked worker it starts for every message."""
     code = (
         "import sys, fedcmr.client.deployment.clientapp as _; print(*{'torch', 'opacus', 'monai'} & set(sys.modules))"
     )
