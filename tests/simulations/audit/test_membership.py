@@ -65,7 +65,7 @@ def test_a_score_that_follows_the_order_of_patients_is_noticed_by_the_control(pr
     assert found[LOSS].auc == 1 and found[LOSS].control_auc > 0.9 and not found[LOSS].control_holds
     assert found[SIMA].control_holds
     (line,) = membership_lines({name: result.as_dict() for name, result in found.items()})
-    assert line.startswith(f"{LOSS}: it tells members from members")
+    assert line.startswith(f"{LOSS}: it distinguishes members from members")
 
 
 def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
