@@ -1,6 +1,7 @@
 """The DICOM and NIfTI of a synthetic data set: what they say, where they lie, and the way back through `prepare`."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,7 @@ import pytest
 
 from fedcmr.client.cli import main
 from fedcmr.client.deidentify import pseudonym
+from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS
@@ -184,9 +186,8 @@ def test_until_all_is_read_the_folder_is_private(cases, tmp_path, monkeypatch):
     export_case(tmp_path / "export", cases[0])
     prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY)
     seen = []
-    monkeypatch.setattr(
-        "fedcmr.client.ingest.prepare._find", lambda *arguments: seen.append(of_folder(tmp_path / "out")) or 1
-    )
+    watched = replace(LAYOUTS["dicom"], find=lambda *arguments: seen.append(of_folder(tmp_path / "out")) or 1)
+    monkeypatch.setitem(LAYOUTS, "dicom", watched)
     with pytest.raises(AttributeError):
         prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY)
     assert seen == [PRIVATE_REAL]

@@ -139,7 +139,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, short, monkeyp
     whole, parts = (load_segmenter(tmp_path / f"{name}.safetensors").state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     card = json.loads((tmp_path / "parts.json").read_text())
-    assert (card["num_steps"], card["seed"]) == (4, 1) and card["elapsed_minutes"] > 0
+    assert (card["num_steps"], card["seed"]) == (4, 1) and card["elapsed_minutes"] >= 0
 
 
 def test_the_time_budget_ends_the_training(tmp_path, short):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedcmr.client.training import LocalSteps, Mechanism, fine_tune
+from fedcmr.client.training import Execution, LocalSteps, fine_tune
 from fedcmr.server.generation.synthesis import SharedGenerator, load_shared_generator, synthesize
 from fedcmr.server.settings import SynthesisConfig, load
 from fedcmr.shared.models.base import Condition, Sampler
@@ -15,6 +15,7 @@ from fedcmr.shared.models.networks.autoencoder import Autoencoder
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.models.path import integrate, interpolate
 from fedcmr.shared.models.prior import Prior, load_prior, save_prior
+from fedcmr.shared.privacy import Mechanism
 from fedcmr.shared.style import STYLE_NAMES
 from fedcmr.simulations.audit.membership import predicted_noise, view_losses
 from fedcmr.simulations.benchmarks.adapters import Site, federate, fixed_views
@@ -107,12 +108,13 @@ def test_adapters_are_the_same_parameters_whatever_the_kind(prior_of, prior):
 
 def test_a_site_trains_and_the_server_generates_with_any_kind(prior_of):
     patients = simulated_patients(2, prior_of, 3)
-    steps = LocalSteps(num_steps=1, learning_rate=0.5, num_views=2, seed=7, server_round=2)
+    steps = LocalSteps(learning_rate=0.5, num_views=2, seed=7, server_round=2)
     parts = [part for adapter, part in prior_of.generator.adapters().items() if adapter != "moments"]
     for part in parts:
         start = {name: value.detach().numpy().copy() for name, value in part.items()}
-        for how in (Mechanism(False, 0.05, 0.0, 1.0, 2), Mechanism(True, 0.05, 1e-6, 1.0, 2)):
-            update = fine_tune(prior_of.generator, patients, start, how, steps, CPU)
+        for noise, private in ((0.0, False), (1e-6, True)):
+            how = Mechanism(noise, 1.0, 1, 0.05, 1e-3, private=private, nominal_patients=2)
+            update = fine_tune(prior_of.generator, patients, start, how, steps, Execution(CPU))
             assert all(value.any() for value in update.values())
         added = {name: torch.from_numpy(start[name] + 10 * update[name]) for name in start}
         shared = SharedGenerator(added, {"GE": prior_of.styles})
