@@ -50,7 +50,7 @@ def test_the_command_trains_generates_and_resumes(tmp_path, monkeypatch, capsys)
     assert (tmp_path / "kinds.png").stat().st_size > 1000
 
     assert sorted(path.name for path in out.iterdir()) == ["diffusion.safetensors", "latent_flow.safetensors"]
-    monkeypatch.setattr(model_comparison, "Trainer", None)  # the models are there
+    monkeypatch.setattr(model_comparison, "train_prior", None)  # the models are there
     assert main() == 0
     again = json.loads(figures.read_text())["rows"]
     assert [row["distance"] for row in again] == [row["distance"] for row in rows]
