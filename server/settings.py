@@ -40,8 +40,6 @@ RENAMED_KEYS = {
     "evaluation.matrix": "evaluation.cross_vendor",
 }
 """Old key -> new key, in the same block: configs and overrides of earlier versions are read with a warning."""
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
-"""Key -> old value -> new value, likewise."""
 LAST_WITH_OLD_NAMES = "the old name will go in 0.3"
 
 
@@ -426,7 +424,7 @@ def _checked_layer(schema: Any, path: Path) -> Any:
 
 
 def _rename_old(layer: DictConfig, where: str) -> None:
-    """Give the keys and values of earlier versions their present names, in place, with a warning for each.
+    """Give the keys of earlier versions their present names, in place, with a warning for each.
 
     Raises:
         UserError: A key is given under both names.
@@ -440,14 +438,6 @@ def _rename_old(layer: DictConfig, where: str) -> None:
             raise UserError(f"{where}: expected {new} once, got it as {old} too: remove the latter")
         block[new_name] = block.pop(old_name)
         _warn_renamed(f"{old} is now {new}")
-    for key, names in RENAMED_VALUES.items():
-        parent, name = _split(key)
-        block = _block(layer, parent)
-        value = block.get(name) if block is not None else None
-        if isinstance(value, str) and value in names:
-            assert block is not None
-            block[name] = names[value]
-            _warn_renamed(f"{key}={value} is now {key}={names[value]}")
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from fedcmr.server.report.collect import write_report
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config
 from fedcmr.server.tasks.segmentation.training import measured_ef
-from fedcmr.shared.case import load_cases
+from fedcmr.shared.case import load_cases, read_index
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
@@ -160,7 +160,7 @@ def _federated_evaluation(study: Study) -> None:
 
 
 def _predict_the_mean(study: Study) -> None:
-    efs = [case.info.ef for case in load_cases(study.run.path / "synthetic")]
+    efs = [info.ef for info in read_index(study.run.path / "synthetic")]
     held_out = test_sets(study.run)
     predictions = {name: predict_the_mean(efs, len(cases)) for name, cases in held_out}
     save_predictions(study.run, "predict_the_mean", held_out, predictions)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, load_shared_generator, synthesize_requested
+from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, synthesize_requested
 from fedcmr.server.run_folder import load_run
-from fedcmr.server.settings import load
+from fedcmr.server.settings import Config, load
+from fedcmr.server.study import Study as RunOfStudy
 from fedcmr.shared.case import UNKNOWN, Case, load_cases
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
@@ -40,15 +41,25 @@ class Study:
         """The synthetic data set, in the order of its `cases.csv`."""
         return load_cases(self.path / "synthetic")
 
-    @cached_property
+    @property
     def generator(self) -> SharedGenerator:
         """What the sites added to the public prior: tensors by name, and each vendor's style statistics."""
-        return load_shared_generator(self.path / "generator.safetensors", self.prior)
+        return self._run.shared
 
-    @cached_property
+    @property
     def prior(self) -> Prior:
         """The public prior that the study began with."""
-        return load_prior(load_run(self.path).prior_path())
+        return self._run.prior
+
+    @property
+    def config(self) -> Config:
+        """The study's settings."""
+        return self._run.config
+
+    @cached_property
+    def _run(self) -> RunOfStudy:
+        """The study as the server knows it."""
+        return RunOfStudy(load_run(self.path))
 
 
 def simulate(config: str | Path = "smoke", out: str | Path | None = None, **overrides: Any) -> Study:
@@ -111,8 +122,7 @@ def synthesize(
         prior, generator, config, vendors = load_prior(None), None, load("default"), [UNKNOWN]
     else:
         study = study if isinstance(study, Study) else Study(Path(study))
-        config = load_run(study.path).config
-        prior, generator = study.prior, study.generator
+        config, prior, generator = study.config, study.prior, study.generator
         vendors = sorted(generator.styles) if vendor is None else [vendor]
         if not set(vendors) <= set(generator.styles):
             raise UserError(f"{study.path} has not learnt {vendor!r}: expected one of {sorted(generator.styles)}")

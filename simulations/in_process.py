@@ -4,13 +4,15 @@ The audits and benchmarks run `fedcmr.server.federation.round.run_round` with it
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from fedcmr.client.training import Execution, LocalSteps, Patient, private_update
-from fedcmr.server.federation.round import Replies
+from fedcmr.server.federation.round import Ask, Replies, run_round
 from fedcmr.server.federation.senders import Reply
-from fedcmr.server.federation.state import StudySite
+from fedcmr.server.federation.state import FederationState, StudySite
+from fedcmr.server.settings import Config
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import Mechanism
@@ -72,3 +74,13 @@ def reply_with(updates: Mapping[str, Arrays]) -> Replies:
             for name, update in updates.items()
         ],
     )
+
+
+def gradient_rounds(
+    state: FederationState, sites: Mapping[str, StudySite], config: Config, ask: Ask
+) -> FederationState:
+    """A study's rounds of gradients alone; the share of the budget for style statistics stays set aside."""
+    state = replace(state, server_round=1)
+    while state.server_round < state.num_rounds(config):
+        state, _ = run_round(state, sites, config, ask)
+    return state

@@ -5,10 +5,11 @@ interrupted any number of times ends with the weights, and logs the losses, of a
 CPU with the same number of threads. Not covered: budgets in minutes, which end when the clock says so.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class Checkpoints:
     every: int
     kept: bool = False
     refuse_others: bool = False
+
+
+def identity_of(settings: Any, seed: int, data: Iterable[Tensor]) -> str:
+    """What a checkpoint must agree on to be resumed: a hash of settings (a dataclass), seed and data."""
+    digest = hashlib.sha256(repr((sorted(asdict(settings).items()), seed)).encode())
+    for tensor in data:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train(

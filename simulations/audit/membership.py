@@ -12,7 +12,6 @@ common with those of others then cancels. The attacker holds the patient's image
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcmr.client.training import Patient, patient_gradient, view_seed
-from fedcmr.server.federation.round import Replies, run_round
+from fedcmr.server.federation.round import Replies
 from fedcmr.server.federation.state import StudySite, initial_state
 from fedcmr.server.settings import Config
 from fedcmr.shared.adapters import Adapter
@@ -36,7 +35,7 @@ from fedcmr.simulations.audit.roc import Membership, membership
 from fedcmr.simulations.audit.study import Pool
 from fedcmr.simulations.benchmarks.adapters import HELD_OUT_VIEWS, Site, fixed_views
 from fedcmr.simulations.benchmarks.adapters import federate as federate_sites
-from fedcmr.simulations.in_process import reply_with
+from fedcmr.simulations.in_process import gradient_rounds, reply_with
 
 Float = NDArray[np.float64]
 
@@ -197,7 +196,6 @@ def _shadow(
     sites = {name: StudySite({"Siemens": max(size, 1)}, max(size, 1)) for name, size in sizes.items()}
     state = initial_state(config, prior, sites)
     noise = state.plan[GRADIENTS].noise_multiplier * config.privacy.max_grad_norm if state.plan else 0.0
-    state = replace(state, server_round=1)
 
     def train(request: Request, start: Arrays) -> Replies:
         updates = {}
@@ -211,9 +209,7 @@ def _shadow(
             updates[name] = _shaped(update, start)
         return reply_with(updates)
 
-    while state.server_round < state.num_rounds(config):
-        state, _ = run_round(state, sites, config, train)
-    return state.ema
+    return gradient_rounds(state, sites, config, train).ema
 
 
 def _shaped(flat: Float, like: Mapping[str, NDArray[np.float32]]) -> Arrays:

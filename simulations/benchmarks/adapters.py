@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from rich.table import Table
 
 from fedcmr.client.training import Patient, load_patients, style_statistics, view_seed
 from fedcmr.server.federation.adapters import plan_rung, signal_to_noise
-from fedcmr.server.federation.round import run_round
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state
 from fedcmr.server.federation.vendor_styles import vendor_codes
 from fedcmr.server.settings import Config, load
@@ -41,7 +40,7 @@ from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Re
 from fedcmr.shared.style_statistics import NUM_STEPS
 from fedcmr.shared.version import add_version
 from fedcmr.shared.views import augment
-from fedcmr.simulations.in_process import SitesInProcess
+from fedcmr.simulations.in_process import SitesInProcess, gradient_rounds
 
 HELD_OUT_VIEWS = 6
 NUM_MOMENTS = 50
@@ -159,10 +158,7 @@ def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.
     }
     patients = {name: site.patients for name, site in zip(names, sites, strict=True)}
     there = SitesInProcess(prior, patients, facts, device)
-    state = replace(initial_state(config, prior, facts), server_round=1)
-    while state.server_round < state.num_rounds(config):
-        state, _ = run_round(state, facts, config, there.train)
-    return state
+    return gradient_rounds(initial_state(config, prior, facts), facts, config, there.train)
 
 
 def fixed_views(patients: Sequence[Patient]) -> list[torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.tasks.ejection_fraction.examples import Examples, prepare_examples
 from fedcmr.server.training.augmentation import augment_pairs
-from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, train
+from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, identity_of, train
 from fedcmr.server.training.schedule import ema_decay, one_cycle
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import Case
@@ -74,13 +73,14 @@ def train_regressor(
         model = network(examples.mean_ef, config.area_share)
     model.to(device)
     state = TrainingState(model.train(), config.weight_decay)
+    data = (examples.ef, examples.areas, examples.images.double().sum(dim=(1, 2, 3)))
     train(
         state,
         lambda step: step_loss(state.model, examples, config, seed, step, device),
         training_recipe(config),
         Budget(config.num_steps),
         description,
-        Checkpoints(checkpoint, _identity(examples, config, seed), CHECKPOINT_EVERY) if checkpoint else None,
+        Checkpoints(checkpoint, identity_of(config, seed, data), CHECKPOINT_EVERY) if checkpoint else None,
         log,
         "lower regression.learning_rate",
     )
@@ -128,11 +128,3 @@ def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> T
 def _step_seed(seed: int, step: int) -> int:
     """A seed of its own for every (seed, step)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:7], "big")
-
-
-def _identity(examples: Examples, config: RegressionConfig, seed: int) -> str:
-    """What a checkpoint must agree on to be continued: data, settings and seed."""
-    digest = hashlib.sha256(repr((sorted(asdict(config).items()), seed)).encode())
-    for tensor in (examples.ef, examples.areas, examples.images.double().sum(dim=(1, 2, 3))):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

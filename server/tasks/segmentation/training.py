@@ -5,11 +5,9 @@ nor a patient: it is an independent evaluator. Where it measures the requested e
 the generator has followed the mask.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 from fedcmr.server.generation.pretraining import simulate_hearts
 from fedcmr.server.settings import SegmentationConfig
 from fedcmr.server.tasks.segmentation.examples import Examples, prepare_examples, random_views
-from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, train
+from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, identity_of, train
 from fedcmr.server.training.schedule import cosine, ema_decay
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import LV, MYO, RV, Case
@@ -103,10 +101,8 @@ def train_on_cases(
         UserError: No case is segmented, or the loss is not finite.
     """
     examples = prepare_examples(cases)
-    digest = hashlib.sha256(repr((sorted(asdict(config).items()), seed)).encode())
-    for tensor in (examples.images.double().sum(dim=(1, 2, 3)), examples.masks.sum(dim=(1, 2, 3))):
-        digest.update(tensor.numpy().tobytes())
-    checkpoints = Checkpoints(checkpoint, digest.hexdigest(), CHECKPOINT_STEPS) if checkpoint else None
+    data = (examples.images.double().sum(dim=(1, 2, 3)), examples.masks.sum(dim=(1, 2, 3)))
+    checkpoints = Checkpoints(checkpoint, identity_of(config, seed, data), CHECKPOINT_STEPS) if checkpoint else None
     return _train(examples, config, seed, device, Budget(config.num_steps), checkpoints, description, log).ema.eval()
 
 
