@@ -19,6 +19,7 @@ from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.privacy import Mechanism, Release, epsilon
 from fedcmr.shared.privacy_filter import filter_of
 from fedcmr.shared.records import Request
+from tests.wire_request import usual_request
 
 LEDGERS = Path(__file__).parent / "client" / "ledgers_of_0_1"
 RUN = "0123456789abcdef"
@@ -66,21 +67,15 @@ def test_a_study_plans_the_same_noise_for_the_same_epsilon(overrides, adapter, r
 
 
 def test_a_request_is_one_mechanism_from_the_wire_to_the_charge():
-    request = Request(
-        task="gradients",
+    request = usual_request(
         run_id=RUN,
-        server_round=2,
-        prior_sha256="ab" * 32,
         rung=NORM_AFFINE,
-        private=True,
         noise_multiplier=2.5,
         sample_rate=0.5,
         max_grad_norm=0.03,
-        target_delta=1e-3,
         local_steps=2,
         learning_rate=3.0,
         num_views=8,
-        seed=0,
     )
     mechanism = Request.from_config(request.to_config()).mechanism.at(40)
     assert asdict(mechanism) == {

@@ -18,9 +18,10 @@ from fedcmr.client import training
 from fedcmr.client.training import Patient
 from fedcmr.server.settings import load
 from fedcmr.shared.adapters import ADAPTERS
-from fedcmr.shared.records import GRADIENTS, MOMENTS, OK, Request, pack_request
+from fedcmr.shared.records import GRADIENTS, MOMENTS, OK, pack_request
 from fedcmr.simulations.grid import InProcessGrid, make_grid, run_server_app
 from fedcmr.simulations.run import simulate
+from tests.wire_request import usual_request
 
 CANARY = "Zebra-4711-Mustermann"
 SMALL = (
@@ -75,21 +76,15 @@ def test_an_update_has_the_same_bytes_whatever_the_data(make_study, prior, monke
     sizes, contents = set(), set()
     for number, kind in enumerate(("few", "many", "long", "nan", "zero"), start=1):
         monkeypatch.setattr(client_app, "cached_patients", lambda *_, kind=kind: patients_like(kind))
-        request = Request(
+        request = usual_request(
             task=task,
             run_id=f"{number:016x}",
             server_round=1 if is_moments else 2,
             prior_sha256=prior.sha256,
-            rung="affine",
-            private=True,
             noise_multiplier=9.0,
-            sample_rate=1.0,
             max_grad_norm=4.0,
-            target_delta=1e-3,
             local_steps=2 if is_moments else 1,
-            learning_rate=0.1,
             num_views=1,
-            seed=0,
         )
         metadata = Metadata(1, "m1", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")
         context = Context(1, 2, {"site": str(site), "device": "cpu"}, RecordDict(), {})

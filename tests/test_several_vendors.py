@@ -25,6 +25,7 @@ from fedcmr.shared.site_facts import facts_line
 from fedcmr.shared.style_statistics import SECOND_NORM, two_step_mean
 from fedcmr.simulations.grid import make_grid
 from tests.conftest import make_case
+from tests.wire_request import usual_request
 
 DELTA = 1e-3
 SIZE = 11
@@ -67,22 +68,7 @@ def study(make_study):
 @pytest.fixture
 def request_of(prior):
     def make(**changes) -> Request:
-        request = Request(
-            task="gradients",
-            run_id="0123456789abcdef",
-            server_round=2,
-            prior_sha256=prior.sha256,
-            rung="affine",
-            private=True,
-            noise_multiplier=0.62,
-            sample_rate=1.0,
-            max_grad_norm=1.0,
-            target_delta=DELTA,
-            local_steps=1,
-            learning_rate=0.1,
-            num_views=2,
-            seed=0,
-        )
+        request = usual_request(prior_sha256=prior.sha256, noise_multiplier=0.62, target_delta=DELTA)
         if changes.get("task") == "moments":
             changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2, "noise_multiplier": 9.0} | changes
         return replace(request, **changes)

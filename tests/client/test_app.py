@@ -17,7 +17,8 @@ from fedcmr.client.policy import load_site
 from fedcmr.client.training import fine_tune
 from fedcmr.shared.privacy import Mechanism, Release, epsilon
 from fedcmr.shared.privacy_filter import PrivacyFilter
-from fedcmr.shared.records import CODES, INTERNAL_ERROR, OK, Request, decode, pack_request
+from fedcmr.shared.records import CODES, INTERNAL_ERROR, OK, decode, pack_request
+from tests.wire_request import usual_request
 
 CANARY = "patient-4711"
 
@@ -36,22 +37,7 @@ def arrays(prior):
 @pytest.fixture
 def request_of(prior):
     def make(**changes):
-        request = Request(
-            task="gradients",
-            run_id="0123456789abcdef",
-            server_round=2,
-            prior_sha256=prior.sha256,
-            rung="affine",
-            private=True,
-            noise_multiplier=4.0,
-            sample_rate=1.0,
-            max_grad_norm=1.0,
-            target_delta=1e-3,
-            local_steps=1,
-            learning_rate=0.1,
-            num_views=2,
-            seed=0,
-        )
+        request = usual_request(prior_sha256=prior.sha256)
         if changes.get("task") == "moments":
             changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2} | changes
         return replace(request, **changes)

@@ -12,7 +12,8 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from fedcmr.client.app import app
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import SITE_FILE, load_site, write_site
-from fedcmr.shared.records import INTERNAL_ERROR, OK, UNCHARGED_CODES, Request, pack_request
+from fedcmr.shared.records import INTERNAL_ERROR, OK, UNCHARGED_CODES, pack_request
+from tests.wire_request import usual_request
 
 
 def ask(site, content):
@@ -31,22 +32,7 @@ def test_a_full_disk_is_a_code_and_the_round_is_charged_once(make_study, prior, 
     (folder / SITE_FILE).unlink()
     write_site(folder, replace(site, ledger=str(disk / "ledger")))
     arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
-    request = Request(
-        task="gradients",
-        run_id="0123456789abcdef",
-        server_round=2,
-        prior_sha256=prior.sha256,
-        rung="affine",
-        private=True,
-        noise_multiplier=4.0,
-        sample_rate=1.0,
-        max_grad_norm=1.0,
-        target_delta=1e-3,
-        local_steps=1,
-        learning_rate=0.1,
-        num_views=1,
-        seed=0,
-    )
+    request = usual_request(prior_sha256=prior.sha256, num_views=1)
     content = pack_request(arrays, request)
 
     fill(disk, num_pages)  # 0: no room for the charge, 1: for its second copy, 2: for the reply

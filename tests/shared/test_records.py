@@ -17,24 +17,10 @@ from fedcmr.shared.records import (
     pack_request,
     update_shapes,
 )
+from tests.wire_request import usual_request
 
 SHAPES = {"bias": (2,), "norm.weight": (3, 4)}
-REQUEST = Request(
-    task="gradients",
-    run_id="0123456789abcdef",
-    server_round=2,
-    prior_sha256="ab" * 32,
-    rung="affine",
-    private=True,
-    noise_multiplier=1.5,
-    sample_rate=0.5,
-    max_grad_norm=1.0,
-    target_delta=1e-3,
-    local_steps=2,
-    learning_rate=0.1,
-    num_views=4,
-    seed=0,
-)
+REQUEST = usual_request(noise_multiplier=1.5, sample_rate=0.5, local_steps=2, num_views=4)
 
 
 def arrays_of(shapes, seed=0):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pydicom
@@ -16,6 +15,7 @@ from fedcmr.client.check.report import CheckedCase, CheckReport
 from fedcmr.client.cli import main
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.simulations.hospital import write_hospital
+from tests.browser import chromium
 
 CANARY = "ZZCANARY"
 
@@ -150,29 +150,8 @@ def test_chromium_shows_every_picture_and_nothing_overflows(tmp_path, width):
             box.click();
             document.body.dataset.after = frame.contentWindow.getComputedStyle(lines).display;
         }};</script>""")
-    shown = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1400,900",
-            "--hide-scrollbars",
-            "--virtual-time-budget=20000",
-            "--dump-dom",
-            (tmp_path / "probe.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+    shown = chromium(
+        tmp_path / "profile", "--virtual-time-budget=20000", "--dump-dom", (tmp_path / "probe.html").as_uri()
     )
     body = re.search(r"<body[^>]*>", shown.stdout)[0]
     assert 'data-decoded="70"' in body and 'data-overflow="0"' in body and f'data-width="{width}"' in body, body

@@ -7,28 +7,14 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedcmr.server.federation.validation import Answer, check_reply, drop_duplicates, plausible_norm, update_norm
 from fedcmr.shared.privacy import os_generator, private_mean_gradient
-from fedcmr.shared.records import OK, Request, encode, pack_reply
+from fedcmr.shared.records import OK, encode, pack_reply
 from fedcmr.shared.style_statistics import two_step_mean
+from tests.wire_request import usual_request
 
 SHAPES = {"bias": (2,), "weight": (3,)}
 LIMITS = {"A": 10.0, "B": 10.0}
 ARRAYS = {"bias": np.ones(2, np.float32), "weight": np.zeros(3, np.float32)}
-REQUEST = Request(
-    task="gradients",
-    run_id="0123456789abcdef",
-    server_round=2,
-    prior_sha256="ab" * 32,
-    rung="affine",
-    private=True,
-    noise_multiplier=1.5,
-    sample_rate=0.5,
-    max_grad_norm=0.7,
-    target_delta=1e-3,
-    local_steps=3,
-    learning_rate=0.1,
-    num_views=4,
-    seed=0,
-)
+REQUEST = usual_request(noise_multiplier=1.5, sample_rate=0.5, max_grad_norm=0.7, local_steps=3, num_views=4)
 
 
 def content(site="A", code=OK, **records):

@@ -7,24 +7,11 @@ import pytest
 
 from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE, vendor_codes
 from fedcmr.shared.privacy import os_generator
-from fedcmr.shared.records import Request
 from fedcmr.shared.style_statistics import noise_std, two_step_mean
+from tests.wire_request import usual_request
 
-QUIET = Request(
-    task="moments",
-    run_id="0123456789abcdef",
-    server_round=1,
-    prior_sha256="ab" * 32,
-    rung="affine",
-    private=False,
-    noise_multiplier=0.0,
-    sample_rate=1.0,
-    max_grad_norm=4.0,
-    target_delta=1e-3,
-    local_steps=2,
-    learning_rate=0.1,
-    num_views=4,
-    seed=0,
+QUIET = usual_request(
+    task="moments", server_round=1, private=False, noise_multiplier=0.0, max_grad_norm=4.0, local_steps=2, num_views=4
 )
 NOISY = replace(QUIET, private=True, noise_multiplier=0.96)
 VENDORS = {"a": "Siemens", "b": "Philips", "c": "GE"}

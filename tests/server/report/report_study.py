@@ -14,6 +14,27 @@ from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 VENDORS = ["GE", "Philips", "Siemens"]
 
 
+def bare_report(simulated: bool) -> dict:
+    """A report without figures, for the tests of one section."""
+    return {
+        "study": "s",
+        "simulated": simulated,
+        "regression": {},
+        "baselines": {},
+        "settings": "seed: 0\n",
+        "versions": {},
+        "privacy": {"unit": "one patient", "accountant": "prv", "delta": 1e-3, "epsilon": 7.9, "sites": {}},
+        "synthetic": {"n_cases": 0, "per_vendor": {}, "requested_ef": None, "measured_ef": None, "agreement": None},
+        "timing": {"seconds_per_stage": {}, "seconds_per_round": [], "bytes_per_site_and_round": {"up": 1, "down": 1}},
+        "provenance": {
+            "sites": {},
+            "test_sets": {"acdc": public("ACDC").as_json()},
+            **participation([], []),
+            "styles_of_the_prior": [],
+        },
+    }
+
+
 def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
     """A report with its default baselines, and its images."""
     rng = np.random.default_rng(0)

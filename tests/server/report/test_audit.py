@@ -4,29 +4,12 @@ import json
 
 import pytest
 
-from fedcmr.server.federation.participation import participation
 from fedcmr.server.report.audit import audit_tables, read_audit
 from fedcmr.server.report.build import ReportInputs, build_report
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.provenance import public
+from tests.server.report.report_study import bare_report
 
-REPORT = {
-    "study": "s",
-    "simulated": True,
-    "regression": {},
-    "baselines": {},
-    "settings": "seed: 0\n",
-    "versions": {},
-    "privacy": {"unit": "one patient", "accountant": "prv", "delta": 1e-3, "epsilon": 7.9, "sites": {}},
-    "synthetic": {"n_cases": 0, "per_vendor": {}, "requested_ef": None, "measured_ef": None, "agreement": None},
-    "timing": {"seconds_per_stage": {}, "seconds_per_round": [], "bytes_per_site_and_round": {"up": 1, "down": 1}},
-    "provenance": {
-        "sites": {},
-        "test_sets": {"acdc": public("ACDC").as_json()},
-        **participation([], []),
-        "styles_of_the_prior": [],
-    },
-}
+REPORT = bare_report(simulated=True)
 AUDIT = {
     "canaries": [
         {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedcmr.server.report.build import build_report
+from tests.browser import chromium
 from tests.server.report.report_study import full_study
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,31 +28,6 @@ def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     build_report(*full_study(), folder)
     return folder / "report.html"
-
-
-def chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--enable-logging=stderr",
-            f"--user-data-dir={profile}",
-            "--window-size=1400,900",
-            "--hide-scrollbars",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

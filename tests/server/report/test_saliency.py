@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fedcmr.server.federation.participation import participation
 from fedcmr.server.report.build import ReportInputs, build_report
 from fedcmr.server.report.overlays import (
     MAX_OPACITY,
@@ -22,25 +21,9 @@ from fedcmr.server.report.overlays import (
     overlay_sheet,
 )
 from fedcmr.server.tasks.ejection_fraction.saliency import Attribution
-from fedcmr.shared.provenance import public
+from tests.server.report.report_study import bare_report
 
-REPORT = {
-    "study": "s",
-    "simulated": False,
-    "regression": {},
-    "baselines": {},
-    "settings": "seed: 0\n",
-    "versions": {},
-    "privacy": {"unit": "one patient", "accountant": "prv", "delta": 1e-3, "epsilon": 7.9, "sites": {}},
-    "synthetic": {"n_cases": 0, "per_vendor": {}, "requested_ef": None, "measured_ef": None, "agreement": None},
-    "timing": {"seconds_per_stage": {}, "seconds_per_round": [], "bytes_per_site_and_round": {"up": 1, "down": 1}},
-    "provenance": {
-        "sites": {},
-        "test_sets": {"acdc": public("ACDC").as_json()},
-        **participation([], []),
-        "styles_of_the_prior": [],
-    },
-}
+REPORT = bare_report(simulated=False)
 SCORE = {"n_patients": 12, "share_in_heart": 0.814, "area_share": 0.352, "ci95": [0.78, 0.85]}
 GREY = np.full((64, 64), 0.4)
 NOWHERE = np.zeros((64, 64), bool)
