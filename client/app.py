@@ -39,13 +39,13 @@ from fedcmr.shared.records import (
     ARRAYS,
     CONFIG,
     INTERNAL_ERROR,
-    MOMENTS,
     OK,
     PLAIN,
     PLANNED,
     PRIVATE,
     REHEARSAL,
     REHEARSED_EVALUATION,
+    STATISTICS,
     UNKNOWN_SITE,
     EvaluationRequest,
     Request,
@@ -176,7 +176,7 @@ def respond(
         raise Refused(code)
     if prior.sha256 != request.prior_sha256:
         raise Refused("prior-mismatch")
-    part = prior.generator.trainable(cast(Adapter, request.rung))
+    part = prior.generator.trainable(cast(Adapter, request.adapter))
     trainable = {name: tuple(parameter.shape) for name, parameter in part.items()}
     shapes = update_shapes(request.task, trainable, len(site.vendors), len(prior.style_mean))
     try:
@@ -187,9 +187,9 @@ def respond(
     if rehearsed is not None:
         patients = invented_patients(site)
     steps, execution = LocalSteps.of(request), Execution(device, site.policy.max_seconds)
-    if request.task != MOMENTS:
-        rung = cast(Adapter, request.rung)
-        seconds = estimated_seconds(site.folder, prior, rung, mechanism, steps, execution)
+    if request.task != STATISTICS:
+        adapter = cast(Adapter, request.adapter)
+        seconds = estimated_seconds(site.folder, prior, adapter, mechanism, steps, execution)
         _check_time(site, seconds)
 
     def update() -> Arrays:

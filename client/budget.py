@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import SiteSettings, load_site
+from fedcmr.shared.adapters import present_name
 
 
 def open_ledger(site: Path) -> tuple[SiteSettings, Ledger]:
@@ -43,7 +44,7 @@ def read_budget(settings: SiteSettings, ledger: Ledger) -> dict[str, Any]:
             "time": charge["time"],
             "run_id": charge["run_id"],
             "round": charge["round"],
-            "task": charge["task"],
+            "task": present_name(charge["task"]),
             **charge["release"],
             "committed": charge["reply"] is not None,
             "failed": charge["failure"] is not None,

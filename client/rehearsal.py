@@ -81,5 +81,5 @@ class Rehearsed:
 
 def invented_patients(site: SiteSettings) -> list[Patient]:
     """As many as the site's public number, all of them nobody."""
-    nobody = replace(dummy_patient(), codes=torch.zeros(len(site.vendors), len(STYLE_NAMES)))
+    nobody = replace(dummy_patient(), styles=torch.zeros(len(site.vendors), len(STYLE_NAMES)))
     return [nobody] * site.nominal_patients

@@ -29,7 +29,7 @@ TIMED_VIEWS = 4
 def estimated_seconds(
     folder: Path,
     prior: Prior,
-    rung: Adapter,
+    adapter: Adapter,
     mechanism: Mechanism,
     steps: LocalSteps,
     execution: Execution,
@@ -42,7 +42,7 @@ def estimated_seconds(
     Args:
         folder: The site's, with what was measured before; one that cannot be written costs a measurement every time.
         prior: Its generator is left as it was.
-        rung: The adapter: which part of it is trained.
+        adapter: The adapter: which part of it is trained.
         mechanism: How many steps, on the site's public number of patients, so that the answer to a request does not
             tell the real one.
         steps: With how many views.
@@ -52,7 +52,7 @@ def estimated_seconds(
     num_views = min(steps.num_views, TIMED_VIEWS)
     at_once = torch.get_num_threads() if device.type == "cpu" else 1
     waves = math.ceil(mechanism.divisor / at_once)
-    kind = f"{rung}, {num_views} views, {at_once} at once, {device}, prior {prior.sha256}"
+    kind = f"{adapter}, {num_views} views, {at_once} at once, {device}, prior {prior.sha256}"
 
     def of_request(wave_s: float) -> float:
         return mechanism.num_steps * waves * wave_s * steps.num_views / num_views
@@ -60,17 +60,17 @@ def estimated_seconds(
     measured = _measured(folder)
     if kind in measured and of_request(measured[kind][0]) <= execution.max_seconds:
         return of_request(measured[kind][0])
-    wave_s = _wave_seconds(prior, rung, num_views, at_once, device)
+    wave_s = _wave_seconds(prior, adapter, num_views, at_once, device)
     with contextlib.suppress(OSError):
         content = json.dumps(measured | {kind: (wave_s, time.time())}, indent=1)
         write_atomically(folder / PACE_NAME, content.encode())
     return of_request(wave_s)
 
 
-def _wave_seconds(prior: Prior, rung: Adapter, num_views: int, at_once: int, device: torch.device) -> float:
+def _wave_seconds(prior: Prior, adapter: Adapter, num_views: int, at_once: int, device: torch.device) -> float:
     """Seconds for the gradients of so many dummy patients at once; the second time, for the first one warms up."""
     generator = prior.generator.to(device)
-    values = {name: parameter.detach().clone() for name, parameter in generator.trainable(rung).items()}
+    values = {name: parameter.detach().clone() for name, parameter in generator.trainable(adapter).items()}
     elapsed_s = 0.0
     with generator.holding(values) as parameters:
         chosen = list(parameters.values())

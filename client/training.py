@@ -26,7 +26,7 @@ from fedcmr.shared.device import autocast, one_core_each
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import Mechanism, Rng, os_generator, poisson_sample, private_mean_gradient
-from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS, Request
+from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
 from fedcmr.shared.style import STYLE_NAMES, style_vector
 from fedcmr.shared.style_statistics import two_step_mean
 from fedcmr.shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
@@ -40,15 +40,15 @@ class Patient:
         name: The case's group: a pseudonym. Seeds the patient's views.
         images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
         masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
-        codes: Shape (V, K), the standardised style vectors of the patient's scans by vendor, in the order of the
+        styles: Shape (V, K), the standardised style vectors of the patient's scans by vendor, in the order of the
             site's vendors; zeros where the patient has no scan of one.
-        vendors: Shape (Z,), int64: which row of `codes` each slice belongs to.
+        vendors: Shape (Z,), int64: which row of `styles` each slice belongs to.
     """
 
     name: str
     images: Tensor
     masks: Tensor
-    codes: Tensor
+    styles: Tensor
     vendors: Tensor
 
     def __post_init__(self) -> None:
@@ -56,14 +56,14 @@ class Patient:
         assert len(self.images) == len(self.masks) == len(self.vendors), "one vendor for each slice"
 
     @property
-    def slice_codes(self) -> Tensor:
+    def slice_styles(self) -> Tensor:
         """Shape (Z, K): for each slice the style vector of its vendor."""
-        return self.codes[self.vendors]
+        return self.styles[self.vendors]
 
     @property
     def known(self) -> Tensor:
         """Shape (V,), bool: of which vendors the patient has scans."""
-        known = torch.zeros(len(self.codes), dtype=torch.bool)
+        known = torch.zeros(len(self.styles), dtype=torch.bool)
         known[self.vendors] = True
         return known
 
@@ -112,18 +112,18 @@ def patient_of(
         name: As in `Patient`.
         images: The stacks of all of the patient's scans.
         masks: Likewise.
-        prior: Standardises the codes.
+        prior: Standardises the style vectors.
         vendors: As in `Patient`; None where the site has one vendor.
         num_vendors: Number of vendors at the site.
     """
     keep = with_heart(masks)
     images, masks = images[keep], masks[keep]
     vendors = torch.zeros(len(images), dtype=torch.int64) if vendors is None else vendors[keep]
-    codes = torch.zeros(num_vendors, len(prior.style_mean))
+    styles = torch.zeros(num_vendors, len(prior.style_mean))
     for number in vendors.unique().tolist():
         own = vendors == number
-        codes[number] = prior.standardise(style_vector(images[own], masks[own]))
-    return Patient(name, images, masks, codes, vendors)
+        styles[number] = prior.standardise(style_vector(images[own], masks[own]))
+    return Patient(name, images, masks, styles, vendors)
 
 
 def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = None) -> list[Patient]:
@@ -133,7 +133,7 @@ def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = No
 
     Args:
         folder: A folder of prepared cases.
-        prior: Standardises the codes.
+        prior: Standardises the style vectors.
         vendors: Vendors that the site declares, in the order of their style vectors; None for those of the cases.
 
     Raises:
@@ -185,9 +185,9 @@ def private_update(
         execution: Where and how fast.
         tell_failure: As in `fine_tune`.
     """
-    if task == MOMENTS:
+    if task == STATISTICS:
         mean, square = style_statistics(patients, mechanism, nominal_patients)
-        return {CODE_MEAN: mean, CODE_SQUARE: square}
+        return {STYLE_MEAN: mean, STYLE_SQUARE: square}
     return fine_tune(prior.generator, patients, arrays, mechanism, steps, execution, tell_failure)
 
 
@@ -206,7 +206,7 @@ def style_statistics(
     """
     num_vendors, size = len(nominal_patients), len(STYLE_NAMES)
     # Where nobody is left, noise alone is released.
-    styles = np.array([patient.codes.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
+    styles = np.array([patient.styles.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
     known = np.array([patient.known.numpy() for patient in patients], bool).reshape(-1, num_vendors)
     known = known.repeat(size, axis=1)
     if mechanism.private:
@@ -357,7 +357,7 @@ def patient_gradient(
     rng = torch.Generator().manual_seed(seed)
     index = torch.randint(len(patient.images), (num_views,), generator=rng)
     images, masks = augment(patient.images[index], patient.masks[index], rng)
-    condition = Condition(masks, patient.slice_codes[index]).to(device)
+    condition = Condition(masks, patient.slice_styles[index]).to(device)
     with autocast(device):
         loss = generator.loss(images.to(device), condition, rng).mean()
     gradients = torch.autograd.grad(loss, parameters)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedcmr.shared.adapters import ADAPTERS
+from fedcmr.shared.adapters import ADAPTERS, EARLIER_NAMES
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import console
@@ -40,6 +40,8 @@ RENAMED_KEYS = {
     "evaluation.matrix": "evaluation.cross_vendor",
 }
 """Old key -> new key, in the same block: configs and overrides of earlier versions are read with a warning."""
+RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {"federation.adapter": EARLIER_NAMES}
+"""Key -> old value -> new value, likewise."""
 LAST_WITH_OLD_NAMES = "the old name will go in 0.3"
 
 
@@ -424,7 +426,7 @@ def _checked_layer(schema: Any, path: Path) -> Any:
 
 
 def _rename_old(layer: DictConfig, where: str) -> None:
-    """Give the keys of earlier versions their present names, in place, with a warning for each.
+    """Give keys and values of earlier versions their present names, in place, with a warning for each.
 
     Raises:
         UserError: A key is given under both names.
@@ -438,6 +440,13 @@ def _rename_old(layer: DictConfig, where: str) -> None:
             raise UserError(f"{where}: expected {new} once, got it as {old} too: remove the latter")
         block[new_name] = block.pop(old_name)
         _warn_renamed(f"{old} is now {new}")
+    for key, values in RENAMED_VALUES.items():
+        parent, name = _split(key)
+        block = _block(layer, parent)
+        value = None if block is None else block.get(name)
+        if block is not None and isinstance(value, str) and value in values:
+            block[name] = values[value]
+            _warn_renamed(f"{key}={value} is now {key}={values[value]}")
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -276,7 +276,7 @@ def private_mean_gradient(
 
 
 def private_moments(
-    codes: FloatArray,
+    styles: FloatArray,
     max_grad_norm: float,
     noise_multiplier: float,
     nominal_patients: int | NDArray[np.int_],
@@ -293,7 +293,7 @@ def private_moments(
         a `Release` with this noise multiplier and sample rate 1.
 
     Args:
-        codes: Shape (N, K), style vectors in standardised units; a row with NaN or infinity counts as zero.
+        styles: Shape (N, K), style vectors in standardised units; a row with NaN or infinity counts as zero.
         max_grad_norm: B, L2 bound of a style vector.
         noise_multiplier: As in `private_sum`.
         nominal_patients: A public constant that divides the sums, or one per entry, shape (K,).
@@ -304,18 +304,18 @@ def private_moments(
     """
     _check(0 < max_grad_norm < math.inf, "finite max_grad_norm > 0", max_grad_norm)
     _check(bool(np.min(nominal_patients) >= 1), "nominal_patients >= 1", nominal_patients)
-    size = codes.shape[1]
-    noised = private_sum(moment_vectors(codes, max_grad_norm), 1.0, noise_multiplier, 2 * size, rng)
+    size = styles.shape[1]
+    noised = private_sum(moment_vectors(styles, max_grad_norm), 1.0, noise_multiplier, 2 * size, rng)
     mean = noised * math.sqrt(2) / np.tile(np.broadcast_to(nominal_patients, size), 2)
     return mean[:size] * max_grad_norm, mean[size:] * (max_grad_norm**2 / 2)
 
 
-def moment_vectors(codes: FloatArray, max_grad_norm: float) -> FloatArray:
+def moment_vectors(styles: FloatArray, max_grad_norm: float) -> FloatArray:
     """The normalised vectors of `private_moments`, before noise; shape (N, 2 K), every row of norm <= 1."""
-    num_patients, size = codes.shape
+    num_patients, size = styles.shape
     vectors = np.empty((num_patients, 2 * size))
-    for vector, code in zip(vectors, codes, strict=True):
-        unit = clip_to_norm(code, max_grad_norm) / max_grad_norm
+    for vector, style in zip(vectors, styles, strict=True):
+        unit = clip_to_norm(style, max_grad_norm) / max_grad_norm
         vector[:size] = unit
         vector[size:] = clip_to_norm(unit * unit, 0.5) / 0.5
     return vectors / math.sqrt(2)

@@ -39,8 +39,8 @@ REHEARSED_EVALUATION = "rehearsed-evaluation"
 MAX_PLANNED = 16
 """Different releases that a study plans; equal ones are one release of more steps."""
 
-MOMENTS, GRADIENTS = "moments", "gradients"
-CODE_MEAN, CODE_SQUARE = "code_mean", "code_square"
+STATISTICS, GRADIENTS = "statistics", "gradients"
+STYLE_MEAN, STYLE_SQUARE = "style_mean", "style_square"
 
 EJECTION_FRACTION = "ejection_fraction"
 PRIVATE, PLAIN = "private", "table"
@@ -117,14 +117,14 @@ class Request(_Wire):
     """What the server requests from a site in one round; `configs/default.yaml` explains the settings.
 
     Attributes:
-        task: "moments" (round 1) or "gradients".
+        task: "statistics" (round 1) or "gradients".
         run_id: Name of the whole run, the same after a restart: with the round, the key of the site's ledger.
         prior_sha256: The public prior that the trainable part belongs to.
-        rung: The adapter: which part of the generator is trainable, names and shapes.
+        adapter: Which part of the generator is trainable, names and shapes.
         private: False only in a study without privacy, which each site's policy must allow.
-        max_grad_norm: L2 clip of a patient's gradient; of a patient's style vector in the moments task.
-        sample_rate: Poisson sampling over patients; 1 in the moments task.
-        local_steps: Private gradient steps; the steps of the two-step private mean in the moments task.
+        max_grad_norm: L2 clip of a patient's gradient; of a patient's style vector in the statistics task.
+        sample_rate: Poisson sampling over patients; 1 in the statistics task.
+        local_steps: Private gradient steps; the steps of the two-step private mean in the statistics task.
         seed: Seed of the views, never of sampling or noise when private.
         sites: The study's sites, a `fedcmr.shared.site_facts.facts_line` each: a site whose own facts are not among
             them refuses before it is charged for an answer that could not be used. Empty where the server does not say.
@@ -134,7 +134,7 @@ class Request(_Wire):
     run_id: str
     server_round: int
     prior_sha256: str
-    rung: str
+    adapter: str
     private: bool
     noise_multiplier: float
     sample_rate: float
@@ -149,12 +149,12 @@ class Request(_Wire):
     def __post_init__(self) -> None:
         self._check_types()
         numbers = (self.noise_multiplier, self.sample_rate, self.max_grad_norm, self.target_delta, self.learning_rate)
-        as_moments = self.sample_rate == 1 and self.local_steps == NUM_STEPS
+        as_statistics = self.sample_rate == 1 and self.local_steps == NUM_STEPS
         if not (
             all(map(math.isfinite, numbers))
-            and self.task in (MOMENTS, GRADIENTS)
-            and (self.task == GRADIENTS or as_moments)
-            and self.rung in ADAPTERS
+            and self.task in (STATISTICS, GRADIENTS)
+            and (self.task == GRADIENTS or as_statistics)
+            and self.adapter in ADAPTERS
             and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
             and self.server_round >= 1
             and self.noise_multiplier >= 0
@@ -296,17 +296,17 @@ def arrays_sha256(arrays: Mapping[str, NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
-def update_shapes(task: str, trainable: Shapes, num_vendors: int, code_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a task's update: both moments of the style by vendor, or one delta per trainable array.
+def update_shapes(task: str, trainable: Shapes, num_vendors: int, style_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a task's update: the style statistics by vendor, or one delta per trainable array.
 
     Args:
-        task: `MOMENTS` or `GRADIENTS`.
+        task: `STATISTICS` or `GRADIENTS`.
         trainable: Names and shapes of the trainable part.
-        num_vendors: Number of vendors that the site declares; rows of the moments, in the order of the vendors' names.
-        code_size: K, columns of the moments.
+        num_vendors: Number of vendors that the site declares; rows of the statistics, by the vendors' names.
+        style_size: K, columns of the statistics.
     """
-    shape = (num_vendors, code_size)
-    return {CODE_MEAN: shape, CODE_SQUARE: shape} if task == MOMENTS else dict(trainable)
+    shape = (num_vendors, style_size)
+    return {STYLE_MEAN: shape, STYLE_SQUARE: shape} if task == STATISTICS else dict(trainable)
 
 
 def pack_rehearsal(

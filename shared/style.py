@@ -27,6 +27,10 @@ STYLE_NAMES = (
 )
 """Means and standard deviations of regions in grey values, endocardial edge strength over contrast, fine noise."""
 
+MEAN_KEY, STD_KEY = "code_mean", "code_std"
+"""Groups of arrays in checkpoints and published generators: each vendor's mean and standard deviation. The names are
+those of the first version: all versions' files are read alike, and `tests/test_recorded_weights.py` hashes them."""
+
 BAND_PX = 5
 """Width of the peri-cardiac band, in pixels of the networks' grid (2 mm each)."""
 MAX_STYLE = 5.0

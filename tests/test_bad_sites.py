@@ -18,7 +18,7 @@ from fedcmr.client.ledger import Ledger
 from fedcmr.client.trainable import trainable
 from fedcmr.client.training import load_patients
 from fedcmr.server.federation.federate import federate
-from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE
+from fedcmr.server.federation.vendor_styles import STYLE_STD_RANGE
 from fedcmr.server.generation.synthesis import load_shared_generator, synthesize
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import RegressionConfig
@@ -149,7 +149,7 @@ def test_a_region_that_no_patient_has_gets_the_public_mean_and_the_least_spread(
     assert refused(run) == [{}, {}]
     missing = np.array([name in lost for name in STYLE_NAMES])
     mean, std = arrays["code_mean/Siemens"], arrays["code_std/Siemens"]
-    assert not mean[missing].any() and (std[missing] == CODE_STD_RANGE[0]).all()
+    assert not mean[missing].any() and (std[missing] == STYLE_STD_RANGE[0]).all()
     assert np.abs(mean[~missing]).min() > 0, "what the patients do have is told"
 
     prior = load_prior(run.prior_path())

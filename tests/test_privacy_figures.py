@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fedcmr.client.budget import read_budget
 from fedcmr.client.ledger import Ledger, WorkFailed
-from fedcmr.client.policy import SitePolicy
+from fedcmr.client.policy import SitePolicy, SiteSettings
 from fedcmr.client.release import Refused, charged
-from fedcmr.server.federation.adapters import plan_rung
+from fedcmr.server.federation.adapters import plan_adapter
 from fedcmr.server.settings import load
 from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.privacy import Mechanism, Release, epsilon
@@ -44,7 +45,7 @@ PLANS = [
         7.980272122473545,
     ),
     (
-        ("privacy.moments_share=0.2", "privacy.target_epsilon=3"),
+        ("privacy.statistics_share=0.2", "privacy.target_epsilon=3"),
         NORM_AFFINE,
         [(3.2867372646190414, 1.0, 2), (3.6746839739349455, 1.0, 10)],
         2.9925014763849567,
@@ -57,7 +58,7 @@ PLANS = [
 def test_a_study_plans_the_same_noise_for_the_same_epsilon(overrides, adapter, releases, fixed, filtered):
     config = load("default", overrides)
     privacy, num_rounds = config.privacy, config.federation.num_rounds - 1
-    plan = list(plan_rung(adapter, privacy, num_rounds * config.federation.local_steps, num_rounds).values())
+    plan = list(plan_adapter(adapter, privacy, num_rounds * config.federation.local_steps, num_rounds).values())
     for release, expected in zip(plan, releases, strict=True):
         assert astuple(release) == pytest.approx(expected, rel=1e-12)
     counted = [Release(*release) for release in releases]
@@ -69,7 +70,7 @@ def test_a_study_plans_the_same_noise_for_the_same_epsilon(overrides, adapter, r
 def test_a_request_is_one_mechanism_from_the_wire_to_the_charge():
     request = usual_request(
         run_id=RUN,
-        rung=NORM_AFFINE,
+        adapter=NORM_AFFINE,
         noise_multiplier=2.5,
         sample_rate=0.5,
         max_grad_norm=0.03,
@@ -126,6 +127,12 @@ def test_an_earlier_ledger_opens_and_sums_to_the_same_epsilon(old_ledger, name, 
     assert ledger.spent(1e-3) == pytest.approx(epsilons[-1], rel=1e-12)
     assert ledger.spent(1e-5) == pytest.approx(at_small_delta, rel=1e-12)
     assert ledger.releases()[0] == Release(1.9, 1.0, 2) and len(ledger.releases()) == 4
+
+
+def test_the_budget_names_an_earlier_ledgers_tasks_in_todays_words(old_ledger):
+    ledger = old_ledger("gaussian")
+    site = SiteSettings("a", {"GE": 40}, 40)
+    assert [line["task"] for line in read_budget(site, ledger)["history"]] == ["statistics", *["gradients"] * 3]
 
 
 @pytest.mark.parametrize("name", ["gaussian", "renyi"])

@@ -18,7 +18,7 @@ from fedcmr.client import training
 from fedcmr.client.training import Patient
 from fedcmr.server.settings import load
 from fedcmr.shared.adapters import ADAPTERS
-from fedcmr.shared.records import GRADIENTS, MOMENTS, OK, pack_request
+from fedcmr.shared.records import GRADIENTS, OK, STATISTICS, pack_request
 from fedcmr.simulations.grid import InProcessGrid, make_grid, run_server_app
 from fedcmr.simulations.run import simulate
 from tests.wire_request import usual_request
@@ -29,7 +29,7 @@ SMALL = (
     "hospitals.num_test=2",
     "hospitals.vendors=[Siemens, GE]",
     "federation.num_views=1",
-    "federation.adapter=affine",
+    "federation.adapter=norm_affine",
     "federation.num_rounds=2",
     "federation.num_processes=1",
     "device=cpu",
@@ -68,22 +68,22 @@ def patients_like(kind: str) -> list[Patient]:
     return patients
 
 
-@pytest.mark.parametrize("task", [MOMENTS, GRADIENTS])
+@pytest.mark.parametrize("task", [STATISTICS, GRADIENTS])
 def test_an_update_has_the_same_bytes_whatever_the_data(make_study, prior, monkeypatch, task):
     site = make_study().path / "sites" / "a"
     arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(ADAPTERS[1]).items()}
-    is_moments = task == MOMENTS
+    is_statistics = task == STATISTICS
     sizes, contents = set(), set()
     for number, kind in enumerate(("few", "many", "long", "nan", "zero"), start=1):
         monkeypatch.setattr(client_app, "cached_patients", lambda *_, kind=kind: patients_like(kind))
         request = usual_request(
             task=task,
             run_id=f"{number:016x}",
-            server_round=1 if is_moments else 2,
+            server_round=1 if is_statistics else 2,
             prior_sha256=prior.sha256,
             noise_multiplier=9.0,
             max_grad_norm=4.0,
-            local_steps=2 if is_moments else 1,
+            local_steps=2 if is_statistics else 1,
             num_views=1,
         )
         metadata = Metadata(1, "m1", 1, 2, "", "", created_at=1e9, ttl=1e9, message_type="train")

@@ -69,7 +69,7 @@ def study(make_study):
 def request_of(prior):
     def make(**changes) -> Request:
         request = usual_request(prior_sha256=prior.sha256, noise_multiplier=0.62, target_delta=DELTA)
-        if changes.get("task") == "moments":
+        if changes.get("task") == "statistics":
             changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2, "noise_multiplier": 9.0} | changes
         return replace(request, **changes)
 
@@ -96,9 +96,9 @@ def test_a_patient_of_both_scanners_pays_once_and_stays_under_the_cap(study, pri
     assert (found.num_patients, found.vendors) == (6, {"Philips": 6, "Siemens": 6})
 
 
-def test_moments_come_back_for_every_vendor_that_the_site_declares(study, prior, request_of):
-    reply = ask(study.path / "sites" / "a", prior, request_of(task="moments"))
-    decode(reply["arrays"], {"code_mean": (2, SIZE), "code_square": (2, SIZE)})
+def test_statistics_come_back_for_every_vendor_that_the_site_declares(study, prior, request_of):
+    reply = ask(study.path / "sites" / "a", prior, request_of(task="statistics"))
+    decode(reply["arrays"], {"style_mean": (2, SIZE), "style_square": (2, SIZE)})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_server_that_counts_with_other_facts_is_refused_before_anything_is_cha
     site = study.path / "sites" / "a"
     others = facts_line("c", {"GE": 5}, 5)
     right = facts_line("a", {"Siemens": 6, "Philips": 6}, 6)
-    request = request_of(task="moments")
+    request = request_of(task="statistics")
     assert ask(site, prior, replace(request, sites=f"{told}\n{others}"))["reply"]["code"] == "facts-differ"
     assert Ledger(site / "ledger").releases() == []
     assert "fedcmr-server register" in (site / "errors.log").read_text()
@@ -136,8 +136,8 @@ def test_a_study_publishes_a_style_for_each_of_the_sites_vendors(study):
 def test_gradients_see_every_slice_with_its_own_vendors_style(tmp_path, prior, monkeypatch):
     write_both(tmp_path, num=1)
     (patient,) = load_patients(tmp_path, prior, ("Philips", "Siemens"))
-    assert patient.codes.shape == (2, SIZE) and patient.vendors.tolist() == [1, 1, 1, 0, 0, 0]
-    assert patient.codes[0, 0] < patient.codes[1, 0] - 0.3, "lv_mean of the dark scanner"
+    assert patient.styles.shape == (2, SIZE) and patient.vendors.tolist() == [1, 1, 1, 0, 0, 0]
+    assert patient.styles[0, 0] < patient.styles[1, 0] - 0.3, "lv_mean of the dark scanner"
     seen = []
 
     loss = prior.generator.loss
@@ -153,7 +153,7 @@ def test_gradients_see_every_slice_with_its_own_vendors_style(tmp_path, prior, m
     of_slice = [next(k for k in range(6) if torch.equal(picture, patient.images[k])) for picture in images]
     assert set(of_slice) == set(range(6)), "slices of both scans are averaged in one gradient"
     for number, code in zip(of_slice, codes, strict=True):
-        assert torch.equal(code, patient.codes[patient.vendors[number]])
+        assert torch.equal(code, patient.styles[patient.vendors[number]])
 
 
 def invented(name: str, vendors: tuple[int, ...], seed: int, scale: float = 3.0) -> Patient:

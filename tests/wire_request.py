@@ -9,7 +9,7 @@ USUAL: dict[str, Any] = {
     "run_id": "0123456789abcdef",
     "server_round": 2,
     "prior_sha256": "ab" * 32,
-    "rung": "affine",
+    "adapter": "norm_affine",
     "private": True,
     "noise_multiplier": 4.0,
     "sample_rate": 1.0,

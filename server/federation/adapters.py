@@ -1,9 +1,9 @@
 """The choice of adapter: which one the sites' numbers of patients can pay for, and how much noise it takes.
 
-Every adapter begins with the private moments of the sites' style vectors, 22 numbers in one round. "moments"
-(statistics only) ends there and spends the whole budget on them. "affine" (norm-affine) continues with private gradient
-steps on some hundred affine parameters of the generator. "low_rank" (LoRA) does so on some thousand parameters of
-low-rank updates of the layers that take the style vector.
+Every adapter begins with the private statistics of the sites' style vectors, 22 numbers in one round. "statistics"
+ends there and spends the whole budget on them. "norm_affine" continues with private gradient steps on some hundred
+affine parameters of the generator's normalisation layers. "lora" (LoRA) does so on some thousand parameters of low-rank
+updates of the layers that take the style vector.
 """
 
 import math
@@ -14,10 +14,10 @@ from fedcmr.server.federation.noise_plan import plan_noise
 from fedcmr.server.settings import PrivacyConfig
 from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.privacy import Release
-from fedcmr.shared.records import GRADIENTS, MOMENTS
+from fedcmr.shared.records import GRADIENTS, STATISTICS
 from fedcmr.shared.style_statistics import NUM_STEPS
 
-LEAST_SIGNAL: Mapping[Adapter, float] = {"affine": 1.2, "low_rank": 0.3}
+LEAST_SIGNAL: Mapping[Adapter, float] = {"norm_affine": 1.2, "lora": 0.3}
 """The least `signal_to_noise` at which "auto" chooses an adapter that trains by gradients.
 
 Set by `simulations.benchmarks.adapters` on simulated hospitals. The norm-affine adapter lowered the held-out loss from
@@ -29,21 +29,21 @@ Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
 
 
-def plan_rung(rung: Adapter, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
+def plan_adapter(adapter: Adapter, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
     """The least noise with which a whole run with this adapter stays within the target.
 
-    The two steps of the private mean, with noise s each, cost as much as one with s / sqrt(2). With "moments" they
+    The two steps of the private mean, with noise s each, cost as much as one with s / sqrt(2). With "statistics" they
     spend the whole budget, with any other adapter `statistics_share` of it. The gradient steps are divided evenly among
     `num_rounds` rounds.
     """
     target, delta = privacy.target_epsilon, privacy.target_delta
-    if rung == "moments":
-        looks = plan_noise(target, delta, 1.0, 1, 1 / NUM_STEPS).gradients
-        plan = {MOMENTS: replace(looks, num_steps=NUM_STEPS)}
+    if adapter == "statistics":
+        statistics = plan_noise(target, delta, 1.0, 1, 1 / NUM_STEPS).gradients
+        plan = {STATISTICS: replace(statistics, num_steps=NUM_STEPS)}
     else:
         parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.statistics_share, num_rounds)
-        looks = Release(parts.moments.noise_multiplier * math.sqrt(NUM_STEPS), 1.0, NUM_STEPS)
-        plan = {MOMENTS: looks, GRADIENTS: parts.gradients}
+        statistics = Release(parts.statistics.noise_multiplier * math.sqrt(NUM_STEPS), 1.0, NUM_STEPS)
+        plan = {STATISTICS: statistics, GRADIENTS: parts.gradients}
     return plan
 
 
@@ -63,13 +63,13 @@ def signal_to_noise(gradients: Release, nominal_patients: Iterable[int], num_par
     return gradients.sample_rate * steps / (gradients.noise_multiplier * spread)
 
 
-def choose_rung(
+def choose_adapter(
     setting: str, gradients: Release | None, nominal_patients: Iterable[int], num_parameters: Mapping[Adapter, int]
 ) -> tuple[Adapter, str]:
     """The adapter of a study, and one line that says why.
 
     "auto" takes the last adapter in `ADAPTERS` whose signal-to-noise ratio is at least its `LEAST_SIGNAL`. If there is
-    none, it takes the moments alone, which then have the whole budget.
+    none, it takes the style statistics alone, which then have the whole budget.
 
     Args:
         setting: `federation.adapter`.
@@ -77,14 +77,16 @@ def choose_rung(
         nominal_patients: Nominal number of patients of each site in the study.
         num_parameters: Number of trainable parameters of each adapter that trains by gradients.
     """
-    for rung in ADAPTERS:
-        if rung == setting:
-            return rung, f"rung {rung}: as federation.adapter says"
+    for adapter in ADAPTERS:
+        if adapter == setting:
+            return adapter, f"adapter {adapter}: as federation.adapter says"
     if gradients is None:
-        return ADAPTERS[-1], f"rung {ADAPTERS[-1]}: no noise without privacy"
+        return ADAPTERS[-1], f"adapter {ADAPTERS[-1]}: no noise without privacy"
     sizes = list(nominal_patients)
-    signals = {rung: signal_to_noise(gradients, sizes, num) for rung, num in num_parameters.items()}
-    paid = [rung for rung, signal in signals.items() if signal >= LEAST_SIGNAL[rung]]
+    signals = {adapter: signal_to_noise(gradients, sizes, num) for adapter, num in num_parameters.items()}
+    paid = [adapter for adapter, signal in signals.items() if signal >= LEAST_SIGNAL[adapter]]
     chosen = max(paid, key=ADAPTERS.index, default=ADAPTERS[0])
-    told = ", ".join(f"{rung} {signal:.2f} (least {LEAST_SIGNAL[rung]:g})" for rung, signal in signals.items())
-    return chosen, f"rung {chosen}: signal to noise {told}"
+    measured = ", ".join(
+        f"{adapter} {signal:.2f} (least {LEAST_SIGNAL[adapter]:g})" for adapter, signal in signals.items()
+    )
+    return chosen, f"adapter {chosen}: signal to noise {measured}"

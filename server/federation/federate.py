@@ -18,7 +18,7 @@ from fedcmr.server.run_folder import RunFolder
 from fedcmr.shared import checkpoint
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior
-from fedcmr.shared.records import MOMENTS
+from fedcmr.shared.records import STATISTICS
 
 PATIENCE = 2
 """Rounds in a row that may miss their quorum: an honest site can miss one, for example after a crash."""
@@ -59,14 +59,14 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
     num_rounds = state.num_rounds(config)
     connected = SitesByFlower(grid, settings, len(sites), read_nodes(run))
     if state.server_round < num_rounds:
-        connected.wait(len(sites), quorum(settings, len(sites), MOMENTS))
+        connected.wait(len(sites), quorum(settings, len(sites), STATISTICS))
     while state.server_round < num_rounds:
         started = time.monotonic()
         state, happened = run_round(state, sites, config, connected.train)
         line = {
             "stage": "federation",
             "round": state.server_round,
-            "rung": state.rung,
+            "adapter": state.adapter,
             **happened.attendance(),
             "bytes_down": happened.replies.bytes_down,
             "bytes_up": happened.replies.bytes_up,

@@ -14,11 +14,11 @@ class NoisePlan:
     """What one site will release over a whole run.
 
     Attributes:
-        moments: One release of the moments of the style vectors; every patient takes part.
+        statistics: One release of the statistics of the style vectors; every patient takes part.
         gradients: All private gradient steps of the run.
     """
 
-    moments: Release
+    statistics: Release
     gradients: Release
 
 
@@ -30,7 +30,7 @@ def plan_noise(
     statistics_share: float,
     num_rounds: int = 1,
 ) -> NoisePlan:
-    """The least noise with which the moments and all gradient steps together stay within the target.
+    """The least noise with which the style statistics and all gradient steps together stay within the target.
 
     Each site accounts for its releases by a privacy filter, and so does the plan: by the filter of a site whose cap and
     delta are the targets and which allows this sample rate. Otherwise an honest study would run out of budget half-way.
@@ -43,7 +43,7 @@ def plan_noise(
         target_delta: Delta of the guarantee, in (0, 1).
         sample_rate: Probability with which a gradient step samples a patient, in (0, 1].
         num_gradient_steps: Number of gradient steps over all rounds.
-        statistics_share: Part of mu squared that goes to the moments, in (0, 1).
+        statistics_share: Part of mu squared that goes to the statistics, in (0, 1).
         num_rounds: Rounds among which the gradient steps are divided evenly; a site charges each round by itself.
     """
     _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
@@ -56,13 +56,13 @@ def plan_noise(
 
     def plan(noise_multiplier: float) -> NoisePlan:
         mu_squared = num_gradient_steps * (sample_rate / noise_multiplier) ** 2
-        moments = math.sqrt((1 - statistics_share) / statistics_share / mu_squared)
-        return NoisePlan(Release(moments, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
+        statistics = math.sqrt((1 - statistics_share) / statistics_share / mu_squared)
+        return NoisePlan(Release(statistics, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
 
     def excess(log_noise: float) -> float:
         planned = plan(math.exp(log_noise))
         of_round = replace(planned.gradients, num_steps=num_gradient_steps // num_rounds)
-        spent = privacy_filter.cost(planned.moments) + num_rounds * privacy_filter.cost(of_round)
+        spent = privacy_filter.cost(planned.statistics) + num_rounds * privacy_filter.cost(of_round)
         return privacy_filter.epsilon(spent, target_delta) / target_epsilon - 0.9975
 
     upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - statistics_share)))  # mu = 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedcmr.server.formatting import listed
 from fedcmr.shared.checkpoint import Arrays
+from fedcmr.shared.style import MEAN_KEY, STD_KEY
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def prior_styles(arrays: Arrays) -> list[str]:
     return sorted(
         vendor
         for name, mean in arrays.items()
-        if name.startswith("code_mean/")
+        if name.startswith(f"{MEAN_KEY}/")
         and not mean.any()
-        and (arrays[f"code_std/{(vendor := name.partition('/')[2])}"] == 1).all()
+        and (arrays[f"{STD_KEY}/{(vendor := name.partition('/')[2])}"] == 1).all()
     )
 
 

@@ -19,8 +19,8 @@ from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import (
     INTERNAL_ERROR,
-    MOMENTS,
     OK,
+    STATISTICS,
     UNCHARGED_CODES,
     UNKNOWN_SITE,
     Request,
@@ -105,7 +105,7 @@ def run_round(
     updates = {answer.site: answer.arrays for answer in answers if answer.arrays is not None}
     missing = max(0, quorum(config.federation, len(sites), request.task) - len(updates))
     after = state
-    if missing == 0 and request.task == MOMENTS:
+    if missing == 0 and request.task == STATISTICS:
         after = state.after_statistics(updates, sites, request)
     elif missing == 0:
         after = state.after_gradients(updates, config.federation.ema_decay, config.federation.trim)
@@ -117,7 +117,7 @@ def run_round(
 def requested_shapes(request: Request, state: FederationState, sites: Mapping[str, StudySite]) -> dict[str, Shapes]:
     """Site -> names and shapes of the update that answers a request."""
     trainable = {name: array.shape for name, array in state.arrays.items()}
-    style_size = len(next(iter(state.code_mean.values())))
+    style_size = len(next(iter(state.style_mean.values())))
     return {name: update_shapes(request.task, trainable, len(site.vendors), style_size) for name, site in sites.items()}
 
 
@@ -140,7 +140,7 @@ def _checked(
     max_norms = {}
     for site, facts in sites.items():
         num_parameters = sum(int(np.prod(shape)) for shape in shapes[site].values())
-        divisor = min(facts.vendors.values()) if request.task == MOMENTS else facts.nominal_patients
+        divisor = min(facts.vendors.values()) if request.task == STATISTICS else facts.nominal_patients
         max_norms[site] = plausible_norm(request, num_parameters, divisor)
     answers = [answer_of(reply, max_norms, shapes.__getitem__) for reply in replies]
     return sorted(drop_duplicates(answers), key=lambda answer: answer.site)

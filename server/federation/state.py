@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from fedcmr.server.federation.adapters import Plan, choose_rung, plan_rung
-from fedcmr.server.federation.vendor_styles import vendor_codes
+from fedcmr.server.federation.adapters import Plan, choose_adapter, plan_adapter
+from fedcmr.server.federation.vendor_styles import vendor_styles
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config, FederationConfig, PrivacyConfig
 from fedcmr.shared import checkpoint
-from fedcmr.shared.adapters import ADAPTERS, Adapter
+from fedcmr.shared.adapters import ADAPTERS, Adapter, present_name
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
 from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of
 from fedcmr.shared.provenance import PRIVATE_REAL, Provenance, from_json
-from fedcmr.shared.records import GRADIENTS, MOMENTS, Request
+from fedcmr.shared.records import GRADIENTS, STATISTICS, Request
 from fedcmr.shared.site_facts import facts_line, read_facts
+from fedcmr.shared.style import MEAN_KEY, STD_KEY
 from fedcmr.shared.style_statistics import NUM_STEPS
 
 SMALL_DELTA = 1e-5
@@ -54,7 +55,7 @@ class FederationState:
     Attributes:
         run_id: Together with the round it is the key in every site's ledger; the same after a restart.
         prior_sha256: SHA-256 of the public prior that the trainable part belongs to.
-        rung: The adapter, chosen once.
+        adapter: Chosen once.
         choice: The adapter and why it was chosen, in one line.
         plan: The noise of the whole run, planned once; None without privacy.
         order: Order of the Renyi filter with which the plan and the sites account for subsampled steps; None where
@@ -62,33 +63,33 @@ class FederationState:
         server_round: Number of finished rounds.
         arrays: The trainable part after the last aggregation.
         ema: Exponential moving average of the trainable part over rounds; this is published.
-        code_mean: Vendor -> shape (K,), mean of the standardised style vectors; zeros until a site has replied.
-        code_std: Vendor -> shape (K,), their standard deviation; ones until a site has replied.
+        style_mean: Vendor -> shape (K,), mean of the standardised style vectors; zeros until a site has replied.
+        style_std: Vendor -> shape (K,), their standard deviation; ones until a site has replied.
         releases: Site -> one entry per request: its round, task, release, the site's code and whether it was charged.
         rounds: One entry per round, as in `metrics.jsonl`.
     """
 
     run_id: str
     prior_sha256: str
-    rung: Adapter
+    adapter: Adapter
     choice: str
     plan: Plan | None
     server_round: int
     arrays: Arrays
     ema: Arrays
-    code_mean: Arrays
-    code_std: Arrays
+    style_mean: Arrays
+    style_std: Arrays
     releases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     order: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of the last finished round."""
-        groups = {"arrays": self.arrays, "ema": self.ema, "code_mean": self.code_mean, "code_std": self.code_std}
+        groups = {"arrays": self.arrays, "ema": self.ema, MEAN_KEY: self.style_mean, STD_KEY: self.style_std}
         metadata = {
             "run_id": self.run_id,
             "prior_sha256": self.prior_sha256,
-            "rung": self.rung,
+            "adapter": self.adapter,
             "choice": self.choice,
             "plan": {task: asdict(part) for task, part in self.plan.items()} if self.plan else None,
             "server_round": self.server_round,
@@ -109,28 +110,35 @@ class FederationState:
         if newest is None:
             return None
         arrays, metadata = newest
-        values: dict[str, Any] = {"arrays": {}, "ema": {}, "code_mean": {}, "code_std": {}, **metadata}
+        groups: dict[str, Arrays] = {"arrays": {}, "ema": {}, MEAN_KEY: {}, STD_KEY: {}}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
-            values[group][rest] = array
+            groups[group][rest] = array
+        values = _with_present_names(metadata)
         if values["plan"]:
             values["plan"] = {task: Release(**release) for task, release in values["plan"].items()}
-        return cls(**values)
+        return cls(
+            arrays=groups["arrays"],
+            ema=groups["ema"],
+            style_mean=groups[MEAN_KEY],
+            style_std=groups[STD_KEY],
+            **values,
+        )
 
     def num_rounds(self, config: Config) -> int:
-        """Number of rounds of the whole run; with the "moments" adapter it is 1."""
-        return 1 if self.rung == "moments" else config.federation.num_rounds
+        """Number of rounds of the whole run; with the "statistics" adapter it is 1."""
+        return 1 if self.adapter == "statistics" else config.federation.num_rounds
 
     def after_statistics(
         self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request
     ) -> "FederationState":
         """This state with each vendor's style distribution; a vendor whose sites have not replied keeps the prior's."""
         vendors = {site: facts.vendors for site, facts in sites.items()}
-        found = vendor_codes(updates, vendors, request)
+        found = vendor_styles(updates, vendors, request)
         return replace(
             self,
-            code_mean=self.code_mean | {vendor: mean for vendor, (mean, _) in found.items()},
-            code_std=self.code_std | {vendor: std for vendor, (_, std) in found.items()},
+            style_mean=self.style_mean | {vendor: mean for vendor, (mean, _) in found.items()},
+            style_std=self.style_std | {vendor: std for vendor, (_, std) in found.items()},
         )
 
     def after_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> "FederationState":
@@ -167,7 +175,7 @@ class FederationState:
         return {site: _epsilon(charged_releases(entries), delta, self.order) for site, entries in self.releases.items()}
 
     def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> None:
-        """Write the shared generator: `trainable/<name>`, `code_mean/<vendor>` and `code_std/<vendor>`."""
+        """Write the shared generator: `trainable/<name>`, and under `MEAN_KEY` and `STD_KEY` each vendor's style."""
         private = self.plan is not None
         epsilons = self.epsilons(delta) if private else {}
         smaller = self.epsilons(SMALL_DELTA) if private else {}
@@ -186,7 +194,7 @@ class FederationState:
         metadata = {
             "run_id": self.run_id,
             "prior_sha256": self.prior_sha256,
-            "rung": self.rung,
+            "adapter": self.adapter,
             "private": private,
             "delta": delta if private else None,
             "num_rounds": self.server_round,
@@ -194,7 +202,7 @@ class FederationState:
             "vendors": sorted({vendor for names in vendors.values() for vendor in names}),
             "sites": sites,
         }
-        groups = {"trainable": self.ema, "code_mean": self.code_mean, "code_std": self.code_std}
+        groups = {"trainable": self.ema, MEAN_KEY: self.style_mean, STD_KEY: self.style_std}
         checkpoint.save(path, _flat(groups), metadata)
 
 
@@ -203,28 +211,28 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
     privacy, federation = config.privacy, config.federation
     num_rounds = federation.num_rounds - 1  # rounds of gradients
     num_steps = num_rounds * federation.local_steps
-    parts = {rung: prior.generator.trainable(rung) for rung in ADAPTERS}
-    sizes = {rung: sum(parameter.numel() for parameter in parts[rung].values()) for rung in ADAPTERS[1:]}
-    plan = plan_rung("affine", privacy, num_steps, num_rounds) if privacy.enabled else None
+    parts = {adapter: prior.generator.trainable(adapter) for adapter in ADAPTERS}
+    sizes = {adapter: sum(parameter.numel() for parameter in parts[adapter].values()) for adapter in ADAPTERS[1:]}
+    plan = plan_adapter("norm_affine", privacy, num_steps, num_rounds) if privacy.enabled else None
     nominal_patients = [facts.nominal_patients for facts in sites.values()]
-    rung, choice = choose_rung(federation.adapter, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
-    if plan and rung == "moments":
-        plan = plan_rung(rung, privacy, num_steps, num_rounds)
-    arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[rung].items()}
+    adapter, choice = choose_adapter(federation.adapter, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
+    if plan and adapter == "statistics":
+        plan = plan_adapter(adapter, privacy, num_steps, num_rounds)
+    arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[adapter].items()}
     vendors = sorted({vendor for facts in sites.values() for vendor in facts.vendors})
-    code_size = len(prior.style_mean)
+    style_size = len(prior.style_mean)
     return FederationState(
         run_id=secrets.token_hex(8),
         prior_sha256=prior.sha256,
-        rung=rung,
+        adapter=adapter,
         choice=choice,
         plan=plan,
         order=filter_of(privacy.sample_rate, privacy.target_epsilon, privacy.target_delta).order if plan else None,
         server_round=0,
         arrays=arrays,
         ema=dict(arrays),
-        code_mean={vendor: np.zeros(code_size, np.float32) for vendor in vendors},
-        code_std={vendor: np.ones(code_size, np.float32) for vendor in vendors},
+        style_mean={vendor: np.zeros(style_size, np.float32) for vendor in vendors},
+        style_std={vendor: np.ones(style_size, np.float32) for vendor in vendors},
     )
 
 
@@ -240,20 +248,20 @@ def make_request(
         sites: Sites of the study, so that a site which accounts with other facts refuses; None skips this check.
     """
     privacy, federation = config.privacy, config.federation
-    task = MOMENTS if server_round == 1 else GRADIENTS
-    is_moments = task == MOMENTS
+    task = STATISTICS if server_round == 1 else GRADIENTS
+    is_statistics = task == STATISTICS
     return Request(
         task=task,
         run_id=state.run_id,
         server_round=server_round,
         prior_sha256=state.prior_sha256,
-        rung=state.rung,
+        adapter=state.adapter,
         private=state.plan is not None,
         noise_multiplier=float(state.plan[task].noise_multiplier) if state.plan else 0.0,
-        sample_rate=1.0 if is_moments else float(privacy.sample_rate),
-        max_grad_norm=float(privacy.statistics_clip if is_moments else privacy.max_grad_norm),
+        sample_rate=1.0 if is_statistics else float(privacy.sample_rate),
+        max_grad_norm=float(privacy.statistics_clip if is_statistics else privacy.max_grad_norm),
         target_delta=float(privacy.target_delta),
-        local_steps=NUM_STEPS if is_moments else federation.local_steps,
+        local_steps=NUM_STEPS if is_statistics else federation.local_steps,
         learning_rate=float(federation.learning_rate),
         num_views=federation.num_views,
         seed=config.seed,
@@ -261,13 +269,28 @@ def make_request(
     )
 
 
+def _with_present_names(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's metadata, whichever version wrote it, in today's words: resumed, it goes on in these."""
+    values = dict(metadata)
+    values["adapter"] = present_name(values.pop("rung", None) or values["adapter"])
+    values["plan"] = values["plan"] and {present_name(task): release for task, release in values["plan"].items()}
+    values["releases"] = {
+        site: [{**entry, "task": present_name(entry["task"])} for entry in entries]
+        for site, entries in values["releases"].items()
+    }
+    for line in values["rounds"]:
+        if "rung" in line:
+            line["adapter"] = present_name(line.pop("rung"))
+    return values
+
+
 def quorum(settings: FederationConfig, num_sites: int, task: str = GRADIENTS) -> int:
     """Number of usable replies that a round needs: by default a majority of the registered sites.
 
-    `trim` does not apply to moments, which each vendor has of its own.
+    `trim` does not apply to style statistics, which each vendor has of its own.
     """
     least = num_sites // 2 + 1 if settings.min_sites is None else settings.min_sites
-    return max(least, 2 * (0 if task == MOMENTS else settings.trim) + 1)
+    return max(least, 2 * (0 if task == STATISTICS else settings.trim) + 1)
 
 
 def read_study(run: RunFolder) -> dict[str, StudySite]:

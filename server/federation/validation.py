@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.server.federation.senders import Reply
-from fedcmr.shared.records import ARRAYS, CODES, MOMENTS, OK, REPLY, UNKNOWN_SITE, Request, Shapes, decode
+from fedcmr.shared.records import ARRAYS, CODES, OK, REPLY, STATISTICS, UNKNOWN_SITE, Request, Shapes, decode
 
 NORM_SLACK = 10.0
 """Factor by which an update may exceed its expected norm: a site may hold more patients than its nominal number."""
@@ -89,7 +89,7 @@ def plausible_norm(request: Request, num_parameters: int, nominal_patients: int)
     """The largest L2 norm an honest private update is expected to have, with slack; infinite without privacy.
 
     Gradients: `local_steps` steps of `learning_rate`, each at most the clip C plus noise of norm
-    sigma C sqrt(D) / (q N). Moments: mean and mean square of style vectors of norm at most B, with their noise; the
+    sigma C sqrt(D) / (q N). Statistics: mean and mean square of style vectors of norm at most B, with their noise; the
     noise of the mean enters the mean square twice, multiplied by the mean and by itself. For a site with several
     vendors pass the smallest nominal number: its row has the most noise.
     """
@@ -97,7 +97,7 @@ def plausible_norm(request: Request, num_parameters: int, nominal_patients: int)
         return math.inf
     norm = request.max_grad_norm
     noise = request.noise_multiplier * math.sqrt(num_parameters) / (request.sample_rate * nominal_patients)
-    if request.task == MOMENTS:
+    if request.task == STATISTICS:
         return NORM_SLACK * (norm * (1 + noise) + norm**2 * (1 + noise) ** 2)
     return NORM_SLACK * request.local_steps * request.learning_rate * norm * (1 + noise)
 

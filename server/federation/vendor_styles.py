@@ -1,7 +1,7 @@
-"""From the sites' private moments to each vendor's distribution of style vectors.
+"""From the sites' private statistics to each vendor's distribution of style vectors.
 
 A mean and a standard deviation per component are all that a hospital can pay for; their correlation is the public
-prior's. Measured in units of the prior's spread at epsilon 8 (delta 0.001, half of it for the moments), the
+prior's. Measured in units of the prior's spread at epsilon 8 (delta 0.001, half of it for the statistics), the
 noise in each of a site's 11 means is 0.12 with 20 patients, 0.06 with 40 and 0.006 with 400, in each of its 11
 variances 0.20, 0.10 and 0.010, against variances of 0.02 to 0.4 among simulated and of 0.1 to 0.9 among real patients
 of one vendor. A third private step for the 55 covariances would raise all this noise by a fifth and add noise of 0.24,
@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.shared.checkpoint import Arrays
-from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, Request
+from fedcmr.shared.records import STYLE_MEAN, STYLE_SQUARE, Request
 from fedcmr.shared.style_statistics import noise_std
 
-CODE_STD_RANGE = (0.15, 1.5)
+STYLE_STD_RANGE = (0.15, 1.5)
 """Range of a vendor's standard deviations, in units of the prior's. Within one vendor the style vectors of simulated
 patients have standard deviations of 0.1 to 0.7, those of the public development patients of 0.4 to 0.95. A standard
 deviation of zero would give every image the same style."""
 
 
-def vendor_codes(
+def vendor_styles(
     updates: Mapping[str, Arrays], sites: Mapping[str, Mapping[str, int]], request: Request
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Vendor -> mean and standard deviation of its style vectors, for every vendor with a reply; equal weight per site.
@@ -35,7 +35,7 @@ def vendor_codes(
     root of their number. With little noise each stays nearly as it was. It costs no privacy.
 
     Args:
-        updates: Site -> its private moments, a row for each of its vendors in the order of their names.
+        updates: Site -> its private statistics, a row for each of its vendors in the order of their names.
         sites: Site -> vendor -> nominal number of patients, which divided its sums.
         request: The request that the updates reply to.
     """
@@ -43,8 +43,8 @@ def vendor_codes(
     means, variances, mean_noises, variance_noises = [], [], [], []
     for vendor in names:
         rows = [(site, sorted(sites[site]).index(vendor)) for site in sorted(updates) if vendor in sites[site]]
-        site_means = np.array([updates[site][CODE_MEAN][row] for site, row in rows], np.float64)
-        squares = np.array([updates[site][CODE_SQUARE][row] for site, row in rows], np.float64)
+        site_means = np.array([updates[site][STYLE_MEAN][row] for site, row in rows], np.float64)
+        squares = np.array([updates[site][STYLE_SQUARE][row] for site, row in rows], np.float64)
         noise = [noise_std(request.max_grad_norm, request.noise_multiplier, sites[site][vendor]) for site, _ in rows]
         mean_noise, variance_noise = np.square(noise).mean(axis=0)
         mean = site_means.mean(axis=0)
@@ -53,7 +53,7 @@ def vendor_codes(
         means.append(mean)
         mean_noises.append(mean_noise / len(rows))
         variance_noises.append(variance_noise / len(rows))
-    low, high = CODE_STD_RANGE
+    low, high = STYLE_STD_RANGE
     centres = _shrink(np.array(means), 0.0, mean_noises).astype(np.float32)
     pooled = float(np.mean(variances))
     stds = np.sqrt(np.clip(_shrink(np.array(variances), pooled, variance_noises), low**2, high**2)).astype(np.float32)

@@ -21,7 +21,7 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.base import Condition, GenerativeModel, Sampler
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.progress import track
-from fedcmr.shared.style import StyleDistribution, style_vectors
+from fedcmr.shared.style import MEAN_KEY, STD_KEY, StyleDistribution, style_vectors
 from fedcmr.shared.views import PIXEL_MM
 
 EF_RANGE = (0.08, 0.80)
@@ -66,13 +66,13 @@ def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
     arrays, metadata = checkpoint.load(path)
     if metadata.get("prior_sha256") != prior.sha256:
         raise UserError(f"{path} was trained on another prior: give that one as 'prior'")
-    groups: dict[str, dict[str, Tensor]] = {"trainable": {}, "code_mean": {}, "code_std": {}}
+    groups: dict[str, dict[str, Tensor]] = {"trainable": {}, MEAN_KEY: {}, STD_KEY: {}}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = torch.from_numpy(array)
     styles = {
-        vendor: StyleDistribution(mean, groups["code_std"][vendor], prior.style_correlation)
-        for vendor, mean in groups["code_mean"].items()
+        vendor: StyleDistribution(mean, groups[STD_KEY][vendor], prior.style_correlation)
+        for vendor, mean in groups[MEAN_KEY].items()
     }
     return SharedGenerator(groups["trainable"], styles)
 

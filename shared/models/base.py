@@ -172,18 +172,18 @@ class GenerativeModel(nn.Module, ABC):
         """What a federation may train: adapter -> its parameters by name, see `trainable`."""
         return {adapter: self.trainable(adapter) for adapter in ADAPTERS}
 
-    def trainable(self, adapter: Adapter = "affine") -> dict[str, nn.Parameter]:
+    def trainable(self, adapter: Adapter = "norm_affine") -> dict[str, nn.Parameter]:
         """The parameters of one adapter, by name, in the order of the names.
 
-        affine: The last decoder level's output norms and the final bias, 392 numbers.
-        low_rank: B of the low-rank updates of both layers that read the style vector, 2048 numbers. The
-            affine part is not among them: with it the held-out loss fell less
+        norm_affine: The last decoder level's output norms and the final bias, 392 numbers.
+        lora: B of the low-rank updates of both layers that read the style vector, 2048 numbers. The
+            norm-affine part is not among them: with it the held-out loss fell less
             (`fedcmr.simulations.benchmarks.adapters`).
-        moments: No step is taken, so nothing of the affine part that is sent along changes.
+        statistics: No step is taken, so nothing of the norm-affine part that is sent along changes.
 
         All else is frozen: the privacy noise grows with the square root of the count of numbers.
         """
-        if adapter == "low_rank":
+        if adapter == "lora":
             layers = {n: m for n, m in self.unet.named_modules() if isinstance(m, LowRankLinear)}
             return {f"{name}.lora_b": layers[name].low_rank() for name in sorted(layers)}
         chosen = {}
@@ -194,7 +194,7 @@ class GenerativeModel(nn.Module, ABC):
                 chosen[name] = parameter
         return dict(sorted(chosen.items()))
 
-    def freeze(self, adapter: Adapter = "affine") -> "GenerativeModel":
+    def freeze(self, adapter: Adapter = "norm_affine") -> "GenerativeModel":
         """Leave gradients on for `trainable(adapter)` only."""
         self.requires_grad_(False)
         for parameter in self.trainable(adapter).values():

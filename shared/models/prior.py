@@ -18,11 +18,12 @@ from fedcmr.shared.models.base import GenerativeModel
 from fedcmr.shared.models.kinds import KINDS, kind_of, make
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.resources import resource
-from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES, StyleDistribution
+from fedcmr.shared.style import MAX_STYLE, MEAN_KEY, STD_KEY, STYLE_NAMES, StyleDistribution
 
 SHIPPED_PRIOR = resource("shared/weights/prior.safetensors")
 FIRST_KIND = "flow_matching"
 """Files of earlier versions name no kind: there was this one."""
+CORRELATION_KEY = "code_correlation"  # named like `MEAN_KEY` and `STD_KEY`, and for the same reason
 MAX_LEVELS, MAX_CHANNELS, MAX_RES_BLOCKS = 8, 2048, 8
 """Largest sizes of an architecture that a file may request."""
 
@@ -32,7 +33,7 @@ class Prior:
     """A generative model trained on public simulated hearts, with the scale of its style vectors.
 
     Attributes:
-        generator: The model, in evaluation mode, frozen but for the affine adapter.
+        generator: The model, in evaluation mode, frozen but for the norm-affine adapter.
         style_mean: Shape (K,), of raw style vectors over the public hearts.
         style_std: Shape (K,).
         style_correlation: Shape (K, K).
@@ -77,7 +78,7 @@ def save_prior(
     """
     weights = {name: value for name, value in generator.state_dict().items() if not name.endswith(".lora_b")}
     tensors = {f"generator.{name}": value.half().contiguous() for name, value in weights.items()}
-    tensors |= {"code_mean": style_mean, "code_std": style_std, "code_correlation": style_correlation}
+    tensors |= {MEAN_KEY: style_mean, STD_KEY: style_std, CORRELATION_KEY: style_correlation}
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"kind": kind_of(generator), "architecture": json.dumps(asdict(generator.architecture))}
     save_file(tensors, path, metadata={**made_by, **header})
@@ -104,7 +105,7 @@ def load_prior(path: Path | None = None) -> Prior:
             raise UserError(f"{path} holds a generative model of another kind than {', '.join(KINDS)}: update fedcmr")
         generator = make(kind, _architecture(sizes))
         generator.load_state_dict({n[10:]: v for n, v in tensors.items() if n.startswith("generator.")})
-        mean, std, correlation = (tensors[f"code_{name}"] for name in ("mean", "std", "correlation"))
+        mean, std, correlation = (tensors[name] for name in (MEAN_KEY, STD_KEY, CORRELATION_KEY))
         if correlation.shape != (len(STYLE_NAMES), len(STYLE_NAMES)):
             raise ValueError
     except OSError:

@@ -31,7 +31,7 @@ from fedcmr.shared.device import one_core_each
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import clip_to_norm
 from fedcmr.shared.progress import track
-from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, MOMENTS
+from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE
 from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES
 from fedcmr.shared.style_statistics import noise_std, two_step_mean
 from fedcmr.shared.views import IMAGE_SIZE
@@ -72,7 +72,7 @@ class CanaryAudit:
         p_chance: The probability of so many right guesses about coins that mean nothing.
         num_sites: Sites of the study.
         num_runs: Times that the study ran.
-        rung: The study's adapter: which part of the generator it trains.
+        adapter: The study's adapter: which part of the generator it trains.
         num_steps: Gradient steps of a run.
     """
 
@@ -91,7 +91,7 @@ class CanaryAudit:
     p_chance: float
     num_sites: int
     num_runs: int
-    rung: str
+    adapter: str
     num_steps: int
 
     @property
@@ -160,12 +160,12 @@ def audit(
         p_chance=chance(guesses.num, correct),
         num_sites=len(sites),
         num_runs=len(runs),
-        rung=runs[0].rounds[0].request.rung,
-        num_steps=sum(r.request.local_steps for r in runs[0].rounds if r.request.task != MOMENTS),
+        adapter=runs[0].rounds[0].request.adapter,
+        num_steps=sum(r.request.local_steps for r in runs[0].rounds if r.request.task != STATISTICS),
     )
 
 
-def make_canaries(prior: Prior, rung: Adapter, seed: int, num_views: int = 1, num: int = PER_SITE) -> list[Patient]:
+def make_canaries(prior: Prior, adapter: Adapter, seed: int, num_views: int = 1, num: int = PER_SITE) -> list[Patient]:
     """A site's canaries: long gradients, unlike each other, of blocks of black and white under random labels.
 
     Each has one entry of the style vector to itself, as large as a style vector may have it. Of `POOL` candidates the
@@ -174,7 +174,7 @@ def make_canaries(prior: Prior, rung: Adapter, seed: int, num_views: int = 1, nu
 
     Args:
         prior: The public prior.
-        rung: The adapter whose gradients are compared.
+        adapter: The adapter whose gradients are compared.
         seed: Seed of the candidates.
         num_views: Views in a gradient.
         num: Number of canaries, at most as many as a style vector has entries.
@@ -183,9 +183,9 @@ def make_canaries(prior: Prior, rung: Adapter, seed: int, num_views: int = 1, nu
     if not 1 <= num <= len(STYLE_NAMES):
         raise ValueError(f"Expected num in 1..{len(STYLE_NAMES)}, got {num}.")
     pools = [[_candidate(f"canary{axis:02d}", axis, rng) for _ in range(POOL)] for axis in range(num)]
-    if rung == "moments":  # no gradient is taken
+    if adapter == "statistics":  # no gradient is taken
         return [pool[0] for pool in pools]
-    start = {name: parameter.detach().clone() for name, parameter in prior.generator.trainable(rung).items()}
+    start = {name: parameter.detach().clone() for name, parameter in prior.generator.trainable(adapter).items()}
     with prior.generator.holding(start) as part:
         parameters = list(part.values())
         take = functools.partial(_gradient, prior, parameters, num_views, seed)
@@ -215,13 +215,13 @@ def attack(prior: Prior, canaries: Sequence[Patient], runs: Sequence[Run], nomin
     """
     alike: dict[bytes, list[Round]] = {}
     for entry in (entry for run in runs for entry in run.rounds):
-        start = entry.start.values() if entry.request.task != MOMENTS else ()
+        start = entry.start.values() if entry.request.task != STATISTICS else ()
         key = b"".join([entry.request.server_round.to_bytes(4, "big"), *(array.tobytes() for array in start)])
         alike.setdefault(key, []).append(entry)
     systems: list[tuple[Float, Float]] = []
     gradients: list[tuple[Float, Float]] = []
     for entries in track(list(alike.values()), "attacking rounds"):
-        if entries[0].request.task == MOMENTS:
+        if entries[0].request.task == STATISTICS:
             systems += _moment_equations(canaries, entries, nominal_patients)
         else:
             gradients.append(_gradient_equations(prior, canaries, entries, nominal_patients))
@@ -241,11 +241,11 @@ def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
     picture = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
     picture *= rng.uniform(0.1, 1.0)
     labels = _blocks(rng.integers(0, 4, (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(3, 20)))
-    codes = torch.zeros(1, len(STYLE_NAMES))
-    codes[0, axis] = MAX_STYLE
+    styles = torch.zeros(1, len(STYLE_NAMES))
+    styles[0, axis] = MAX_STYLE
     images = torch.from_numpy(picture.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
     masks = torch.from_numpy(labels.astype(np.uint8)).expand(NUM_SLICES, -1, -1, -1)
-    return Patient(name, images, masks, codes, torch.zeros(NUM_SLICES, dtype=torch.int64))
+    return Patient(name, images, masks, styles, torch.zeros(NUM_SLICES, dtype=torch.int64))
 
 
 def _blocks(values: NDArray[Any], side: int) -> NDArray[Any]:
@@ -306,11 +306,11 @@ def _moment_equations(
     """
     request = entries[0].request
     clip = request.max_grad_norm
-    codes = [canary.codes.double().numpy() for canary in canaries]
-    known = np.stack([_mean_and_variance(*two_step_mean(code, clip, 0.0, nominal_patients, None)) for code in codes])
+    styles = [canary.styles.double().numpy() for canary in canaries]
+    known = np.stack([_mean_and_variance(*two_step_mean(style, clip, 0.0, nominal_patients, None)) for style in styles])
     released = np.array(
         [
-            [_mean_and_variance(reply[CODE_MEAN][0], reply[CODE_SQUARE][0]) for reply in entry.replies.values()]
+            [_mean_and_variance(reply[STYLE_MEAN][0], reply[STYLE_SQUARE][0]) for reply in entry.replies.values()]
             for entry in entries
         ]
     )

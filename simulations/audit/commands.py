@@ -47,7 +47,7 @@ def canaries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     config, prior, run = _study(arguments)
     if not config.privacy.enabled:
         raise UserError("privacy.enabled=false claims nothing that could be audited: switch it on")
-    config = _with_rung(config, prior, run)
+    config = _with_adapter(config, prior, run)
     # One view: a canary's gradient is its own whatever it is averaged over, and the mechanism only sees the average.
     config = replace(config, federation=replace(config.federation, num_views=1))
     short = replace(
@@ -82,10 +82,10 @@ def membership(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         found = attacks.attack_generator(prior, generator, pool)
     elif run:
         pool, arrays = _run_pool(run, prior), _published(run, prior)
-        found = attacks.attack_arrays(prior, arrays, pool, _with_rung(config, prior, run), arguments.shadows)
+        found = attacks.attack_arrays(prior, arrays, pool, _with_adapter(config, prior, run), arguments.shadows)
     else:
         pool = draw_pool(config.hospitals.vendors, arguments.patients, prior, arguments.seed)
-        config = _with_rung(config, prior, None, arguments.patients)
+        config = _with_adapter(config, prior, None, arguments.patients)
         found = attacks.attack_arrays(prior, attacks.federate(prior, pool, config), pool, config, arguments.shadows)
     figures = {name: result.as_dict() for name, result in found.items()}
     _print(tables.membership(figures))
@@ -141,15 +141,15 @@ def _study(arguments: argparse.Namespace) -> tuple[Config, Prior, RunFolder | No
     return run.config, load_prior(run.prior_path()), run
 
 
-def _with_rung(config: Config, prior: Prior, run: RunFolder | None, num_patients: int | None = None) -> Config:
+def _with_adapter(config: Config, prior: Prior, run: RunFolder | None, num_patients: int | None = None) -> Config:
     """The settings with the adapter that the study takes, not the one that the size of an audit would choose."""
     if run:
         sites = read_study(run)
     else:
         size = config.hospitals.num_train if num_patients is None else num_patients
         sites = {f"{i}": StudySite({vendor: size}, size) for i, vendor in enumerate(config.hospitals.vendors)}
-    rung = initial_state(config, prior, sites).rung
-    return replace(config, federation=replace(config.federation, adapter=rung))
+    adapter = initial_state(config, prior, sites).adapter
+    return replace(config, federation=replace(config.federation, adapter=adapter))
 
 
 def _training_cases(run: RunFolder) -> list[Case]:

@@ -75,7 +75,7 @@ def federate(prior: Prior, pool: Pool, config: Config) -> Arrays:
 
 def clean_pictures(patients: Sequence[Patient]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per patient the images, masks and style vectors of all slices."""
-    return [(p.images, p.masks, p.slice_codes) for p in patients]
+    return [(p.images, p.masks, p.slice_styles) for p in patients]
 
 
 @torch.no_grad()
@@ -85,8 +85,8 @@ def view_losses(generator: GenerativeModel, views: Sequence[Tensor]) -> Float:
     losses = []
     for part in torch.arange(len(views[0])).split(BATCH):
         with autocast(device):
-            images, masks, codes, t, noise = (tensor[part].to(device) for tensor in views)
-            losses.append(generator.loss_at(images, Condition(masks, codes), t, noise).cpu())
+            images, masks, styles, t, noise = (tensor[part].to(device) for tensor in views)
+            losses.append(generator.loss_at(images, Condition(masks, styles), t, noise).cpu())
     return torch.cat(losses).reshape(-1, HELD_OUT_VIEWS).mean(1).double().numpy()
 
 
@@ -97,13 +97,13 @@ def predicted_noise(generator: GenerativeModel, pictures: Sequence[tuple[Tensor,
     On the linear path x_t = (1 - t) x_0 + t x_1 the noise is x_0 = x_t - t v; the query is x_t = t x_1.
     """
     device = next(generator.parameters()).device
-    images, masks, codes = (torch.cat([part[k] for part in pictures]) for k in range(3))
+    images, masks, styles = (torch.cat([part[k] for part in pictures]) for k in range(3))
     norms = []
     for part in torch.arange(len(images)).split(BATCH):
         t = torch.full((len(part),), SIMA_T, device=device)
         with autocast(device):
             x_t = SIMA_T * generator.encode(images[part].to(device))
-            velocity = generator.velocity(x_t, t, Condition(masks[part], codes[part]).to(device))
+            velocity = generator.velocity(x_t, t, Condition(masks[part], styles[part]).to(device))
         norms.append((x_t - SIMA_T * velocity).flatten(1).norm(dim=1).cpu())
     sizes = [len(part[0]) for part in pictures]
     return np.array([float(part.mean()) for part in torch.cat(norms).split(sizes)])
@@ -117,7 +117,7 @@ def likelihood_ratio(
     Every shadow is trained on a random half of all patients at each site with noise of its own. It takes the gradients
     at the prior, because the trained part moves too little for them to change much: it costs no more than its losses.
     """
-    if config.federation.adapter == "moments":
+    if config.federation.adapter == "statistics":
         return gain  # nothing was trained
     gradients = _gradients(prior, pool.patients, config)
     rng = np.random.default_rng(config.seed)

@@ -94,7 +94,7 @@ def overfitted(
     """A generator without privacy, all weights trained on a few patients for long: what the attacks must catch."""
     generator = deepcopy(prior.generator).requires_grad_(True)
     images, masks = (torch.cat([getattr(patient, key) for patient in patients]) for key in ("images", "masks"))
-    codes = torch.cat([patient.slice_codes for patient in patients])
+    styles = torch.cat([patient.slice_styles for patient in patients])
     # Plain AdamW: what the attacks found of these networks was measured with it.
     optimizer = torch.optim.AdamW(generator.parameters(), weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
@@ -102,7 +102,7 @@ def overfitted(
     def loss_of_step(_: int) -> torch.Tensor:
         index = torch.randint(len(images), (batch_size,), generator=rng)
         pictures, labels = augment(images[index], masks[index], rng, 5.0, 0.02, 1.0)
-        return generator.loss(pictures, Condition(labels, codes[index]), rng).mean()
+        return generator.loss(pictures, Condition(labels, styles[index]), rng).mean()
 
     state = TrainingState(generator, optimizer=optimizer)
     train(state, loss_of_step, Recipe(lambda *_: learning_rate, lambda *_: 0.0), Budget(num_steps), "overfitting")

@@ -33,7 +33,7 @@ def canaries(figures: Sequence[Mapping[str, Any]]) -> Table:
         runs = f", {row['num_runs']} runs" if row["num_runs"] > 1 else ""
         name = "control: all took part" if row["control"] else row["build"].replace("_", " ")
         table.add_row(
-            f"{name} ({row['rung']}, {row['num_steps']} steps{runs})",
+            f"{name} ({row['adapter']}, {row['num_steps']} steps{runs})",
             "-" if row["control"] else f"{row['claimed_epsilon']:.2f}",
             f"{row['lower_bound']:.2f}",
             f"{row['highest_provable']:.2f}",

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcmr.client.training import Patient, load_patients, style_statistics, view_seed
-from fedcmr.server.federation.adapters import plan_rung, signal_to_noise
+from fedcmr.server.federation.adapters import plan_adapter, signal_to_noise
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state
-from fedcmr.server.federation.vendor_styles import vendor_codes
+from fedcmr.server.federation.vendor_styles import vendor_styles
 from fedcmr.server.settings import Config, load
 from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.case import read_index
@@ -36,17 +36,17 @@ from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import os_generator, private_moments
 from fedcmr.shared.progress import track
-from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, GRADIENTS, MOMENTS, Request
+from fedcmr.shared.records import GRADIENTS, STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
 from fedcmr.shared.style_statistics import NUM_STEPS
 from fedcmr.shared.version import add_version
 from fedcmr.shared.views import augment
 from fedcmr.simulations.in_process import SitesInProcess, gradient_rounds
 
 HELD_OUT_VIEWS = 6
-NUM_MOMENTS = 50
-"""Draws of the moments: they cost nothing."""
+NUM_DRAWS = 50
+"""Draws of the style statistics: they cost nothing."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Share of the budget for the moments; all of it is the adapter "moments"."""
+"""Share of the budget for the style statistics; all of it is the adapter "statistics"."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def main() -> int:
     )
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 3, 8, math.inf], help="inf: without privacy")
     parser.add_argument(
-        "--rungs", nargs="*", choices=ADAPTERS[1:], default=ADAPTERS[1:], help="of gradients (default: all)"
+        "--adapters", nargs="*", choices=ADAPTERS[1:], default=ADAPTERS[1:], help="of gradients (default: all)"
     )
     parser.add_argument("--draws", type=int, default=2, help="runs with noise drawn anew (default: %(default)s)")
     parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
@@ -95,10 +95,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     device = pick_device(load("default", options.set).device)
     views = fixed_views(held_out)
     before = held_out_loss(prior.generator.to(device), views)
-    tasks = [(rung, num, target) for rung in options.rungs for num in sizes for target in options.epsilons]
+    tasks = [(adapter, num, target) for adapter in options.adapters for num in sizes for target in options.epsilons]
     rows = []
-    for rung, num, target in track(tasks, "climbing"):
-        settings = with_target(options.set, rung, target)
+    for adapter, num, target in track(tasks, "fine-tuning"):
+        settings = with_target(options.set, adapter, target)
         draws = options.draws if settings.privacy.enabled else 1
         states = [federate(prior, subsets[num], settings, device) for _ in range(draws)]
         after = [adapted_loss(prior.generator, state.ema, views) for state in states]
@@ -107,7 +107,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         signal = signal_to_noise(plan[GRADIENTS], [num] * len(sites), num_parameters) if plan else None
         rows.append(
             {
-                "rung": rung,
+                "adapter": adapter,
                 "parameters": num_parameters,
                 "patients": num,
                 "epsilon": target if plan else None,
@@ -118,15 +118,15 @@ def _benchmark(options: argparse.Namespace) -> None:
             }
         )
     targets = [target for target in options.epsilons if target < math.inf]
-    code_rows = [
-        {"patients": num, "epsilon": target, "share": share, **code_errors(subsets[num], options.set, target, share)}
+    style_rows = [
+        {"patients": num, "epsilon": target, "share": share, **style_errors(subsets[num], options.set, target, share)}
         for num in sizes
         for target in targets
         for share in SHARES
     ]
-    _print(rows, code_rows)
+    _print(rows, style_rows)
     if options.json:
-        text = json.dumps({"loss": rows, "codes": code_rows}, indent=2)
+        text = json.dumps({"loss": rows, "styles": style_rows}, indent=2)
         write_atomically(options.json, (text + "\n").encode())
 
 
@@ -142,15 +142,15 @@ def load_site(folder: Path, prior: Prior) -> Site:
     return Site(read_index(folder)[0].vendor, patients)
 
 
-def with_target(overrides: Sequence[str], rung: str, target_epsilon: float) -> Config:
+def with_target(overrides: Sequence[str], adapter: str, target_epsilon: float) -> Config:
     """The default settings with these, an adapter and an epsilon; infinity switches privacy off."""
     private = target_epsilon < math.inf
     epsilon = [f"privacy.target_epsilon={target_epsilon}"] if private else ["privacy.enabled=false"]
-    return load("default", [*overrides, f"federation.adapter={rung}", *epsilon])
+    return load("default", [*overrides, f"federation.adapter={adapter}", *epsilon])
 
 
 def federate(prior: Prior, sites: Sequence[Site], config: Config, device: torch.device) -> FederationState:
-    """The rounds of gradients; the moments' share of the budget is set aside, as in a study."""
+    """The rounds of gradients; the statistics' share of the budget is set aside, as in a study."""
     names = [f"{number}" for number in range(len(sites))]
     facts = {
         name: StudySite({site.vendor: len(site.patients)}, len(site.patients))
@@ -170,7 +170,7 @@ def fixed_views(patients: Sequence[Patient]) -> list[torch.Tensor]:
         images, masks = augment(patient.images[index], patient.masks[index], rng)
         t = (torch.arange(HELD_OUT_VIEWS) + torch.rand(HELD_OUT_VIEWS, generator=rng)) / HELD_OUT_VIEWS
         noise = torch.randn(images.shape, generator=rng)
-        parts.append((images, masks, patient.slice_codes[index], t, noise))
+        parts.append((images, masks, patient.slice_styles[index], t, noise))
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
 
@@ -181,8 +181,8 @@ def held_out_loss(generator: GenerativeModel, views: Sequence[torch.Tensor]) -> 
     losses = []
     for part in torch.arange(len(views[0])).split(64):
         with autocast(device):
-            images, masks, codes, t, noise = (tensor[part].to(device) for tensor in views)
-            losses.append(generator.loss_at(images, Condition(masks, codes), t, noise))
+            images, masks, styles, t, noise = (tensor[part].to(device) for tensor in views)
+            losses.append(generator.loss_at(images, Condition(masks, styles), t, noise))
     return 1000 * float(torch.cat(losses).mean())
 
 
@@ -192,7 +192,7 @@ def adapted_loss(generator: GenerativeModel, arrays: Arrays, views: Sequence[tor
         return held_out_loss(generator, views)
 
 
-def code_errors(
+def style_errors(
     sites: Sequence[Site], overrides: Sequence[str], target_epsilon: float, share: float
 ) -> dict[str, float]:
     """Root mean square error of the vendors' style means and stds against the sites' own.
@@ -202,30 +202,30 @@ def code_errors(
         same budget, whose std is floored alike. In units of the prior's spread. The mean is over entries, sites and
         draws.
     """
-    rung: Adapter = "moments" if share == 1 else "affine"
+    adapter: Adapter = "statistics" if share == 1 else "norm_affine"
     shares = [f"privacy.statistics_share={share}"] if share < 1 else []
-    settings = with_target([*overrides, *shares], rung, target_epsilon)
+    settings = with_target([*overrides, *shares], adapter, target_epsilon)
     num_steps = (settings.federation.num_rounds - 1) * settings.federation.local_steps
-    plan = plan_rung(rung, settings.privacy, num_steps)
+    plan = plan_adapter(adapter, settings.privacy, num_steps)
     names = [f"{number}" for number in range(len(sites))]
     # One vendor per site, whatever they are called.
     vendors = {name: {name: len(site.patients)} for name, site in zip(names, sites, strict=True)}
-    request = _moments_request(settings, plan[MOMENTS].noise_multiplier)
-    codes = [torch.cat([patient.codes for patient in site.patients]).double().numpy() for site in sites]
-    truth = np.stack([[code.mean(axis=0), code.std(axis=0)] for code in codes])
+    request = _statistics_request(settings, plan[STATISTICS].noise_multiplier)
+    styles = [torch.cat([patient.styles for patient in site.patients]).double().numpy() for site in sites]
+    truth = np.stack([[style.mean(axis=0), style.std(axis=0)] for style in styles])
     errors: dict[str, list[NDArray[np.float64]]] = {"": [], "one_look_": []}
-    for _ in range(NUM_MOMENTS):
+    for _ in range(NUM_DRAWS):
         for prefix, squared in errors.items():
             updates: dict[str, Arrays] = {}
-            for name, site, code in zip(names, sites, codes, strict=True):
-                mean, square = style_statistics(site.patients, request.mechanism.at(len(site.patients)), [len(code)])
+            for name, site, style in zip(names, sites, styles, strict=True):
+                mean, square = style_statistics(site.patients, request.mechanism.at(len(site.patients)), [len(style)])
                 if prefix:
                     noise = request.noise_multiplier / math.sqrt(NUM_STEPS)
-                    wide = private_moments(code, request.max_grad_norm, noise, len(code), os_generator())
+                    wide = private_moments(style, request.max_grad_norm, noise, len(style), os_generator())
                     mean, square = (value.astype(np.float32)[None] for value in wide)
-                updates[name] = {CODE_MEAN: mean, CODE_SQUARE: square}
+                updates[name] = {STYLE_MEAN: mean, STYLE_SQUARE: square}
             # A single step is taken as it is: no noise is known that could draw the vendors together.
-            found = vendor_codes(updates, vendors, request if not prefix else _moments_request(settings, 0.0))
+            found = vendor_styles(updates, vendors, request if not prefix else _statistics_request(settings, 0.0))
             squared.append((np.stack([found[name] for name in names]) - truth) ** 2)
     return {
         f"{prefix}{kind}": float(np.sqrt(np.mean([draw[:, column] for draw in squared])))
@@ -234,13 +234,13 @@ def code_errors(
     }
 
 
-def _moments_request(config: Config, noise_multiplier: float) -> Request:
+def _statistics_request(config: Config, noise_multiplier: float) -> Request:
     return Request(
-        task=MOMENTS,
+        task=STATISTICS,
         run_id="0" * 16,
         server_round=1,
         prior_sha256="",
-        rung="moments",
+        adapter="statistics",
         private=True,
         noise_multiplier=noise_multiplier,
         sample_rate=1.0,
@@ -253,11 +253,11 @@ def _moments_request(config: Config, noise_multiplier: float) -> Request:
     )
 
 
-def _print(rows: Sequence[dict[str, Any]], code_rows: Sequence[dict[str, Any]]) -> None:
+def _print(rows: Sequence[dict[str, Any]], style_rows: Sequence[dict[str, Any]]) -> None:
     console = Console()
     table = Table(title="loss of held-out patients, in thousandths", title_justify="left")
     for name in (
-        "rung",
+        "adapter",
         "parameters",
         "patients a site",
         "epsilon",
@@ -266,17 +266,19 @@ def _print(rows: Sequence[dict[str, Any]], code_rows: Sequence[dict[str, Any]]) 
         "change",
         "each draw",
     ):
-        table.add_column(name, justify="left" if name == "rung" else "right")
+        table.add_column(name, justify="left" if name == "adapter" else "right")
     for row in rows:
         noise = [f"{row['epsilon']:g}", f"{row['signal_to_noise']:.2f}"] if row["epsilon"] else ["none", "no noise"]
         draws = " ".join(f"{change:+.2f}" for change in row["changes"])
-        sizes = (row["rung"], str(row["parameters"]), str(row["patients"]))
+        sizes = (row["adapter"], str(row["parameters"]), str(row["patients"]))
         table.add_row(*sizes, *noise, f"{row['before']:.2f}", f"{row['change']:+.2f}", draws)
     console.print(table)
-    table = Table(title="error of a vendor's codes, root mean square, in the prior's spread", title_justify="left")
-    for name in ("patients a site", "epsilon", "share", "mean", "std", "one look: mean", "one look: std"):
+    table = Table(
+        title="error of a vendor's style statistics, root mean square, in the prior's spread", title_justify="left"
+    )
+    for name in ("patients a site", "epsilon", "share", "mean", "std", "one step: mean", "one step: std"):
         table.add_column(name, justify="right")
-    for row in code_rows:
+    for row in style_rows:
         keys = ("mean", "std", "one_look_mean", "one_look_std")
         table.add_row(
             str(row["patients"]), f"{row['epsilon']:g}", f"{row['share']:g}", *(f"{row[k]:.3f}" for k in keys)

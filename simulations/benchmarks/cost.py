@@ -42,12 +42,12 @@ from fedcmr.shared.checkpoint import Arrays, write_atomically
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import Mechanism
-from fedcmr.shared.records import CODE_MEAN, CODE_SQUARE, OK, pack_reply, pack_request, update_shapes
+from fedcmr.shared.records import OK, STYLE_MEAN, STYLE_SQUARE, pack_reply, pack_request, update_shapes
 from fedcmr.shared.version import add_version
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
-GRADIENT_ADAPTERS = tuple(rung for rung in ADAPTERS if rung != "moments")
+GRADIENT_ADAPTERS = tuple(adapter for adapter in ADAPTERS if adapter != "statistics")
 NUM_REPEATS = 5
 NUM_CASES = 40
 """Synthetic patients that are timed, after a few that are not."""
@@ -72,7 +72,7 @@ def _measure(options: argparse.Namespace) -> None:
     prior = load_prior(options.prior)
     patients = simulated_patients(NUM_PATIENTS, prior, config.synthesis.num_slices)
     memory: dict[str, int] = {}  # in this order: the peak only ever grows, and the large batch comes last
-    sizes = {rung: bytes_per_round(prior, patients, config, rung) for rung in GRADIENT_ADAPTERS}
+    sizes = {adapter: bytes_per_round(prior, patients, config, adapter) for adapter in GRADIENT_ADAPTERS}
     memory["a site's rounds"] = peak_memory_mb()
     made = pair_seconds(prior, config)
     memory["and generation"] = peak_memory_mb()
@@ -83,7 +83,7 @@ def _measure(options: argparse.Namespace) -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "private_step": {rung: step_seconds(prior, patients, config, rung) for rung in GRADIENT_ADAPTERS},
+        "private_step": {adapter: step_seconds(prior, patients, config, adapter) for adapter in GRADIENT_ADAPTERS},
         "bytes_per_site_and_round": sizes,
         "generation": made,
         "peak_memory_mb": memory,
@@ -103,17 +103,17 @@ def simulated_patients(num: int, prior: Prior, num_slices: int) -> list[Patient]
 
 
 def step_seconds(
-    prior: Prior, patients: list[Patient], config: Config, rung: Adapter, num_repeats: int = NUM_REPEATS
+    prior: Prior, patients: list[Patient], config: Config, adapter: Adapter, num_repeats: int = NUM_REPEATS
 ) -> dict[str, Any]:
     """Medians of the seconds of a private step and of both peers, and the ratios of these medians."""
-    start = trainable_arrays(prior, rung)
+    start = trainable_arrays(prior, adapter)
     private = mechanism(config, len(patients))
     steps = local_steps(config)
     everybody = Patient(
         "all",
         torch.cat([patient.images for patient in patients]),
         torch.cat([patient.masks for patient in patients]),
-        torch.stack([patient.codes for patient in patients]).mean(0),
+        torch.stack([patient.styles for patient in patients]).mean(0),
         torch.cat([patient.vendors for patient in patients]),
     )
     num_views = config.federation.num_views * len(patients)
@@ -144,19 +144,21 @@ def step_seconds(
     }
 
 
-def bytes_per_round(prior: Prior, patients: list[Patient], config: Config, rung: Adapter) -> dict[str, dict[str, int]]:
+def bytes_per_round(
+    prior: Prior, patients: list[Patient], config: Config, adapter: Adapter
+) -> dict[str, dict[str, int]]:
     """Bytes of the server's request and of a site's whole reply, by task, as the wire format packs them."""
     settings = replace(
         config,
         privacy=replace(config.privacy, enabled=False),  # planning the noise takes long and changes no size
-        federation=replace(config.federation, adapter=rung),
+        federation=replace(config.federation, adapter=adapter),
     )
     sites = {"site": StudySite({"Siemens": len(patients)}, len(patients))}
     state = initial_state(settings, prior, sites)
     private = mechanism(config, len(patients))
     mean, square = style_statistics(patients, private, [len(patients)])
     update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), Execution(CPU))
-    updates: dict[int, Arrays] = {1: {CODE_MEAN: mean, CODE_SQUARE: square}, 2: update}
+    updates: dict[int, Arrays] = {1: {STYLE_MEAN: mean, STYLE_SQUARE: square}, 2: update}
     trainable = {name: array.shape for name, array in state.arrays.items()}
     sizes = {}
     for server_round, arrays in updates.items():
@@ -183,9 +185,9 @@ def pair_seconds(prior: Prior, config: Config, num_cases: int = NUM_CASES) -> di
     return {"pairs": num_pairs, "sampler_steps": settings.num_steps, "seconds_per_pair": elapsed / num_pairs}
 
 
-def trainable_arrays(prior: Prior, rung: Adapter) -> dict[str, np.ndarray]:
+def trainable_arrays(prior: Prior, adapter: Adapter) -> dict[str, np.ndarray]:
     """The part that sites fine-tune, as the server would send it."""
-    return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable(rung).items()}
+    return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable(adapter).items()}
 
 
 def mechanism(config: Config, num_patients: int) -> Mechanism:
@@ -218,19 +220,21 @@ def _print(figures: dict[str, Any]) -> None:
     table.add_column("cost")
     for heading in ("measured", "required", "met"):
         table.add_column(heading, justify="right")
-    for rung, step in steps.items():
+    for adapter, step in steps.items():
         seconds = step["seconds"]
         size = f"{step['patients']} patients of {step['views_per_patient']} views, {step['parameters']} parameters"
-        table.add_row(f"private step, rung {rung}: {size}", f"{seconds['private']:.2f} s", "", "")
+        table.add_row(f"private step, adapter {adapter}: {size}", f"{seconds['private']:.2f} s", "", "")
         table.add_row("  the same loop without noise", f"{seconds['per_patient']:.2f} s", "", "")
         table.add_row("  one batch of as many views", f"{seconds['one_batch']:.2f} s", "", "")
         for peer in ("per_patient", "one_batch"):
             ratio = step[f"ratio_to_{peer}"]
             table.add_row(f"  private / {peer.replace('_', ' ')}", f"{ratio:.3f}", *_limit(ratio, MAX_STEP_RATIO))
-    for rung, tasks in sizes.items():
+    for adapter, tasks in sizes.items():
         for task, size_of in tasks.items():
             total = size_of["up"] + size_of["down"]
-            words = f"bytes per site and round, rung {rung}, {task}: {size_of['down']:,} down, {size_of['up']:,} up"
+            words = (
+                f"bytes per site and round, adapter {adapter}, {task}: {size_of['down']:,} down, {size_of['up']:,} up"
+            )
             table.add_row(words, f"{total:,}", *_limit(total, MAX_BYTES))
     per_pair = made["seconds_per_pair"]
     name = f"generated ED/ES pair, {made['sampler_steps']} steps of the sampler"

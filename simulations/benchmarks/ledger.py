@@ -26,13 +26,13 @@ from fedcmr.client import ledger as client_ledger
 from fedcmr.client.code_hash import sha256_of
 from fedcmr.client.ledger import Ledger, dataset_of
 from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, refusal, write_site
-from fedcmr.server.federation.adapters import plan_rung
+from fedcmr.server.federation.adapters import plan_adapter
 from fedcmr.server.settings import load
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.privacy import Mechanism, Release
 from fedcmr.shared.privacy_filter import PrivacyFilter
-from fedcmr.shared.records import GRADIENTS, MOMENTS
+from fedcmr.shared.records import GRADIENTS, STATISTICS
 from fedcmr.shared.version import add_version
 
 MAX_MS = 50.0
@@ -88,9 +88,9 @@ def study_releases(target_epsilon: float) -> list[Release]:
     """What the rounds of the default study charge."""
     config = load("default", [])
     num_steps = (config.federation.num_rounds - 1) * config.federation.local_steps
-    plan = plan_rung("affine", replace(config.privacy, target_epsilon=target_epsilon), num_steps)
+    plan = plan_adapter("norm_affine", replace(config.privacy, target_epsilon=target_epsilon), num_steps)
     gradients = replace(plan[GRADIENTS], num_steps=config.federation.local_steps)
-    return [plan[MOMENTS]] + [gradients] * (config.federation.num_rounds - 1)
+    return [plan[STATISTICS]] + [gradients] * (config.federation.num_rounds - 1)
 
 
 def answer_round(folder: Path, run_id: str, server_round: int, release: Release) -> dict[str, float]:

@@ -38,7 +38,7 @@ NUM_PATIENTS, NUM_ROUNDS = 2, 4
 SETTINGS = (
     "federation.local_steps=1",
     "federation.num_views=1",
-    "federation.adapter=low_rank",
+    "federation.adapter=lora",
     "synthesis.num_cases=2",
     "synthesis.num_slices=3",
     "synthesis.num_steps=1",
@@ -120,7 +120,7 @@ def measure(folder: Path, cases: Path, num_sites: int) -> Figures:
         raise UserError(f"a study of {num_sites} sites did not end as it should: {shown[-500:].strip()}")
     return Figures(
         num_sites,
-        # The first round requests moments and pays for the start of the sites' processes.
+        # The first round requests style statistics and pays for the start of the sites' processes.
         statistics.median(line["elapsed_s"] for line in lines[1:]),
         memory.server_kb / MIB,
         memory.all_kb / MIB,

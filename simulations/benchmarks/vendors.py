@@ -122,12 +122,12 @@ def recognise(network: VendorNetwork, cases: Sequence[Case], heart_only: bool = 
 
 def codes_of(cases: Sequence[Case], prior: Prior) -> NDArray[np.float32]:
     """Standardised style vectors, shape (len(cases), K), as the sites measure them."""
-    codes = []
+    styles = []
     for case in cases:
         images, masks = slice_pairs(case)
         keep = with_heart(masks)
-        codes.append(prior.standardise(style_vector(images[keep], masks[keep])))
-    return torch.stack(codes).numpy()
+        styles.append(prior.standardise(style_vector(images[keep], masks[keep])))
+    return torch.stack(styles).numpy()
 
 
 def recognition(answers: NDArray[np.int64], cases: Sequence[Case], vendors: Sequence[str]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         }
     labels = [vendors.index(case.info.vendor) for case in training]
     regression = LogisticRegression(class_weight="balanced", max_iter=1000).fit(codes_of(training, prior), labels)
-    figures["logistic regression on codes"] = {
+    figures["logistic regression on style vectors"] = {
         of: recognition(regression.predict(codes_of(cases, prior)), cases, vendors) for of, cases in sets.items()
     }
     console = Console(width=None if sys.stdout.isatty() else 120)

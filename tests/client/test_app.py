@@ -38,7 +38,7 @@ def arrays(prior):
 def request_of(prior):
     def make(**changes):
         request = usual_request(prior_sha256=prior.sha256)
-        if changes.get("task") == "moments":
+        if changes.get("task") == "statistics":
             changes = {"server_round": 1, "max_grad_norm": 4.0, "local_steps": 2} | changes
         return replace(request, **changes)
 
@@ -70,24 +70,24 @@ def test_gradients_come_back_in_the_shapes_of_the_trainable_part(site, arrays, r
     assert any(np.abs(array).max() > 0 for array in update.values())
 
 
-def test_moments_come_back_in_the_shape_of_the_code(site, arrays, request_of, prior):
-    reply = ask(site, pack_request(arrays, request_of(task="moments")))
+def test_statistics_come_back_in_the_shape_of_the_style_vector(site, arrays, request_of, prior):
+    reply = ask(site, pack_request(arrays, request_of(task="statistics")))
     assert code_of(reply) == OK
     shape = (1, len(prior.style_mean))
-    decode(reply.content["arrays"], {"code_mean": shape, "code_square": shape})
+    decode(reply.content["arrays"], {"style_mean": shape, "style_square": shape})
 
 
-def test_each_rung_has_its_own_names_and_shapes(site, arrays, request_of, prior):
-    part = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable("low_rank").items()}
-    reply = ask(site, pack_request(part, request_of(rung="low_rank")))
+def test_each_adapter_has_its_own_names_and_shapes(site, arrays, request_of, prior):
+    part = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable("lora").items()}
+    reply = ask(site, pack_request(part, request_of(adapter="lora")))
     assert code_of(reply) == OK
     decode(reply.content["arrays"], {name: array.shape for name, array in part.items()})
     assert code_of(ask(site, pack_request(part, request_of(server_round=3)))) == "bad-request"
-    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3, rung="low_rank")))) == "bad-request"
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3, adapter="lora")))) == "bad-request"
 
 
-def test_moments_are_charged_as_two_step_mean(site, arrays, request_of):
-    assert code_of(ask(site, pack_request(arrays, request_of(task="moments")))) == OK
+def test_statistics_are_charged_as_two_step_mean(site, arrays, request_of):
+    assert code_of(ask(site, pack_request(arrays, request_of(task="statistics")))) == OK
     assert Ledger(site / "ledger").releases() == [Release(4.0, 1.0, 2)]
 
 
@@ -165,7 +165,7 @@ def test_what_the_time_estimate_says_does_not_depend_on_the_patients(make_study,
     )
     site = make_study(num_patients=9).path / "sites" / "a"
     assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
-    assert asked == [("affine", load_site(site).nominal_patients)]
+    assert asked == [("norm_affine", load_site(site).nominal_patients)]
 
 
 @pytest.mark.parametrize(

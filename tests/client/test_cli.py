@@ -155,14 +155,14 @@ def test_budget_has_the_history_of_every_charge(tmp_path, capsys):
     main(["init", str(tmp_path), "--name", "north", "--vendor", "GE", "--nominal-patients", "40"])
     releases = [Release(3.0, 1.0, 2), Release(2.0, 1.0, 3)]
     ledger = Ledger(tmp_path / "ledger", policy={"max_epsilon": 8.0, "max_delta": 1e-3})
-    ledger.reserve("ab12", 1, releases[0], 1e-6, 100, "moments")
+    ledger.reserve("ab12", 1, releases[0], 1e-6, 100, "statistics")
     ledger.commit("ab12", 1, b"update")
     ledger.reserve("ab12", 2, releases[1], 1e-3, 100, "gradients")
     capsys.readouterr()
     assert main(["budget", str(tmp_path), "--json"]) == 0
     budget = json.loads(capsys.readouterr().out)
     assert [(h["run_id"], h["round"], h["task"], h["num_steps"], h["committed"]) for h in budget["history"]] == [
-        ("ab12", 1, "moments", 2, True),
+        ("ab12", 1, "statistics", 2, True),
         ("ab12", 2, "gradients", 3, False),
     ]
     after = [charge["epsilon_after"] for charge in budget["history"]]

@@ -34,9 +34,9 @@ from fedcmr.shared.records import Request, pack_request
 
 site, prior = load_site(Path(sys.argv[1])), load_prior(Path(sys.argv[2]))
 arrays = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable().items()}
-request = Request(task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256, rung="affine",
-                  private=True, noise_multiplier=2.0, sample_rate=1.0, max_grad_norm=1.0, target_delta=1e-3,
-                  local_steps=2, learning_rate=0.1, num_views=2, seed=0)
+request = Request(task="gradients", run_id="0123456789abcdef", server_round=2, prior_sha256=prior.sha256,
+                  adapter="norm_affine", private=True, noise_multiplier=2.0, sample_rate=1.0, max_grad_norm=1.0,
+                  target_delta=1e-3,                   local_steps=2, learning_rate=0.1, num_views=2, seed=0)
 content = pack_request(arrays, request)
 earlier = [request.mechanism.release] * int(sys.argv[3])
 before = epsilon(earlier, 1e-3)[0]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedcmr.client.policy import SITE_FILE, SitePolicy, SiteSettings, load_site, refusal, round_down, write_site
-from fedcmr.server.federation.adapters import plan_rung
+from fedcmr.server.federation.adapters import plan_adapter
 from fedcmr.server.settings import load
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.privacy import Mechanism, Release
@@ -213,8 +213,8 @@ def test_by_default_every_patient_takes_part_in_every_step():
 def test_the_shipped_studies_are_within_the_default_policy(name):
     config = load(name, [])
     num_steps = (config.federation.num_rounds - 1) * config.federation.local_steps
-    for rung in ("moments", "affine"):
-        for release in plan_rung(rung, config.privacy, num_steps).values():
+    for adapter in ("statistics", "norm_affine"):
+        for release in plan_adapter(adapter, config.privacy, num_steps).values():
             asked = REQUEST | {
                 "release": replace(release, num_steps=min(release.num_steps, config.federation.local_steps)),
                 "target_delta": config.privacy.target_delta,

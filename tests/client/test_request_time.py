@@ -24,7 +24,7 @@ def estimate(prior, tmp_path):
     def make(num_patients=4, num_steps=2, max_seconds=1e9, **changes):
         mechanism = replace(MECHANISM, num_steps=num_steps, nominal_patients=num_patients)
         execution = replace(CPU, max_seconds=max_seconds)
-        return estimated_seconds(tmp_path, prior, "affine", mechanism, replace(STEPS, **changes), execution)
+        return estimated_seconds(tmp_path, prior, "norm_affine", mechanism, replace(STEPS, **changes), execution)
 
     return make
 
@@ -82,5 +82,5 @@ def test_a_file_that_makes_no_sense_is_measured_over(estimate, measurements, tmp
 
 def test_a_folder_that_cannot_be_written_costs_a_measurement_every_time(prior, measurements, tmp_path):
     missing = tmp_path / "missing"
-    found = [estimated_seconds(missing, prior, "affine", MECHANISM, STEPS, CPU) for _ in range(2)]
+    found = [estimated_seconds(missing, prior, "norm_affine", MECHANISM, STEPS, CPU) for _ in range(2)]
     assert found == [12.0, 4.0]

@@ -131,9 +131,9 @@ def test_a_patients_views_do_not_depend_on_who_else_is_sampled():
     assert len(seeds) == 16
 
 
-@pytest.mark.parametrize("rung", ["affine", "low_rank"])
-def test_the_update_is_the_same_to_the_last_digit_on_any_number_of_cores(prior, patients, rung):
-    start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(rung).items()}
+@pytest.mark.parametrize("adapter", ["norm_affine", "lora"])
+def test_the_update_is_the_same_to_the_last_digit_on_any_number_of_cores(prior, patients, adapter):
+    start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(adapter).items()}
     before, updates = torch.get_num_threads(), []
     for num_threads in (1, 3):
         torch.set_num_threads(num_threads)
@@ -154,7 +154,7 @@ def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
 
 def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, arrays):
     broken = Patient(
-        "p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].codes, patients[0].vendors[:1]
+        "p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].styles, patients[0].vendors[:1]
     )
     mechanism = Mechanism(0.0, 1.0, 2, 1.0, 1e-3, private=True, nominal_patients=4)
     with_broken = fine_tune(prior.generator, [*patients, broken], arrays, mechanism, STEPS, CPU)
@@ -162,21 +162,19 @@ def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, 
     np.testing.assert_array_equal(flat(with_broken), flat(without))
 
 
-@pytest.mark.parametrize("rung", ["affine", "low_rank"])
-def test_the_update_has_the_rungs_names_and_the_generator_is_left_as_it_was(prior, tiny_prior, patients, rung):
-    start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(rung).items()}
+@pytest.mark.parametrize("adapter", ["norm_affine", "lora"])
+def test_the_update_has_the_adapters_names_and_the_generator_is_left_as_it_was(prior, tiny_prior, patients, adapter):
+    start = {name: value.detach().numpy().copy() for name, value in prior.generator.trainable(adapter).items()}
     update = fine_tune(prior.generator, patients, start, OPEN, STEPS, CPU)
     assert update.keys() == start.keys()
     assert all(np.abs(array).max() > 0 for array in update.values())
-    before = load_prior(tiny_prior).generator.freeze(rung)
+    before = load_prior(tiny_prior).generator.freeze(adapter)
     for name, value in prior.generator.state_dict().items():
         assert torch.equal(value, before.state_dict()[name]), name
 
 
-def test_one_rungs_training_leaves_nothing_for_the_next(prior, tiny_prior, patients, arrays):
-    part = {
-        name: np.full(value.shape, 0.1, np.float32) for name, value in prior.generator.trainable("low_rank").items()
-    }
+def test_one_adapters_training_leaves_nothing_for_the_next(prior, tiny_prior, patients, arrays):
+    part = {name: np.full(value.shape, 0.1, np.float32) for name, value in prior.generator.trainable("lora").items()}
     fine_tune(prior.generator, patients, part, OPEN, STEPS, CPU)
     after = fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
     alone = fine_tune(load_prior(tiny_prior).generator, patients, arrays, OPEN, STEPS, CPU)
@@ -198,9 +196,9 @@ def test_statistics_of_nobody_are_noise():
 
 def test_statistics_without_privacy_are_numpys(patients):
     mean, square = style_statistics(patients, OPEN, [4])
-    codes = torch.stack([patient.codes for patient in patients]).numpy()
-    np.testing.assert_allclose(mean, codes.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(square, (codes**2).mean(axis=0), atol=1e-6)
+    styles = torch.stack([patient.styles for patient in patients]).numpy()
+    np.testing.assert_allclose(mean, styles.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(square, (styles**2).mean(axis=0), atol=1e-6)
     assert mean.dtype == square.dtype == np.float32
 
 
@@ -208,7 +206,7 @@ def test_a_site_reads_its_patients_once_and_again_when_they_change(tmp_path, tin
     write_cases(tmp_path, "GE", 2, seed=0)
     patients = cached_patients(tmp_path, tiny_prior)
     assert [patient.name for patient in patients] == ["p00", "p01"]
-    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].codes.shape == (1, *prior.style_mean.shape)
+    assert patients[0].images.shape == (3, 2, 64, 64) and patients[0].styles.shape == (1, *prior.style_mean.shape)
     assert cached_patients(tmp_path, tiny_prior) is patients
     write_cases(tmp_path, "GE", 3, seed=0)
     assert len(cached_patients(tmp_path, tiny_prior)) == 3

@@ -16,7 +16,7 @@ from fedcmr.shared.tasks.ejection_fraction.inference import predict
 from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
-NUM_CODES = len(STYLE_NAMES)
+NUM_STYLES = len(STYLE_NAMES)
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def finished_run(make_study, tiny_prior, write_cases):
     arrays = {f"trainable/{name}": value.detach().numpy() for name, value in prior.generator.trainable().items()}
     for vendor in ("GE", "Siemens"):
         arrays |= {
-            f"code_mean/{vendor}": np.zeros(NUM_CODES, np.float32),
-            f"code_std/{vendor}": np.ones(NUM_CODES, np.float32),
+            f"code_mean/{vendor}": np.zeros(NUM_STYLES, np.float32),
+            f"code_std/{vendor}": np.ones(NUM_STYLES, np.float32),
         }
     site = {"epsilon": 7.9, "accountant": "prv", "steps": 5, "refused": [], "releases": []}
     metadata = {

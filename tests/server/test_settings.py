@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fedcmr.server.settings import CONFIG_FOLDER, RENAMED_KEYS, Config, _warn_renamed, dump, load
+from fedcmr.server.settings import CONFIG_FOLDER, RENAMED_KEYS, RENAMED_VALUES, Config, _warn_renamed, dump, load
 from fedcmr.shared.errors import UserError, run_command
 
 
@@ -91,7 +91,7 @@ def value_of(config: Config, key: str):
 
 def other_value(key: str) -> str:
     """A legal value of a key that is not its default, as YAML."""
-    named = {"federation.adapter": "moments", "evaluation.cross_vendor": "[synthetic]"}
+    named = {"federation.adapter": "statistics", "evaluation.cross_vendor": "[synthetic]"}
     return named.get(key) or str(value_of(load("default"), key) / 2)
 
 
@@ -117,6 +117,28 @@ def test_a_key_under_both_its_names_is_an_error(old, new, capsys):
     assert run_command(lambda: load("default", overrides)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and old in error and new in error
+
+
+def old_values() -> list[tuple[str, str, str]]:
+    return [(key, old, new) for key, values in RENAMED_VALUES.items() for old, new in values.items()]
+
+
+@pytest.mark.parametrize(("key", "old", "new"), old_values())
+@pytest.mark.parametrize("layer", ["file", "override"])
+def test_a_value_of_an_earlier_version_is_read_as_todays_and_said_so(key, old, new, layer, tmp_path, capsys):
+    block, name = key.split(".")
+    _warn_renamed.cache_clear()
+    if layer == "file":
+        (tmp_path / "old.yaml").write_text(f"{block}:\n  {name}: {old}\n")
+        config = load(tmp_path / "old.yaml")
+    else:
+        config = load("default", [f"{key}={old}"])
+    assert value_of(config, key) == new and config == load("default", [f"{key}={new}"])
+    assert capsys.readouterr().err == f"{key}={old} is now {key}={new}; the old name will go in 0.3\n"
+
+
+def test_an_old_key_with_an_old_value_is_read_as_both_of_today():
+    assert load("default", ["federation.rung=affine"]).federation.adapter == "norm_affine"
 
 
 def test_every_renamed_key_stays_in_its_block_and_leads_to_a_key_of_today():

@@ -169,21 +169,21 @@ def test_patients_are_sampled_independently_of_each_other():
 @pytest.mark.parametrize("size", [1, 2, 12])
 def test_a_patient_moves_both_moments_together_by_at_most_one(size):
     rng = np.random.default_rng(size)
-    codes = rng.standard_cauchy((300, size)) * 10.0 ** rng.uniform(-5, 5, (300, 1))
+    styles = rng.standard_cauchy((300, size)) * 10.0 ** rng.uniform(-5, 5, (300, 1))
     directions = rng.normal(size=(100, size))
     boundary = 4.0 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     corners = 4.0 * np.eye(size)  # all the length in one coordinate: the square is clipped too
     hostile = np.full((3, size), [[np.nan], [np.inf], [1e308]])
-    norms = np.linalg.norm(moment_vectors(np.concatenate([codes, boundary, corners, hostile]), 4.0), axis=1)
+    norms = np.linalg.norm(moment_vectors(np.concatenate([styles, boundary, corners, hostile]), 4.0), axis=1)
     assert norms.max() <= 1 + 1e-12
     assert norms[400] == pytest.approx(1)  # a corner uses the whole bound: no noise is wasted
 
 
 def test_moments_without_noise_are_those_of_the_codes():
-    codes = np.random.default_rng(0).normal(size=(50, 12)).clip(-1.5, 1.5)
-    mean, square = private_moments(codes, 8.0, 0, 50, None)
-    assert mean == pytest.approx(codes.mean(axis=0))
-    assert square == pytest.approx((codes**2).mean(axis=0))
+    styles = np.random.default_rng(0).normal(size=(50, 12)).clip(-1.5, 1.5)
+    mean, square = private_moments(styles, 8.0, 0, 50, None)
+    assert mean == pytest.approx(styles.mean(axis=0))
+    assert square == pytest.approx((styles**2).mean(axis=0))
 
 
 def test_noise_of_the_moments_has_the_documented_scale():

@@ -43,7 +43,7 @@ def test_arrays_survive_the_wire():
 
 
 def test_a_request_survives_the_wire():
-    for request in (REQUEST, replace(REQUEST, rung="low_rank"), replace(REQUEST, task="moments", sample_rate=1.0)):
+    for request in (REQUEST, replace(REQUEST, adapter="lora"), replace(REQUEST, task="statistics", sample_rate=1.0)):
         content = pack_request(arrays_of(SHAPES), request)
         assert Request.from_config(content["config"]) == request
     assert REQUEST.mechanism.release == Release(1.5, 0.5, 2)
@@ -69,10 +69,10 @@ def test_a_request_survives_the_wire():
         {"num_views": 10**9},
         {"learning_rate": 0.0},
         {"seed": -1},
-        {"task": "moments"},
-        {"task": "moments", "sample_rate": 1.0, "local_steps": 1},
-        {"rung": "all"},
-        {"rung": ""},
+        {"task": "statistics"},
+        {"task": "statistics", "sample_rate": 1.0, "local_steps": 1},
+        {"adapter": "all"},
+        {"adapter": ""},
     ],
 )
 def test_a_request_out_of_range_is_refused(change):
@@ -156,8 +156,8 @@ def test_a_lying_array_is_dropped_with_its_reason(record, reason):
         decode(record, SHAPES)
 
 
-def test_updates_are_moments_in_round_one_and_deltas_after():
-    assert update_shapes("moments", SHAPES, 2, 11) == {"code_mean": (2, 11), "code_square": (2, 11)}
+def test_updates_are_statistics_in_round_one_and_deltas_after():
+    assert update_shapes("statistics", SHAPES, 2, 11) == {"style_mean": (2, 11), "style_square": (2, 11)}
     assert update_shapes("gradients", SHAPES, 2, 11) == SHAPES
 
 

@@ -1,4 +1,4 @@
-"""Two looks at a site's codes: unbiased where nothing is clipped, and with exactly the noise that is claimed."""
+"""The two-step mean of style vectors: unbiased where nothing is clipped, and with exactly the noise that is claimed."""
 
 import numpy as np
 import pytest
@@ -7,20 +7,20 @@ from fedcmr.shared.privacy import clip_to_norm, os_generator
 from fedcmr.shared.style_statistics import SECOND_NORM, noise_std, two_step_mean
 
 
-def codes_of(num, scale=0.2, centre=0.3, seed=0):
+def styles_of(num, scale=0.2, centre=0.3, seed=0):
     return np.random.default_rng(seed).normal(centre, scale, (num, 11))
 
 
 def test_without_noise_and_clipping_they_are_numpys():
-    codes = codes_of(30)
-    mean, square = two_step_mean(codes, 10.0, 0.0, 30, None)
-    np.testing.assert_allclose(mean, codes.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(square, (codes**2).mean(axis=0), atol=1e-12)
+    styles = styles_of(30)
+    mean, square = two_step_mean(styles, 10.0, 0.0, 30, None)
+    np.testing.assert_allclose(mean, styles.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(square, (styles**2).mean(axis=0), atol=1e-12)
 
 
 def test_their_noise_is_the_claimed_one_and_their_variance_unbiased():
-    codes, clip, noise, nominal = codes_of(40), 4.0, 1.0, 40
-    released = [two_step_mean(codes, clip, noise, nominal, os_generator()) for _ in range(3000)]
+    styles, clip, noise, nominal = styles_of(40), 4.0, 1.0, 40
+    released = [two_step_mean(styles, clip, noise, nominal, os_generator()) for _ in range(3000)]
     means = np.array([mean for mean, _ in released])
     variances = np.array([square - mean**2 for mean, square in released])
     mean_std, variance_std = noise_std(clip, noise, nominal)
@@ -28,8 +28,8 @@ def test_their_noise_is_the_claimed_one_and_their_variance_unbiased():
     assert variances.std(axis=0).mean() == pytest.approx(
         variance_std, rel=0.05
     )  # and a little from the offset's square
-    np.testing.assert_allclose(means.mean(axis=0), codes.mean(axis=0), atol=0.01)
-    np.testing.assert_allclose(variances.mean(axis=0), codes.var(axis=0), atol=0.012)
+    np.testing.assert_allclose(means.mean(axis=0), styles.mean(axis=0), atol=0.01)
+    np.testing.assert_allclose(variances.mean(axis=0), styles.var(axis=0), atol=0.012)
 
 
 class Recorder:
@@ -55,9 +55,9 @@ def test_one_patient_moves_each_look_by_no_more_than_its_clip(outlier, monkeypat
         return np.zeros(dimension) if len(sums) % 2 else total
 
     monkeypatch.setattr("fedcmr.shared.privacy.private_sum", spy)
-    codes = codes_of(10)
-    two_step_mean(codes, 4.0, 1.0, 10, None)
-    two_step_mean(np.vstack([codes, outlier]), 4.0, 1.0, 10, None)
+    styles = styles_of(10)
+    two_step_mean(styles, 4.0, 1.0, 10, None)
+    two_step_mean(np.vstack([styles, outlier]), 4.0, 1.0, 10, None)
     for (clip, without), (_, with_patient) in zip(sums[:2], sums[2:], strict=True):
         assert np.linalg.norm(with_patient - without) <= clip * (1 + 1e-9)
     assert [clip for clip, _ in sums] == [4.0, 1.0, 4.0, 1.0]
@@ -65,15 +65,15 @@ def test_one_patient_moves_each_look_by_no_more_than_its_clip(outlier, monkeypat
 
 def test_both_looks_draw_the_noise_that_is_charged():
     recorder = Recorder()
-    two_step_mean(codes_of(10), 4.0, 1.5, 10, recorder)
+    two_step_mean(styles_of(10), 4.0, 1.5, 10, recorder)
     assert recorder.scales == [1.5 * 4.0, 1.5 * 1.0], "noise multiplier times the look's own bound"
 
 
 def test_a_narrower_second_look_measures_a_far_vendor_where_a_single_one_could_not():
-    codes = codes_of(40, scale=0.3, centre=1.0)  # far from the public mean: squares of 1 around a variance of 0.09
+    styles = styles_of(40, scale=0.3, centre=1.0)  # far from the public mean: squares of 1 around a variance of 0.09
     errors = [
-        (square - mean**2 - codes.var(axis=0))
-        for mean, square in (two_step_mean(codes, 4.0, 0.96, 40, os_generator()) for _ in range(200))
+        (square - mean**2 - styles.var(axis=0))
+        for mean, square in (two_step_mean(styles, 4.0, 0.96, 40, os_generator()) for _ in range(200))
     ]
     single = 0.68 * np.sqrt(2) * 4.0**2 / 2 / 40  # noise of the square in one look with the same budget
     assert np.std(errors) < 0.6 * single

@@ -73,7 +73,7 @@ def wait_until(condition):
 
 
 def test_three_sites_train_a_private_generator_through_flowers_apps(make_study):
-    run = make_study("federation.adapter=affine")
+    run = make_study("federation.adapter=norm_affine")
     arrays, metadata = run_federation(run)
     start = load_prior(run.prior_path()).generator.trainable()
     assert {name.partition("/")[2] for name in arrays if name.startswith("trainable/")} == set(start)

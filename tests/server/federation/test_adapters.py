@@ -1,18 +1,18 @@
-"""The ladder: every rung's noise meets the target exactly, and the choice follows from public numbers."""
+"""Every adapter's noise meets the target exactly, and the choice follows from public numbers."""
 
 import math
 
 import numpy as np
 import pytest
 
-from fedcmr.server.federation.adapters import LEAST_SIGNAL, choose_rung, plan_rung, signal_to_noise
+from fedcmr.server.federation.adapters import LEAST_SIGNAL, choose_adapter, plan_adapter, signal_to_noise
 from fedcmr.server.settings import PrivacyConfig
 from fedcmr.shared.privacy import Release, epsilon
 
-SIZES = {"affine": 392, "low_rank": 2048}
+SIZES = {"norm_affine": 392, "lora": 2048}
 
 
-@pytest.mark.parametrize("rung", ["moments", "affine"])
+@pytest.mark.parametrize("adapter", ["statistics", "norm_affine"])
 @pytest.mark.parametrize(
     "privacy",
     [
@@ -21,16 +21,18 @@ SIZES = {"affine": 392, "low_rank": 2048}
         PrivacyConfig(target_epsilon=3.0, statistics_share=0.2),
     ],
 )
-def test_a_rungs_plan_spends_the_target_and_no_more(rung, privacy):
-    plan = plan_rung(rung, privacy, 10)
+def test_an_adapters_plan_spends_the_target_and_no_more(adapter, privacy):
+    plan = plan_adapter(adapter, privacy, 10)
     spent, _ = epsilon(list(plan.values()), privacy.target_delta)
     assert 0.985 * privacy.target_epsilon <= spent <= privacy.target_epsilon
-    assert (plan["moments"].num_steps, plan["moments"].sample_rate) == (2, 1.0)
-    assert set(plan) == ({"moments"} if rung == "moments" else {"moments", "gradients"})
+    assert (plan["statistics"].num_steps, plan["statistics"].sample_rate) == (2, 1.0)
+    assert set(plan) == ({"statistics"} if adapter == "statistics" else {"statistics", "gradients"})
 
 
-def test_the_whole_budget_for_the_moments_means_less_noise():
-    alone, shared = (plan_rung(rung, PrivacyConfig(), 10)["moments"] for rung in ("moments", "affine"))
+def test_the_whole_budget_for_the_statistics_means_less_noise():
+    alone, shared = (
+        plan_adapter(adapter, PrivacyConfig(), 10)["statistics"] for adapter in ("statistics", "norm_affine")
+    )
     assert alone.noise_multiplier == pytest.approx(shared.noise_multiplier * math.sqrt(0.5), rel=0.01)
 
 
@@ -47,20 +49,23 @@ def test_signal_to_noise_is_that_of_a_simulated_federation():
 
 def test_at_a_given_epsilon_the_number_of_steps_hardly_matters():
     signals = [
-        signal_to_noise(plan_rung("affine", PrivacyConfig(), n)["gradients"], [40] * 3, 392) for n in (1, 10, 50)
+        signal_to_noise(plan_adapter("norm_affine", PrivacyConfig(), n)["gradients"], [40] * 3, 392)
+        for n in (1, 10, 50)
     ]
     assert max(signals) / min(signals) < 1.02
 
 
-def test_more_patients_sites_or_epsilon_never_lower_the_rung():
-    order = ["moments", "affine", "low_rank"]
+def test_more_patients_sites_or_epsilon_never_lower_the_adapter():
+    order = ["statistics", "norm_affine", "lora"]
     for epsilons, sizes in (
         ([0.1, 0.5, 1, 3, 8, 50], [[20] * 3]),
         ([1], [[n] * 3 for n in (5, 20, 40, 1000)]),
         ([1], [[20] * n for n in (1, 2, 4, 8, 30)]),
     ):
         chosen = [
-            choose_rung("auto", plan_rung("affine", PrivacyConfig(target_epsilon=e), 10)["gradients"], s, SIZES)[0]
+            choose_adapter(
+                "auto", plan_adapter("norm_affine", PrivacyConfig(target_epsilon=e), 10)["gradients"], s, SIZES
+            )[0]
             for e in epsilons
             for s in sizes
         ]
@@ -70,19 +75,21 @@ def test_more_patients_sites_or_epsilon_never_lower_the_rung():
 
 def test_a_setting_decides_and_no_noise_takes_the_highest():
     noisy = Release(1e6, 1.0, 1)
-    assert choose_rung("low_rank", noisy, [5], SIZES) == ("low_rank", "rung low_rank: as federation.adapter says")
-    assert choose_rung("auto", noisy, [5], SIZES)[0] == "moments"
-    rung, why = choose_rung("auto", None, [5], SIZES)
-    assert rung == "low_rank" and "without privacy" in why
+    assert choose_adapter("lora", noisy, [5], SIZES) == ("lora", "adapter lora: as federation.adapter says")
+    assert choose_adapter("auto", noisy, [5], SIZES)[0] == "statistics"
+    adapter, why = choose_adapter("auto", None, [5], SIZES)
+    assert adapter == "lora" and "without privacy" in why
 
 
 def test_the_reason_gives_the_ratios_and_the_threshold():
-    release = plan_rung("affine", PrivacyConfig(), 10)["gradients"]
-    _, why = choose_rung("auto", release, [40, 40, 40], SIZES)
-    assert f"affine {signal_to_noise(release, [40, 40, 40], 392):.2f} (least {LEAST_SIGNAL['affine']:g})" in why
+    release = plan_adapter("norm_affine", PrivacyConfig(), 10)["gradients"]
+    _, why = choose_adapter("auto", release, [40, 40, 40], SIZES)
+    assert (
+        f"norm_affine {signal_to_noise(release, [40, 40, 40], 392):.2f} (least {LEAST_SIGNAL['norm_affine']:g})" in why
+    )
 
 
 def test_the_default_studies_can_pay_for_low_rank_updates_and_a_small_strict_one_cannot():
-    for target, sizes, expected in ((8, [40] * 3, "low_rank"), (1, [40] * 3, "low_rank"), (1, [20] * 2, "moments")):
-        release = plan_rung("affine", PrivacyConfig(target_epsilon=target), 10)["gradients"]
-        assert choose_rung("auto", release, sizes, SIZES)[0] == expected
+    for target, sizes, expected in ((8, [40] * 3, "lora"), (1, [40] * 3, "lora"), (1, [20] * 2, "statistics")):
+        release = plan_adapter("norm_affine", PrivacyConfig(target_epsilon=target), 10)["gradients"]
+        assert choose_adapter("auto", release, sizes, SIZES)[0] == expected

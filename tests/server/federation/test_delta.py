@@ -34,7 +34,7 @@ def answered(config, prior, run):
 
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 def test_a_study_reports_what_a_site_counts_at_its_delta_and_at_a_smaller_one(make_study, prior, rate):
-    run = make_study(f"privacy.sample_rate={rate}", "federation.adapter=affine")
+    run = make_study(f"privacy.sample_rate={rate}", "federation.adapter=norm_affine")
     state = answered(run.config, prior, run)
     order = None if rate == 1 else renyi_order(8.0, 1e-3)
     assert state.order == order

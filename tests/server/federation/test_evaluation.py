@@ -116,7 +116,7 @@ def finished(make_study, tiny_evaluations):
         "evaluation.federated=true",
         "evaluation.baselines=[predict_the_mean]",
         "federation.num_rounds=2",
-        "federation.adapter=affine",
+        "federation.adapter=norm_affine",
         "synthesis.num_cases=4",
         "synthesis.num_steps=1",
         "regression.num_steps=2",

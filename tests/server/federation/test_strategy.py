@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from fedcmr.server.federation.participation import participation, sentences
 from fedcmr.server.federation.round import Replies, run_round
 from fedcmr.server.federation.senders import BUNDLE_REFUSED, Reply, write_nodes
 from fedcmr.server.federation.state import FederationState, initial_state, read_study
-from fedcmr.server.federation.vendor_styles import CODE_STD_RANGE
+from fedcmr.server.federation.vendor_styles import STYLE_STD_RANGE
 from fedcmr.shared import checkpoint
+from fedcmr.shared.adapters import EARLIER_NAMES
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.privacy import Release, epsilon
 from fedcmr.shared.privacy_filter import PrivacyFilter
@@ -65,7 +66,7 @@ def agree(value=0.01):
 @pytest.fixture
 def study(make_study):
     """A run folder without patients: the sites of these tests are scripted."""
-    return make_study("federation.adapter=affine", num_patients=0)
+    return make_study("federation.adapter=norm_affine", num_patients=0)
 
 
 def newest(run):
@@ -90,80 +91,80 @@ def test_aggregation_is_the_plain_mean_and_its_moving_average(study, prior):
     assert metadata["prior_sha256"] == prior.sha256
 
 
-def test_moments_become_each_vendors_own_distribution(make_study, prior):
+def test_statistics_become_each_vendors_own_distribution(make_study, prior):
     """Without noise there is nothing to draw together; the last variance is beyond what a vendor can have."""
     study = make_study("privacy.enabled=false", num_patients=0)
-    moments = {"a": (0.5, 1.0), "b": (0.2, 0.01), "c": (0.0, 50.0)}
+    statistics = {"a": (0.5, 1.0), "b": (0.2, 0.01), "c": (0.0, 50.0)}
 
     def script(site, request, arrays):
-        if request.task == "moments":
+        if request.task == "statistics":
             _, shapes = update_of(request, arrays, 0)
-            mean, square = (np.full((1, 11), value, np.float32) for value in moments[site])
-            return pack_reply(site, OK, {"code_mean": mean, "code_square": square}, shapes)
+            mean, square = (np.full((1, 11), value, np.float32) for value in statistics[site])
+            return pack_reply(site, OK, {"style_mean": mean, "style_square": square}, shapes)
         return agree()(site, request, arrays)
 
     federate(ScriptedGrid(script), study, prior)
     state = newest(study)
-    np.testing.assert_allclose(state.code_mean["Siemens"], 0.5)
-    np.testing.assert_allclose(state.code_std["Siemens"], np.sqrt(1.0 - 0.25), rtol=1e-6)
-    np.testing.assert_allclose(state.code_std["Philips"], CODE_STD_RANGE[0], rtol=1e-6)
-    np.testing.assert_allclose(state.code_std["GE"], CODE_STD_RANGE[1], rtol=1e-6)
+    np.testing.assert_allclose(state.style_mean["Siemens"], 0.5)
+    np.testing.assert_allclose(state.style_std["Siemens"], np.sqrt(1.0 - 0.25), rtol=1e-6)
+    np.testing.assert_allclose(state.style_std["Philips"], STYLE_STD_RANGE[0], rtol=1e-6)
+    np.testing.assert_allclose(state.style_std["GE"], STYLE_STD_RANGE[1], rtol=1e-6)
 
 
-def test_a_vendor_whose_sites_are_silent_keeps_the_priors_codes(study, prior):
+def test_a_vendor_whose_sites_are_silent_keeps_the_priors_styles(study, prior):
     def script(site, request, arrays):
-        value = 1.0 if request.task == "moments" else 0.01
-        return None if site == "c" and request.task == "moments" else agree(value)(site, request, arrays)
+        value = 1.0 if request.task == "statistics" else 0.01
+        return None if site == "c" and request.task == "statistics" else agree(value)(site, request, arrays)
 
     federate(ScriptedGrid(script), study, prior)
     state = newest(study)
-    assert (state.code_mean["GE"] == 0).all() and (state.code_std["GE"] == 1).all()
-    assert (state.code_mean["Siemens"] > 0).all()
+    assert (state.style_mean["GE"] == 0).all() and (state.style_std["GE"] == 1).all()
+    assert (state.style_mean["Siemens"] > 0).all()
 
 
-def test_the_rung_of_low_rank_updates_is_aggregated_and_published_under_its_own_names(make_study, prior):
-    run = make_study("federation.adapter=low_rank", num_patients=0)
+def test_the_adapter_of_low_rank_updates_is_aggregated_and_published_under_its_own_names(make_study, prior):
+    run = make_study("federation.adapter=lora", num_patients=0)
     grid = ScriptedGrid(agree(0.01))
     federate(grid, run, prior)
     published, metadata = checkpoint.load(run.path / "generator.safetensors")
-    part = prior.generator.trainable("low_rank")
+    part = prior.generator.trainable("lora")
     assert {name.partition("/")[2] for name in published if name.startswith("trainable/")} == set(part)
     decay = run.config.federation.ema_decay
     for name in part:  # B starts at zero; two rounds of 0.01 each
         expected = (1 - decay) * (decay * 0.01 + 0.02)
         np.testing.assert_allclose(published[f"trainable/{name}"], expected, rtol=1e-5)
-    assert metadata["rung"] == "low_rank" and {request.rung for request in grid.requests} == {"low_rank"}
-    assert [line["rung"] for line in run.metrics()] == ["low_rank"] * 3
-    assert "rung low_rank: as federation.adapter says" in (run.path / "log.txt").read_text()
+    assert metadata["adapter"] == "lora" and {request.adapter for request in grid.requests} == {"lora"}
+    assert [line["adapter"] for line in run.metrics()] == ["lora"] * 3
+    assert "adapter lora: as federation.adapter says" in (run.path / "log.txt").read_text()
 
 
-def test_the_rung_of_moments_ends_after_them_with_the_whole_budget_spent(make_study, prior):
-    run = make_study("federation.adapter=moments", num_patients=0)
+def test_the_adapter_of_statistics_ends_after_them_with_the_whole_budget_spent(make_study, prior):
+    run = make_study("federation.adapter=statistics", num_patients=0)
     grid = ScriptedGrid(agree(1.0))  # well above the noise, or it is drawn to the public mean
     federate(grid, run, prior)
-    assert {request.task for request in grid.requests} == {"moments"} and len(grid.requests) == len(SITES)
+    assert {request.task for request in grid.requests} == {"statistics"} and len(grid.requests) == len(SITES)
     spent, _ = epsilon([grid.requests[0].mechanism.release], DELTA)
     assert 0.98 * run.config.privacy.target_epsilon <= spent <= run.config.privacy.target_epsilon
     published, metadata = checkpoint.load(run.path / "generator.safetensors")
-    assert (metadata["rung"], metadata["num_rounds"]) == ("moments", 1)
-    for name, value in prior.generator.trainable("moments").items():
+    assert (metadata["adapter"], metadata["num_rounds"]) == ("statistics", 1)
+    for name, value in prior.generator.trainable("statistics").items():
         np.testing.assert_array_equal(published[f"trainable/{name}"], value.detach().numpy())
     assert (published["code_mean/GE"] > 0).all()
     federate(ScriptedGrid(agree()), run, prior)  # finished: nothing is asked again
     assert [line["round"] for line in run.metrics()] == [1]
 
 
-def test_left_to_itself_a_study_takes_the_rung_its_sites_can_pay_for(make_study, prior):
-    """Five patients a site cannot pay for steps at epsilon 0.1; without noise the highest rung is free."""
+def test_left_to_itself_a_study_takes_the_adapter_its_sites_can_pay_for(make_study, prior):
+    """Five patients a site cannot pay for steps at epsilon 0.1; without noise the highest adapter is free."""
     run = make_study("federation.adapter=auto", "privacy.target_epsilon=0.1", num_patients=0)
     state = initial_state(run.config, prior, read_study(run))
-    assert state.rung == "moments" and "signal to noise" in state.choice
+    assert state.adapter == "statistics" and "signal to noise" in state.choice
     run.config.privacy.enabled = False
-    assert initial_state(run.config, prior, read_study(run)).rung == "low_rank"
+    assert initial_state(run.config, prior, read_study(run)).adapter == "lora"
 
 
 def test_a_bad_reply_is_dropped_and_the_round_goes_on(make_study, prior):
-    study = make_study("federation.adapter=affine", "federation.min_sites=1", num_patients=0)
+    study = make_study("federation.adapter=norm_affine", "federation.min_sites=1", num_patients=0)
 
     def script(site, request, arrays):
         reply = agree(0.06)(site, request, arrays)
@@ -239,11 +240,11 @@ def test_epsilon_counts_every_request_that_was_not_refused(study, prior):
     grid = ScriptedGrid(script)
     federate(grid, study, prior)
     state = newest(study)
-    moments, gradients = grid.requests[0].mechanism.release, grid.requests[-1].mechanism.release
+    statistics, gradients = grid.requests[0].mechanism.release, grid.requests[-1].mechanism.release
     assert gradients.num_steps == study.config.federation.local_steps
     epsilons = state.epsilons(DELTA)
-    assert epsilons["a"] == PrivacyFilter().of([moments, gradients], DELTA)
-    assert epsilons["b"] == epsilons["c"] == PrivacyFilter().of([moments, gradients, gradients], DELTA)
+    assert epsilons["a"] == PrivacyFilter().of([statistics, gradients], DELTA)
+    assert epsilons["b"] == epsilons["c"] == PrivacyFilter().of([statistics, gradients, gradients], DELTA)
     assert epsilons["c"][0] <= study.config.privacy.target_epsilon
     assert [entry["code"] for entry in state.releases["a"]] == [OK, "budget-exhausted", OK]
     assert state.rounds[-1]["epsilon"] == epsilons["c"][0]
@@ -381,8 +382,41 @@ def test_an_interrupted_run_repeats_only_its_last_round_under_the_same_run_id(st
     assert {request.server_round for request in grid.requests} == {3}
     first = checkpoint.load(checkpoint.round_path(study.path / "checkpoints", 0))[1]
     assert {request.run_id for request in grid.requests} == {first["run_id"]}
-    assert newest(study).plan["moments"] == Release(**first["plan"]["moments"])
+    assert newest(study).plan["statistics"] == Release(**first["plan"]["statistics"])
     assert [line["round"] for line in study.metrics()] == [1, 2, 3]
+
+
+def in_earlier_words(metadata):
+    """A checkpoint's metadata as the first version wrote it."""
+    names = {new: old for old, new in EARLIER_NAMES.items()}
+    earlier = {key: value for key, value in metadata.items() if key != "adapter"}
+    return earlier | {
+        "rung": names[metadata["adapter"]],
+        "plan": {names.get(task, task): release for task, release in earlier["plan"].items()},
+        "releases": {
+            site: [entry | {"task": names.get(entry["task"], entry["task"])} for entry in entries]
+            for site, entries in earlier["releases"].items()
+        },
+        "rounds": [
+            {key: value for key, value in line.items() if key != "adapter"} | {"rung": names[line["adapter"]]}
+            for line in earlier["rounds"]
+        ],
+    }
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_in_todays_words(study, prior):
+    with pytest.raises(KeyboardInterrupt):
+        federate(ScriptedGrid(interrupted_at(3)), study, prior)
+    before = newest(study)
+    for path in (study.path / "checkpoints").iterdir():
+        arrays, metadata = checkpoint.load(path)
+        checkpoint.save(path, arrays, in_earlier_words(metadata))
+    resumed = newest(study)
+    assert asdict(resumed).keys() == asdict(before).keys() and resumed.plan == before.plan
+    assert (resumed.adapter, resumed.releases, resumed.rounds) == (before.adapter, before.releases, before.rounds)
+    grid = ScriptedGrid(interrupted_at(99))
+    federate(grid, study, prior)
+    assert {(request.server_round, request.adapter) for request in grid.requests} == {(3, "norm_affine")}
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(study, prior):
@@ -474,7 +508,7 @@ def test_a_round_does_not_wait_for_ever_for_a_site(study, prior, monkeypatch):
 
 
 def test_a_round_below_its_quorum_changes_nothing_and_is_charged(make_study, prior):
-    study = make_study("federation.adapter=affine", "federation.min_sites=2", num_patients=0)
+    study = make_study("federation.adapter=norm_affine", "federation.min_sites=2", num_patients=0)
 
     def script(site, request, arrays):
         if request.server_round == 2 and site != "a":
@@ -491,18 +525,18 @@ def test_a_round_below_its_quorum_changes_nothing_and_is_charged(make_study, pri
     assert "1 short of the quorum, nothing changed" in (study.path / "log.txt").read_text()
 
 
-def test_moments_below_the_quorum_leave_the_priors_codes(make_study, prior):
-    study = make_study("federation.adapter=affine", "federation.min_sites=2", num_patients=0)
+def test_statistics_below_the_quorum_leave_the_priors_styles(make_study, prior):
+    study = make_study("federation.adapter=norm_affine", "federation.min_sites=2", num_patients=0)
 
     def script(site, request, arrays):
         return None if request.server_round == 1 and site != "a" else agree()(site, request, arrays)
 
     federate(ScriptedGrid(script), study, prior)
-    assert all((code == 0).all() for code in newest(study).code_mean.values())
+    assert all((code == 0).all() for code in newest(study).style_mean.values())
 
 
 def test_a_run_that_never_had_its_quorum_ends_with_an_error(make_study, prior):
-    study = make_study("federation.adapter=affine", "federation.min_sites=3", num_patients=0)
+    study = make_study("federation.adapter=norm_affine", "federation.min_sites=3", num_patients=0)
     with pytest.raises(UserError, match="fewer usable answers than the quorum of 3"):
         federate(ScriptedGrid(lambda site, *args: None if site == "c" else agree()(site, *args)), study, prior)
     assert not (study.path / "generator.safetensors").exists()
@@ -527,7 +561,7 @@ def test_a_quorum_beyond_the_study_is_refused(make_study, prior, setting):
 
 
 def test_the_trimmed_mean_is_scipys_and_outlives_a_plausible_liar(prior, make_study):
-    study = make_study("federation.adapter=affine", num_patients=0)
+    study = make_study("federation.adapter=norm_affine", num_patients=0)
     rng = np.random.default_rng(0)
     state = initial_state(study.config, prior, read_study(study))
     start = {name: array.copy() for name, array in state.arrays.items()}
@@ -575,12 +609,12 @@ def test_an_unusable_study_file_is_a_users_error(study, text):
         read_study(study)
 
 
-def test_the_first_round_asks_for_moments_under_their_own_clip(study, prior):
+def test_the_first_round_asks_for_statistics_under_their_own_clip(study, prior):
     grid = ScriptedGrid(agree())
     federate(grid, study, prior)
     first, second = grid.requests[0], grid.requests[3]
     privacy = study.config.privacy
-    assert (first.task, first.max_grad_norm, first.local_steps) == ("moments", privacy.statistics_clip, 2)
+    assert (first.task, first.max_grad_norm, first.local_steps) == ("statistics", privacy.statistics_clip, 2)
     assert (second.task, second.max_grad_norm) == ("gradients", privacy.max_grad_norm)
 
 
@@ -622,7 +656,7 @@ def test_rounds_without_flower_give_what_rounds_by_flower_give(study, prior):
     for ours, theirs in (
         (state.arrays, by_flower.arrays),
         (state.ema, by_flower.ema),
-        (state.code_std, by_flower.code_std),
+        (state.style_std, by_flower.style_std),
     ):
         assert ours.keys() == theirs.keys()
         for key, array in ours.items():

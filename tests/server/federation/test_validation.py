@@ -92,9 +92,11 @@ def test_honest_private_updates_are_plausible():
         assert update_norm({"a": update.astype(np.float32)}) < limit
 
 
-def test_honest_private_moments_are_plausible():
+def test_honest_private_statistics_are_plausible():
     rng = np.random.default_rng(0)
-    request = replace(REQUEST, task="moments", sample_rate=1.0, local_steps=2, max_grad_norm=4.0, noise_multiplier=10.0)
+    request = replace(
+        REQUEST, task="statistics", sample_rate=1.0, local_steps=2, max_grad_norm=4.0, noise_multiplier=10.0
+    )
     limit = plausible_norm(request, 22, 5)
     for _ in range(200):
         mean, square = two_step_mean(rng.normal(size=(10, 11)) * 3, 4.0, 10.0, 5, os_generator())

@@ -50,7 +50,7 @@ def test_equal_seeds_give_equal_cases_and_the_prior_stays_as_it_was(prior):
     np.testing.assert_array_equal(plain.cases[0].masks, first.cases[0].masks)
 
 
-@pytest.mark.parametrize("adapter", ["affine", "low_rank"])
+@pytest.mark.parametrize("adapter", ["norm_affine", "lora"])
 def test_every_adapter_changes_the_images_and_nothing_else(prior, adapter):
     trainable = {n: v.detach() + 0.3 for n, v in prior.generator.trainable(adapter).items()}
     adapted = SharedGenerator(trainable, shared_generator(prior).styles)

@@ -226,6 +226,6 @@ def test_the_coordinator_sees_who_would_judge_the_model_and_at_what_cost(study, 
 
 def test_an_evaluation_that_no_site_would_answer_fails_the_rehearsal(study):
     _, facts = study({"a": "off"})
-    assert all(site["codes"]["moments"] == OK for site in facts["sites"].values())
+    assert all(site["codes"]["statistics"] == OK for site in facts["sites"].values())
     with pytest.raises(UserError, match=r"no site would judge the model .*b: no-evaluation"):
         show(facts)

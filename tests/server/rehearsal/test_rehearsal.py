@@ -27,7 +27,7 @@ from fedcmr.simulations import cli as simulations_cli
 from fedcmr.simulations.grid import make_grid, run_server_app
 
 SMALL = (
-    "federation.adapter=affine",
+    "federation.adapter=norm_affine",
     "federation.num_rounds=3",
     "federation.local_steps=1",
     "federation.num_views=1",
@@ -87,7 +87,10 @@ def test_a_rehearsal_charges_nothing_and_the_study_runs_afterwards(study, capsys
     assert not (run.path / "checkpoints").exists() and not run.metrics()
     assert facts["reasons"] == [] and facts["connected"] == 3 and facts["unnamed"] == []
     for site in facts["sites"].values():
-        assert site["codes"] == {"moments": OK, "gradients": OK} and set(site["seconds"]) == {"moments", "gradients"}
+        assert site["codes"] == {"statistics": OK, "gradients": OK} and set(site["seconds"]) == {
+            "statistics",
+            "gradients",
+        }
     assert facts["coordinator"]["test_sets"] == {"hospitals": 2}
     show(facts)
     assert "the study can start" in capsys.readouterr().out
@@ -106,7 +109,7 @@ def test_a_plan_is_what_the_rounds_release(study, prior):
     sites = read_study(run)
     state = initial_state(run.config, prior, sites)
     requests = {request.task: request for request in (make_request(run.config, state, n, sites) for n in (1, 3))}
-    planned = plan(requests, {"moments": 1, "gradients": 2})
+    planned = plan(requests, {"statistics": 1, "gradients": 2})
     rounds = [make_request(run.config, state, n, sites).mechanism.release for n in (1, 2, 3)]
     assert sum(release.num_steps for release in planned) == sum(release.num_steps for release in rounds)
     assert {release.noise_multiplier for release in planned} == {release.noise_multiplier for release in rounds}
@@ -149,7 +152,7 @@ def test_what_would_stop_a_site_is_found(study, write_cases, damage, code):
             (folder / "ledger" / "ledger.jsonl").unlink()
     facts = rehearse(run)
     assert facts["sites"]["b"]["codes"]["gradients"] == code
-    assert facts["sites"]["a"]["codes"] == {"moments": OK, "gradients": OK}
+    assert facts["sites"]["a"]["codes"] == {"statistics": OK, "gradients": OK}
     with pytest.raises(UserError, match=f"the study cannot start: .*2 of the 3 sites .*b: {code}"):
         show(facts)
 
@@ -158,7 +161,7 @@ def test_a_study_that_has_its_quorum_can_start_without_a_site(study):
     run = study("federation.min_sites=2")
     (run.path / "sites" / "b" / "train" / INDEX_NAME).unlink()
     facts = rehearse(run)
-    assert facts["reasons"] == [] and facts["sites"]["b"]["codes"]["moments"] == "data-unreadable"
+    assert facts["reasons"] == [] and facts["sites"]["b"]["codes"]["statistics"] == "data-unreadable"
 
 
 def test_missing_test_patients_are_told(make_study):
@@ -208,7 +211,7 @@ def test_the_work_sees_no_patient(rehearsal_of, monkeypatch):
     assert ask(site, content).content["rehearsal"]["code"] == OK
     assert len(seen) == load_site(site).nominal_patients
     assert not any(
-        patient.name or patient.images.any() or patient.masks.any() or patient.codes.any() for patient in seen
+        patient.name or patient.images.any() or patient.masks.any() or patient.styles.any() for patient in seen
     )
 
 

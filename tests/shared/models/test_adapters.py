@@ -49,12 +49,12 @@ def test_an_adapter_is_sorted_small_and_begins_where_the_prior_is(prior, tiny_pr
     for adapter, part in prior.generator.adapters().items():
         assert list(part) == sorted(part)
         sizes[adapter] = sum(parameter.numel() for parameter in part.values())
-    assert sizes["moments"] == sizes["affine"]
-    assert sizes["low_rank"] == 2 * 4 * 16 * RANK
+    assert sizes["statistics"] == sizes["norm_affine"]
+    assert sizes["lora"] == 2 * 4 * 16 * RANK
     assert torch.equal(out(prior.generator), untouched), "B is zero before it is trained"
 
 
-@pytest.mark.parametrize("adapter", ["affine", "low_rank"])
+@pytest.mark.parametrize("adapter", ["norm_affine", "lora"])
 def test_values_are_held_and_given_back_also_after_an_error(prior, adapter):
     generator = prior.generator
     part = generator.trainable(adapter)
@@ -70,7 +70,7 @@ def test_values_are_held_and_given_back_also_after_an_error(prior, adapter):
 
 
 def test_values_of_no_adapter_are_refused(prior):
-    part = {name: value.detach() for name, value in prior.generator.trainable("low_rank").items()}
+    part = {name: value.detach() for name, value in prior.generator.trainable("lora").items()}
     first = next(iter(part))
     for wrong in ({}, {first: part[first]}, part | {first: part[first][:-1]}):
         with pytest.raises(ValueError, match="an adapter"), prior.generator.holding(wrong):
@@ -79,7 +79,7 @@ def test_values_of_no_adapter_are_refused(prior):
 
 def test_a_priors_file_holds_no_low_rank_part(prior, tmp_path):
     before = out(prior.generator)
-    for parameter in prior.generator.trainable("low_rank").values():
+    for parameter in prior.generator.trainable("lora").values():
         parameter.data.fill_(1.0)
     assert not torch.equal(out(prior.generator), before)
     save_prior(

@@ -109,7 +109,7 @@ def test_adapters_are_the_same_parameters_whatever_the_kind(prior_of, prior):
 def test_a_site_trains_and_the_server_generates_with_any_kind(prior_of):
     patients = simulated_patients(2, prior_of, 3)
     steps = LocalSteps(learning_rate=0.5, num_views=2, seed=7, server_round=2)
-    parts = [part for adapter, part in prior_of.generator.adapters().items() if adapter != "moments"]
+    parts = [part for adapter, part in prior_of.generator.adapters().items() if adapter != "statistics"]
     for part in parts:
         start = {name: value.detach().numpy().copy() for name, value in part.items()}
         for noise, private in ((0.0, False), (1e-6, True)):
@@ -131,7 +131,7 @@ def test_what_a_round_publishes_is_read_and_generates_with_any_kind(prior_of, tm
         "federation.num_views=1",
         "privacy.enabled=false",
     ]
-    config = load("default", [*settings, "federation.adapter=low_rank"])
+    config = load("default", [*settings, "federation.adapter=lora"])
     state = federate(prior_of, [Site("GE", simulated_patients(2, prior_of, 2))], config, CPU)
     state.publish(tmp_path / "generator.safetensors", {"0": ["GE"]}, 1e-3)
     shared = load_shared_generator(tmp_path / "generator.safetensors", prior_of)
@@ -143,7 +143,7 @@ def test_what_a_round_publishes_is_read_and_generates_with_any_kind(prior_of, tm
 def test_the_audit_queries_any_kind(prior_of):
     patients = simulated_patients(2, prior_of, 2)
     losses = view_losses(prior_of.generator, fixed_views(patients))
-    noise = predicted_noise(prior_of.generator, [(p.images, p.masks, p.slice_codes) for p in patients])
+    noise = predicted_noise(prior_of.generator, [(p.images, p.masks, p.slice_styles) for p in patients])
     assert losses.shape == noise.shape == (2,) and (losses > 0).all() and (noise > 0).all()
 
 

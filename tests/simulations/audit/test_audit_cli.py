@@ -15,7 +15,12 @@ from fedcmr.simulations.grid import make_grid
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("federation.num_views=1", "federation.num_rounds=2", "federation.local_steps=1", "federation.adapter=affine")
+SMALL = (
+    "federation.num_views=1",
+    "federation.num_rounds=2",
+    "federation.local_steps=1",
+    "federation.adapter=norm_affine",
+)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def test_a_run_is_audited_and_its_report_has_the_section(finished, command, tmp_
     assert figures[0]["num_guesses"] == 4 and figures[0]["num_sites"] == 1
     assert figures[0]["verdict"] == "not refuted"
     assert f"refute a claim below {figures[0]['highest_provable']:.2f} at best" in " ".join(printed.split())
-    assert 7.5 < figures[0]["claimed_epsilon"] <= 8 and figures[0]["rung"] == "affine"
+    assert 7.5 < figures[0]["claimed_epsilon"] <= 8 and figures[0]["adapter"] == "norm_affine"
     code, printed, _ = command("membership", finished.path, "--shadows", 2)
     assert code == 0 and "SimA" in printed
     code, printed, _ = command("copies", finished.path, "--cases", 1)

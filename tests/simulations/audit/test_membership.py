@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 NUM = 8
 SETTINGS = (
-    "federation.adapter=affine",
+    "federation.adapter=norm_affine",
     "federation.num_rounds=2",
     "federation.local_steps=1",
     "federation.num_views=2",
@@ -74,7 +74,7 @@ def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
     pool = pool_of(prior)
     settings = (
         "privacy.enabled=false",
-        "federation.adapter=low_rank",
+        "federation.adapter=lora",
         "federation.num_rounds=6",
         "device=cpu",
         "federation.local_steps=2",

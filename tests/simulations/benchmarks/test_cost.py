@@ -9,7 +9,7 @@ import torch
 from fedcmr.client.training import Execution, fine_tune, patient_gradient, view_seed
 from fedcmr.server.settings import load
 from fedcmr.shared.models.prior import load_prior
-from fedcmr.shared.records import GRADIENTS, MOMENTS
+from fedcmr.shared.records import GRADIENTS, STATISTICS
 from fedcmr.simulations.benchmarks.cost import (
     CPU,
     GRADIENT_ADAPTERS,
@@ -25,13 +25,13 @@ from fedcmr.simulations.benchmarks.cost import (
 SMALL = ("federation.num_views=2", "synthesis.num_steps=1", "synthesis.num_slices=3", "device=cpu")
 
 
-@pytest.mark.parametrize("rung", GRADIENT_ADAPTERS)
-def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, rung):
+@pytest.mark.parametrize("adapter", GRADIENT_ADAPTERS)
+def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, adapter):
     """With a clip that clips nothing and no noise, the private step is the plain one."""
     config = load("default", SMALL)
     patients = simulated_patients(3, prior, 3)
-    assert all(torch.isfinite(patient.codes).all() and len(patient.images) for patient in patients)
-    start, steps = trainable_arrays(prior, rung), local_steps(config)
+    assert all(torch.isfinite(patient.styles).all() and len(patient.images) for patient in patients)
+    start, steps = trainable_arrays(prior, adapter), local_steps(config)
     private = mechanism(config, 3)
     loose = replace(private, max_grad_norm=1e9, noise_multiplier=0.0)
     plain = replace(loose, private=False)
@@ -57,7 +57,7 @@ def test_figures_are_complete(tiny_prior):
     prior = load_prior(tiny_prior)
     config = load("default", SMALL)
     patients = simulated_patients(2, prior, 3)
-    step = step_seconds(prior, patients, config, "affine", num_repeats=2)
+    step = step_seconds(prior, patients, config, "norm_affine", num_repeats=2)
     assert [len(values) for values in step["seconds_of_every_repeat"].values()] == [2, 2, 2]
     assert min(step["seconds"].values()) > 0
     assert step["ratio_to_one_batch"] == step["seconds"]["private"] / step["seconds"]["one_batch"]
@@ -65,12 +65,12 @@ def test_figures_are_complete(tiny_prior):
     assert made["pairs"] == 6 and made["seconds_per_pair"] > 0
 
 
-@pytest.mark.parametrize("rung", GRADIENT_ADAPTERS)
-def test_bytes_are_the_numbers_and_little_more(tiny_prior, rung):
+@pytest.mark.parametrize("adapter", GRADIENT_ADAPTERS)
+def test_bytes_are_the_numbers_and_little_more(tiny_prior, adapter):
     prior = load_prior(tiny_prior)
-    sizes = bytes_per_round(prior, simulated_patients(2, prior, 3), load("default", SMALL), rung)
-    arrays = trainable_arrays(prior, rung)
+    sizes = bytes_per_round(prior, simulated_patients(2, prior, 3), load("default", SMALL), adapter)
+    arrays = trainable_arrays(prior, adapter)
     numbers = 4 * sum(array.size for array in arrays.values())
     assert numbers < sizes[GRADIENTS]["up"] < numbers + 256 * len(arrays) + 256
     assert sizes[GRADIENTS]["down"] > sizes[GRADIENTS]["up"]
-    assert 4 * 2 * len(prior.style_mean) < sizes[MOMENTS]["up"] < 4 * 2 * len(prior.style_mean) + 1024
+    assert 4 * 2 * len(prior.style_mean) < sizes[STATISTICS]["up"] < 4 * 2 * len(prior.style_mean) + 1024
