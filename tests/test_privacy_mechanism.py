@@ -79,6 +79,7 @@ def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch,
     assert sums[0][1] == clip and np.linalg.norm(sums[0][0] - sums[2][0]) > 0.99 * clip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_patients", [0, 3])
 def test_the_noise_of_a_site_has_the_promised_spread_and_shape(prior, arrays, patient_of, num_patients):
     """With patients too: less what they add without noise, the rest is the noise, and the same."""

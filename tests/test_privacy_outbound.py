@@ -143,6 +143,7 @@ def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
                 yield path, b"".join(array.tobytes() for array in arrays.values())
 
 
+@pytest.mark.slow
 def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_site(
     tmp_path, tiny_prior, monkeypatch, everything_sent, capfd, caplog
 ):

@@ -78,6 +78,7 @@ def test_the_makefile_installs_nothing_but_the_lock():
     assert "--no-deps --no-build-isolation" in installs[2] and len(installs) == 3
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_is_valid_and_names_what_counts(tmp_path):
     """By the command of `make sbom`, which ends with an error where CycloneDX's own schema is not met."""
     recipe = MAKEFILE.split("\nsbom: venv\n")[1].split("\n\n")[0].replace("\\\n", " ")

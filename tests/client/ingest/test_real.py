@@ -36,6 +36,7 @@ def loop_ef(labels, lv) -> float:
     return 1 - min(volumes) / max(volumes)
 
 
+@pytest.mark.slow
 def test_all_79_acdc_patients_prepare_with_the_ejection_fraction_of_their_masks(tmp_path):
     summary = prepare(REAL / "acdc", tmp_path / "out", "acdc", key=KEY, num_processes=2)
     assert (summary.num_cases, summary.refused, summary.left_out) == (79, {}, {})

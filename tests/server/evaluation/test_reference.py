@@ -78,6 +78,7 @@ def test_kappa_is_also_that_of_statsmodels_and_its_resamples_those_of_repeated_p
         assert agreement == pytest.approx(metrics.accuracy_score(of_true, of_predicted))
 
 
+@pytest.mark.slow
 def test_intervals_of_the_classes_equal_a_plain_bootstrap_loop():
     true, predicted = patients()
     result = score(true, predicted, 4000, seed=1)["ci95"]

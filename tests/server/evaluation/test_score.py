@@ -127,6 +127,7 @@ def test_figures_over_seeds_are_the_mean_of_each_seeds_figures():
     assert score(true, predicted[:1], 200, seed=0) == alone[0]
 
 
+@pytest.mark.slow
 def test_intervals_over_seeds_equal_a_plain_loop_that_draws_the_same_patients_for_every_seed():
     true, _ = patients(num=25)
     predicted = seeds_of(true, 3, 0.08)

@@ -131,6 +131,7 @@ def finished(make_study, tiny_evaluations):
     return run
 
 
+@pytest.mark.slow
 def test_a_study_is_judged_where_its_test_patients_are(finished, capsys):
     report = json.loads((finished.path / "report.json").read_text())
     found = report["federated_evaluation"]

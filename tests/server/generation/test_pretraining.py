@@ -22,6 +22,7 @@ def config(request) -> Config:
     return Config(device="cpu", generator=GeneratorConfig(request.param), pretrain=settings)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, config, monkeypatch):
     monkeypatch.setattr(fedcmr.server.generation.pretraining, "CHECKPOINT_STEPS", 2)
     pretrain(config, tmp_path / "whole.safetensors")

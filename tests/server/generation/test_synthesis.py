@@ -79,6 +79,7 @@ def test_a_vendor_that_was_not_learnt_is_refused(prior):
         synthesize(prior, shared_generator(prior), SynthesisConfig(num_cases=4, vendor_shares={"Canon": 1}), VENDORS, 0)
 
 
+@pytest.mark.slow
 def test_the_shipped_prior_generates_the_style_and_the_anatomy_requested():
     """Style vectors measured on the images follow those requested, and blood is brighter than muscle in its mask."""
     prior = load_prior()

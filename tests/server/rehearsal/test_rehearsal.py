@@ -77,6 +77,7 @@ def change(folder, **changes):
     write_site(folder, settings)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_charges_nothing_and_the_study_runs_afterwards(study, capsys):
     run = study()
     other = Ledger(run.path / "sites" / "a" / "ledger", dataset=hashlib.sha256(b"fedcmr data set ").hexdigest())
@@ -115,6 +116,7 @@ def test_a_plan_is_what_the_rounds_release(study, prior):
     assert {release.noise_multiplier for release in planned} == {release.noise_multiplier for release in rounds}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
@@ -276,6 +278,7 @@ def test_a_rehearsal_tells_a_site_by_its_node(study, monkeypatch):
     assert facts["connected"] == 2 and facts["reasons"]
 
 
+@pytest.mark.slow
 def test_the_simulation_rehearses_too(tmp_path, tiny_prior, monkeypatch, capsys):
     settings = [
         *SMALL,

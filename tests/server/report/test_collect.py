@@ -141,6 +141,7 @@ def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed
     assert page.count("data:image/png") == 10 and "Real test patients" in page
 
 
+@pytest.mark.slow
 def test_saliency_is_reported_for_synthetic_and_test_patients(run):
     write_labels(run)
     recorded(run, SIMULATED_SCANS)
@@ -157,6 +158,7 @@ def test_saliency_is_reported_for_synthetic_and_test_patients(run):
     assert "Saliency: what the predictions rest on" in page and page.count("the heart outlined") == 2
 
 
+@pytest.mark.slow
 def test_real_patients_maps_are_shown_only_where_it_was_allowed(run):
     write_labels(run)
     save_regressor(run.path / "regressor.safetensors", Regressor())

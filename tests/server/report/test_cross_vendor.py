@@ -108,6 +108,7 @@ def test_colours_span_the_errors_but_never_blow_up_small_ones():
     assert [step_of(error, (3.0, 9.0)) for error in (2.0, 3.0, 8.99, 9.0, 12.0)] == [0, 0, 8, 8, 8]
 
 
+@pytest.mark.slow
 def test_the_page_has_heat_map_table_and_differences(tmp_path):
     report, inputs = full_study()
     build_report(report, inputs, tmp_path)

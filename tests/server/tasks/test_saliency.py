@@ -104,6 +104,7 @@ def test_what_lowers_the_prediction_counts_like_what_raises_it():
     assert up.min() > 0
 
 
+@pytest.mark.slow
 def test_the_map_of_a_network_that_uses_one_place_lies_there(left_model):
     images, ef = left_square(24, seed=1000)
     with torch.inference_mode():

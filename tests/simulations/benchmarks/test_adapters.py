@@ -16,6 +16,7 @@ from fedcmr.simulations.grid import make_grid
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["norm_affine", "lora"])
 def test_its_federation_is_that_of_a_study(make_study, adapter):
     run = make_study("privacy.enabled=false", f"federation.adapter={adapter}", allow_without_privacy=True)

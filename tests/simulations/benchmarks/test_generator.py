@@ -81,6 +81,7 @@ def test_the_segmenter_has_an_error_of_its_own_on_rendered_hearts():
     assert measured.r > 0.95 and measured.mae_points < 7 and measured.not_found == 0 and measured.style_error is None
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_and_plot(tiny_prior, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(generator, "REFERENCE_STEPS", 3)
     paths = {"--json": tmp_path / "g.json", "--plot": tmp_path / "g.png"}

@@ -22,6 +22,7 @@ def test_frechet_distance_where_it_is_known():
     assert frechet_distance(x, y) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_command_trains_generates_and_resumes(tmp_path, monkeypatch, capsys):
     out, figures = tmp_path / "kinds", tmp_path / "kinds.json"
     arguments = [
