@@ -227,12 +227,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     """Write a run's report again."""
-    from fedcmr.server.experiments.models import test_sets
-    from fedcmr.server.report.collect import write_report
     from fedcmr.server.run_folder import load_run
+    from fedcmr.server.study import Study, report
 
     run = load_run(options.run)
-    write_report(run, run.config, test_sets(run))
+    report(Study(run))
     print(f"wrote {run.path / 'report.html'}, and report.json and report.csv next to it")
 
 

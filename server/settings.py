@@ -22,6 +22,8 @@ from fedcmr.shared.progress import console
 from fedcmr.shared.settings_file import check_plain, read_settings
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+MAIN_TASK = "ejection_fraction"
+"""The task that every study has: the report's headline, the sites' evaluation and the audits are of its network."""
 CROSS_VENDOR_KINDS = ("synthetic", "real")
 BASELINES = (
     "predict_the_mean",
@@ -339,6 +341,7 @@ class Config:
     device: str = "auto"
     data_root: str | None = None
     prior: str | None = None
+    tasks: list[str] = field(default_factory=lambda: [MAIN_TASK])
     hospitals: HospitalsConfig = field(default_factory=HospitalsConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -351,6 +354,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self.seed >= 0, "seed", ">= 0", self.seed)
+        # Which tasks there are is asked where a study begins (`fedcmr.server.tasks.registry.tasks_of`).
+        _check(MAIN_TASK in self.tasks, "tasks", f"to hold {MAIN_TASK}", self.tasks)
+        _check(len(set(self.tasks)) == len(self.tasks), "tasks", "to differ from each other", self.tasks)
         _check(self.device in ("auto", "cpu", "cuda"), "device", "in ('auto', 'cpu', 'cuda')", self.device)
         if self.hospitals.source != "phantom":
             _check(

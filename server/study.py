@@ -12,7 +12,14 @@ from fedcmr.server.dataset.datasheet import study_facts
 from fedcmr.server.dataset.writer import write_release
 from fedcmr.server.evaluation.tables import predict_the_mean
 from fedcmr.server.experiments.cross_vendor import train_cross_vendor
-from fedcmr.server.experiments.models import save_predictions, test_sets, train_and_predict
+from fedcmr.server.experiments.models import (
+    REGRESSOR_STAGE,
+    check_test_patients,
+    main_stage_of,
+    save_predictions,
+    test_sets,
+    train_models,
+)
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.federation.evaluation import STAGE, evaluate_at_sites
 from fedcmr.server.federation.federate import federate
@@ -22,8 +29,9 @@ from fedcmr.server.generation.synthesis import SharedGenerator, load_shared_gene
 from fedcmr.server.report.collect import write_report
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config
+from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.server.tasks.segmentation.training import measured_ef
-from fedcmr.shared.case import load_cases, read_index
+from fedcmr.shared.case import Case, load_cases, read_index
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
@@ -36,9 +44,13 @@ class Study:
     Attributes:
         run: The folder.
         config: Its settings.
+
+    Raises:
+        UserError: The settings name a task that there is not.
     """
 
     def __init__(self, run: RunFolder, grid: Grid | None = None):
+        tasks_of(run.config)
         self.run, self._grid = run, grid
 
     @property
@@ -128,6 +140,18 @@ def run_stages(study: Study, stages: Sequence[Stage], until: str | None = None) 
     return False
 
 
+def seconds_of_stages(run: RunFolder, stages: Sequence[Stage]) -> dict[str, float]:
+    """Seconds of every finished stage in the order of the table; what is in no table of the server's comes first."""
+    places = {stage.name: number for number, stage in enumerate(stages)}
+
+    def place(name: str) -> int:
+        own = main_stage_of(name)
+        return next((places[part] for part in (own, own.rpartition("/")[0]) if part in places), -1)
+
+    recorded = run.stage_seconds()
+    return {name: recorded[name] for name in sorted(recorded, key=place)}
+
+
 def _federation(study: Study) -> None:
     federate(study.grid, study.run, study.prior)
 
@@ -135,7 +159,7 @@ def _federation(study: Study) -> None:
 def _synthesis(study: Study) -> None:
     """Sample the synthetic data set, measure what the images show, and write it with labels and datasheet."""
     run, config, shared = study.run, study.config, study.shared
-    test_sets(run)  # without test patients the study could not end, so nothing is sampled
+    check_test_patients(run)  # without them the study could not end, so nothing is sampled
     synthetic = synthesize(study.prior, shared, config.synthesis, sorted(shared.styles), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     generator = run.path / "generator.safetensors"
@@ -151,8 +175,8 @@ def _synthesis(study: Study) -> None:
     )
 
 
-def _regressor(study: Study) -> None:
-    train_and_predict(study.run, study.config, MAIN_MODEL, load_cases(study.run.path / "synthetic"))
+def _main_models(study: Study) -> None:
+    train_models(study.run, MAIN_MODEL, lambda: load_cases(study.run.path / "synthetic"))
 
 
 def _federated_evaluation(study: Study) -> None:
@@ -162,24 +186,29 @@ def _federated_evaluation(study: Study) -> None:
 def _predict_the_mean(study: Study) -> None:
     efs = [info.ef for info in read_index(study.run.path / "synthetic")]
     held_out = test_sets(study.run)
-    predictions = {name: predict_the_mean(efs, len(cases)) for name, cases in held_out}
-    save_predictions(study.run, "predict_the_mean", held_out, predictions)
+    values = {
+        name: {"true": [case.info.ef for case in cases], "predicted": predict_the_mean(efs, len(cases)).tolist()}
+        for name, cases in held_out
+    }
+    save_predictions(study.run, "predict_the_mean", held_out, values)
 
 
 def _prior_only(study: Study) -> None:
-    config, vendors = study.config, sorted(study.shared.styles)
-    synthetic = synthesize(
-        study.prior, None, config.synthesis, vendors, config.seed, config.device, "painting with the prior alone"
-    )
-    train_and_predict(study.run, config, "prior_only", synthetic.cases)
+    def make_cases() -> list[Case]:
+        config, vendors = study.config, sorted(study.shared.styles)
+        words = "painting with the prior alone"
+        return synthesize(study.prior, None, config.synthesis, vendors, config.seed, config.device, words).cases
+
+    train_models(study.run, "prior_only", make_cases)
 
 
 def _cross_vendor(study: Study) -> None:
-    train_cross_vendor(study.run, study.config, "synthetic", load_cases(study.run.path / "synthetic"))
+    train_cross_vendor(study.run, "synthetic", load_cases(study.run.path / "synthetic"))
 
 
-def _report(study: Study) -> None:
-    write_report(study.run, study.config, test_sets(study.run))
+def report(study: Study) -> None:
+    """Write the report of what the run folder holds, with the time of every stage that is done."""
+    write_report(study.run, test_sets(study.run), seconds_of_stages(study.run, STAGES))
 
 
 STAGES = (
@@ -187,7 +216,13 @@ STAGES = (
         "federation", "the sites fine-tune the public prior in private rounds", _federation, ("prepare", "baselines")
     ),
     Stage("synthesis", "the synthetic data set, with labels and datasheet", _synthesis, ("federation",)),
-    Stage("regressor", "the ResNet50 is trained on synthetic hearts alone", _regressor, ("synthesis",)),
+    Stage(
+        REGRESSOR_STAGE,
+        "every task's network is trained on synthetic hearts alone",
+        _main_models,
+        ("synthesis",),
+        has_parts=True,
+    ),
     Stage(
         STAGE,
         "the sites evaluate it on test patients of their own",
@@ -204,10 +239,11 @@ STAGES = (
     ),
     Stage(
         "prior_only",
-        "baseline: trained on hearts of the public prior",
+        "baseline: every task's network trained on hearts of the public prior",
         _prior_only,
         ("federation",),
         lambda config: "prior_only" in config.evaluation.baselines,
+        has_parts=True,
     ),
     Stage(
         "matrix/synthetic",
@@ -217,6 +253,6 @@ STAGES = (
         lambda config: "synthetic" in config.evaluation.cross_vendor,
         has_parts=True,
     ),
-    Stage("report", "tables, figures and the report for a browser", _report, ("regressor",)),
+    Stage("report", "tables, figures and the report for a browser", report, ("regressor",)),
 )
 """What the ServerApp does, on one machine as in a deployment."""

@@ -9,13 +9,15 @@ import json
 import os
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 from fedcmr.client.policy import load_site, write_site
 from fedcmr.server.experiments.cross_vendor import train_cross_vendor
-from fedcmr.server.experiments.models import predictions_folder, train_and_predict
+from fedcmr.server.experiments.models import predictions_folder, train_models
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.run_folder import RunFolder, open_run
 from fedcmr.server.settings import Config, PrivacyConfig
+from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.shared.case import Case, load_cases
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
@@ -33,11 +35,9 @@ def run_baselines(run: RunFolder) -> None:
     config = run.config
     studies = nested_studies(config, run.site_names())
     if "pooled_real" in config.evaluation.baselines:
-        with run.stage("pooled_real") as to_do:
-            if to_do:
-                train_and_predict(run, config, "pooled_real", _real_cases(run), real=True)
+        train_models(run, "pooled_real", partial(_real_cases, run), real=True)
     if "real" in config.evaluation.cross_vendor:
-        train_cross_vendor(run, config, "real", _real_cases(run))
+        train_cross_vendor(run, "real", _real_cases(run))
     for model, (sites, privacy) in studies.items():
         with run.stage(model) as to_do:
             if to_do:
@@ -115,8 +115,9 @@ def _nested_study(run: RunFolder, model: str, sites: list[str], privacy: Privacy
     settings.synthesis.vendor_shares = {name: share for name, share in shares if name in vendors and share > 0}
     nested = open_run(run.path / "baselines" / model, settings)
     link_sites(run, nested, sites, privacy)
-    with make_grid(nested, settings) as grid:
+    with make_grid(nested) as grid:
         run_server_app(grid, {"run-dir": str(nested.path.resolve())})
-    answers = predictions_folder(run) / f"{model}.json"
-    private_folder(answers.parent)
-    write_atomically(answers, (predictions_folder(nested) / f"{MAIN_MODEL}.json").read_bytes())
+    for task_name in tasks_of(settings):
+        answers = predictions_folder(run, task_name) / f"{model}.json"
+        private_folder(answers.parent)
+        write_atomically(answers, (predictions_folder(nested, task_name) / f"{MAIN_MODEL}.json").read_bytes())

@@ -24,7 +24,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedcmr.client.app import app as client_app
 from fedcmr.server.run_folder import RunFolder
-from fedcmr.server.settings import Config
 from fedcmr.shared.progress import console, track
 from fedcmr.simulations.processes import Worker, start_worker
 
@@ -169,13 +168,13 @@ class InProcessGrid(Grid):
         self._workers.remove(worker)
 
 
-def make_grid(run: RunFolder, config: Config) -> InProcessGrid:
+def make_grid(run: RunFolder) -> InProcessGrid:
     """The grid of a run folder's sites."""
     names = run.site_names()
     node_configs: list[UserConfig] = [
-        {"site": str(run.path.resolve() / "sites" / name), "device": config.device} for name in names
+        {"site": str(run.path.resolve() / "sites" / name), "device": run.config.device} for name in names
     ]
-    return InProcessGrid(node_configs, config.federation.num_processes)
+    return InProcessGrid(node_configs, run.config.federation.num_processes)
 
 
 def run_server_app(grid: Grid, run_config: UserConfig) -> None:

@@ -17,6 +17,7 @@ from fedcmr.server.run_folder import RunFolder, open_run
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
+from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.permissions import make_private, private_folder
@@ -62,9 +63,10 @@ def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
     if until is not None and until not in (names := [stage.name for stage in STAGES]):
         raise UserError(f"--until: expected one of {', '.join(names)}, got {until!r}")
     load_prior(None if config.prior is None else Path(config.prior))  # a study is not begun with one that is damaged
+    tasks_of(config)
     run = open_run(out, config)
     if not run_stages(Study(run), SITE_STAGES, until):
-        with make_grid(run, config) as grid:
+        with make_grid(run) as grid:
             run_server_app(grid, {"run-dir": str(run.path.resolve()), "until": until or ""})
     return run
 
@@ -76,7 +78,7 @@ def rehearse(config: Config, out: Path) -> None:
         UserError: Something that the user can correct, or the study cannot start.
     """
     run = simulate(config, out, "prepare")
-    with make_grid(run, config) as grid:
+    with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path.resolve()), "rehearsal": True})
     show(json.loads((run.path / FILE_NAME).read_text(encoding="utf-8")))
 

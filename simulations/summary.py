@@ -10,6 +10,8 @@ from rich.table import Table
 from fedcmr.server.federation.evaluation import federated_table
 from fedcmr.server.report.collect import results_table, who_took_part
 from fedcmr.server.run_folder import RunFolder
+from fedcmr.server.settings import MAIN_TASK
+from fedcmr.server.tasks.registry import tasks_of
 
 FILES = {
     "report.html": "the report, one file for a browser",
@@ -18,6 +20,7 @@ FILES = {
     "synthetic": "the synthetic data set with labels and datasheet",
     "generator.safetensors": "what the sites added to the public prior",
     "regressor.safetensors": "the ResNet50; regressor.md is its card",
+    "segmentation.safetensors": "the U-Net; segmentation.json is its card",
     "metrics.jsonl": "every round and stage, measured",
     "sites": "the hospitals: prepared cases, site settings, ledgers",
 }
@@ -32,6 +35,10 @@ def print_summary(run: RunFolder) -> None:
     if (run.path / "report.json").exists():
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
         console.print(results_table(run))
+        for name, task in tasks_of(run.config).items():
+            for test_set in report.get(task.part) or {} if name != MAIN_TASK else ():
+                for table in task.tables(report, test_set):
+                    console.print(table)
         if report.get("federated_evaluation"):
             console.print(federated_table(report["federated_evaluation"]))
         for sentence in who_took_part(run):

@@ -40,7 +40,7 @@ SHORT = ("federation.num_rounds=2", "federation.local_steps=1")
 
 def run_federation(run: RunFolder) -> dict[str, np.ndarray]:
     """The published arrays, after all rounds through Flower's apps."""
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         federate(grid, run, load_prior(run.prior_path()))
     return checkpoint.load(run.path / "generator.safetensors")[0]
 
@@ -268,7 +268,7 @@ def test_a_study_in_which_all_patients_eject_the_same_ends_with_a_report(make_st
         change_cases(run.path / "sites" / site / "train", of_one_ef)
     shutil.copytree(run.path / "sites" / "a" / "train", run.path / "test" / "hospitals" / "a")
     run_federation(run)
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         run_stages(Study(run, grid), STAGES)
     report = json.loads((run.path / "report.json").read_text())  # strict JSON: NaN would not have been written
     for scores in (report["regression"], report["baselines"]["predict_the_mean"]):

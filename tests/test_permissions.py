@@ -77,7 +77,9 @@ def test_a_run_folders_files_about_patients_are_its_accounts_alone(tmp_path, uma
     run.log("a line")
     run.metric({"stage": "x"})
     cases = [make_case("p", "GE", 1)]
-    save_predictions(run, "synthetic", [("site", cases)], {"site": np.array([0.5])})
+    save_predictions(
+        run, "synthetic", [("site", cases)], {"site": {"true": [0.5] * len(cases), "predicted": [0.5] * len(cases)}}
+    )
     checkpoint.save(run.path / "checkpoints" / "round_0000.safetensors", {"a": np.zeros(1)}, {})
     build_report(*study(), run.path)
     files = {path: stat.S_IMODE(path.stat().st_mode) for path in run.path.rglob("*") if path.is_file()}

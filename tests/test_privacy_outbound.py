@@ -175,7 +175,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
     monkeypatch.setattr(training, "fine_tune", fails_at_one_site)
     capfd.readouterr()
     caplog.clear()
-    with make_grid(run, config) as grid:
+    with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path.resolve())})
 
     (line,) = [line for line in run.metrics() if line.get("round") == 2]

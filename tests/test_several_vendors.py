@@ -123,7 +123,7 @@ def test_a_server_that_counts_with_other_facts_is_refused_before_anything_is_cha
 
 
 def test_a_study_publishes_a_style_for_each_of_the_sites_vendors(study):
-    with make_grid(study, study.config) as grid:
+    with make_grid(study) as grid:
         federate(grid, study, load_prior(study.prior_path()))
     arrays, metadata = checkpoint.load(study.path / "generator.safetensors")
     assert {name for name in arrays if name.startswith("code_mean")} == {

@@ -31,6 +31,7 @@ from fedcmr.server.federation.senders import write_nodes
 from fedcmr.server.federation.state import check_delta, quorum, read_study
 from fedcmr.server.run_folder import RunFolder, load_run, open_run
 from fedcmr.server.settings import load
+from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.shared.case import read_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
@@ -63,6 +64,7 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
         if not read_index(path):
             raise UserError(f"--test {path} holds no case: prepare one with 'fedcmr-client prepare'")
     settings = load(config, overrides)
+    tasks_of(settings)
     if not tests and not settings.evaluation.federated:
         raise UserError(
             "a new run needs --test: folders of prepared cases that the trained model is judged on; or, where the "

@@ -88,7 +88,7 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
                 facts["sites"][name]["seconds"][task] = outcome.seconds
     for name, (epsilon, _) in _epsilons(state, sites, planned, config).items():
         facts["sites"][name]["epsilon"] = epsilon
-    facts["coordinator"], model = _rehearse_coordinator(run, config, prior, sites)
+    facts["coordinator"], model = _rehearse_coordinator(run, prior, sites)
     facts["evaluation"] = None
     if config.evaluation.federated:
         evaluation = rehearse_evaluation(connected, node_ids, state.run_id, config, sites, to_arrays(model))
@@ -193,9 +193,10 @@ def _epsilons(
 
 
 def _rehearse_coordinator(
-    run: RunFolder, config: Config, prior: Prior, sites: Mapping[str, StudySite]
+    run: RunFolder, prior: Prior, sites: Mapping[str, StudySite]
 ) -> tuple[dict[str, Any], Regressor]:
     """Check test sets and disk, and try synthesis, training and prediction on a few patients of the public prior."""
+    config = run.config
     facts: dict[str, Any] = {"test_sets": {}, "reasons": []}
     held_out: list[tuple[str, list[Case]]] = []
     try:

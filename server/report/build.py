@@ -18,13 +18,14 @@ from fedcmr.server.formatting import HUMAN_POINTS, figure
 from fedcmr.server.report import figures, provenance
 from fedcmr.server.report.agreement import bland_altman, scatter
 from fedcmr.server.report.audit import audit_tables, read_audit
-from fedcmr.server.report.cross_vendor import cross_vendor_parts, cross_vendor_sentences
+from fedcmr.server.report.cross_vendor import KINDS, cross_vendor_parts, cross_vendor_sentences, trained_on
 from fedcmr.server.report.images import Extreme, Row, SampleSheet
 from fedcmr.server.report.limitations import limitations, not_run_note
 from fedcmr.server.report.overlays import OverlayRow, colour_bar, overlay_sheet
 from fedcmr.server.report.summary import findings, headline, key_figures
 from fedcmr.server.report.tidy_csv import as_csv
 from fedcmr.server.report.uncertainty import calibration, uncertainties
+from fedcmr.server.settings import MAIN_TASK
 from fedcmr.server.tasks.ejection_fraction.saliency import MAX_CASES, SYNTHETIC, Attribution
 from fedcmr.server.tasks.registry import TASKS
 from fedcmr.shared.checkpoint import write_atomically
@@ -100,7 +101,8 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
             those of each come from, and who took part. What JSON cannot hold (NaN) becomes null.
             Where they are known: `matrix`, {"synthetic" | "real": {vendor | "all" | "without <vendor>": {test vendor |
             "all": score}}}; `matrix_differences`, {kind: {"without <vendor>": {test vendor | "all": paired difference
-            to "all"}}}; `segmentation`, {test set: {vendor | "all": figures of `score_masks`}}; `subgroups`, {test set:
+            to "all"}}}; `segmentation`, {test set: {vendor | "all": figures of `score_masks`}}; `tasks`, {task: its
+            other models' `baselines`, {model: as `segmentation`}, and `matrix`, as above}; `subgroups`, {test set:
             {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
             mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}.
         inputs: Predictions, images and curves for the figures.
@@ -151,13 +153,15 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         "size": formatting.size,
         "patients": formatting.patients,
         "scans": formatting.describe_scans,
+        "model": model_name,
+        "training_set": trained_on,
     }
     groups = groups_of(report)
     # The figure is read at a glance: models that a study has several of are in the table alone.
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
     return environment.get_template("template.html").render(
         report=report,
-        task_sections=[task.section for task in TASKS.values() if task.section],
+        task_sections=[section for task in TASKS.values() if (section := task.report_section(report))],
         headline=headline(report),
         findings=findings(report),
         key_figures=key_figures(report),
@@ -171,6 +175,7 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         table_only=table_only,
         not_run_note=not_run_note(report),
         cross_vendor=cross_vendor_parts(report),
+        training_data=KINDS,
         cross_vendor_sentences=cross_vendor_sentences(report),
         plots=_plots(report, inputs),
         extremes=_extremes(inputs),
@@ -186,7 +191,7 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         calibration_figure=calibration(report),
         sheets=_sheets(inputs),
         requested_figure=_requested_figure(report),
-        curve_figure=figures.training_curves(curves) if (curves := _curves(inputs)) else None,
+        curve_figures={name: figures.training_curves(curves) for name, curves in _curves(inputs).items()},
         stages=_stages(report),
         overlays=_overlays(inputs),
         colour_bar=colour_bar(),
@@ -254,10 +259,21 @@ def _uncovered(report: Mapping[str, Any]) -> list[str]:
     return models + (["the cross-vendor evaluation of real scans"] if (report.get("matrix") or {}).get("real") else [])
 
 
-def _curves(inputs: ReportInputs) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    """Training curves by the models' names, without those that a study has several of: they would hide the others."""
-    shown = [key for key in sorted(inputs.curves, key=model_rank) if not family_of(key) and "/" not in key]
-    return {model_name(key): inputs.curves[key] for key in shown}
+def _curves(inputs: ReportInputs) -> dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]:
+    """Training curves by task and model's name, without those that a study has several of: they would hide the others.
+
+    The keys of the main task's models have no task's name before them.
+    """
+    by_task: dict[str, list[str]] = {}
+    for key in inputs.curves:
+        task, _, _ = key.partition("/")
+        by_task.setdefault(task if task in TASKS else MAIN_TASK, []).append(key)
+    found = {}
+    for task in [name for name in TASKS if name in by_task]:
+        keys = {key.removeprefix(f"{task}/"): key for key in by_task[task]}
+        shown = [model for model in sorted(keys, key=model_rank) if not family_of(model) and "/" not in model]
+        found[task] = {model_name(model): inputs.curves[keys[model]] for model in shown}
+    return {task: curves for task, curves in found.items() if curves}
 
 
 def _stages(report: Mapping[str, Any]) -> dict[str, float]:

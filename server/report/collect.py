@@ -16,9 +16,9 @@ from fedcmr.server.evaluation.coverage import coverage
 from fedcmr.server.evaluation.disclosure import joined, published
 from fedcmr.server.evaluation.score import Score, score
 from fedcmr.server.evaluation.subgroups import SubgroupTables, subgroup_tables
-from fedcmr.server.evaluation.tables import as_text_table, table
+from fedcmr.server.evaluation.tables import as_text_table
 from fedcmr.server.experiments.cross_vendor import cross_vendor_scores
-from fedcmr.server.experiments.models import predictions_folder
+from fedcmr.server.experiments.models import read_predictions, table_of
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
 from fedcmr.server.federation.evaluation import federated_results
 from fedcmr.server.federation.outcome import participants, privacy_spent, releases
@@ -28,9 +28,10 @@ from fedcmr.server.report.build import ReportInputs, SetPredictions, build_repor
 from fedcmr.server.report.images import Extreme, extremes, sample_sheets
 from fedcmr.server.report.overlays import overlay_rows
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
-from fedcmr.server.settings import Config, dump
+from fedcmr.server.settings import MAIN_TASK, Config, dump
 from fedcmr.server.tasks.ejection_fraction.model_card import write_model_card
 from fedcmr.server.tasks.ejection_fraction.saliency import score_attributions, study_attributions
+from fedcmr.server.tasks.registry import TASKS, tasks_of
 from fedcmr.shared.case import INDEX_NAME, Case, load_cases
 from fedcmr.shared.provenance import Provenance, of_folder, together
 from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
@@ -41,22 +42,37 @@ Scores = dict[str, dict[str, Any]]
 """{test set: {vendor or "all": figures}}."""
 
 
-def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list[Case]]]) -> None:
-    """Write `report.json`, `report.csv` and `report.html`, and the main model's card with its figures."""
-    sets = test_provenances(run, [name for name, _ in test_sets])
+def write_report(
+    run: RunFolder, test_sets: list[tuple[str, list[Case]]], seconds_per_stage: Mapping[str, float]
+) -> None:
+    """Write `report.json`, `report.csv` and `report.html`, and the main model's card with its figures.
+
+    Args:
+        run: The run.
+        test_sets: The main task's held-out patients.
+        seconds_per_stage: Of every finished stage, by its name.
+    """
+    config = run.config
+    others = {name: read_predictions(run, name) for name in tasks_of(config) if name != MAIN_TASK}
+    names = [name for name, _ in test_sets]
+    names += sorted({name for models in others.values() for by_set in models.values() for name in by_set} - {*names})
+    sets = test_provenances(run, names)
     too_few = [name for name, cases in test_sets if not sets[name].is_simulated and len(cases) < MIN_GROUP]
     test_sets = [(name, cases) for name, cases in test_sets if name not in too_few]
 
+    def enough(name: str, values: Mapping[str, Any]) -> bool:
+        return name not in sets or sets[name].is_simulated or len(values["vendors"]) >= MIN_GROUP
+
     def publishable(by_set: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        kept = {name: values for name, values in by_set.items() if name not in too_few}
+        kept = {name: values for name, values in by_set.items() if name not in too_few and enough(name, values)}
         return {name: {**values, "vendors": joined(values["vendors"])} for name, values in kept.items()}
 
     predictions = {model: publishable(by_set) for model, by_set in read_predictions(run).items()}
-    scores = {model: score_sets(by_set, config) for model, by_set in predictions.items()}
+    scores = score_models(run, MAIN_TASK, predictions)
     synthetic = load_cases(run.path / "synthetic")
     labels = _labels(run)
     vendors = [case.info.vendor for case in synthetic]
-    attributions = study_attributions(run, config, synthetic, test_sets)
+    attributions = study_attributions(run, synthetic, test_sets)
     sites = read_study(run)
     report = {
         "study": run.path.resolve().name,
@@ -70,7 +86,8 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
-        **_cross_vendor(run, config, publishable),
+        **_cross_vendor(run, publishable),
+        **_other_tasks(run, others, publishable),
         **({"federated_evaluation": federated} if (federated := federated_results(run)) else {}),
         "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
@@ -80,8 +97,8 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
             "agreement": _agreement(labels, config),
         },
         "saliency": score_attributions(attributions, config.evaluation.num_bootstrap, config.seed),
-        "timing": timing(run),
-        "settings": _settings(run, config),
+        "timing": {"seconds_per_stage": dict(seconds_per_stage), **traffic(run)},
+        "settings": _settings(run),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
     report = _published(report, sets)
@@ -106,11 +123,11 @@ def write_report(run: RunFolder, config: Config, test_sets: list[tuple[str, list
         write_model_card(weights, report["regression"], report["uncertainty"], report["provenance"]["test_sets"])
 
 
-def _settings(run: RunFolder, config: Config) -> str:
+def _settings(run: RunFolder) -> str:
     """The settings as YAML; without `hospitals`, which says who is simulated, where the sites are elsewhere."""
     if run.site_names():
-        return dump(config)
-    return OmegaConf.to_yaml({name: value for name, value in asdict(config).items() if name != "hospitals"})
+        return dump(run.config)
+    return OmegaConf.to_yaml({name: value for name, value in asdict(run.config).items() if name != "hospitals"})
 
 
 def _uncertainty(by_set: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -128,6 +145,13 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
 
     parts = {name: by_test_set(report[name]) for name in ("regression", "uncertainty", "subgroups", "saliency")}
     parts["baselines"] = {model: by_test_set(tables) for model, tables in report["baselines"].items()}
+    for name, others in (report.get("tasks") or {}).items():
+        part = TASKS[name].part
+        parts[part] = by_test_set(report[part])
+        parts.setdefault("tasks", {})[name] = {
+            "baselines": {model: by_test_set(tables) for model, tables in others["baselines"].items()},
+            **{key: published(others[key], rounded=bool(real)) for key in others if key != "baselines"},
+        }
     for name in ("matrix", "matrix_differences"):
         if name in report:
             parts[name] = published(report[name], rounded=bool(real))
@@ -138,11 +162,25 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
 
 
 def _cross_vendor(
-    run: RunFolder, config: Config, publishable: Callable[[dict[str, Any]], dict[str, Any]]
+    run: RunFolder, publishable: Callable[[dict[str, Any]], dict[str, Any]], task_name: str = MAIN_TASK
 ) -> dict[str, Any]:
-    """`matrix` and `matrix_differences`, where rows were trained."""
-    scores, differences = cross_vendor_scores(run, config, publishable)
+    """A task's `matrix` and `matrix_differences`, where rows were trained."""
+    scores, differences = cross_vendor_scores(run, publishable, task_name)
     return {"matrix": scores, "matrix_differences": differences} if scores else {}
+
+
+def _other_tasks(
+    run: RunFolder,
+    predictions: Mapping[str, dict[str, dict[str, dict[str, Any]]]],
+    publishable: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """The parts of the tasks besides the main one: the trained network's figures, and in `tasks` all others."""
+    parts: dict[str, Any] = {}
+    for name, models in predictions.items():
+        scores = score_models(run, name, {model: publishable(by_set) for model, by_set in models.items()})
+        parts[TASKS[name].part] = scores.pop(MAIN_MODEL, {})
+        parts.setdefault("tasks", {})[name] = {"baselines": scores, **_cross_vendor(run, publishable, name)}
+    return parts
 
 
 def test_provenances(run: RunFolder, names: Iterable[str]) -> dict[str, Provenance]:
@@ -158,12 +196,11 @@ def who_took_part(run: RunFolder) -> list[str]:
     return sentences(part, part["styles_of_the_prior"]) if part else []
 
 
-def timing(run: RunFolder) -> dict[str, Any]:
-    """Seconds per stage and round, bytes per site and round."""
+def traffic(run: RunFolder) -> dict[str, Any]:
+    """Seconds per round, bytes per site and round."""
     rounds = run.rounds()
     num_sites = max(1, len(run.site_names()))
     return {
-        "seconds_per_stage": run.stage_seconds(),
         "seconds_per_round": [line["elapsed_s"] for line in rounds],
         "bytes_per_site_and_round": {
             direction: max((line[f"bytes_{direction}"] for line in rounds), default=0) // num_sites
@@ -172,16 +209,15 @@ def timing(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def read_predictions(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
-    """{model: {test set: vendors, true, predicted}}, in the reader's order: the main model first."""
-    paths = sorted(predictions_folder(run).glob("*.json"), key=lambda path: model_rank(path.stem))
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-
-
-def score_sets(sets: dict[str, dict[str, Any]], config: Config) -> Scores:
-    """One model's figures on every test set."""
-    num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
-    return {name: table(a["true"], a["predicted"], a["vendors"], num_bootstrap, seed) for name, a in sets.items()}
+def score_models(
+    run: RunFolder, task_name: str, predictions: Mapping[str, dict[str, dict[str, Any]]]
+) -> dict[str, Scores]:
+    """{model: its figures on every test set}, for the models of a task."""
+    task = TASKS[task_name]
+    return {
+        model: {name: dict(table_of(task, rows, run.config)) for name, rows in by_set.items()}
+        for model, by_set in predictions.items()
+    }
 
 
 def results_table(run: RunFolder) -> Any:

@@ -58,6 +58,12 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
     for test_set, tables in (report.get("segmentation") or {}).items():
         for group, score in tables.items():
             yield from _figures(("segmentation", MAIN_MODEL, test_set, group), score)
+    for task, parts in (report.get("tasks") or {}).items():
+        for model, test_sets in parts["baselines"].items():
+            for test_set, tables in test_sets.items():
+                for group, score in tables.items():
+                    yield from _figures((task, model, test_set, group), score)
+        yield from _cross_vendor(parts, f"{task} ")
     yield from _cross_vendor(report)
     for test_set, facts in (report.get("subgroups") or {}).items():
         for fact, groups in facts.items():
@@ -87,17 +93,17 @@ def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Ite
         yield TidyRow(*place, *figure)
 
 
-def _cross_vendor(report: Mapping[str, Any]) -> Iterator[TidyRow]:
+def _cross_vendor(report: Mapping[str, Any], prefix: str = "") -> Iterator[TidyRow]:
     for kind, table in (report.get("matrix") or {}).items():
         for trained_on, groups in (table or {}).items():
             for group, score in groups.items():
-                yield from _figures((f"matrix {kind}", trained_on, "", group), score or {})
+                yield from _figures((f"{prefix}matrix {kind}", trained_on, "", group), score or {})
     for kind, table in (report.get("matrix_differences") or {}).items():
         for trained_on, groups in (table or {}).items():
             for group, score in groups.items():
                 if score:
                     values = {**score, "ci95": {"difference_points": score["ci95"]}}
-                    yield from _figures((f"matrix {kind} minus all", trained_on, "", group), values)
+                    yield from _figures((f"{prefix}matrix {kind} minus all", trained_on, "", group), values)
 
 
 def _participation(part: Mapping[str, Any]) -> Iterator[TidyRow]:

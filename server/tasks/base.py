@@ -5,6 +5,7 @@ A new task is a folder with a `Task` and one line in `fedcmr.server.tasks.regist
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -18,6 +19,21 @@ from fedcmr.shared.case import Case
 Model = TypeVar("Model", bound=nn.Module)
 Examples = TypeVar("Examples")
 Predictions = TypeVar("Predictions")
+PatientValues = Mapping[str, Sequence[Any]]
+"""{name: one number per patient}; what a study keeps of a model's predictions, for reports to be written from."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A task's section of the report.
+
+    Attributes:
+        template: Its file, below `server/tasks`.
+        values: What the template shows, as `section.values`, besides what every section knows.
+    """
+
+    template: str
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(ABC, Generic[Model, Examples, Predictions]):
@@ -26,13 +42,12 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
     Attributes:
         needs: What a labelled case has, with its article; only labelled cases are used for training and tests.
         format: `format` in the header of the task's model files, which identifies them.
-        section: Template of the report's section, below `server/tasks`; shown where a run has figures. None
-            where the report has no section of the task.
+        part: Part of report.json with the trained network's figures, {test set: {vendor or "all": figures}}.
     """
 
     needs: ClassVar[str]
     format: ClassVar[str]
-    section: ClassVar[str | None] = None
+    part: ClassVar[str]
 
     @abstractmethod
     def num_steps(self, config: Config) -> int:
@@ -105,10 +120,29 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
         """Predictions for every case, from its frames alone."""
 
     @abstractmethod
+    def per_patient(self, cases: Sequence[Case], predictions: Predictions) -> PatientValues:
+        """What of the predictions the figures are computed from, for labelled test patients."""
+
+    @abstractmethod
+    def table(self, values: PatientValues, groups: Sequence[str], config: Config) -> Mapping[str, Any]:
+        """Figures of every group of patients, then of "all".
+
+        Args:
+            values: What `per_patient` returned, read from JSON: an infinity or NaN is still there.
+            groups: Each patient's vendor, small groups joined.
+            config: Resamples of the intervals and the seed are used.
+        """
+
+    def paired_table(
+        self, values: PatientValues, others: PatientValues, groups: Sequence[str], config: Config
+    ) -> Mapping[str, Any] | None:
+        """How much larger one model's error is than another's on the same patients, as `table`; None: not compared."""
+        return None
+
     def score(
         self, model: Model, cases: Sequence[Case], predictions: Predictions, groups: Sequence[str], config: Config
     ) -> Mapping[str, Any]:
-        """The figures of one test set.
+        """The figures of one test set, by default those of `table`.
 
         Args:
             model: The trained network, which also holds facts about its training.
@@ -120,6 +154,16 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
         Returns:
             {part of report.json: its figures}; a slash leads into a part, as in "baselines/predict_the_mean".
         """
+        return {self.part: self.table(self.per_patient(cases, predictions), groups, config)}
+
+    def report_section(self, report: Mapping[str, Any]) -> Section | None:
+        """The task's section of a study's report; None where the report has no figures of it.
+
+        Args:
+            report: As in report.json. `part` holds the trained network's figures; `tasks`, by the task's name, those of
+                its other models: `baselines` and `matrix`, as the report has them for the ejection fraction.
+        """
+        return None
 
     @abstractmethod
     def warnings(self, figures: Mapping[str, Any]) -> list[str]:

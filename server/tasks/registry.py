@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fedcmr.server.settings import MAIN_TASK, Config
 from fedcmr.server.tasks.base import Task
 from fedcmr.server.tasks.ejection_fraction.task import EjectionFraction
 from fedcmr.server.tasks.segmentation.task import Segmentation
@@ -24,6 +25,18 @@ def task_named(name: str) -> Task[Any, Any, Any]:
     if name not in TASKS:
         raise UserError(f"Expected --task in {tuple(TASKS)}, got {name!r}.")
     return TASKS[name]
+
+
+def tasks_of(config: Config) -> dict[str, Task[Any, Any, Any]]:
+    """The tasks of a study, by name, the ejection fraction first.
+
+    Raises:
+        UserError: The settings name one that there is not.
+    """
+    for name in config.tasks:
+        if name not in TASKS:
+            raise UserError(f"Expected tasks to name some of {tuple(TASKS)}, got {name!r}.")
+    return {name: TASKS[name] for name in (MAIN_TASK, *config.tasks)}
 
 
 def task_of_model(path: Path) -> Task[Any, Any, Any]:

@@ -71,7 +71,7 @@ def _measure(options: argparse.Namespace) -> None:
 def in_process(folder: Path, cases: Path) -> float:
     """Median seconds of a round in one process tree."""
     run = load_run(write_study(folder, cases, NUM_SITES, NUM_ROUNDS))
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path.resolve())})
     return round_seconds(run.path)
 

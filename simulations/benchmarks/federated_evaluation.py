@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcmr.server.evaluation.from_sums import figures, formulas
+from fedcmr.server.experiments.models import read_predictions
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.federation.noise_plan import least_noise
-from fedcmr.server.report.collect import read_predictions
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command

@@ -34,10 +34,10 @@ from rich.table import Table
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.server.evaluation.score import METRICS, Score
 from fedcmr.server.evaluation.tables import paired_table, table
+from fedcmr.server.experiments.models import read_predictions
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
 from fedcmr.server.federation.outcome import privacy_spent
 from fedcmr.server.federation.state import read_study
-from fedcmr.server.report.collect import read_predictions
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder, load_run
 from fedcmr.server.settings import BASELINES, load
 from fedcmr.shared.case import load_cases

@@ -75,7 +75,7 @@ def test_without_privacy_the_weights_are_those_of_one_process_tree(deployed, joi
     (reference / "sites").mkdir()
     for name, folder in deployed.sites.items():
         (reference / "sites" / name).symlink_to(folder, target_is_directory=True)
-    with make_grid(load_run(reference), load_run(reference).config) as grid:
+    with make_grid(load_run(reference)) as grid:
         run_server_app(grid, {"run-dir": str(reference)})
     weights = [checkpoint.load(folder / "generator.safetensors")[0] for folder in (run, reference)]
     assert weights[0].keys() == weights[1].keys()

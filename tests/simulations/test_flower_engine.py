@@ -45,7 +45,7 @@ def test_flwr_run_gives_what_the_in_process_grid_gives(make_study, write_cases, 
     assert (run.path / "report.html").is_file(), shown[-3000:]
 
     reference = load_run(tmp_path / "in_process")
-    with make_grid(reference, reference.config) as grid:
+    with make_grid(reference) as grid:
         run_server_app(grid, {"run-dir": str(reference.path)})
     reports = [json.loads((path / "report.json").read_text()) for path in (run.path, reference.path)]
     assert structure(reports[0]) == structure(reports[1])

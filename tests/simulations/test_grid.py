@@ -37,7 +37,7 @@ PATIENCE_S = 240.0
 
 
 def run_federation(run):
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         federate(grid, run, load_prior(run.prior_path()))
     return checkpoint.load(run.path / "generator.safetensors")
 
@@ -151,7 +151,7 @@ def gradients_of(run):
     sites = read_study(run)
     state = initial_state(config, prior, sites)
     request = make_request(config, state, 2)
-    grid = make_grid(run, config)
+    grid = make_grid(run)
     return grid, SitesByFlower(grid, config.federation, len(sites), None).messages(request, state.arrays)
 
 
@@ -209,7 +209,7 @@ from fedcmr.simulations.grid import make_grid
 
 def main():
     run = load_run(Path(sys.argv[1]))
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         federate(grid, run, load_prior(run.prior_path()))
 
 if __name__ == "__main__":

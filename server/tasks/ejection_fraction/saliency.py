@@ -39,7 +39,6 @@ from fedcmr.server.evaluation.disclosure import joined
 from fedcmr.server.evaluation.score import mean_interval
 from fedcmr.server.evaluation.tables import vendor_groups
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
-from fedcmr.server.settings import Config
 from fedcmr.shared.case import Case
 from fedcmr.shared.device import autocast, pick_device
 from fedcmr.shared.errors import UserError
@@ -181,7 +180,7 @@ def attribute(model: Regressor, cases: Sequence[Case], device: str | torch.devic
 
 
 def study_attributions(
-    run: RunFolder, config: Config, synthetic: Sequence[Case], test_sets: Sequence[tuple[str, Sequence[Case]]]
+    run: RunFolder, synthetic: Sequence[Case], test_sets: Sequence[tuple[str, Sequence[Case]]]
 ) -> dict[str, list[Attribution]]:
     """What the predictions of a run's main model rest on.
 
@@ -193,7 +192,7 @@ def study_attributions(
         model = load_regressor(run.path / REGRESSOR_NAME)
     except UserError:
         return {}
-    device = pick_device(config.device)
+    device = pick_device(run.config.device)
     sets = {name: _some_of_each_vendor(cases) for name, cases in ((SYNTHETIC, synthetic), *test_sets)}
     return {name: attribute(model, cases, device) for name, cases in sets.items() if cases}
 

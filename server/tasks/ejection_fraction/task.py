@@ -10,9 +10,9 @@ from rich.table import Table
 
 from fedcmr.server.evaluation.coverage import coverage
 from fedcmr.server.evaluation.subgroups import subgroup_tables
-from fedcmr.server.evaluation.tables import as_text_table, predict_the_mean, table
+from fedcmr.server.evaluation.tables import as_text_table, paired_table, predict_the_mean, table
 from fedcmr.server.settings import Config
-from fedcmr.server.tasks.base import Task
+from fedcmr.server.tasks.base import PatientValues, Section, Task
 from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.server.tasks.ejection_fraction.examples import Examples, prepare_examples
 from fedcmr.server.tasks.ejection_fraction.model_card import training_facts, write_model_card
@@ -27,7 +27,7 @@ class EjectionFraction(Task[Regressor, Examples, Predictions]):
 
     needs = "an ejection fraction"
     format = FORMAT
-    section = "ejection_fraction/section.html"
+    part = "regression"
 
     def num_steps(self, config: Config) -> int:
         """See `Task.num_steps`."""
@@ -67,6 +67,25 @@ class EjectionFraction(Task[Regressor, Examples, Predictions]):
         """Ejection fractions with their standard deviations."""
         return predict(model, cases, config.regression.num_tta, device)
 
+    def per_patient(self, cases: Sequence[Case], predictions: Predictions) -> PatientValues:
+        """True and predicted ejection fractions, and the predicted standard deviation of each error."""
+        return {
+            "true": [patient_ef(case) for case in cases],
+            "predicted": [float(value) for value in predictions.ef],
+            "sd": [float(value) for value in predictions.sd],
+        }
+
+    def table(self, values: PatientValues, groups: Sequence[str], config: Config) -> Mapping[str, Any]:
+        """See `fedcmr.server.evaluation.tables.table`."""
+        return table(values["true"], values["predicted"], groups, config.evaluation.num_bootstrap, config.seed)
+
+    def paired_table(
+        self, values: PatientValues, others: PatientValues, groups: Sequence[str], config: Config
+    ) -> Mapping[str, Any]:
+        """See `fedcmr.server.evaluation.tables.paired_table`."""
+        num_bootstrap, seed = config.evaluation.num_bootstrap, config.seed
+        return paired_table(values["true"], values["predicted"], others["predicted"], groups, num_bootstrap, seed)
+
     def score(
         self, model: Regressor, cases: Sequence[Case], predictions: Predictions, groups: Sequence[str], config: Config
     ) -> Mapping[str, Any]:
@@ -80,6 +99,10 @@ class EjectionFraction(Task[Regressor, Examples, Predictions]):
             "subgroups": subgroup_tables(cases, true, predicted, num_bootstrap, seed),
             "uncertainty": coverage(true, predicted, predictions.sd),
         }
+
+    def report_section(self, report: Mapping[str, Any]) -> Section:
+        """Its parts appear where they have figures, which may be the sites' alone."""
+        return Section("ejection_fraction/section.html")
 
     def warnings(self, figures: Mapping[str, Any]) -> list[str]:
         """Whether the model gave predictions that are not finite."""

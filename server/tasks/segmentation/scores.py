@@ -48,7 +48,14 @@ def score_masks(
         {group: n_patients, n_undefined, dice {lv, myo, rv, mean}, hd95_mm {lv, myo, rv}, ef_mae_points,
         ef_bias_points, and ci95 of the same shape}; None where undefined.
     """
-    columns = _per_patient(cases, predicted)
+    return score_values(per_patient(cases, predicted), groups, num_bootstrap, seed)
+
+
+def score_values(
+    of_patients: Mapping[str, Any], groups: Sequence[str], num_bootstrap: int, seed: int
+) -> dict[str, Figures]:
+    """`score_masks` of what `per_patient` returned."""
+    columns = {key: np.asarray(column, np.float64) for key, column in of_patients.items()}
     undefined = ~np.all([np.isfinite(values) for values in columns.values()], axis=0)
     scores = {}
     for name, chosen in vendor_groups(groups).items():
@@ -93,7 +100,7 @@ def overlap_and_distance(found: Tensor, true: Tensor, spacing_mm: Sequence[float
     return overlap[:, order], distance.masked_fill(~distance.isfinite(), torch.nan)[:, order]
 
 
-def _per_patient(cases: Sequence[Case], predicted: Sequence[Tensor]) -> dict[str, NDArray[np.float64]]:
+def per_patient(cases: Sequence[Case], predicted: Sequence[Tensor]) -> dict[str, NDArray[np.float64]]:
     """One value per patient of every figure: {"part/structure" or "part": shape (N,)}."""
     rows = []
     for case, found in zip(cases, predicted, strict=True):

@@ -12,10 +12,10 @@ from rich.table import Table
 from torch import Tensor
 
 from fedcmr.server.settings import Config
-from fedcmr.server.tasks.base import Task
+from fedcmr.server.tasks.base import PatientValues, Section, Task
 from fedcmr.server.tasks.facts import versions
 from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, is_segmented, prepare_examples
-from fedcmr.server.tasks.segmentation.scores import as_text_table, score_masks
+from fedcmr.server.tasks.segmentation.scores import as_text_table, per_patient, score_values
 from fedcmr.server.tasks.segmentation.training import predict_masks, train_on_cases
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
@@ -30,7 +30,7 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
 
     needs = NEEDS
     format = FORMAT
-    section = "segmentation/section.html"
+    part = PART
 
     def num_steps(self, config: Config) -> int:
         """See `Task.num_steps`."""
@@ -80,11 +80,21 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
         """Labels of every case; see `predict_masks`."""
         return predict_masks(model.to(device), cases)
 
-    def score(
-        self, model: Segmenter, cases: Sequence[Case], predictions: list[Tensor], groups: Sequence[str], config: Config
-    ) -> Mapping[str, Any]:
-        """Overlap, distances and the ejection fraction's error by vendor; see `score_masks`."""
-        return {PART: score_masks(cases, predictions, groups, config.evaluation.num_bootstrap, config.seed)}
+    def per_patient(self, cases: Sequence[Case], predictions: list[Tensor]) -> PatientValues:
+        """Overlap, distances and the ejection fraction's error of every patient."""
+        return {name: values.tolist() for name, values in per_patient(cases, predictions).items()}
+
+    def table(self, values: PatientValues, groups: Sequence[str], config: Config) -> Mapping[str, Any]:
+        """Their means by vendor; see `score_values`."""
+        return score_values(values, groups, config.evaluation.num_bootstrap, config.seed)
+
+    def report_section(self, report: Mapping[str, Any]) -> Section | None:
+        """The trained network's figures by vendor, then the other models' and the cross-vendor evaluation."""
+        if not report.get(PART):
+            return None
+        others = (report.get("tasks") or {}).get("segmentation") or {}
+        shown = {"baselines": others.get("baselines") or {}, "matrix": others.get("matrix") or {}}
+        return Section("segmentation/section.html", shown)
 
     def warnings(self, figures: Mapping[str, Any]) -> list[str]:
         """Whether a structure was not found at all on some patient."""

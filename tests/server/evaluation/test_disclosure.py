@@ -67,7 +67,12 @@ def test_figures_of_real_patients_have_no_more_digits_than_a_reader_needs():
 def test_predictions_lie_apart_from_the_report_and_are_this_accounts_alone(make_study):
     run = make_study(num_patients=0)
     patient = SimpleNamespace(info=SimpleNamespace(vendor="GE", ef=0.5))
-    save_predictions(run, "matrix/synthetic/GE", [("hospitals", [patient])], {"hospitals": [0.4]})
+    save_predictions(
+        run,
+        "matrix/synthetic/GE",
+        [("hospitals", [patient])],
+        {"hospitals": {"true": [patient.info.ef], "predicted": [0.4]}},
+    )
     path = predictions_folder(run) / "matrix" / "synthetic" / "GE.json"
     assert path.relative_to(run.path).parts[0] == "private" and not (run.path / "predictions").exists()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

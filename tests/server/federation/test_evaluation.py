@@ -126,7 +126,7 @@ def finished(make_study, tiny_evaluations):
         min_patients=2,
     )
     give_test_patients(run, {"a": "private", "b": "table", "c": "off"})
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path.resolve())})
     return run
 
@@ -169,7 +169,7 @@ def test_the_stage_is_done_once_and_asked_again_it_charges_nothing(finished):
     kept = [line for line in lines if '"federated_evaluation"' not in line]
     assert len(kept) == len(lines) - 1
     (finished.path / "metrics.jsonl").write_text("".join(kept))  # as after a crash before the line was written
-    with make_grid(finished, finished.config) as grid:
+    with make_grid(finished) as grid:
         run_server_app(grid, {"run-dir": str(finished.path.resolve())})
     assert (finished.path / "federated_evaluation.json").read_bytes() == before
     assert len(Ledger(finished.path / "sites" / "a" / "test_ledger").charges()) == 1

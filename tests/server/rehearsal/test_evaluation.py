@@ -199,7 +199,7 @@ def study(make_study):
     def make(policies):
         run = make_study(*SMALL, "evaluation.federated=true", min_patients=2)
         give_test_patients(run, policies)
-        with make_grid(run, run.config) as grid:
+        with make_grid(run) as grid:
             run_server_app(grid, {"run-dir": str(run.path), "rehearsal": True})
         return run, json.loads((run.path / FILE_NAME).read_text())
 

@@ -56,7 +56,7 @@ def study(make_study, write_cases):
 
 def rehearse(run):
     """The facts that the ServerApp finds over the in-process grid."""
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path), "rehearsal": True})
     return json.loads((run.path / FILE_NAME).read_text())
 
@@ -96,7 +96,7 @@ def test_a_rehearsal_charges_nothing_and_the_study_runs_afterwards(study, capsys
     show(facts)
     assert "the study can start" in capsys.readouterr().out
 
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path)})
     report = json.loads((run.path / "report.json").read_text())
     for name, site in report["privacy"]["sites"].items():

@@ -65,7 +65,7 @@ def recorded(run, provenance):
 
 
 def report_of(run):
-    write_report(run, run.config, [("hospitals", held_out(run))])
+    write_report(run, [("hospitals", held_out(run))], run.stage_seconds())
     return json.loads((run.path / "report.json").read_text()), (run.path / "report.html").read_text()
 
 

@@ -199,13 +199,13 @@ def test_a_study_attributes_some_patients_of_every_vendor_and_skips_those_withou
     run = make_study()
     cases = hearts(5)
     blank = replace(cases[0], masks=np.zeros_like(cases[0].masks))
-    assert study_attributions(run, run.config, cases, []) == {}, "no regressor yet"
+    assert study_attributions(run, cases, []) == {}, "no regressor yet"
     save_regressor(run.path / "regressor.safetensors", Regressor())
     monkeypatch.setattr(saliency, "MAX_CASES", 2)
-    attributions = study_attributions(run, run.config, cases, [("a", [blank]), ("b", [*cases[:1], blank])])
+    attributions = study_attributions(run, cases, [("a", [blank]), ("b", [*cases[:1], blank])])
     assert {name: [one.vendor for one in found] for name, found in attributions.items()} == {
         "synthetic": ["GE", "GE", "Philips", "Philips"],
         "b": ["Philips"],
     }
     (run.path / "regressor.safetensors").write_bytes(b"of another version")
-    assert study_attributions(run, run.config, cases, []) == {}
+    assert study_attributions(run, cases, []) == {}

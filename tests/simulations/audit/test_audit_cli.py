@@ -38,7 +38,7 @@ def command(monkeypatch, capsys):
 def finished(make_study, tmp_path, write_cases):
     """A study with a generator, held-out patients and synthetic cases."""
     run = make_study(*SMALL)
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         federate(grid, run, load_prior(run.prior_path()))
     synthetic = []
     for seed, vendor in enumerate(("Siemens", "Philips", "GE")):

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_its_federation_is_that_of_a_study(make_study, adapter):
     run = make_study("privacy.enabled=false", f"federation.adapter={adapter}", allow_without_privacy=True)
     prior = load_prior(run.prior_path())
-    with make_grid(run, run.config) as grid:
+    with make_grid(run) as grid:
         federate_study(grid, run, prior)
     published = checkpoint.load(run.path / "generator.safetensors")[0]
     folders = [run.path / "sites" / name / "train" for name in ("a", "b", "c")]
