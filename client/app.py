@@ -142,7 +142,7 @@ def respond(
     The order is part of the guarantee: the ledger is charged before training, and what leaves is what was committed.
     Before the charge nothing is computed from patients but what does not depend on the request: that their folder can
     be read ("data-unreadable" says that they cannot, until the site repairs them) and that they are at least
-    `min_patients`.
+    `min_patients`; for gradients, those of them who are drawn whole in a slice at least.
 
     Where it is `rehearsed`, nothing is charged, and after the last check invented patients take the place of the real
     ones: see `fedcmr.client.rehearsal`.
@@ -168,7 +168,7 @@ def respond(
     code = refusal(
         site.policy,
         mechanism,
-        num_patients=len(patients),
+        num_patients=sum(request.task == STATISTICS or len(patient.images) > 0 for patient in patients),
         server_round=request.server_round,
         num_views=request.num_views,
     )

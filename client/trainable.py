@@ -7,12 +7,17 @@ from pathlib import Path
 
 from fedcmr.shared.case import INDEX_NAME, VENDORS, Case, CaseInfo, load_case, read_index
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.views import slice_pairs, with_heart
+from fedcmr.shared.views import drawn_whole, slice_pairs, with_heart
+
+STYLE, GRADIENT, EF_TEST = "style statistics", "generator gradients", "EF test"
+"""What a site's patients can be used for. Style statistics need the left ventricle's cavity at either phase, and take
+what is drawn. Gradients need slices in which nothing is left to draw, because the generator is told what the masks say.
+A test of the ejection fraction needs that alone: from the cavity at both phases, or from a table."""
 
 LEFT_OUT = {
     "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
     "end-systole, and prepare into a new folder; until then they can test a model if their EF is known",
-    "no-heart": "cases whose masks show no left ventricle at end-diastole in any slice: draw it, prepare anew",
+    "no-heart": "cases whose masks show no left ventricle in any slice: draw it, prepare anew",
     "vendor-unknown": "cases whose scans name no known vendor, or several: repeat 'prepare' with --vendor V if the "
     "scans that name none are all of one vendor",
     "vendor-not-declared": "cases of a vendor that site.yaml does not declare: add it to 'vendors', there and at the "
@@ -31,10 +36,13 @@ class Trainable:
     Attributes:
         patients: Group -> its usable cases. A patient with several scans is one patient.
         left_out: Number of cases that are not used, by code of `LEFT_OUT`.
+        whole: The groups with a slice that is drawn whole: those that train the generator. The others take part in the
+            style statistics alone.
     """
 
     patients: Mapping[str, tuple[CaseInfo, ...]]
     left_out: Mapping[str, int]
+    whole: frozenset[str]
 
     @property
     def num_patients(self) -> int:
@@ -60,9 +68,13 @@ def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable
     """
     left_out: Counter[str] = Counter()
     patients: dict[str, list[CaseInfo]] = defaultdict(list)
+    whole = set()
     for case in usable_cases(folder, vendors, left_out):
         patients[group_of(case.info)].append(case.info)
-    return Trainable({group: tuple(infos) for group, infos in patients.items()}, dict(sorted(left_out.items())))
+        if trains_the_generator(case):
+            whole.add(group_of(case.info))
+    by_group = {group: tuple(infos) for group, infos in patients.items()}
+    return Trainable(by_group, dict(sorted(left_out.items())), frozenset(whole))
 
 
 def told(found: Trainable) -> str:
@@ -70,6 +82,8 @@ def told(found: Trainable) -> str:
     by_vendor = ", ".join(f"{vendor} {number}" for vendor, number in found.vendors.items())
     patients = f"{found.num_patients} {'patient' if found.num_patients == 1 else 'patients'}"
     sentence = f"{patients} can be trained on ({by_vendor})" if found.patients else "nothing here can be trained on yet"
+    if num_in_part := found.num_patients - len(found.whole):
+        sentence += f", {num_in_part} of them drawn in part: for {STYLE} only, not for {GRADIENT}"
     reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in found.left_out.items())
     sentence += f"; not: {reasons}" if reasons else ""
     if len(found.vendors) > 1:
@@ -122,6 +136,12 @@ def reason_of(case: Case, vendors: Collection[str] | None) -> str | None:
     if vendors is not None and case.info.vendor not in vendors:
         return "vendor-not-declared"
     return None
+
+
+def trains_the_generator(case: Case) -> bool:
+    """Whether a usable case has a slice with the heart that is drawn whole at both phases, as training sees it."""
+    masks = slice_pairs(case)[1]
+    return bool((with_heart(masks) & drawn_whole(masks)).any())
 
 
 def repeated_names(infos: Collection[CaseInfo]) -> set[str]:

@@ -29,20 +29,22 @@ from fedcmr.shared.privacy import Mechanism, Rng, os_generator, poisson_sample, 
 from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
 from fedcmr.shared.style import STYLE_NAMES, style_vector
 from fedcmr.shared.style_statistics import two_step_mean
-from fedcmr.shared.views import IMAGE_SIZE, augment, slice_pairs, with_heart
+from fedcmr.shared.views import IMAGE_SIZE, augment, drawn_whole, slice_pairs, with_heart
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient as the generator sees it: the slices that hold the heart.
+    """One patient as the generator sees it: the slices that hold the heart and are drawn whole; perhaps none.
 
     Attributes:
         name: The case's group: a pseudonym. Seeds the patient's views.
         images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
         masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
         styles: Shape (V, K), the standardised style vectors of the patient's scans by vendor, in the order of the
-            site's vendors; zeros where the patient has no scan of one.
+            site's vendors; zeros where the patient has no scan of one, or nobody drew the region.
         vendors: Shape (Z,), int64: which row of `styles` each slice belongs to.
+        measured: Shape (V, K), bool: which entries of `styles` are the patient's own; None for all of the vendors that
+            the slices are of.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Patient:
     masks: Tensor
     styles: Tensor
     vendors: Tensor
+    measured: Tensor | None = None
 
     def __post_init__(self) -> None:
         # Otherwise slices would be trained in the style of others.
@@ -63,6 +66,8 @@ class Patient:
     @property
     def known(self) -> Tensor:
         """Shape (V,), bool: of which vendors the patient has scans."""
+        if self.measured is not None:
+            return self.measured.any(dim=1)
         known = torch.zeros(len(self.styles), dtype=torch.bool)
         known[self.vendors] = True
         return known
@@ -120,10 +125,13 @@ def patient_of(
     images, masks = images[keep], masks[keep]
     vendors = torch.zeros(len(images), dtype=torch.int64) if vendors is None else vendors[keep]
     styles = torch.zeros(num_vendors, len(prior.style_mean))
+    measured = torch.zeros(styles.shape, dtype=torch.bool)
     for number in vendors.unique().tolist():
         own = vendors == number
-        styles[number] = prior.standardise(style_vector(images[own], masks[own]))
-    return Patient(name, images, masks, styles, vendors)
+        raw = style_vector(images[own], masks[own])
+        styles[number], measured[number] = prior.standardise(raw), raw.isfinite()
+    whole = drawn_whole(masks)  # what is not known must not be rendered as background
+    return Patient(name, images[whole], masks[whole], styles, vendors[whole], measured)
 
 
 def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = None) -> list[Patient]:
@@ -206,7 +214,7 @@ def style_statistics(
     """
     num_vendors, size = len(nominal_patients), len(STYLE_NAMES)
     # Where nobody is left, noise alone is released.
-    styles = np.array([patient.styles.double().numpy() for patient in patients]).reshape(-1, num_vendors * size)
+    styles = np.array([_complete_styles(patient).numpy() for patient in patients]).reshape(-1, num_vendors * size)
     known = np.array([patient.known.numpy() for patient in patients], bool).reshape(-1, num_vendors)
     known = known.repeat(size, axis=1)
     if mechanism.private:
@@ -221,6 +229,20 @@ def style_statistics(
         mean.astype(np.float32).reshape(num_vendors, size),
         square.astype(np.float32).reshape(num_vendors, size),
     )
+
+
+def _complete_styles(patient: Patient) -> Tensor:
+    """The patient's style vectors, with 1 or -1 by chance in entries that could not be measured; shape (V, K), float64.
+
+    Their mean and spread are the public prior's: a region that nobody at a site draws is released as the public knows
+    it, and not as one in which all patients are alike. The chance follows from the patient's name.
+    """
+    styles = patient.styles.double()
+    if patient.measured is None or (missing := patient.known[:, None] & ~patient.measured).sum() == 0:
+        return styles
+    rng = torch.Generator().manual_seed(view_seed(0, 0, 0, patient.name))
+    signs = torch.randint(2, styles.shape, generator=rng).double() * 2 - 1
+    return torch.where(missing, signs, styles)
 
 
 def fine_tune(
@@ -243,6 +265,7 @@ def fine_tune(
     the zero vector. A step computes `num_gradients` of them, of a dummy patient where a patient was not sampled or does
     not exist, so that neither its time nor its memory shows how many there were: a patient's slices are drawn into a
     fixed number of views. What the time still shows is whether the site has more patients than its public number.
+    Patients without a slice that is drawn whole are never sampled.
 
     Args:
         generator: Left as it was.
@@ -260,11 +283,12 @@ def fine_tune(
         TimeoutError: The steps took longer than `max_seconds`.
     """
     generator.to(execution.device)
+    whole = [patient for patient in patients if len(patient.images)]
     deadline = time.monotonic() + execution.max_seconds
     rng: Rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
     with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
         for step in range(mechanism.num_steps):
-            sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
+            sampled = [whole[index] for index in poisson_sample(len(whole), mechanism.sample_rate, rng)]
             size = num_gradients(len(patients), mechanism)
             mean = _mean_gradient(
                 generator, sampled, size, parameters, mechanism, steps, step, rng, deadline, tell_failure

@@ -8,9 +8,9 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,23 @@ from fedcmr.shared.permissions import private_folder, private_opener
 from fedcmr.shared.plain_files import MIB, read_plain
 
 BACKGROUND, RV, MYO, LV = 0, 1, 2, 3
+STRUCTURES = (RV, MYO, LV)
+NOT_DRAWN = 255
+"""Label of a pixel about which nobody said anything: it is not background, and may be any structure.
+
+In a frame where only some structures are drawn, their pixels keep their labels and all others are `NOT_DRAWN`, because
+each may belong to a structure that nobody drew. One label per pixel cannot say more: that a pixel next to a drawn
+cavity is certainly no cavity, and perhaps muscle or background, is lost.
+"""
 ED, ES = 0, 1
 
 VENDORS = ("Siemens", "Philips", "GE", "Canon", "United Imaging")
 UNKNOWN = "unknown"
 """In the place of a vendor that is none of these, or that nobody knows."""
 SEXES = ("F", "M")
+CONTOURS = ("drawn", "partial", "auto")
+"""Where a case's masks come from: everything is drawn in both frames (or known, in a synthetic heart), a part of it is
+drawn, or a program found it. Empty where there are no masks."""
 
 CASE_SIZE = 96
 """Height and width of a case's frames in pixels."""
@@ -42,7 +53,7 @@ PATHOLOGY = re.compile(r"[A-Za-z0-9+_-]{1,16}")
 
 @dataclass(frozen=True)
 class CaseInfo:
-    """A row of `cases.csv`; folders of earlier versions do not have the last two columns.
+    """A row of `cases.csv`; folders of earlier versions do not have the last columns.
 
     Attributes:
         pseudonym: Letters, digits, `_` and `-`; also the name of the case's file.
@@ -52,6 +63,8 @@ class CaseInfo:
         group: Split-safe group id: cases of one patient share it, so a split by group never divides a patient.
         sex: One of `SEXES`; empty where unknown.
         pathology: Short code of the patient's group, as `PATHOLOGY`; empty where unknown.
+        contours: One of `CONTOURS`; empty where the case has no masks, and until the case is read in rows of earlier
+            versions.
     """
 
     pseudonym: str
@@ -61,12 +74,15 @@ class CaseInfo:
     group: str
     sex: str = ""
     pathology: str = ""
+    contours: str = ""
 
     def __post_init__(self) -> None:
         if self.sex not in ("", *SEXES):
             raise ValueError(f"Expected a sex in {SEXES}, or an empty one.")
         if self.pathology and not PATHOLOGY.fullmatch(self.pathology):
             raise ValueError(f"Expected a pathology that matches {PATHOLOGY.pattern}, or an empty one.")
+        if self.contours not in ("", *CONTOURS):
+            raise ValueError(f"Expected contours in {CONTOURS}, or empty ones.")
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,8 @@ class Case:
     Attributes:
         info: The patient's row of `cases.csv`.
         frames: Shape (2, Z, H, W), float32 in [0, 1], ED then ES, slices from base to apex where that is known.
-        masks: Shape (2, Z, H, W), uint8: 0 background, 1 RV, 2 myocardium, 3 LV cavity.
+        masks: Shape (2, Z, H, W), uint8: 0 background, 1 RV, 2 myocardium, 3 LV cavity, 255 where nobody drew
+            (`NOT_DRAWN`). All zero where the case has no masks.
         spacing_mm: Shape (3,), float32: z, y, x.
     """
 
@@ -92,10 +109,22 @@ class Case:
             raise ValueError(f"Expected masks uint8 {self.frames.shape}, got {self.masks.dtype} {self.masks.shape}.")
         if not np.isfinite(self.frames).all() or self.frames.min() < 0 or self.frames.max() > 1:
             raise ValueError("Expected finite frames in [0, 1].")
-        if self.masks.max(initial=0) > LV:
-            raise ValueError(f"Expected mask labels 0..{LV}, got {self.masks.max()}.")
+        if self.masks.max(initial=0) > LV and (other := self.masks[(self.masks > LV) & (self.masks != NOT_DRAWN)]).size:
+            raise ValueError(f"Expected mask labels 0..{LV} or {NOT_DRAWN}, got {other[0]}.")
         if self.spacing_mm.shape != (3,) or not ((self.spacing_mm > 0) & np.isfinite(self.spacing_mm)).all():
             raise ValueError("Expected a positive, finite spacing_mm of shape (3,).")
+
+
+def is_heart(masks: Any) -> Any:
+    """Where an array or tensor of labels has a structure: neither background nor `NOT_DRAWN`; bool of its shape."""
+    return (masks > BACKGROUND) & (masks <= LV)
+
+
+def contours_of(masks: NDArray[np.uint8]) -> str:
+    """What people drew of a case, one of `CONTOURS`; empty where there are no masks."""
+    if not is_heart(masks).any():
+        return ""
+    return "partial" if (masks == NOT_DRAWN).any() else "drawn"
 
 
 def save_case(folder: Path, case: Case, private: bool = True) -> Path:
@@ -140,6 +169,7 @@ def write_index(folder: Path, infos: Sequence[CaseInfo], private: bool = True) -
                     info.group,
                     info.sex,
                     info.pathology,
+                    info.contours,
                 ]
             )
     partial.replace(folder / INDEX_NAME)
@@ -170,6 +200,7 @@ def read_index(folder: Path) -> list[CaseInfo]:
                 row["group"],
                 row.get("sex") or "",
                 row.get("pathology") or "",
+                row.get("contours") or "",
             )
             if not PSEUDONYM.fullmatch(info.pseudonym) or not (math.isnan(info.ef) or 0 <= info.ef <= 1):
                 raise ValueError
@@ -180,7 +211,7 @@ def read_index(folder: Path) -> list[CaseInfo]:
 
 
 def load_case(folder: Path, info: CaseInfo) -> Case:
-    """Read one case.
+    """Read one case; what its masks are follows from them where the index does not say it.
 
     Raises:
         UserError: Its file is missing or is not a case.
@@ -188,7 +219,9 @@ def load_case(folder: Path, info: CaseInfo) -> Case:
     path = folder / "cases" / f"{info.pseudonym}.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Case(info, arrays["frames"], arrays["masks"], arrays["spacing_mm"])
+            masks = arrays["masks"]
+            known = info if info.contours else replace(info, contours=contours_of(masks))
+            return Case(known, arrays["frames"], masks, arrays["spacing_mm"])
     except FileNotFoundError:
         raise UserError(f"{path} is missing although {INDEX_NAME} names it: prepare the folder again") from None
     except Exception as error:  # over a damaged file zipfile, zlib and numpy raise a dozen kinds between them

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcmr.shared.case import LV, MYO, RV
+from fedcmr.shared.case import LV, MYO, NOT_DRAWN, RV, is_heart
 
 STYLE_NAMES = (
     "lv_mean",
@@ -75,10 +75,10 @@ def style_vector(images: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         images: Shape (N, 2, H, W), float32 in [-1, 1].
-        masks: Shape (N, 2, H, W), uint8 labels 0..3.
+        masks: Shape (N, 2, H, W), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
 
     Returns:
-        Shape (K,), in the order of `STYLE_NAMES`; NaN where the patient does not have the region.
+        Shape (K,), in the order of `STYLE_NAMES`; NaN where the patient does not have the region, or nobody drew it.
     """
     return style_vectors(images[None], masks[None])[0]
 
@@ -87,14 +87,16 @@ def regions(masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """LV cavity, myocardium, RV cavity, the peri-cardiac band and the background.
 
     Args:
-        masks: Shape (N, C, H, W), uint8 labels 0..3.
+        masks: Shape (N, C, H, W), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
 
     Returns:
-        Five tensors of the masks' shape, bool, of which exactly one is true in every pixel.
+        Five tensors of the masks' shape, bool, of which exactly one is true in every pixel that is drawn, and none in
+        the others.
     """
-    heart = masks > 0
+    heart = is_heart(masks)
     near = F.max_pool2d(heart.float(), 2 * BAND_PX + 1, stride=1, padding=BAND_PX) > 0
-    return masks == LV, masks == MYO, masks == RV, near & ~heart, ~near
+    drawn = masks != NOT_DRAWN
+    return masks == LV, masks == MYO, masks == RV, near & ~heart & drawn, ~near & drawn
 
 
 def style_vectors(images: Tensor, masks: Tensor) -> Tensor:
@@ -118,7 +120,9 @@ def style_vectors(images: Tensor, masks: Tensor) -> Tensor:
     cavity = lv.float()
     inner = -F.max_pool2d(-cavity, 3, stride=1, padding=1)
     outer = F.max_pool2d(cavity, 3, stride=1, padding=1)
-    border = ((outer - inner) > 0) & (lv | myo)
+    # A border is sharp by both its sides: where nobody drew the muscle, the cavity's side alone says too little.
+    beside_unknown = F.max_pool2d((labels == NOT_DRAWN).float(), 3, stride=1, padding=1) > 0
+    border = ((outer - inner) > 0) & (lv | myo) & ~beside_unknown
     lv_mean, myo_mean = per_patient(flat, lv), per_patient(flat, myo)
     edge_sharpness = per_patient((slope_x**2 + slope_y**2).sqrt(), border) / (lv_mean - myo_mean).clamp(min=0.1)
     kernel = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).reshape(1, 1, 3, 3) / 6

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedcmr.shared.case import ED, LV, Case
+from fedcmr.shared.case import ED, ES, LV, NOT_DRAWN, Case
 
 IMAGE_SIZE = 64
 """Height and width of the networks' images in pixels."""
@@ -19,7 +19,7 @@ def slice_pairs(case: Case) -> tuple[Tensor, Tensor]:
 
     Returns:
         images: Shape (Z, 2, 64, 64), float32 in [-1, 1], ED and ES as channels.
-        masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
+        masks: Shape (Z, 2, 64, 64), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
     """
     images = torch.from_numpy(case.frames).transpose(0, 1) * 2 - 1
     masks = torch.from_numpy(case.masks).transpose(0, 1)
@@ -30,8 +30,14 @@ def slice_pairs(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def with_heart(masks: Tensor) -> Tensor:
-    """Which of (Z, 2, H, W) masks hold left ventricle at ED; shape (Z,), bool."""
-    return (masks[:, ED] == LV).any(dim=(1, 2))
+    """Which of (Z, 2, H, W) masks hold left ventricle at ED, or at ES where ED is not drawn; shape (Z,), bool."""
+    cavity = (masks == LV).any(dim=(2, 3))
+    return cavity[:, ED] | (cavity[:, ES] & (masks[:, ED] == NOT_DRAWN).any(dim=(1, 2)))
+
+
+def drawn_whole(masks: Tensor) -> Tensor:
+    """In which of (Z, 2, H, W) masks nothing is `NOT_DRAWN`, in neither frame; shape (Z,), bool."""
+    return ~(masks == NOT_DRAWN).flatten(1).any(dim=1)
 
 
 def augment(
@@ -46,7 +52,7 @@ def augment(
 
     Args:
         images: Shape (N, 2, H, W).
-        masks: Shape (N, 2, H, W), uint8.
+        masks: Shape (N, 2, H, W), uint8. Beyond the edge is background, or `NOT_DRAWN` in a frame that has some.
         generator: Source of the draws.
         max_rotation_deg: Rotation is uniform in +-this.
         max_scale: Zoom is uniform in 1 +- this.
@@ -81,8 +87,17 @@ def warp(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, mirror: Te
 
 
 def _resample(images: Tensor, masks: Tensor, theta: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Images bilinearly, masks by nearest neighbour, at one affine grid; beyond the edge the image is mirrored."""
+    """Images bilinearly, masks by nearest neighbour, at one affine grid; beyond the edge the image is mirrored.
+
+    Masks are background there, but `NOT_DRAWN` in frames in which something is: what was not drawn within the image may
+    go on outside it.
+    """
     grid = F.affine_grid(theta, [len(images), 2, *size], align_corners=False)
     resampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     labels = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    in_part = (masks == NOT_DRAWN).any(dim=3, keepdim=True).any(dim=2, keepdim=True)
+    if in_part.any():
+        one = torch.ones_like(masks[:, :1], dtype=torch.float32)
+        outside = F.grid_sample(one, grid, mode="nearest", padding_mode="zeros", align_corners=False) == 0
+        labels = torch.where(in_part & outside, float(NOT_DRAWN), labels)
     return resampled, labels.to(torch.uint8)

@@ -9,7 +9,7 @@ from contourpy import LineType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case
+from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, Case
 
 GAP_PIXELS = 2
 """Between the two frames."""
@@ -23,8 +23,8 @@ class Picture:
 
     Attributes:
         uri: A JPEG as a data URI, `width` x `height` pixels.
-        contours: {"lv" | "myo" | "rv": path data (SVG 1.1, 8.3) in half pixels}; of the cavity, the wall's outer border
-            and the right ventricle. Labels that the slice does not show are not there.
+        contours: {"lv" | "myo" | "rv" | "undrawn": path data (SVG 1.1, 8.3) in half pixels}; of the cavity, the wall's
+            outer border, the right ventricle, and what nobody drew. Labels that the slice does not show are not there.
         slice_number: The slice, from 1.
         width: Pixels.
         height: Pixels.
@@ -38,18 +38,22 @@ class Picture:
 
 
 def picture_of(case: Case) -> Picture:
-    """The middle one of the slices that show the left ventricle in both phases, or of all where none does."""
-    shown = np.flatnonzero((case.masks == LV).any(axis=(2, 3)).all(axis=0))
+    """The middle one of the slices that show the left ventricle in both phases, else in one, else of all."""
+    cavity = (case.masks == LV).any(axis=(2, 3))
+    shown = np.flatnonzero(cavity.all(axis=0) if cavity.all(axis=0).any() else cavity.any(axis=0))
     index = int(shown[len(shown) // 2]) if shown.size else case.frames.shape[1] // 2
     frames, masks = case.frames[:, index], case.masks[:, index]
     height, width = frames.shape[1:]
     sheet = np.zeros((height, 2 * width + GAP_PIXELS), np.uint8)
-    paths: dict[str, list[str]] = {"lv": [], "myo": [], "rv": []}
+    paths: dict[str, list[str]] = {"undrawn": [], "lv": [], "myo": [], "rv": []}
     for phase in (ED, ES):
         left = phase * (width + GAP_PIXELS)
         sheet[:, left : left + width] = np.round(frames[phase] * 255)
         mask = masks[phase]
-        for name, area in (("lv", mask == LV), ("myo", (mask == MYO) | (mask == LV)), ("rv", mask == RV)):
+        areas = {"lv": mask == LV, "myo": (mask == MYO) | (mask == LV), "rv": mask == RV, "undrawn": mask == NOT_DRAWN}
+        if not (mask == MYO).any():
+            del areas["myo"]  # the cavity's border alone is no wall
+        for name, area in areas.items():
             paths[name] += _outlines(area, left)
     contours = {name: "".join(lines) for name, lines in paths.items() if lines}
     return Picture(_jpeg(sheet), contours, index + 1, sheet.shape[1], sheet.shape[0])

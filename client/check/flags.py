@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from fedcmr.shared.case import CASE_PIXEL_MM, Case
+from fedcmr.shared.case import CASE_PIXEL_MM, Case, is_heart
 
 NEAR_MM = 40.0
 """Distance from the image's middle: a normal left ventricle with its wall, and some of the right one."""
@@ -46,8 +46,8 @@ def flags_of(case: Case) -> list[str]:
 def _no_heart_near_middle(case: Case) -> bool:
     """The labels' centroid where there are labels, else where ED and ES differ."""
     distance_mm = _distance_mm(case)
-    if case.masks.any():
-        rows, columns = np.nonzero(case.masks.any(axis=(0, 1)))
+    if (heart := is_heart(case.masks)).any():
+        rows, columns = np.nonzero(heart.any(axis=(0, 1)))
         height, width = case.masks.shape[2:]
         off = math.hypot(rows.mean() - (height - 1) / 2, columns.mean() - (width - 1) / 2)
         return off * CASE_PIXEL_MM > MAX_OFF_CENTRE_MM

@@ -13,14 +13,17 @@ from fedcmr.client.check.page import render_page
 from fedcmr.client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
 from fedcmr.client.ingest.normalise import MAX_EF_DIFFERENCE
 from fedcmr.client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
-from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names
+from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names, trains_the_generator
 from fedcmr.shared.case import (
     CASE_SIZE,
     INDEX_NAME,
+    LV,
     UNKNOWN,
     VENDORS,
     Case,
     CaseInfo,
+    contours_of,
+    is_heart,
     load_case,
     read_index,
 )
@@ -99,14 +102,18 @@ def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> Chec
         case = load_case(folder, info)
     except UserError:
         return CheckedCase(**row, flags=tuple(warnings), trouble="case-unreadable", left_out="case-unreadable")
+    trouble = "named-twice" if repeated else _trouble(case)
+    left_out = "named-twice" if repeated else reason_of(case, None)
+    drawn = contours_of(case.masks)
     return CheckedCase(
         **row,
         num_slices=case.frames.shape[1],
         slice_spacing_mm=round(float(case.spacing_mm[0]), 3),
-        labelled=bool(case.masks.any()),
+        contours=info.contours if drawn and info.contours == "auto" else drawn,
+        trains_the_generator=left_out is None and trains_the_generator(case),
         flags=(*flags_of(case), *warnings),
-        trouble="named-twice" if repeated else _trouble(case),
-        left_out="named-twice" if repeated else reason_of(case, None),
+        trouble=trouble,
+        left_out=left_out,
         picture=picture_of(case),
     )
 
@@ -119,14 +126,19 @@ def _trouble(case: Case) -> str | None:
         return "wrong-size"
     if any(float(np.ptp(frame)) == 0 for frame in case.frames):
         return "no-contrast"
-    if not case.masks.any():
+    if not is_heart(case.masks).any():
         return None
-    ef = ejection_fraction(case.masks)
-    if math.isnan(ef):
+    if not (case.masks == LV).any() or (contours_of(case.masks) != "partial" and not _has_cavity(case)):
         return "no-left-ventricle"
-    if not abs(ef - case.info.ef) <= MAX_EF_DIFFERENCE:
+    ef = ejection_fraction(case.masks)
+    if not math.isnan(ef) and not abs(ef - case.info.ef) <= MAX_EF_DIFFERENCE:
         return "ef-differs"
     return None
+
+
+def _has_cavity(case: Case) -> bool:
+    """Whether both frames show the left ventricle."""
+    return bool((case.masks == LV).any(axis=(1, 2, 3)).all())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

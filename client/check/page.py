@@ -15,7 +15,12 @@ SHEET_SIZE = 60
 """Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
 MAX_PICTURES = 1000
 """Images on the page, about 6 kB each; further cases are listed without one, unflagged cases first."""
-CONTOURS = {"lv": "left cavity", "myo": "myocardium, outer border", "rv": "right ventricle"}
+CONTOURS = {
+    "lv": "left cavity",
+    "myo": "myocardium, outer border",
+    "rv": "right ventricle",
+    "undrawn": "not drawn: unknown",
+}
 
 
 def render_page(report: CheckReport) -> str:
@@ -57,7 +62,7 @@ def render_page(report: CheckReport) -> str:
         sheet_size=SHEET_SIZE,
         pictured=pictured,
         case_id=id,
-        contours=CONTOURS,
+        contours={name: text for name, text in CONTOURS.items() if name != "undrawn" or report.contours["partial"]},
         line=case_line,
     )
 
@@ -84,8 +89,10 @@ def facts(report: CheckReport) -> list[tuple[str, str]]:
     return [
         ("patients", str(report.num_patients)),
         ("cases", f"{report.num_cases}, {report.num_labelled} with masks"),
+        ("contours", _patients(report.contours)),
         ("vendor", _counts(report.vendors)),
         ("can be trained on", _trained(report)),
+        ("can be used for", _patients(report.uses)),
         ("field strength", _counts(strengths)),
         ("sex", _counts(report.sexes)),
         ("pathology", _counts(report.pathologies)),
@@ -157,6 +164,13 @@ def _number(number: int, one: str, several: str) -> str:
 def _counts(numbers: dict[str, int]) -> str:
     """For example "Siemens 20, GE 3"."""
     return ", ".join(f"{name} {number}" for name, number in sorted(numbers.items())) or UNKNOWN
+
+
+def _patients(numbers: dict[str, int]) -> str:
+    """For example "drawn 3 patients, partial 1, none 0", in the order given."""
+    (name, number), *others = numbers.items()
+    first = f"{name} {_number(number, 'patient', 'patients')}"
+    return ", ".join([first, *(f"{name} {number}" for name, number in others)])
 
 
 def _range(values: tuple[float, float] | None, form: str, unit: str = "") -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from fedcmr.client.check.contact_sheet import Picture
 from fedcmr.client.check.flags import FLAGS
 from fedcmr.client.ingest.reasons import REASONS
-from fedcmr.client.trainable import LEFT_OUT
-from fedcmr.shared.case import CASE_SIZE, INDEX_NAME, UNKNOWN, VENDORS
+from fedcmr.client.trainable import EF_TEST, GRADIENT, LEFT_OUT, STYLE
+from fedcmr.shared.case import CASE_SIZE, CONTOURS, INDEX_NAME, UNKNOWN, VENDORS
 
 TROUBLES = {
     "named-twice": f"{INDEX_NAME} names it twice",
@@ -46,7 +46,8 @@ class CheckedCase:
         num_phases: Phases of the scan.
         ed_phase: Which of them became end-diastole, from 0.
         es_phase: Likewise for end-systole.
-        labelled: Whether it has masks.
+        contours: Where its masks come from, as `fedcmr.shared.case.CaseInfo`; empty where it has none.
+        trains_the_generator: Whether a slice is drawn whole, in a case that training does not leave out.
         flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
         trouble: A code of `TROUBLES`, or None for a case whose file is as it should be.
         picture: Image of its middle slice.
@@ -66,13 +67,19 @@ class CheckedCase:
     num_phases: int | None = None
     ed_phase: int | None = None
     es_phase: int | None = None
-    labelled: bool = False
+    contours: str = ""
+    trains_the_generator: bool = False
     flags: tuple[str, ...] = ()
     trouble: str | None = None
     picture: Picture | None = field(default=None, repr=False)
     sex: str | None = None
     pathology: str | None = None
     left_out: str | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it has masks."""
+        return bool(self.contours)
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,27 @@ class CheckReport:
     def num_labelled(self) -> int:
         """Cases with masks."""
         return sum(case.labelled for case in self.cases)
+
+    @property
+    def contours(self) -> dict[str, int]:
+        """Number of patients by the best that any of their cases has: "drawn", "partial", "auto" if any, and "none"."""
+        ranks = {name: rank for rank, name in enumerate((*CONTOURS, ""))}
+        best: dict[str, str] = {}
+        for case in self.cases:
+            best[case.group] = min(best.get(case.group, ""), case.contours, key=ranks.__getitem__)
+        counts = Counter(best.values())
+        found = {name: counts[name] for name in CONTOURS if counts[name] or name != "auto"}
+        return {**found, "none": counts[""]}
+
+    @property
+    def uses(self) -> dict[str, int]:
+        """Number of patients that can be used, by use; see `fedcmr.client.trainable`."""
+        whole = [case for case in self.cases if case.trouble is None]
+        return {
+            STYLE: self.num_trainable_patients,
+            GRADIENT: len({case.group for case in self.trainable if case.trains_the_generator}),
+            EF_TEST: len({case.group for case in whole if case.ef is not None}),
+        }
 
     @property
     def trainable(self) -> list[CheckedCase]:
@@ -210,6 +238,8 @@ def as_json(report: CheckReport) -> dict[str, Any]:
         "num_cases": report.num_cases,
         "num_patients": report.num_patients,
         "num_labelled": report.num_labelled,
+        "contours": report.contours,
+        "uses": report.uses,
         "num_trainable_patients": report.num_trainable_patients,
         "trainable_vendors": report.trainable_vendors,
         "num_unusable": report.num_unusable,
@@ -229,8 +259,13 @@ def as_json(report: CheckReport) -> dict[str, Any]:
         "studies_refused": _explained(report.refused),
         "left_out": _explained(report.left_out),
         "warnings": _explained(report.warnings),
-        "cases": [{name: value for name, value in vars(case).items() if name != "picture"} for case in report.cases],
+        "cases": [_case_as_json(case) for case in report.cases],
     }
+
+
+def _case_as_json(case: CheckedCase) -> dict[str, Any]:
+    """A case without its picture."""
+    return {**{name: value for name, value in vars(case).items() if name != "picture"}, "labelled": case.labelled}
 
 
 def meaning(code: str) -> str:

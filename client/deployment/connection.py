@@ -21,7 +21,7 @@ from fedcmr.client.deployment.node_key import checked_node_key
 from fedcmr.client.evaluation_patients import PREDICTIONS_NAME, check_test_folder, test_dataset
 from fedcmr.client.ledger import LEDGER_NAME, dataset_of, default_witness
 from fedcmr.client.policy import SITE_FILE, SiteSettings
-from fedcmr.client.trainable import LEFT_OUT, trainable
+from fedcmr.client.trainable import GRADIENT, LEFT_OUT, STYLE, trainable
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import OTHERS, open_to_others, private_folder
 
@@ -151,8 +151,12 @@ def _cases(site: SiteSettings) -> str:
             f"site.yaml declares {', '.join(absent)}, of which {site.data_path} has no case that can be "
             "trained on: take it out of 'vendors', there and at the coordinator"
         )
-    return f"patients that can be trained on: at least policy.min_patients, {least}" + (
-        f"; left out: {reasons}" if reasons else ""
+    in_part = found.num_patients - len(found.whole)
+    only = "gradients are refused, too few are drawn whole" if len(found.whole) < least else f"no {GRADIENT}"
+    return (
+        f"patients that can be trained on: at least policy.min_patients, {least}"
+        + (f"; {in_part} of them drawn in part, for {STYLE} only: {only}" if in_part else "")
+        + (f"; left out: {reasons}" if reasons else "")
     )
 
 

@@ -5,8 +5,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.drawn import end_systole, phases_drawn
 from fedcmr.client.ingest.reasons import Unusable
-from fedcmr.shared.case import LV
+from fedcmr.shared.case import LV, is_heart
 
 Centre = tuple[float, float]
 """Row and column in the image, from 0; fractions lie between pixels."""
@@ -40,28 +41,40 @@ def lv_voxels(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def find_frames(cine: Cine, centre: Centre | None = None) -> tuple[int, int]:
-    """End-diastole and end-systole: the phases with the largest and the smallest left ventricle.
+    """End-diastole and end-systole: the phases with the largest and the smallest left ventricle of those drawn whole.
 
     Without masks the bright blood near the heart's centre stands for the ventricles, which fill and empty together.
+    Where one phase alone is drawn, it is what the files call it, else the end to which its blood is nearer; the blood
+    then finds the other.
 
     Args:
         cine: The stack.
         centre: As `find_centre` gave it, if it is known.
 
     Raises:
-        Unusable: Fewer than two phases are labelled, or the labelled ones do not differ.
+        Unusable: There are masks and no phase has a left ventricle, or the drawn ones do not differ.
     """
-    if cine.masks is not None:
-        volumes = lv_voxels(cine.masks)
-        labelled = np.flatnonzero(volumes)
-        if labelled.size == 0:
+    drawn = None if cine.masks is None else phases_drawn(cine.masks)
+    if cine.masks is not None and drawn is not None and len(drawn) != 1:
+        if not len(drawn):
             raise Unusable("masks-implausible")
-        ed, es = int(volumes.argmax()), int(labelled[volumes[labelled].argmin()])
-    else:
-        blood = _blood_signal(cine, centre or find_centre(cine))
-        ed, es = int(blood.argmax()), int(blood.argmin())
+        volumes = lv_voxels(cine.masks)
+        ed, es = int(drawn[volumes[drawn].argmax()]), end_systole(cine.masks, drawn)
+        if volumes[ed] == volumes[es]:
+            raise Unusable("masks-implausible")
+        return ed, es
+    if drawn is not None and cine.ends is not None and drawn[0] in cine.ends:
+        return cine.ends
+    blood = _blood_signal(cine, centre or find_centre(cine))
+    ed, es = int(blood.argmax()), int(blood.argmin())
+    if drawn is not None:
+        phase = int(drawn[0])
+        if blood[ed] - blood[phase] <= blood[phase] - blood[es]:
+            ed = phase
+        else:
+            es = phase
     if ed == es:
-        raise Unusable("masks-implausible" if cine.masks is not None else "constant-image")
+        raise Unusable("constant-image")
     return ed, es
 
 
@@ -72,8 +85,8 @@ def find_centre(cine: Cine) -> Centre:
     have been planned with the heart near the middle of the image. Then it moves to the middle of the outline of what
     moves there: the right ventricle's free wall moves most, and would pull a mean weighted by motion towards itself.
     """
-    if cine.masks is not None and cine.masks.any():
-        return _centroid(np.count_nonzero(cine.masks, axis=(0, 1)).astype(np.float64))
+    if cine.masks is not None and (heart := is_heart(cine.masks)).any():
+        return _centroid(np.count_nonzero(heart, axis=(0, 1)).astype(np.float64))
     pixel_mm = np.array(cine.spacing_mm[1:])
     motion = _moving_blood(cine).mean(axis=0)
     density = ndimage.gaussian_filter(motion, SMOOTHING_MM / pixel_mm)

@@ -15,7 +15,8 @@ class Cine:
 
     Attributes:
         images: Shape (T, Z, H, W), float32, any scale; phases in temporal order.
-        masks: Shape (T, Z, H, W), uint8 labels of `fedcmr.shared.case`, or None. A phase without labels is all zero.
+        masks: Shape (T, Z, H, W), uint8 labels of `fedcmr.shared.case`, or None. What nobody labelled is zero; whether
+            it is background is decided later (`fedcmr.client.ingest.drawn`). `NOT_DRAWN` where the files say so.
         spacing_mm: Slices, rows, columns.
         axes: Shape (3, 3), unit vectors along slices, rows and columns in the patient's LPS coordinates (DICOM PS3.3
             C.7.6.2.1.1: left, posterior, superior). None where the files do not know; the reader then promises a
@@ -25,6 +26,8 @@ class Cine:
         ef: An ejection fraction in (0, 1) that is known without masks; NaN where there is none. Masks go before it.
         sex: As `fedcmr.shared.case.CaseInfo`, likewise `pathology`; empty where unknown.
         says_vendor: Whether the files name any manufacturer, a known one or not.
+        ends: The phases that the files call end-diastole and end-systole; None where they do not say. Cavities that are
+            drawn in both go before it.
     """
 
     images: NDArray[np.float32]
@@ -37,6 +40,7 @@ class Cine:
     sex: str = ""
     pathology: str = ""
     says_vendor: bool = True
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from scipy.sparse import csr_array
 
 from fedcmr.client.ingest.centring import find_centre, find_frames, in_order
 from fedcmr.client.ingest.cine import Cine
+from fedcmr.client.ingest.drawn import with_not_drawn
 from fedcmr.client.ingest.reasons import Unusable
-from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, RV
+from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, NOT_DRAWN, RV, is_heart
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.orientation import BASE_TO_APEX
 
@@ -20,6 +21,8 @@ LV_TO_RV = np.array([-0.75, -0.6, -0.3]) / np.linalg.norm([-0.75, -0.6, -0.3])
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0
 MAX_EF_DIFFERENCE = 0.01
 """Resampled masks may miss the original ejection fraction by one point."""
+MAX_CUT_OFF = 0.02
+"""Share of the cavity that the crop may lose in a phase, where there is no ejection fraction to compare."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class Normalised:
 
     Attributes:
         frames: Shape (2, Z, 96, 96), float32 in [0, 1].
-        masks: Shape (2, Z, 96, 96), uint8; all zero where the scans have none.
+        masks: Shape (2, Z, 96, 96), uint8, 255 where nobody drew; all zero where the scans have none.
         spacing_mm: Shape (3,), float32.
-        ef: From the masks as they were drawn, before resampling; without masks what the reader knew, or NaN.
+        ef: From the masks as they were drawn, before resampling; where they give none what the reader knew, or NaN.
         ed: The phase of the first frame, from 0; `es` that of the second.
     """
 
@@ -59,12 +62,13 @@ def normalise(cine: Cine) -> Normalised:
     frames = _scale(_crop(frames - frames.min(), centre, cine.spacing_mm))
     masks, ef = np.zeros(frames.shape, np.uint8), cine.ef
     if cine.masks is not None:
-        original = cine.masks[[ed, es]]
+        original = with_not_drawn(cine.masks[[ed, es]])
         one_hot = np.stack([(original == label).astype(np.float32) for label in range(LV + 1)])
-        masks = _labels(_crop(one_hot, centre, cine.spacing_mm))
-        ef = ejection_fraction(original)
-        if not abs(ejection_fraction(masks) - ef) <= MAX_EF_DIFFERENCE:
+        masks = _labels(_crop(one_hot, centre, cine.spacing_mm), (original == NOT_DRAWN).any(axis=(1, 2, 3)))
+        drawn_ef = ejection_fraction(original)
+        if _is_cut_off(original, masks, cine.spacing_mm, drawn_ef):
             raise Unusable("heart-beyond-crop")
+        ef = cine.ef if math.isnan(drawn_ef) else drawn_ef
     spacing_mm = np.array([cine.spacing_mm[0], CASE_PIXEL_MM, CASE_PIXEL_MM], np.float32)
     return Normalised(frames, masks, spacing_mm, ef, ed, es)
 
@@ -107,7 +111,7 @@ def _rearranged(cine: Cine, order: tuple[int, int, int] = (0, 1, 2), flipped: in
 def _starts_at_base(cine: Cine) -> bool:
     """Whether the first slice is the basal one: the labelled area shrinks towards the apex, or the axes say so."""
     if cine.masks is not None:
-        area = np.count_nonzero(cine.masks, axis=(0, 2, 3))
+        area = np.count_nonzero(is_heart(cine.masks), axis=(0, 2, 3))
         position = np.arange(len(area)) - (len(area) - 1) / 2
         labelled = area > 0
         if np.count_nonzero(labelled) > 1:
@@ -157,13 +161,31 @@ def _resampling(size: int, pixel_mm: float, centre: float) -> csr_array:
     return csr_array(weights[:, margin : margin + size].astype(np.float32))
 
 
-def _labels(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The label with the largest share of each pixel, shape (4, ...) -> (...), keeping every slice's cavity area.
+def _is_cut_off(
+    original: NDArray[np.uint8], masks: NDArray[np.uint8], spacing_mm: tuple[float, float, float], ef: float
+) -> bool:
+    """Whether the resampled masks have lost a part of the left ventricle; by the ejection fraction, if there is one."""
+    if not math.isnan(ef):
+        return not abs(ejection_fraction(masks) - ef) <= MAX_EF_DIFFERENCE
+    before_mm2 = np.count_nonzero(original == LV, axis=(1, 2, 3)) * (spacing_mm[1] * spacing_mm[2])
+    after_mm2 = np.count_nonzero(masks == LV, axis=(1, 2, 3)) * CASE_PIXEL_MM**2
+    return bool((after_mm2 < (1 - MAX_CUT_OFF) * before_mm2).any())
+
+
+def _labels(shares: NDArray[np.float32], in_part: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The label with the largest share of each pixel, keeping every slice's cavity area.
 
     Thresholding a small round cavity on a new grid gains or loses a few percent of it by chance; so the cavity takes as
     many pixels as its shares add up to, those with the largest shares first.
+
+    Args:
+        shares: Shape (4, T, Z, H, W), of background and the three structures.
+        in_part: Shape (T,), in which frames something is not drawn. There what the labels leave of a pixel is unknown,
+            and so is what lies outside the image; in others that is background.
     """
     masks = shares[:LV].argmax(axis=0).astype(np.uint8)
+    unknown = 1 - shares.sum(axis=0)
+    masks[in_part[:, None, None, None] & (unknown > shares[:LV].max(axis=0))] = NOT_DRAWN
     for plane in np.ndindex(shares.shape[1:-2]):
         share = shares[(LV, *plane)].ravel()
         largest = np.argsort(-share, kind="stable")[: round(float(share.sum()))]

@@ -25,6 +25,10 @@ PATHOLOGIES = {
         "FALL",
         "CIA",
         "TRI",  # M&Ms-2, next to NOR, HCM and RV (there: dilated)
+        "HF-I",
+        "HF-NI",
+        "HYP",
+        "N",  # Sunnybrook: heart failure with and without infarct, hypertrophy, normal
     )
 }
 """Codes of the data sets, by their capitals. They are kept as each data set has them: its definitions are its own."""

@@ -1,4 +1,4 @@
-"""Masks that cannot be a heart: what a wrong label map, a shifted file or a half-finished segmentation looks like."""
+"""Masks that cannot be a heart: what a wrong label map or a shifted file looks like."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from fedcmr.client.ingest.centring import find_frames
 from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.reasons import Unusable
-from fedcmr.shared.case import LV, MYO, RV
+from fedcmr.shared.case import LV, MYO, is_heart
 from fedcmr.shared.ejection_fraction import ejection_fraction
 
 MIN_MYOCARDIUM_AT_BORDER = 0.5
@@ -23,23 +23,21 @@ spacing."""
 def check_masks(cine: Cine) -> None:
     """Refuse masks that cannot be a heart at end-diastole and end-systole; without masks there is nothing to do.
 
+    Each frame is held to what is drawn of it: some sites draw cavities only, or the myocardium at end-diastole alone.
+
     Raises:
-        Unusable: Fewer than two phases have a left ventricle, one misses a structure that the other has, the cavity
-            does not lie in the myocardium, the labels spread wider than a heart, or the ejection fraction is
-            impossible.
+        Unusable: No phase has a left ventricle, or those that have do not differ; the cavity does not lie in the
+            myocardium, the labels spread wider than a heart, or the ejection fraction is impossible.
     """
     if cine.masks is None:
         return
     masks = cine.masks[list(find_frames(cine))]
-    if any((masks[0] == label).any() != (masks[1] == label).any() for label in (RV, MYO)):
-        raise Unusable("half-labelled")
-    # Some sites draw cavities only: the ejection fraction needs no more.
-    has_wall = bool((masks == MYO).any())
-    if has_wall and min(myocardium_at_border(phase) for phase in masks) < MIN_MYOCARDIUM_AT_BORDER:
+    walled = [phase for phase in masks if (phase == MYO).any() and (phase == LV).any()]
+    if any(myocardium_at_border(phase) < MIN_MYOCARDIUM_AT_BORDER for phase in walled):
         raise Unusable("cavity-outside-myocardium")
     if _extent_mm(masks, cine.spacing_mm) > MAX_EXTENT_MM:
         raise Unusable("labels-too-wide")
-    if not ejection_fraction(masks) < MAX_EF:
+    if ejection_fraction(masks) >= MAX_EF:
         raise Unusable("ef-implausible")
 
 
@@ -58,5 +56,5 @@ def myocardium_at_border(phase: NDArray[np.uint8]) -> float:
 
 def _extent_mm(masks: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> float:
     """Longer side of the rectangle in the plane that holds all labels."""
-    rows, columns = np.nonzero(masks.any(axis=(0, 1)))
+    rows, columns = np.nonzero(is_heart(masks).any(axis=(0, 1)))
     return max(float(np.ptp(rows) + 1) * spacing_mm[1], float(np.ptp(columns) + 1) * spacing_mm[2])

@@ -20,7 +20,17 @@ from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.plausibility import check_masks
 from fedcmr.client.ingest.reasons import REASONS, Unusable
 from fedcmr.client.ingest.sandbox import Workers
-from fedcmr.shared.case import INDEX_NAME, UNKNOWN, Case, CaseInfo, read_index, save_case, write_index
+from fedcmr.shared.case import (
+    INDEX_NAME,
+    UNKNOWN,
+    Case,
+    CaseInfo,
+    contours_of,
+    load_case,
+    read_index,
+    save_case,
+    write_index,
+)
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.file_names import PREPARED_NAME
@@ -237,9 +247,13 @@ def prepare_one(
         cautions.append("vendor-contradicted")
     if cine.vendor == UNKNOWN:
         cautions.append("unknown-vendor")
+    contours = contours_of(arrays.masks)
+    if contours == "partial":
+        cautions.append("partly-drawn")
     if expects_ef and math.isnan(arrays.ef):
         cautions.append("no-ejection-fraction")
-    info = CaseInfo(job.pseudonym, cine.vendor, cine.field_strength_t, arrays.ef, job.group, cine.sex, cine.pathology)
+    patient = (cine.vendor, cine.field_strength_t, arrays.ef, job.group, cine.sex, cine.pathology)
+    info = CaseInfo(job.pseudonym, *patient, contours)
     save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     synthetic = {"synthetic": True} if job.study.is_synthetic else {}
@@ -278,13 +292,22 @@ def _open_destination(
             raise UserError(f"{destination} was prepared with another {names}: choose another destination")
         given = set(earlier.get("vendors_given", []))
         infos = read_index(destination)
-        known = {i.pseudonym: i for i in infos if (destination / "cases" / f"{i.pseudonym}.npz").is_file()}
+        there = [i for i in infos if (destination / "cases" / f"{i.pseudonym}.npz").is_file()]
+        known = {i.pseudonym: i if i.contours else _with_contours(destination, i) for i in there}
         if (destination / DETAILS_NAME).exists():
             details = {name: entry for name, entry in _read_json(destination / DETAILS_NAME).items() if name in known}
     private_folder(destination)
     record = {**settings, "vendors_given": sorted(given | ({vendor} if vendor else set()))}
     _write_json(path, record)
     return known, details, record
+
+
+def _with_contours(destination: Path, info: CaseInfo) -> CaseInfo:
+    """The row with what its masks are, which an earlier version did not write; as it is where the case is damaged."""
+    try:
+        return load_case(destination, info).info
+    except UserError:
+        return info
 
 
 def _remove_suspected(destination: Path, known: dict[str, CaseInfo], details: dict[str, dict[str, Any]]) -> None:

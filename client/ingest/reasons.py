@@ -15,12 +15,12 @@ REASONS = {
     "missing-file": "a frame, a mask or the whole folder of a listed patient is missing: copy it again",
     "unreadable-nifti": "a NIfTI file is damaged: copy it again",
     "conflicting-rows": "two rows of the data set's table contradict each other",
-    "not-in-table": "frames whose name has no row in the folder's cases.csv",
+    "not-in-table": "images whose name has no row in the folder's table (cases.csv, or scd_patientdata.csv)",
+    "unreadable-contour": "a contour file that is no list of points, two numbers a line: copy it again",
     "no-phases": "a 4D NIfTI file was expected, with two phases or more along its fourth axis",
     "masks-differ": "image and mask have different shapes or numbers of phases: draw them on these images",
     "masks-misaligned": "the masks lie outside the images: their affine does not agree with the scans",
-    "masks-implausible": "labels other than expected, fewer than two phases with a left ventricle, or equal ones",
-    "half-labelled": "right ventricle or myocardium is labelled at only one of end-diastole and end-systole",
+    "masks-implausible": "labels other than expected, no phase with a left ventricle, or equal ones in all",
     "cavity-outside-myocardium": "the left cavity does not lie in the myocardium: the label map may be wrong",
     "labels-too-wide": "labels spread wider than a heart: a stray label, or a wrong pixel spacing",
     "ef-implausible": "the masks' ejection fraction is 95 % or more: slices are missing at end-systole",
@@ -80,7 +80,10 @@ REASONS = {
     "person, who then counts as two and is protected half as well: export with one number for each",
     "synthetic-data": "cases whose files say that they are synthetic (SyntheticData), which may be true of a part of a "
     "patient's picture alone: private, unless you give --simulated because no patient is behind any",
-    "no-ejection-fraction": "cases without masks whose patient has several studies, or no row in the table of EFs",
+    "partly-drawn": "cases of which not all is drawn: left ventricle, myocardium and right ventricle in every slice at "
+    "end-diastole and end-systole. The rest counts as unknown: 'check' says what they can be used for",
+    "no-ejection-fraction": "cases whose masks, if any, give no ejection fraction, and whose patient has several "
+    "studies, or no row in the table of EFs",
     "unused-row": "rows of the table of EFs whose patient has no study to prepare: are they spelt as in the scans?",
 }
 """Every code with what it means, in words for the person who exports scans."""

@@ -252,6 +252,6 @@ def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hea
     frames = ((images + 1) / 2).clamp(0, 1).transpose(0, 1).numpy().astype(np.float32)
     labels = masks.transpose(0, 1).numpy()
     spacing_z = float(heart.stack_end - heart.stack_start) / num_slices
-    info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym)
+    info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym, contours="drawn")
     spacing_mm = np.array([spacing_z, PIXEL_MM, PIXEL_MM], np.float32)
     return Case(info, np.ascontiguousarray(frames), np.ascontiguousarray(labels), spacing_mm)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 from torch import Tensor
 
-from fedcmr.shared.case import Case
+from fedcmr.shared.case import Case, is_heart
 from fedcmr.shared.progress import track
 from fedcmr.shared.views import IMAGE_SIZE, slice_pairs, with_heart
 
@@ -210,7 +210,7 @@ def rings(pictures: Pictures, shift: tuple[float, float] = (0.0, 0.0), mirrored:
         mirrored: Angles run the other way round.
     """
     num = len(pictures.images)
-    heart = (pictures.masks > 0).float().mean(1)
+    heart = is_heart(pictures.masks).float().mean(1)
     axis = torch.arange(IMAGE_SIZE, dtype=torch.float32)
     total = heart.sum((1, 2)).clamp(min=1e-6)
     row = (heart * axis[:, None]).sum((1, 2)) / total + shift[0]

@@ -32,7 +32,7 @@ from fedcmr.server.training.augmentation import augment_pairs
 from fedcmr.server.training.loop import Budget, Recipe, train
 from fedcmr.server.training.schedule import ema_decay, one_cycle
 from fedcmr.server.training.state import TrainingState
-from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.case import Case, is_heart, load_cases
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.style import style_vector
@@ -197,7 +197,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _middle(case: Case, heart_only: bool) -> Tensor:
     """The middle slices, which the regressor sees as well; shape (Z', 2, 64, 64). All but the heart is 0 on request."""
     images, masks = slice_pairs(case)
-    return (images * (masks > 0) if heart_only else images)[middle_slices(len(images))]
+    return (images * is_heart(masks) if heart_only else images)[middle_slices(len(images))]
 
 
 def _table(model: str, answers: dict[str, dict[str, Any]], vendors: Sequence[str]) -> Table:

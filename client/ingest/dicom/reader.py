@@ -39,13 +39,13 @@ from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
 from fedcmr.client.ingest.vendor import agreed_field_strength, agreed_vendor, says_vendor
-from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
+from fedcmr.shared.case import BACKGROUND, LV, MYO, NOT_DRAWN, RV, is_heart
 from fedcmr.shared.file_names import MASKS_NAME
 from fedcmr.shared.orientation import LPS_TO_RAS
 from fedcmr.shared.progress import track
 from fedcmr.shared.provenance import EXPORTER
 
-LABELS = {BACKGROUND: BACKGROUND, RV: RV, MYO: MYO, LV: LV}
+LABELS = {BACKGROUND: BACKGROUND, RV: RV, MYO: MYO, LV: LV, NOT_DRAWN: NOT_DRAWN}
 MIN_MASK_OVERLAP = 0.9
 """Share of the labelled volume that must lie within the images."""
 MR_IMAGE, ENHANCED_MR, ENHANCED_COLOR_MR, LEGACY_ENHANCED_MR = (
@@ -311,8 +311,8 @@ def read_masks(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) 
     inside = ((index >= 0) & (index < size)).all(axis=0)
     i, j, k = np.where(inside, index, 0)
     masks = np.where(inside, labels[i, j, k].transpose(3, 0, 1, 2), BACKGROUND)
-    volume = np.count_nonzero(labels) * abs(np.linalg.det(mask_affine[:3, :3]))
-    if np.count_nonzero(masks) * abs(np.linalg.det(affine[:3, :3])) < MIN_MASK_OVERLAP * volume:
+    volume = np.count_nonzero(is_heart(labels)) * abs(np.linalg.det(mask_affine[:3, :3]))
+    if np.count_nonzero(is_heart(masks)) * abs(np.linalg.det(affine[:3, :3])) < MIN_MASK_OVERLAP * volume:
         raise Unusable("masks-misaligned")
     return masks.astype(np.uint8)
 
@@ -334,6 +334,6 @@ DICOM = Layout(
     lambda source, options, workers: find_dicom(source, workers, options.one_study_one_patient, options.issuers_differ),
     expects="""\
 any folders of any files, as exported; masks as DICOM segmentations among them, or as masks.nii.gz (x, y, z,
-phase; 1 RV, 2 myocardium, 3 LV cavity) in a study's own folder""",
+phase; 1 RV, 2 myocardium, 3 LV cavity, 255 where nobody drew) in a study's own folder""",
     takes=("one_study_one_patient", "issuers_differ"),
 )

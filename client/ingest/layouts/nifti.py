@@ -12,7 +12,6 @@ from fedcmr.client.ingest.reasons import Unusable
 
 MAX_VOXELS = 2**28
 """A 4D cine of 512 x 512 x 20 x 50 voxels; more is no short-axis stack."""
-OTHER_LABEL = 255
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -95,10 +94,9 @@ def relabel(masks: NDArray[Any], labels: Mapping[int, int]) -> NDArray[np.uint8]
     with np.errstate(invalid="ignore"):  # what is no byte does not equal its own cast, below
         numbers = masks.astype(np.uint8)
     # A table of all bytes: searching the list for every voxel of a cine takes most of a study's time.
-    table = np.full(256, OTHER_LABEL, np.uint8)
+    table, named = np.zeros(256, np.uint8), np.zeros(256, bool)
     for theirs, ours in labels.items():
-        table[theirs] = ours
-    relabelled = table[numbers]
-    if not np.array_equal(numbers, masks) or (relabelled == OTHER_LABEL).any():
+        table[theirs], named[theirs] = ours, True
+    if not np.array_equal(numbers, masks) or not named[numbers].all():
         raise Unusable("masks-implausible")
-    return relabelled
+    return table[numbers]

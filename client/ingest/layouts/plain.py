@@ -6,8 +6,12 @@
     cases.csv                                   optional; columns name, patient, vendor, field_strength_t, and
                                                 ef_fraction or ef_percent
 
-NAME is a patient; where the table's column `patient` says so, several names are one. A phase of a 4D mask without any
-label counts as not labelled. What a mask's numbers mean is said on the command line: `--labels rv=1,myo=2,lv=3`.
+NAME is a patient; where the table's column `patient` says so, several names are one. What a mask's numbers mean is said
+on the command line: `--labels rv=1,myo=2,lv=3`.
+
+Masks may be there in part. `--labels lv=1` says that the cavity alone was drawn; of NAME_ed and NAME_es one may have a
+mask; a phase of a 4D mask without any label counts as not labelled; `undrawn=255` names a number of pixels about which
+nothing is known. What nobody drew is unknown and not background: see `fedcmr.client.ingest.drawn`.
 """
 
 import math
@@ -29,7 +33,7 @@ from fedcmr.client.ingest.placeholders import is_placeholder
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.stack.short_axis import MAX_TILT_DEG
 from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
-from fedcmr.shared.case import BACKGROUND, LV, MYO, RV, UNKNOWN
+from fedcmr.shared.case import BACKGROUND, LV, MYO, NOT_DRAWN, RV, UNKNOWN, is_heart
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.orientation import BASE_TO_APEX
 
@@ -43,7 +47,8 @@ COLUMNS = {
     "ef_percent": ("ef_percent",),
 }
 SUFFIXES = (".nii.gz", ".nii")
-STRUCTURES = {"background": BACKGROUND, "rv": RV, "myo": MYO, "lv": LV}
+STRUCTURES = {"background": BACKGROUND, "rv": RV, "myo": MYO, "lv": LV, "undrawn": NOT_DRAWN}
+PHASES = ("ed", "es")
 MAX_GRID_DIFFERENCE = 0.1
 """Largest distance between the corners of an image and of its mask, as a share of the smallest voxel side."""
 
@@ -72,7 +77,7 @@ def parse_labels(text: str) -> dict[int, int]:
 
     Args:
         text: For example `rv=1,myo=2,lv=3`. A structure may have several numbers, `myo=2,myo=4`; numbers to be left
-            out are named as background, `background=5`. 0 is background.
+            out are named as background, `background=5`, or as unknown, `undrawn=255`. 0 is what was not labelled.
 
     Raises:
         UserError: It is not of this form, names a number twice, or does not name lv.
@@ -115,7 +120,7 @@ def find_plain(source: Path, labels: Mapping[int, int] | None = None) -> Finding
         described = Described(name) if table is None else table.get(name)
         if described is None:
             refused["not-in-table"] += 1
-        elif set(phases) not in ({""}, {"ed", "es"}) or set(masks.get(name, phases)) != set(phases):
+        elif set(phases) not in ({""}, set(PHASES)) or not set(masks.get(name, phases)) <= set(phases):
             refused["missing-file"] += 1
         else:
             read = partial(read_plain, phases, masks.get(name), dict(labels or {}), described)
@@ -132,7 +137,7 @@ def read_plain(
 
     Args:
         frames: Files by phase: "" for a cine, or "ed" and "es".
-        masks: The same, or None.
+        masks: The same, of two phases perhaps one; or None.
         labels: What their numbers mean.
         described: What the table says.
 
@@ -145,26 +150,29 @@ def read_plain(
     labelled = None
     if masks is not None:
         numbers, mask_affine = _stack(masks)
-        if numbers.shape != images.shape:
+        drawn = [phase in masks for phase in PHASES] if "ed" in frames else slice(None)
+        labelled = np.zeros(images.shape, np.uint8)
+        if numbers.shape != labelled[drawn].shape:
             raise Unusable("masks-differ")
         if not _same_grid(affine, mask_affine, images.shape):
             raise Unusable("masks-misaligned")
-        labelled = relabel(numbers, labels)
+        labelled[drawn] = relabel(numbers, labels)
     x_mm, y_mm, z_mm = spacing_of(affine)
     return Cine(
         images=images.astype(np.float32),
-        masks=labelled if labelled is not None and labelled.any() else None,
+        masks=labelled if labelled is not None and is_heart(labelled).any() else None,
         spacing_mm=(z_mm, y_mm, x_mm),
         axes=axes_of(affine),
         vendor=vendor_name(described.vendor) if described.vendor else UNKNOWN,
         field_strength_t=field_strength(described.field_strength_t),
         ef=described.ef,
         says_vendor=says_vendor([described.vendor]),
+        ends=(0, 1) if "ed" in frames else None,
     )
 
 
 def _stack(files: Mapping[str, Path]) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """A cine, or its two phases, as (T, Z, H, W), and the affine of the first."""
+    """A cine, or those of its two phases that are there, as (T, Z, H, W), and the affine of the first."""
     volumes = [read_nifti(files[phase], oriented=True) for phase in sorted(files)]
     first, affine = volumes[0]
     if "" in files:

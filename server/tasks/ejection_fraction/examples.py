@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcmr.shared.case import LV, Case
+from fedcmr.shared.case import LV, NOT_DRAWN, Case
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.ejection_fraction.centring import centred
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices, patient_ef
@@ -22,7 +22,8 @@ class Examples:
     Attributes:
         images: Shape (M, 2, H, W), float32 in [-1, 1].
         ef: Shape (M,), the patient's ejection fraction; NaN in slices outside the middle, which do not predict it.
-        areas: Shape (M, 2), LV area at ED and ES as a fraction of the image; NaN where the patient has no mask.
+        areas: Shape (M, 2), LV area at ED and ES as a fraction of the image; NaN where the patient has no mask,
+            and where nobody drew the cavity.
         mean_ef: Mean over patients, not over slices.
     """
 
@@ -48,6 +49,7 @@ def prepare_examples(cases: Sequence[Case], whole_stacks: bool = False) -> Examp
         middle = middle_slices(len(images))
         lv = (masks == LV).float().mean(dim=(2, 3))
         lv = lv if lv.any() else torch.full_like(lv, math.nan)
+        lv = lv.masked_fill((lv == 0) & (masks == NOT_DRAWN).any(dim=3).any(dim=2), math.nan)
         targets = torch.full((len(images),), math.nan)
         targets[middle] = ef
         taken = slice(None) if whole_stacks else middle

@@ -39,7 +39,7 @@ from fedcmr.server.evaluation.disclosure import joined
 from fedcmr.server.evaluation.score import mean_interval
 from fedcmr.server.evaluation.tables import vendor_groups
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
-from fedcmr.shared.case import Case
+from fedcmr.shared.case import NOT_DRAWN, Case
 from fedcmr.shared.device import autocast, pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.ejection_fraction.centring import centred_with_masks
@@ -135,13 +135,14 @@ def saliency_share(maps: Tensor, masks: Tensor) -> tuple[float, float]:
 
     Args:
         maps: Shape (Z, H, W), non-negative.
-        masks: Shape (Z, 2, H, W), uint8 labels 0..3.
+        masks: Shape (Z, 2, H, W), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
 
     Returns:
-        Both in [0, 1]; NaN where no slice has a mask, the former also where the maps are zero.
+        Both in [0, 1]; NaN where no slice has a mask, or the heart is not drawn whole, the former also where the maps
+        are zero.
     """
     heart = (masks > 0).any(dim=1)
-    if not heart.any():
+    if not heart.any() or (masks == NOT_DRAWN).any():
         return float("nan"), float("nan")
     return float((maps * heart).sum().double() / maps.sum().double()), float(heart.double().mean())
 
@@ -237,10 +238,10 @@ def _mean_shares(shares: NDArray[np.float64], num_bootstrap: int, seed: int) -> 
 
 
 def _some_of_each_vendor(cases: Iterable[Case]) -> list[Case]:
-    """The first `MAX_CASES` of each vendor that have masks; pseudonyms, and so the order, are random."""
+    """The first `MAX_CASES` of each vendor whose masks are whole; pseudonyms, and so the order, are random."""
     chosen: dict[str, list[Case]] = {}
     for case in cases:
         same = chosen.setdefault(case.info.vendor, [])
-        if len(same) < MAX_CASES and case.masks.any():
+        if len(same) < MAX_CASES and case.masks.any() and not (case.masks == NOT_DRAWN).any():
             same.append(case)
     return [case for vendor in sorted(chosen) for case in chosen[vendor]]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedcmr.server.settings import AugmentationConfig
 from fedcmr.server.training.augmentation import augment_pairs
-from fedcmr.shared.case import ED, ES, LV, MYO, RV, Case
+from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, Case
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.views import augment, slice_pairs
 
@@ -52,6 +52,8 @@ def is_segmented(case: Case) -> bool:
     Masks that are empty in a frame, or contain cavities only, are incomplete: the structures were not drawn. Slices
     without any label within a segmented frame lie beyond the heart.
     """
+    if (case.masks == NOT_DRAWN).any():
+        return False
     return all((case.masks[phase] == label).any() for phase in (ED, ES) for label in (RV, MYO, LV))
 
 
