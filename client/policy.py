@@ -53,7 +53,7 @@ policy:                           # a request beyond one of these is refused; do
   max_noise_multiplier: {policy[max_noise_multiplier]:<9} # more noise would be work for an answer that says nothing
   min_sample_rate: {policy[min_sample_rate]:<14} # 1: a step takes all patients; less: it may draw some, and costs more
   max_grad_norm: {policy[max_grad_norm]:<16} # largest clip norm
-  min_patients: {policy[min_patients]:<17} # with fewer usable patients the site does not take part
+  min_patients: {policy[min_patients]:<17} # with fewer usable patients, for gradients drawn whole, it refuses
   max_rounds: {policy[max_rounds]:<19} # of one run; null: as many as the budget allows
   max_local_steps: {policy[max_local_steps]:<14} # steps of one round
   max_views: {policy[max_views]:<20} # random views of a patient in one step
@@ -307,8 +307,9 @@ def refusal(
     Args:
         policy: The site's own.
         mechanism: What the request would charge, and how.
-        num_patients: Patients that the site could train on. This code is the one thing that depends on the patients and
-            is not covered by the guarantee: it says which side of `min_patients` they are on, before the study starts.
+        num_patients: Patients that the request could use; for gradients, who is drawn whole in a slice. This code is
+            the one thing that depends on the patients and is not covered by the guarantee: it says which side of
+            `min_patients` they are on, before the study starts.
         server_round: Round of the run, from 1. A server can give a run a new name, so what binds in the end is the cap
             on epsilon.
         num_views: Views of a patient in one step.

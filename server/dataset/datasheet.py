@@ -29,8 +29,9 @@ SETTINGS = ("seed", "privacy", "federation", "synthesis")
 """Settings that determine the images. The others concern the study's hospitals and tests, and contain paths."""
 FILES = {
     "cases/<pseudonym>.npz": "`frames` float32 (2, Z, H, W) in [0, 1]; `masks` uint8 (2, Z, H, W); `spacing_mm` (3,): "
-    "z, y, x. Slices from base to apex, seen from the apex",
-    "cases.csv": "index, a row per patient: pseudonym, vendor (the style), field_strength_t (empty: none), ef, group",
+    "z, y, x. Slices from base to apex, seen from the apex. The masks are whole: no pixel is unknown (255)",
+    "cases.csv": "index, a row per patient: pseudonym, vendor (the style), field_strength_t (empty: none), ef, group, "
+    "contours (`drawn`: the masks are whole)",
     "labels.csv": "`ef` of the masks, `ef_requested`, `ef_measured` on the picture; cavity: `lv_ed_ml`, `lv_es_ml`",
     "DATASHEET.md": "this file",
     "SHA256SUMS": "check with `sha256sum --check SHA256SUMS`",

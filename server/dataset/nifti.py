@@ -1,7 +1,8 @@
 """Synthetic cases as NIfTI, in the layout that `fedcmr-client prepare --format plain` reads.
 
     frames/<pseudonym>.nii.gz   float32 in [0, 1], axes (x, y, z, phase): end-diastole, end-systole
-    masks/<pseudonym>.nii.gz    uint8 of the same axes: 0 background, 1 RV, 2 myocardium, 3 LV cavity
+    masks/<pseudonym>.nii.gz    uint8 of the same axes: 0 background, 1 RV, 2 myocardium, 3 LV cavity; 255, which a
+                                prepared case has where nobody drew, does not occur in a synthetic one
     cases.csv                   name, vendor (the style), ef_fraction (of the masks)
 
 Every header says that it is synthetic.

@@ -296,3 +296,30 @@ def test_work_past_its_deadline_is_given_up(prior, patients, arrays):
     with pytest.raises(TimeoutError):
         fine_tune(prior.generator, patients, arrays, NOISY, STEPS, replace(CPU, max_seconds=0.0))
     assert all(torch.equal(value, before[name]) for name, value in prior.generator.state_dict().items())
+
+
+def drawn_in_part(index: int) -> Patient:
+    """As `patient_of` leaves one of whom no slice is drawn whole: four entries of the style are known."""
+    measured = torch.zeros(1, 11, dtype=torch.bool)
+    measured[0, :4] = True
+    styles = torch.where(measured, torch.full((1, 11), 0.5), torch.zeros(1, 11))
+    nothing = torch.zeros(0, 2, 64, 64)
+    return Patient(f"q{index}", nothing, nothing.byte(), styles, torch.zeros(0, dtype=torch.int64), measured)
+
+
+def test_patients_drawn_in_part_add_nothing_to_the_gradients(prior, patients, arrays):
+    alone = fine_tune(prior.generator, patients, arrays, OPEN, STEPS, CPU)
+    mixed = [drawn_in_part(0), *patients[:2], drawn_in_part(1), *patients[2:]]
+    np.testing.assert_array_equal(flat(fine_tune(prior.generator, mixed, arrays, OPEN, STEPS, CPU)), flat(alone))
+    failures = []
+    everybody = replace(NOISY, sample_rate=1.0)
+    fine_tune(prior.generator, mixed, arrays, everybody, STEPS, CPU, lambda: failures.append(1))
+    assert not failures
+
+
+def test_what_a_site_does_not_draw_is_released_as_the_public_prior_has_it():
+    """Mean 0 and mean square 1, in standardised units; what is drawn is released as it is."""
+    mean, square = style_statistics([drawn_in_part(index) for index in range(400)], OPEN, [400])
+    np.testing.assert_allclose(mean[0, :4], 0.5)
+    np.testing.assert_allclose(square[0], [0.25] * 4 + [1.0] * 7)
+    assert np.abs(mean[0, 4:]).max() < 4 / np.sqrt(400) and np.unique(mean[0, 4:]).size > 1

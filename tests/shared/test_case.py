@@ -17,9 +17,9 @@ def test_sex_and_pathology_are_read_back_and_empty_where_unknown(tmp_path):
     assert known == KNOWN
     assert (unknown.sex, unknown.pathology) == ("", "")
     assert (tmp_path / "cases.csv").read_text().splitlines() == [
-        "pseudonym,vendor,field_strength_t,ef,group,sex,pathology",
-        "p1,GE,1.5,0.55,g1,F,DCM",
-        "p2,unknown,,,g2,,",
+        "pseudonym,vendor,field_strength_t,ef,group,sex,pathology,contours",
+        "p1,GE,1.5,0.55,g1,F,DCM,",
+        "p2,unknown,,,g2,,,",
     ]
 
 

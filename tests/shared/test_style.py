@@ -1,10 +1,11 @@
 """The public encoder reads off regions what a plain loop reads off them."""
 
 import numpy as np
+import pytest
 import torch
 
-from fedcmr.shared.case import LV, MYO, RV
-from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_moments, style_vector
+from fedcmr.shared.case import LV, MYO, NOT_DRAWN, RV
+from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, regions, style_moments, style_vector
 
 
 def patient(seed: int = 0):
@@ -66,3 +67,22 @@ def test_moments_leave_out_a_patient_without_a_region():
     )
     twins = torch.cat([raw[:2], raw[:2]])  # fewer patients than entries: singular without the share of independence
     assert torch.linalg.eigvalsh(style_moments(twins)[2]).min() > 0
+
+
+def test_what_nobody_drew_belongs_to_no_region_and_the_drawn_pixels_count_as_they_do_in_a_whole_mask():
+    images, masks = patient()
+    part = masks.clone()
+    part[:, 0][part[:, 0] == RV] = 0
+    part[:, 0][part[:, 0] == 0] = NOT_DRAWN  # end-diastole: cavity and muscle
+    part[:, 1][part[:, 1] != LV] = NOT_DRAWN  # end-systole: the cavity alone
+    assert all(not region[part == NOT_DRAWN].any() for region in regions(part))
+    vector = dict(zip(STYLE_NAMES, style_vector(images, part).tolist(), strict=True))
+    for name, label in (("lv", LV), ("myo", MYO)):
+        values = images.numpy()[part.numpy() == label]
+        assert abs(vector[f"{name}_mean"] - values.mean()) < 1e-5 and abs(vector[f"{name}_std"] - values.std()) < 1e-4
+    unknown = {name for name, value in vector.items() if np.isnan(value)}
+    assert unknown == {"rv_mean", "band_mean", "background_mean", "band_std", "background_std"}
+    at_ed = dict(zip(STYLE_NAMES, style_vector(images[:, :1], masks[:, :1]).tolist(), strict=True))
+    contrast = [values["lv_mean"] - values["myo_mean"] for values in (vector, at_ed)]
+    # The cavity of a frame without muscle has no border: its edge is that of end-diastole.
+    assert vector["edge_sharpness"] * contrast[0] == pytest.approx(at_ed["edge_sharpness"] * contrast[1], rel=1e-5)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedcmr.shared.case import LV, Case, CaseInfo
-from fedcmr.shared.views import IMAGE_SIZE, PIXEL_MM, augment, slice_pairs, with_heart
+from fedcmr.shared.case import LV, NOT_DRAWN, Case, CaseInfo
+from fedcmr.shared.views import IMAGE_SIZE, PIXEL_MM, augment, drawn_whole, slice_pairs, with_heart
 
 
 def disc_case(size: int, pixel_mm: float, radius_mm: float, centre_mm=(0.0, 0.0)) -> Case:
@@ -57,3 +57,20 @@ def test_with_heart_looks_at_diastole():
     masks[1, 0, 4, 4] = LV
     masks[2, 1, 4, 4] = LV
     assert with_heart(masks).tolist() == [False, True, False]
+
+
+def test_beyond_the_edge_of_a_frame_that_is_drawn_in_part_nothing_is_known():
+    case = disc_case(48, 1.5, 15)  # 72 of the 128 mm
+    case.masks[1][case.masks[1] == 0] = NOT_DRAWN
+    images, masks = slice_pairs(case)
+    assert masks[0, 0, 0, 0] == 0 and masks[0, 1, 0, 0] == NOT_DRAWN
+    assert set(masks[:, 1].unique().tolist()) == {LV, NOT_DRAWN} and set(masks[:, 0].unique().tolist()) == {0, LV}
+    _, moved = augment(images, masks, torch.Generator().manual_seed(1), max_shift_px=30)
+    assert not (moved[:, 0] == NOT_DRAWN).any() and not (moved[:, 1] == 0).any()
+    assert not drawn_whole(masks).any() and drawn_whole(masks[:, :1]).all()
+
+
+def test_a_slice_holds_the_heart_if_end_systole_shows_it_where_end_diastole_is_not_drawn():
+    _, masks = slice_pairs(disc_case(96, 1.5, 20))
+    masks[0, 0], masks[1, 0] = 0, NOT_DRAWN
+    assert with_heart(masks).tolist() == [False, True, True]
