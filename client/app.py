@@ -72,7 +72,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Judge a model of the server's on the site's own test patients."""
+    """Evaluate a model of the server's on the site's own test patients."""
     return Message(answer(message, context.node_config, context.run_config, evaluation=True), reply_to=message)
 
 
@@ -202,7 +202,7 @@ def respond(
         pack_reply(site.name, OK, arrays, shapes)  # what may not leave is a failure of the work
         return to_bytes(arrays)
 
-    ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
+    ledger = Ledger(site.ledger_path, site.replica_path, dataset, asdict(site.policy))
     cap = site.policy.max_epsilon
     if rehearsed is not None:
         charges = ledger if mechanism.private else None
@@ -289,7 +289,7 @@ def respond_evaluation(
         pack_sums(site.name, PRIVATE, arrays, shapes)  # what may not leave is a failure of the work
         return to_bytes(arrays)
 
-    ledger = Ledger(site.test_ledger_path, site.test_witness_path, dataset, asdict(site.policy))
+    ledger = Ledger(site.test_ledger_path, site.test_replica_path, dataset, asdict(site.policy))
     key, cap = (request.ledger_run, 1), site.policy.max_epsilon
     if rehearsed is not None:
         rehearsed.planned = [mechanism.release]

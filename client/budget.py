@@ -19,12 +19,12 @@ def open_ledger(site: Path) -> tuple[SiteSettings, Ledger]:
         UserError: The settings cannot be read.
     """
     settings = load_site(site)
-    return settings, Ledger(settings.ledger_path, settings.witness_path)
+    return settings, Ledger(settings.ledger_path, settings.replica_path)
 
 
 def open_test_ledger(settings: SiteSettings) -> Ledger | None:
     """The ledger of a site's test patients; None where nothing was ever charged to it."""
-    ledger = Ledger(settings.test_ledger_path, settings.test_witness_path)
+    ledger = Ledger(settings.test_ledger_path, settings.test_replica_path)
     return ledger if settings.test_ledger_path.exists() else None
 
 

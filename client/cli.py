@@ -12,8 +12,8 @@ from textwrap import indent
 from rich.console import Console
 from rich.table import Table
 
-from fedcmr.client.check.folder import PAGE_NAME, check, complain, write_report
-from fedcmr.client.check.page import facts
+from fedcmr.client.check.folder import HTML_NAME, check, complain, write_report
+from fedcmr.client.check.html_report import facts
 from fedcmr.client.check.report import CheckReport, as_json, meaning
 from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.deployment.cli import add_commands
@@ -22,7 +22,7 @@ from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.prepare import REFUSED_NAME, prepare
 from fedcmr.client.ingest.reasons import REASONS
-from fedcmr.client.trainable import told, trainable
+from fedcmr.client.trainable import described, trainable
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="summarise a folder of cases, or say what is wrong with it",
         description="Reads every case of DST, prints what is there and why studies were refused, "
-        "and writes DST/check.json and DST/check.html, a page with pictures that stays at the "
+        "and writes DST/check.json and DST/check.html, a report with images that stays at the "
         "site. Exits with 2 where a case is damaged, or nothing can be trained on.",
     )
     sub.add_argument(
@@ -182,10 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-epsilon", type=float, help="cap on epsilon over all studies together")
     sub.add_argument("--max-delta", type=float, help="cap on delta; at most, and by default, about 0.1 / patients")
     sub.add_argument(
-        "--ledger-witness",
+        "--ledger-replica",
         metavar="FILE",
         help="of the ledger's second copy, on another disk; its folder must be there when the site joins",
     )
+    sub.add_argument("--ledger-witness", dest="ledger_replica", help=argparse.SUPPRESS)  # its name in earlier versions
     sub.add_argument(
         "--ledger-same-disk",
         action="store_true",
@@ -255,11 +256,11 @@ def _prepare(options: argparse.Namespace) -> None:
                 table.add_row(title, code, str(number), REASONS[code])
         console.print(table)
         console.print(f"the same counts are in {options.destination / REFUSED_NAME}", soft_wrap=True)
-    console.print(told(trainable(options.destination)), soft_wrap=True)
+    console.print(described(trainable(options.destination)), soft_wrap=True)
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Write what a folder of cases holds as JSON and as a page, and print it."""
+    """Write what a folder of cases holds as JSON and as HTML, and print it."""
     if (options.destination / "site.yaml").is_file():
         from fedcmr.client.deployment.cli import check_site
 
@@ -275,7 +276,7 @@ def _check(options: argparse.Namespace) -> None:
             table.add_row(name, value)
         console.print(table)
         _print_marks(report)
-        console.print(f"page with pictures, for the site alone: {options.destination / PAGE_NAME}", soft_wrap=True)
+        console.print(f"report with images, for the site alone: {options.destination / HTML_NAME}", soft_wrap=True)
     complain(options.destination, report)
 
 
@@ -363,7 +364,7 @@ def _init(options: argparse.Namespace) -> None:
         vendors,
         options.nominal_patients,
         coordinator=options.coordinator,
-        ledger_witness=options.ledger_witness,
+        ledger_replica=options.ledger_replica,
         ledger_same_disk=options.ledger_same_disk,
         authority=authority,
         policy=policy,

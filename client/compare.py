@@ -81,7 +81,7 @@ def complain(found: Comparison, settings: SiteSettings) -> None:
     """
     folder, what = None, ""
     if found.forgotten:
-        folder, what = settings.ledger_path, f"the releases of run {found.run_id}, rounds {_words(found.forgotten)},"
+        folder, what = settings.ledger_path, f"the releases of run {found.run_id}, rounds {_listed(found.forgotten)},"
     elif found.evaluation is False:
         folder, what = settings.test_ledger_path, f"the evaluation of run {found.run_id},"
     if folder is not None:
@@ -100,11 +100,11 @@ def describe(found: Comparison) -> list[str]:
         lines.append(f"the evaluation of its test patients is {where} their ledger")
     if found.uncertain:
         lines.append(
-            f"rounds {_words(found.uncertain)}: the coordinator has no answer and counts them all the same; "
+            f"rounds {_listed(found.uncertain)}: the coordinator has no answer and counts them all the same; "
             "they are not in the ledger, so nothing was sent"
         )
     if found.unreported:
-        lines.append(f"rounds {_words(found.unreported)}: charged here and not in the report; ask the coordinator why")
+        lines.append(f"rounds {_listed(found.unreported)}: charged here and not in the report; ask the coordinator why")
     return lines
 
 
@@ -151,7 +151,7 @@ def _rounds(numbers: Iterable[int]) -> list[int]:
     return sorted(set(numbers))
 
 
-def _words(rounds: list[int]) -> str:
+def _listed(rounds: list[int]) -> str:
     """1, 2, 3, 7 -> "1-3, 7"."""
     parts: list[list[int]] = []
     for number in rounds:

@@ -43,7 +43,7 @@ SPARE = 2.0
 With the height of the invented stacks it makes an answer rare whose time depends on the patients."""
 
 
-def judge_patients(
+def evaluate_patients(
     cases: Mapping[str, Sequence[Case]],
     predict_efs: Callable[[Sequence[Case]], Sequence[float]],
     deadline: float = math.inf,
@@ -70,7 +70,7 @@ def judge_patients(
             predicted = math.nan
         patients.append(PatientError(cases[group][0].info.vendor, true, predicted))
         if time.monotonic() > deadline:
-            raise TimeoutError("Expected the test patients to be judged within policy.max_seconds.")
+            raise TimeoutError("Expected the test patients to be evaluated within policy.max_seconds.")
     return patients
 
 
@@ -101,7 +101,7 @@ def expected_seconds(site: SiteSettings, network: Regressor, num_tta: int, devic
     elapsed_s = 0.0
     for _ in range(2):  # the first time warms up
         started = time.perf_counter()
-        judge_patients(first, _predictor(network, num_tta, device))
+        evaluate_patients(first, _predictor(network, num_tta, device))
         elapsed_s = time.perf_counter() - started
     return SPARE * len(patients) * elapsed_s
 
@@ -136,7 +136,7 @@ def sums(
     started = time.monotonic()
     test = invented_test_set(site) if invented else read_test_set(site)
     deadline = started + site.policy.max_seconds
-    patients = judge_patients(test.patients, _predictor(network, request.num_tta, device), deadline)
+    patients = evaluate_patients(test.patients, _predictor(network, request.num_tta, device), deadline)
     if not invented:
         _keep(site, request, test, patients)
     if plain:

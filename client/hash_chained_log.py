@@ -1,8 +1,8 @@
 """An append-only file of JSON lines in two copies, each line with the SHA-256 of the line before it.
 
-    FILE                  the chain
+    FILE                  the log
     FILE's folder/lock    locked by whoever reads or writes
-    WITNESS               its replica, in another folder and better on another disk
+    REPLICA               its replica, in another folder and better on another disk
 
 A line counts once it is on the disk in both copies, first in the file, then in the replica. So the replica is never
 ahead of the file and never behind by more than the line being written, and it only moves forward: a file that was
@@ -43,7 +43,7 @@ class LedgerError(UserError):
 
 @dataclass
 class Lines:
-    """A chain as read under the lock: its bytes, the entries in them, and the last line's hash."""
+    """The log as read under the lock: its bytes, the entries in them, and the last line's hash."""
 
     content: bytes = b""
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -62,16 +62,16 @@ class Lines:
         self.sha256 = hashlib.sha256(line).hexdigest()
 
 
-class Chain:
-    """The chain in `path`, with its replica in `witness`; both are made with the first line.
+class HashChainedLog:
+    """The log in `path`, with its replica in `replica`; both are made with the first line.
 
     Guarantees:
         What `append` wrote is on the disk in both copies before it returns. Whoever holds the lock sees every line
         that any process has appended, or a `LedgerError`. Not covered: a change of both copies.
     """
 
-    def __init__(self, path: Path, witness: Path) -> None:
-        self.path, self.witness = path, witness
+    def __init__(self, path: Path, replica: Path) -> None:
+        self.path, self.replica = path, replica
         self._known = Lines()  # as this object last saw it: what was checked then is compared byte for byte, not parsed
 
     @contextmanager
@@ -89,9 +89,9 @@ class Chain:
         line = (json.dumps({**entry, "previous": lines.sha256}, allow_nan=False) + "\n").encode()
         offset = len(lines.content)
         if offset == 0:  # a file without a replica is refused, so the replica has to be there first
-            _write_at(self.witness, 0, b"")
+            _write_at(self.replica, 0, b"")
         _write_at(self.path, offset, line)
-        _write_at(self.witness, offset, line)
+        _write_at(self.replica, offset, line)
         lines.follow(line)
         lines.content += line
 
@@ -113,10 +113,10 @@ class Chain:
                 for copy in copies
             ):
                 raise LedgerError(
-                    f"{self.path}: expected one copy that is whole and holds all that the other one ({self.witness}) "
+                    f"{self.path}: expected one copy that is whole and holds all that the other one ({self.replica}) "
                     "holds, got none; restore one of them from a backup made after the site's last run"
                 )
-            for path, copy in zip((self.path, self.witness), copies, strict=True):
+            for path, copy in zip((self.path, self.replica), copies, strict=True):
                 if copy != best.content:
                     write_atomically(path, best.content)
             self.append(best, entry)
@@ -129,21 +129,23 @@ class Chain:
             if not folder.is_dir():
                 private_folder(folder)
                 _sync_folder(folder.parent)
-            if not self.witness.parent.is_dir():
+            if not self.replica.parent.is_dir():
                 raise LedgerError(
-                    f"{self.witness.parent}: expected the folder of the ledger's second copy, got none; mount or make "
-                    "it, or mend 'ledger_witness' in site.yaml"
+                    f"{self.replica.parent}: expected the folder of the ledger's second copy, got none; mount or make "
+                    "it, or correct 'ledger_replica' in site.yaml"
                 )
-            if _is_same(self.path, self.witness) or self.witness.resolve().is_relative_to(folder.resolve()):
+            if _is_same(self.path, self.replica) or self.replica.resolve().is_relative_to(folder.resolve()):
                 raise LedgerError(
-                    f"{self.witness}: expected a copy of its own outside the ledger's folder, got {self.path.name} "
+                    f"{self.replica}: expected a copy of its own outside the ledger's folder, got {self.path.name} "
                     "once more or a link to it; remove the link, then 'fedcmr-client budget --repair'"
                 )
-            for path in (folder, self.path, self.witness.parent, self.witness):
+            for path in (folder, self.path, self.replica.parent, self.replica):
                 mode = path.stat().st_mode if path.exists() else 0
                 # In a sticky folder, such as a shared disk's top, nobody can remove what is another's.
-                if mode & stat.S_IWOTH and not (path == self.witness.parent and mode & stat.S_ISVTX):
-                    raise LedgerError(f"{path}: expected that others cannot write it; mend with 'chmod o-w {path}'")
+                if mode & stat.S_IWOTH and not (path == self.replica.parent and mode & stat.S_ISVTX):
+                    raise LedgerError(
+                        f"{path}: expected that others cannot write it; correct it with 'chmod o-w {path}'"
+                    )
             with _locked_folder(folder), _locked_file(folder / LOCK_NAME):
                 yield
         except OSError as error:
@@ -155,15 +157,15 @@ class Chain:
         if (not content and second == b"") or (content is None and second is None):
             return Lines()
         if second is None:
-            raise self._refused(f"its second copy {self.witness} is missing")
+            raise self._refused(f"its second copy {self.replica} is missing")
         if content is None:
-            raise self._refused(f"it is missing, while its second copy {self.witness} is there")
+            raise self._refused(f"it is missing, while its second copy {self.replica} is there")
         whole, known = _whole_lines(content), _whole_lines(second)
         if not whole.startswith(known):
             older = known.startswith(whole)
-            raise self._refused(f"it {'is older than' if older else 'differs from'} its second copy {self.witness}")
+            raise self._refused(f"it {'is older than' if older else 'differs from'} its second copy {self.replica}")
         if whole.count(b"\n") > known.count(b"\n") + 1:
-            raise self._refused(f"its second copy {self.witness} is older by several lines")
+            raise self._refused(f"its second copy {self.replica} is older by several lines")
         # A torn line is the one being written when the power failed: in the file before the replica had it, in the
         # replica after the file had it. Anywhere else it was cut by hand.
         if (len(whole) < len(content) and whole != known) or (len(known) < len(second) and whole == known):
@@ -173,12 +175,12 @@ class Chain:
             raise self._refused("it was edited")
         self._known = lines
         if second != whole:
-            _write_at(self.witness, len(known), whole[len(known) :])
+            _write_at(self.replica, len(known), whole[len(known) :])
         return lines
 
     def _contents(self) -> tuple[bytes | None, bytes | None]:
         """The bytes of both copies; None where there is no file."""
-        content, second = (path.read_bytes() if path.is_file() else None for path in (self.path, self.witness))
+        content, second = (path.read_bytes() if path.is_file() else None for path in (self.path, self.replica))
         if content is not None and content.startswith(EARLIER_FORMAT):
             raise LedgerError(
                 f"{self.path}: written by an earlier version of fedcmr, which kept no second copy; finish its study "
@@ -232,7 +234,7 @@ def _is_open_as(descriptor: int, path: Path) -> bool:
 
 
 def _parse_or_none(content: bytes, known: Lines | None = None) -> Lines | None:
-    """The lines, or None where they are no chain; those that are `known` to be one already are not parsed again."""
+    """The lines, or None where one does not follow from the one before; those already `known` are not parsed again."""
     if known is None or not content.startswith(known.content):
         known = Lines()
     lines = Lines(entries=list(known.entries), sha256=known.sha256)

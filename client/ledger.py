@@ -1,7 +1,7 @@
 """What a site has released about its patients: an append-only file at the site, charged before any training.
 
     LEDGER/ledger.jsonl   how it was opened, then one line per charge, commit, failure, change of policy or repair
-    LEDGER.witness        its replica (`ledger_witness` in site.yaml names another place): see
+    LEDGER.replica        its replica (`ledger_replica` in site.yaml names another place): see
                           `fedcmr.client.hash_chained_log`
     LEDGER/replies/       the private updates that were committed, to be sent again where a message is repeated
     LEDGER/work           locked by the process that works on the patients, from the charge to the commit
@@ -27,7 +27,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from fedcmr.client.hash_chained_log import Chain, LedgerError, Lines
+from fedcmr.client.hash_chained_log import HashChainedLog, LedgerError, Lines
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.file_names import PREPARED_NAME
@@ -36,6 +36,8 @@ from fedcmr.shared.privacy_filter import PrivacyFilter, mu_squared, renyi_order
 from fedcmr.shared.records import INTERNAL_ERROR
 
 LEDGER_NAME, REPLIES_NAME, WORK_NAME = "ledger.jsonl", "replies", "work"
+REPLICA_SUFFIXES = (".replica", ".witness")
+"""Today\'s, and that of earlier versions, whose replicas keep their names."""
 FORMAT = 3
 """Ledgers of format 2 can be read and continued: their lines hold no costs, which follow from the releases."""
 OPEN, CHARGE, COMMIT, FAILURE, POLICY, REPAIR = "open", "charge", "commit", "failure", "policy", "repair"
@@ -69,16 +71,16 @@ class Ledger:
 
     Args:
         folder: The ledger's folder.
-        witness: Path of the replica; by default next to the folder.
+        replica: Path of the replica; by default next to the folder.
         dataset: From `dataset_of`: a ledger that was opened for another data set charges nothing.
         policy: The site's, noted with the first charge and whenever it has changed.
     """
 
     def __init__(
-        self, folder: Path, witness: Path | None = None, dataset: str = "", policy: Mapping[str, Any] | None = None
+        self, folder: Path, replica: Path | None = None, dataset: str = "", policy: Mapping[str, Any] | None = None
     ) -> None:
         self.folder, self.dataset, self.policy = folder, dataset, dict(policy or {})
-        self._chain = Chain(folder / LEDGER_NAME, default_witness(folder) if witness is None else witness)
+        self._log = HashChainedLog(folder / LEDGER_NAME, default_replica(folder) if replica is None else replica)
         self._reserved: dict[tuple[str, int], int] = {}  # this object's charges, by their number in the ledger
 
     def reserve(
@@ -101,7 +103,7 @@ class Ledger:
             LedgerError: The ledger was damaged, is of another data set, cannot be written, or the clock went back.
         """
         wanted = {"run_id": run_id, "round": server_round, "release": asdict(release)}
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             self._check_dataset(lines)
             charges = _charges(lines.entries)
             for number, charge in enumerate(charges):
@@ -133,7 +135,7 @@ class Ledger:
         Raises:
             BudgetExhausted, LedgerError: As `reserve` would.
         """
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             self._check_dataset(lines)
             privacy_filter, carried = self._next_filter(lines.entries, releases)
             spent = privacy_filter.epsilon(carried + math.fsum(map(privacy_filter.cost, releases)), delta)
@@ -149,7 +151,7 @@ class Ledger:
         Raises:
             LedgerError: The ledger was damaged, or cannot be written.
         """
-        with self._chain.locked():
+        with self._log.locked():
             pass  # makes the folder, and checks that it is nobody else's to write
         try:
             file = (self.folder / WORK_NAME).open("a")
@@ -167,7 +169,7 @@ class Ledger:
             LedgerError: The ledger was damaged, or cannot be written; the charge then fails when it is requested again.
         """
         number = self._reserved.pop((run_id, server_round), None)
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             self._check_open(lines, number, server_round)
             self._append(lines, FAILURE, {"charge": number, "code": INTERNAL_ERROR})
 
@@ -179,7 +181,7 @@ class Ledger:
             LedgerError: The ledger was damaged, or cannot be written.
         """
         number = self._reserved.pop((run_id, server_round), None)
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             self._check_open(lines, number, server_round)
             sha256 = hashlib.sha256(reply).hexdigest()
             path = self.folder / REPLIES_NAME / sha256
@@ -211,7 +213,7 @@ class Ledger:
 
         One of the last two is None, and both are until the work has ended.
         """
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             return _charges(lines.entries)
 
     def releases(self) -> list[Release]:
@@ -224,13 +226,13 @@ class Ledger:
 
     def account(self, delta: float) -> tuple[float, str]:
         """Epsilon of everything that was ever charged, by the filter that the ledger has noted, and its name."""
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             privacy_filter, spent = _noted_filter(lines.entries)
         return privacy_filter.epsilon(spent, delta), privacy_filter.accountant
 
     def epsilons(self, delta: float) -> list[float]:
         """Epsilon after every charge, by the filter that was in force then."""
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             states = zip(lines.entries, _filter_states(lines.entries), strict=True)
             return [
                 privacy_filter.epsilon(spent, delta)
@@ -240,23 +242,23 @@ class Ledger:
 
     def changes(self) -> list[dict[str, Any]]:
         """The lines that are no release: how the ledger was opened, changes of policy and repairs, oldest first."""
-        with self._chain.locked() as lines:
+        with self._log.locked() as lines:
             return [entry for entry in lines.entries if entry["kind"] in (OPEN, POLICY, REPAIR)]
 
     def repair(self) -> None:
         """Repair one damaged or missing copy from the other, and accept a clock that went back; noted in the ledger.
 
-        Never lowers what is spent: see `fedcmr.client.hash_chained_log.Chain.repair`.
+        Never lowers what is spent: see `fedcmr.client.hash_chained_log.HashChainedLog.repair`.
 
         Raises:
             LedgerError: No copy can be trusted.
         """
-        self._chain.repair({"kind": REPAIR, "time": _utc_now().isoformat()})
+        self._log.repair({"kind": REPAIR, "time": _utc_now().isoformat()})
 
     def _append(self, lines: Lines, kind: str, values: Mapping[str, Any]) -> None:
         """Write one line, with the time, which never runs backwards in the file."""
         time = max([_utc_now(), *_last_time(lines)])
-        self._chain.append(lines, {"kind": kind, "time": time.isoformat(), **values})
+        self._log.append(lines, {"kind": kind, "time": time.isoformat(), **values})
 
     def _next_filter(
         self, entries: Sequence[Mapping[str, Any]], releases: Sequence[Release]
@@ -303,9 +305,10 @@ class Ledger:
             )
 
 
-def default_witness(folder: Path) -> Path:
+def default_replica(folder: Path) -> Path:
     """Where the replica lies unless site.yaml says otherwise: next to the ledger's folder."""
-    return folder.with_name(folder.name + ".witness")
+    replica, earlier = (folder.with_name(folder.name + suffix) for suffix in REPLICA_SUFFIXES)
+    return earlier if earlier.exists() and not replica.exists() else replica
 
 
 def dataset_of(folder: Path) -> str:

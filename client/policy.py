@@ -3,6 +3,7 @@
 The server never writes or reads this file. What a request demands beyond the policy is refused with a code.
 """
 
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Mechanism, largest_delta
+from fedcmr.shared.progress import console
 from fedcmr.shared.settings_file import read_settings
 from fedcmr.shared.site_facts import check_vendors
 
@@ -38,7 +40,7 @@ vendors: {vendors:<24} # of the scanners: {known_vendors};
 nominal_patients: {nominal_patients:<15} # the same of all patients, one with scans of two vendors once; divides sums
 data: {data:<27} # prepared cases, written by 'fedcmr-client prepare'
 ledger: {ledger:<25} # what this site has released: keep it as long as the data, and back it up
-ledger_witness: {ledger_witness:<17} # file with the ledger's second copy, best on another disk; null: beside the ledger
+ledger_replica: {ledger_replica:<17} # file with its second copy, best on another disk; null: next to the ledger
 ledger_same_disk: {ledger_same_disk:<15} # true: both copies on one disk; its restored backup forgets what was spent
 test: {test:<27} # prepared test patients of the same --key, whom nobody trains on; null: no evaluation here
 test_ledger: {test_ledger:<20} # what this site has released about its test patients; second copy as the ledger's
@@ -61,11 +63,11 @@ policy:                           # a request beyond one of these is refused; do
   allowed_code_sha256: {policy[allowed_code_sha256]:<10} # versions that may answer; []: any, deployed: none
   allow_without_privacy: {policy[allow_without_privacy]:<8} # true: also answer studies without noise
   evaluation: {policy[evaluation]:<19} # of the test patients: "private", sums with noise, charged to test_ledger;
-                                  # "table", plain sums of groups of 5 or more, NOT private, as often as asked; "off"
+                                  # "table", plain sums of groups of 5 or more, NOT private, without limit; "off"
 """
 
 
-MEND = "Mend that line; 'fedcmr-client init' into another folder shows every key."
+REMEDY = "Correct that line; 'fedcmr-client init' into another folder shows every key."
 
 
 def _check(condition: bool, name: str, expected: str, value: object) -> None:
@@ -138,7 +140,7 @@ class SiteSettings:
     nominal_patients: int
     data: str = "train"
     ledger: str = "ledger"
-    ledger_witness: str | None = None
+    ledger_replica: str | None = None
     ledger_same_disk: bool = False
     test: str | None = None
     test_ledger: str = "test_ledger"
@@ -165,12 +167,12 @@ class SiteSettings:
             self.policy.max_delta,
         )
         ledger = PurePath(os.path.normpath(self.ledger))
-        witness = None if self.ledger_witness is None else PurePath(os.path.normpath(self.ledger_witness))
+        replica = None if self.ledger_replica is None else PurePath(os.path.normpath(self.ledger_replica))
         _check(
-            witness is None or ledger not in (witness, *witness.parents),
-            "ledger_witness",
+            replica is None or ledger not in (replica, *replica.parents),
+            "ledger_replica",
             "outside the ledger's folder, which may be lost as a whole",
-            self.ledger_witness,
+            self.ledger_replica,
         )
         test = None if self.test is None else PurePath(os.path.normpath(self.test))
         _check(test != PurePath(os.path.normpath(self.data)), "test", "to be another folder than data", self.test)
@@ -193,9 +195,9 @@ class SiteSettings:
         return self.folder / self.ledger
 
     @property
-    def witness_path(self) -> Path | None:
+    def replica_path(self) -> Path | None:
         """The file with the ledger's replica; None for the place next to the ledger."""
-        return None if self.ledger_witness is None else self.folder / self.ledger_witness
+        return None if self.ledger_replica is None else self.folder / self.ledger_replica
 
     @property
     def test_path(self) -> Path | None:
@@ -208,9 +210,9 @@ class SiteSettings:
         return self.folder / self.test_ledger
 
     @property
-    def test_witness_path(self) -> Path | None:
+    def test_replica_path(self) -> Path | None:
         """The file with that ledger's replica, next to the other replica; None for the place next to the ledger."""
-        path = self.witness_path
+        path = self.replica_path
         return None if path is None else path.with_name(path.name + ".test")
 
     @property
@@ -244,7 +246,7 @@ def load_site(path: Path) -> SiteSettings:
     try:
         node = read_settings(path)
     except UserError as error:
-        raise UserError(f"{error}. {MEND}") from None
+        raise UserError(f"{error}. {REMEDY}") from None
     try:
         if "folder" in node:
             raise UserError("Key 'folder' not in 'SiteSettings'.")
@@ -255,13 +257,25 @@ def load_site(path: Path) -> SiteSettings:
             OmegaConf.select(node, "policy.evaluation") is False
         ):  # what YAML reads where the quotes of "off" are missing
             node["policy"]["evaluation"] = "off"
+        if "ledger_witness" in node:
+            if "ledger_replica" in node:
+                raise UserError("Expected ledger_replica once, got it as ledger_witness too.")
+            node["ledger_replica"] = node.pop("ledger_witness")
+            _warn_renamed(path)
         merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
     except UserError as error:
-        raise UserError(f"{path}: {error} {MEND}") from None
+        raise UserError(f"{path}: {error} {REMEDY}") from None
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]} {MEND}") from None
+        raise UserError(f"{path}: {str(error).splitlines()[0]} {REMEDY}") from None
     return replace(settings, folder=path.resolve().parent)
+
+
+@functools.cache
+def _warn_renamed(path: Path) -> None:
+    """Warn once per process and file, which every request reads again."""
+    text = f"{path}: ledger_witness is now ledger_replica; the old name will go in 0.3"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def write_site(folder: Path, settings: SiteSettings) -> Path:

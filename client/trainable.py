@@ -77,7 +77,7 @@ def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable
     return Trainable(by_group, dict(sorted(left_out.items())), frozenset(whole))
 
 
-def told(found: Trainable) -> str:
+def described(found: Trainable) -> str:
     """In a sentence who can be trained on, and why others cannot: "4 patients can be trained on (Siemens 4); ..."."""
     by_vendor = ", ".join(f"{vendor} {number}" for vendor, number in found.vendors.items())
     patients = f"{found.num_patients} {'patient' if found.num_patients == 1 else 'patients'}"
@@ -105,14 +105,14 @@ def usable_cases(folder: Path, vendors: Collection[str] | None, left_out: Counte
     infos = read_index(folder)
     repeated = repeated_names(infos)
     for info in infos:
-        case = judge(folder, info, info.pseudonym in repeated, vendors)
+        case = checked(folder, info, info.pseudonym in repeated, vendors)
         if isinstance(case, Case):
             yield case
         else:
             left_out[case] += 1
 
 
-def judge(folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection[str] | None) -> Case | str:
+def checked(folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection[str] | None) -> Case | str:
     """One case if it can be trained on, otherwise a code of `LEFT_OUT`."""
     if not (folder / "cases" / f"{info.pseudonym}.npz").is_file():
         return "case-missing"

@@ -40,6 +40,7 @@ RENAMED_KEYS = {
     "privacy.moments_share": "privacy.statistics_share",
     "privacy.moments_clip": "privacy.statistics_clip",
     "evaluation.matrix": "evaluation.cross_vendor",
+    "evaluation.show_real_pictures": "evaluation.show_real_images",
 }
 """Old key -> new key, in the same block: configs and overrides of earlier versions are read with a warning."""
 RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {"federation.adapter": EARLIER_NAMES}
@@ -305,7 +306,7 @@ class EvaluationConfig:
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
     epsilons: list[float] = field(default_factory=list)
     cross_vendor: list[str] = field(default_factory=list)
-    show_real_pictures: bool = False
+    show_real_images: bool = False
     federated: bool = False
     federated_epsilon: float | None = None
 

@@ -196,8 +196,8 @@ def _predict_the_mean(study: Study) -> None:
 def _prior_only(study: Study) -> None:
     def make_cases() -> list[Case]:
         config, vendors = study.config, sorted(study.shared.styles)
-        words = "painting with the prior alone"
-        return synthesize(study.prior, None, config.synthesis, vendors, config.seed, config.device, words).cases
+        doing = "rendering with the public prior only"
+        return synthesize(study.prior, None, config.synthesis, vendors, config.seed, config.device, doing).cases
 
     train_models(study.run, "prior_only", make_cases)
 

@@ -41,7 +41,7 @@ def run_command(command: Callable[[], None]) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("interrupted: finished stages and rounds are kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted: finished stages and rounds are kept, the same command resumes there", file=sys.stderr)
         return 130
     finally:
         for stop, handler in zip(stops, previous, strict=True):

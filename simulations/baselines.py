@@ -91,7 +91,7 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
             allow_without_privacy=not privacy.enabled,
         )
         data = os.path.relpath(site.data_path, folder)
-        write_site(folder, replace(site, data=data, test=None, ledger="ledger", ledger_witness=None, policy=policy))
+        write_site(folder, replace(site, data=data, test=None, ledger="ledger", ledger_replica=None, policy=policy))
     study = json.loads((run.path / "study.json").read_text(encoding="utf-8"))
     facts = {name: study["sites"][name] for name in sites}
     (other.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")

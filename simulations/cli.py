@@ -13,7 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="fedcmr-simulate",
         description="Simulate a study on this machine: hospitals with their scanners, private federated training, the "
-        "synthetic data set, the regressor and the report. The same command again goes on where it was interrupted.",
+        "synthetic data set, the regressor and the report. The same command again resumes where it was interrupted.",
         epilog="example: fedcmr-simulate --config acdc data_root=/data/acdc privacy.target_epsilon=3",
     )
     add_version(parser)

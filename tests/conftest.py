@@ -75,7 +75,7 @@ def prior(tiny_prior) -> Prior:
 
 
 def make_case(pseudonym: str, vendor: str, seed: int, num_slices: int = 3) -> Case:
-    """A disc in a ring beside another, contracting, on noise; its ejection fraction is no more than a number."""
+    """A disc in a ring next to another, contracting, on noise; its ejection fraction is no more than a number."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:96, :96] - 48.0
     radius = np.hypot(y, x)

@@ -134,7 +134,7 @@ def test_too_few_patients_are_named_and_cost_nothing(make_study):
     assert Ledger(run.path / "sites" / "a" / "ledger").releases() == []
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     assert metadata["sites"]["a"]["epsilon"] == 0 and metadata["sites"]["b"]["epsilon"] > 0
-    assert not arrays["code_mean/Siemens"].any(), "a vendor whose site refused keeps the prior's appearance"
+    assert not arrays["code_mean/Siemens"].any(), "a vendor whose site refused keeps the prior's style"
 
 
 @pytest.mark.parametrize(("label", "lost"), [(RV, {"rv_mean"}), (MYO, {"myo_mean", "myo_std", "edge_sharpness"})])
@@ -150,12 +150,12 @@ def test_a_region_that_no_patient_has_gets_the_public_mean_and_the_least_spread(
     missing = np.array([name in lost for name in STYLE_NAMES])
     mean, std = arrays["code_mean/Siemens"], arrays["code_std/Siemens"]
     assert not mean[missing].any() and (std[missing] == STYLE_STD_RANGE[0]).all()
-    assert np.abs(mean[~missing]).min() > 0, "what the patients do have is told"
+    assert np.abs(mean[~missing]).min() > 0, "what the patients do have is released"
 
     prior = load_prior(run.prior_path())
     shared = load_shared_generator(run.path / "generator.safetensors", prior)
-    painted = synthesize(prior, shared, run.config.synthesis, ["Siemens"], 0, "cpu").cases
-    assert all(np.isfinite(case.frames).all() and np.ptp(case.frames) > 0 for case in painted)
+    rendered = synthesize(prior, shared, run.config.synthesis, ["Siemens"], 0, "cpu").cases
+    assert all(np.isfinite(case.frames).all() and np.ptp(case.frames) > 0 for case in rendered)
 
 
 @pytest.mark.parametrize("labels", [(RV,), (MYO,), (RV, MYO)])
@@ -189,7 +189,7 @@ def test_patients_without_a_left_ventricle_are_left_out_and_the_rest_trains(make
 
 
 def test_an_empty_cavity_at_end_systole_trains(make_study):
-    """Its ejection fraction is one; the picture's region is missing in one phase only."""
+    """Its ejection fraction is one; the image's region is missing in one phase only."""
     run = make_study(*SHORT)
     change_cases(run.path / "sites" / "a" / "train", without(LV, phases=(ES,)))
     assert_finite(run_federation(run))
@@ -305,9 +305,9 @@ def write_acdc(folder: Path, change: Callable[[np.ndarray, np.ndarray], tuple[np
     for number in (1, 2):
         name = f"patient{number:03d}"
         (folder / name).mkdir(parents=True)
-        pictures, labels = (images, masks) if number == 1 else change(images.copy(), masks.copy())
+        frames, labels = (images, masks) if number == 1 else change(images.copy(), masks.copy())
         for frame, phase in ((1, ED), (9, ES)):
-            for suffix, array in (("", pictures.astype(np.float32)), ("_gt", labels)):
+            for suffix, array in (("", frames.astype(np.float32)), ("_gt", labels)):
                 volume = nibabel.Nifti1Image(array[phase].T, np.diag([1.5, 1.5, 10, 1]))
                 nibabel.save(volume, folder / name / f"{name}_frame{frame:02d}{suffix}.nii.gz")
 

@@ -77,7 +77,7 @@ def test_the_tables_are_those_of_the_figures():
     assert tables.headline().count("\n") <= 2 + 8, "the README shows eight rows at most"
 
 
-def test_the_picture_is_small():
+def test_the_figure_is_small():
     path = ROOT / "docs" / "hearts.png"
     assert path.stat().st_size < 150_000
     with Image.open(path) as image:

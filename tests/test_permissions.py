@@ -48,7 +48,7 @@ def test_a_prepared_folder_is_its_accounts_alone(tmp_path, umask):
     assert main(arguments) == 0 and main(["check", str(train)]) == 0
     names = {path.name for path in train.iterdir()}
     assert names >= {"cases", "cases.csv", "details.json", "refused.json", "prepared.json", "check.json", "check.html"}
-    assert modes(site) == PRIVATE, "and pseudonym.key beside the cases"
+    assert modes(site) == PRIVATE, "and pseudonym.key next to the cases"
 
 
 def test_an_earlier_versions_file_becomes_private_when_it_is_written_again(tmp_path, umask):

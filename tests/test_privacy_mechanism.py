@@ -28,14 +28,14 @@ def arrays(prior):
 
 @pytest.fixture
 def patient_of(prior):
-    """`patient_of(name, num_slices)`: random pictures, and the code that a site would compute from them."""
+    """`patient_of(name, num_slices)`: random images, and the style vector that a site would compute from them."""
 
     def make(name: str, num_slices: int, scale: float = 1.0) -> Patient:
         rng = torch.Generator().manual_seed(num_slices)
         images = scale * (torch.rand(num_slices, 2, 64, 64, generator=rng) * 2 - 1)
         masks = torch.randint(0, 4, (num_slices, 2, 64, 64), generator=rng).to(torch.uint8)
-        codes = prior.standardise(style_vector(images, masks))[None]
-        return Patient(name, images, masks, codes, torch.zeros(num_slices, dtype=torch.int64))
+        styles = prior.standardise(style_vector(images, masks))[None]
+        return Patient(name, images, masks, styles, torch.zeros(num_slices, dtype=torch.int64))
 
     return make
 
@@ -146,9 +146,9 @@ def test_the_divisor_is_the_same_whoever_is_there(prior, arrays, patient_of, bat
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_pictures_without_a_number_release_finite_updates(prior, arrays, patient_of, value):
+def test_images_without_a_number_release_finite_updates(prior, arrays, patient_of, value):
     broken = patient_of("p0", 2)
-    broken = replace(broken, images=torch.full_like(broken.images, value), codes=torch.full_like(broken.codes, value))
+    broken = replace(broken, images=torch.full_like(broken.images, value), styles=torch.full_like(broken.styles, value))
     noisy = replace(SILENT, noise_multiplier=1.0)
     assert np.isfinite(flat(fine_tune(prior.generator, [broken], arrays, noisy, STEP, CPU))).all()
     assert all(np.isfinite(array).all() for array in style_statistics([broken], noisy, [8]))

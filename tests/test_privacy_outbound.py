@@ -62,9 +62,9 @@ def patients_like(kind: str) -> list[Patient]:
         codes, vendors = torch.randn(1, 11, generator=rng), torch.zeros(num_slices, dtype=torch.int64)
         patients.append(Patient(f"p{number}", images, masks, codes, vendors))
     if kind == "nan":
-        patients = [replace(p, images=p.images * torch.nan, codes=p.codes * torch.nan) for p in patients]
+        patients = [replace(p, images=p.images * torch.nan, styles=p.styles * torch.nan) for p in patients]
     if kind == "zero":
-        patients = [replace(p, images=p.images * 0, codes=p.codes * 0) for p in patients]
+        patients = [replace(p, images=p.images * 0, styles=p.styles * 0) for p in patients]
     return patients
 
 

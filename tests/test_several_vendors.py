@@ -102,7 +102,7 @@ def test_statistics_come_back_for_every_vendor_that_the_site_declares(study, pri
 
 
 @pytest.mark.parametrize(
-    "told",
+    "stated",
     [
         facts_line("a", {"Siemens": 6}, 6),
         facts_line("a", {"Siemens": 6, "Philips": 6, "GE": 6}, 6),
@@ -111,12 +111,12 @@ def test_statistics_come_back_for_every_vendor_that_the_site_declares(study, pri
     ],
     ids=["fewer", "more", "another-size", "another-site"],
 )
-def test_a_server_that_counts_with_other_facts_is_refused_before_anything_is_charged(study, prior, request_of, told):
+def test_a_server_that_counts_with_other_facts_is_refused_before_anything_is_charged(study, prior, request_of, stated):
     site = study.path / "sites" / "a"
     others = facts_line("c", {"GE": 5}, 5)
     right = facts_line("a", {"Siemens": 6, "Philips": 6}, 6)
     request = request_of(task="statistics")
-    assert ask(site, prior, replace(request, sites=f"{told}\n{others}"))["reply"]["code"] == "facts-differ"
+    assert ask(site, prior, replace(request, sites=f"{stated}\n{others}"))["reply"]["code"] == "facts-differ"
     assert Ledger(site / "ledger").releases() == []
     assert "fedcmr-server register" in (site / "errors.log").read_text()
     assert ask(site, prior, replace(request, sites=f"{right}\n{others}"))["reply"]["code"] == OK
@@ -150,7 +150,7 @@ def test_gradients_see_every_slice_with_its_own_vendors_style(tmp_path, prior, m
     monkeypatch.setattr(prior.generator, "loss", recorded)
     patient_gradient(prior.generator, patient, 32, seed=1)
     ((images, codes),) = seen
-    of_slice = [next(k for k in range(6) if torch.equal(picture, patient.images[k])) for picture in images]
+    of_slice = [next(k for k in range(6) if torch.equal(image, patient.images[k])) for image in images]
     assert set(of_slice) == set(range(6)), "slices of both scans are averaged in one gradient"
     for number, code in zip(of_slice, codes, strict=True):
         assert torch.equal(code, patient.styles[patient.vendors[number]])

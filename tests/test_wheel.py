@@ -103,7 +103,7 @@ def test_a_command_is_also_a_module(installed, place):
 FINDS = """
 import sys
 from pathlib import Path
-from fedcmr.client.check import page
+from fedcmr.client.check import html_report
 from fedcmr.client.deployment.install import TEMPLATES as AT_SITES
 from fedcmr.server.deployment.gateway import TEMPLATES as AT_THE_COORDINATOR
 from fedcmr.server.report.build import resource
@@ -113,7 +113,7 @@ from fedcmr.shared.tasks.segmentation.network import SHIPPED_SEGMENTER
 
 assert load("smoke").hospitals.num_train == 6
 assert len(load_prior(None).sha256) == 64
-found = [SHIPPED_PRIOR, SHIPPED_SEGMENTER, resource("server/report/template.html"), resource(page.TEMPLATE)]
+found = [SHIPPED_PRIOR, SHIPPED_SEGMENTER, resource("server/report/template.html"), resource(html_report.TEMPLATE)]
 found += [AT_SITES / "Dockerfile.j2", AT_THE_COORDINATOR / "nginx.conf.j2"]
 assert all(path.is_file() for path in found), found
 code = [Path(m.__file__) for name, m in sys.modules.items() if name.split(".")[0] == "fedcmr"]

@@ -1,7 +1,7 @@
 """Programs that some tests need, each with its Debian package; `python3 tests/tools.py` names the missing packages.
 
-A browser opens and prints the reports, pdftotext reads the print, dciodvfy judges the DICOM export, nginx is the
-gateway of a deployment, openssl speaks old TLS to it, systemd-analyze judges the units. A test that needs one says
+A browser opens and prints the reports, pdftotext reads the print, dciodvfy checks the DICOM export, nginx is the
+gateway of a deployment, openssl speaks old TLS to it, systemd-analyze checks the units. A test that needs one says
 `@pytest.mark.tool("nginx")`.
 """
 

@@ -14,11 +14,11 @@ from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, Case
 GAP_PIXELS = 2
 """Between the two frames."""
 JPEG_QUALITY = 80
-"""Some 4 kB a case: 500 cases make a page of a few megabytes."""
+"""Some 4 kB a case: 500 cases make a report of a few megabytes."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaseImage:
     """ED at the left, ES at the right.
 
     Attributes:
@@ -37,7 +37,7 @@ class Picture:
     height: int
 
 
-def picture_of(case: Case) -> Picture:
+def image_of(case: Case) -> CaseImage:
     """The middle one of the slices that show the left ventricle in both phases, else in one, else of all."""
     cavity = (case.masks == LV).any(axis=(2, 3))
     shown = np.flatnonzero(cavity.all(axis=0) if cavity.all(axis=0).any() else cavity.any(axis=0))
@@ -56,7 +56,7 @@ def picture_of(case: Case) -> Picture:
         for name, area in areas.items():
             paths[name] += _outlines(area, left)
     contours = {name: "".join(lines) for name, lines in paths.items() if lines}
-    return Picture(_jpeg(sheet), contours, index + 1, sheet.shape[1], sheet.shape[0])
+    return CaseImage(_jpeg(sheet), contours, index + 1, sheet.shape[1], sheet.shape[0])
 
 
 def _outlines(area: NDArray[np.bool_], left: int) -> list[str]:

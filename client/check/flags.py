@@ -29,7 +29,7 @@ MIN_EF, MAX_EF = 0.10, 0.80
 """Hearts beyond eject as good as nothing or all: rather a missing slice or a wrong phase than a patient."""
 
 FLAGS = {
-    "no-heart-near-middle": "no heart found near the picture's middle: is it cut off, or another part of the body?",
+    "no-heart-near-middle": "no heart found near the image's middle: is it cut off, or another part of the body?",
     "low-contrast": "low contrast within the heart",
     "few-slices": f"fewer than {MIN_SLICES} slices: do they reach from base to apex?",
     "wide-spacing": f"slices more than {MAX_SLICE_SPACING_MM:.0f} mm apart: is one missing?",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fedcmr.client.check.contact_sheet import picture_of
+from fedcmr.client.check.contact_sheet import image_of
 from fedcmr.client.check.flags import flags_of
-from fedcmr.client.check.page import render_page
+from fedcmr.client.check.html_report import render_html
 from fedcmr.client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
 from fedcmr.client.ingest.normalise import MAX_EF_DIFFERENCE
 from fedcmr.client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
@@ -32,7 +32,7 @@ from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import track
 
-JSON_NAME, PAGE_NAME = "check.json", "check.html"
+JSON_NAME, HTML_NAME = "check.json", "check.html"
 REMEDY = "remove the files of these cases and prepare the folder again"
 
 
@@ -56,10 +56,10 @@ def check(folder: Path) -> CheckReport:
 
 
 def write_report(folder: Path, report: CheckReport) -> None:
-    """Write `folder/check.json` and the page `folder/check.html`, each whole or not at all."""
+    """Write `folder/check.json` and the report `folder/check.html`, each whole or not at all."""
     text = json.dumps(as_json(report), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / JSON_NAME, text.encode())
-    write_atomically(folder / PAGE_NAME, render_page(report).encode())
+    write_atomically(folder / HTML_NAME, render_html(report).encode())
 
 
 def complain(folder: Path, report: CheckReport) -> None:
@@ -114,7 +114,7 @@ def _checked(folder: Path, info: CaseInfo, repeated: bool, details: Any) -> Chec
         flags=(*flags_of(case), *warnings),
         trouble=trouble,
         left_out=left_out,
-        picture=picture_of(case),
+        image=image_of(case),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcmr.client.check.contact_sheet import Picture
+from fedcmr.client.check.contact_sheet import CaseImage
 from fedcmr.client.check.flags import FLAGS
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.client.trainable import EF_TEST, GRADIENT, LEFT_OUT, STYLE
@@ -50,7 +50,7 @@ class CheckedCase:
         trains_the_generator: Whether a slice is drawn whole, in a case that training does not leave out.
         flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
         trouble: A code of `TROUBLES`, or None for a case whose file is as it should be.
-        picture: Image of its middle slice.
+        image: Image of its middle slice.
         sex: As in the index.
         pathology: As in the index.
         left_out: Why training leaves the case out, a code of `fedcmr.client.trainable.LEFT_OUT`; None where it does
@@ -71,7 +71,7 @@ class CheckedCase:
     trains_the_generator: bool = False
     flags: tuple[str, ...] = ()
     trouble: str | None = None
-    picture: Picture | None = field(default=None, repr=False)
+    image: CaseImage | None = field(default=None, repr=False)
     sex: str | None = None
     pathology: str | None = None
     left_out: str | None = None
@@ -264,8 +264,8 @@ def as_json(report: CheckReport) -> dict[str, Any]:
 
 
 def _case_as_json(case: CheckedCase) -> dict[str, Any]:
-    """A case without its picture."""
-    return {**{name: value for name, value in vars(case).items() if name != "picture"}, "labelled": case.labelled}
+    """A case without its image."""
+    return {**{name: value for name, value in vars(case).items() if name != "image"}, "labelled": case.labelled}
 
 
 def meaning(code: str) -> str:

@@ -32,7 +32,7 @@ def main() -> None:
     from flwr.supernode.cli import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp
 
-    run_clientapp.install_from_fab, run_clientapp.get_load_client_app_fn = judging(
+    run_clientapp.install_from_fab, run_clientapp.get_load_client_app_fn = checking(
         allowed, run_clientapp.install_from_fab, run_clientapp.get_load_client_app_fn, get_project_dir
     )
     flwr_clientapp()
@@ -56,7 +56,7 @@ def refuse_agent() -> None:
     command()
 
 
-def judging(
+def checking(
     allowed: list[str], unpack: Callable[..., Path], make_loader: Callable[..., Any], folder_of: Callable[..., Path]
 ) -> tuple[Callable[..., Path], Callable[..., Any]]:
     """Flower's two steps, made to refuse.
@@ -73,7 +73,7 @@ def judging(
     """
     approved: list[Path] = []
 
-    def judged(fab_file: Path | bytes, install_dir: Path | None = None, skip_prompt: bool = False) -> Path:
+    def checked(fab_file: Path | bytes, install_dir: Path | None = None, skip_prompt: bool = False) -> Path:
         content = fab_file if isinstance(fab_file, bytes) else fab_file.read_bytes()
         check_bundle(content, allowed)
         folder = unpack(content, install_dir, skip_prompt)
@@ -95,7 +95,7 @@ def judging(
 
         return load_approved
 
-    return judged, loader
+    return checked, loader
 
 
 if __name__ == "__main__":

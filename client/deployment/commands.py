@@ -12,9 +12,9 @@ CLIENTAPP = "flwr-clientapp"
 APP_COMMANDS = "flwr-"
 """How the commands that run an app are called; the services are flower-*."""
 
-JUDGED = '''\
+CHECKED = '''\
 #!{python} -IS
-"""{name}: Flower's own command, with the bundle judged before it is unpacked, in the pre-forked worker or else here."""
+"""{name}: Flower's own command, with the bundle checked before it is unpacked, in the pre-forked worker or here."""
 import json, os, socket, sys
 
 try:
@@ -51,6 +51,6 @@ def write_commands(folder: Path, worker: Path) -> None:
     names = {command.name for command in distribution("flwr").entry_points.select(group="console_scripts")}
     for name in {name for name in names if name.startswith(APP_COMMANDS)} | {CLIENTAPP}:
         path = folder / name
-        text = JUDGED if name == CLIENTAPP else REFUSED
+        text = CHECKED if name == CLIENTAPP else REFUSED
         path.write_text(text.format(python=sys.executable, name=name, address=str(worker)), encoding="utf-8")
         path.chmod(0o700)

@@ -19,7 +19,7 @@ from cryptography import x509
 from fedcmr.client.code_hash import code_sha256
 from fedcmr.client.deployment.node_key import checked_node_key
 from fedcmr.client.evaluation_patients import PREDICTIONS_NAME, check_test_folder, test_dataset
-from fedcmr.client.ledger import LEDGER_NAME, dataset_of, default_witness
+from fedcmr.client.ledger import LEDGER_NAME, REPLICA_SUFFIXES, dataset_of, default_replica
 from fedcmr.client.policy import SITE_FILE, SiteSettings
 from fedcmr.client.trainable import GRADIENT, LEFT_OUT, STYLE, trainable
 from fedcmr.shared.errors import UserError
@@ -122,14 +122,14 @@ def copy_authority(source: Path, site: Path) -> str:
     return path.name
 
 
-def witness_of(site: SiteSettings) -> Path:
+def replica_of(site: SiteSettings) -> Path:
     """The file of the ledger's second copy."""
-    return site.witness_path or default_witness(site.ledger_path)
+    return site.replica_path or default_replica(site.ledger_path)
 
 
-def _test_witness_of(site: SiteSettings) -> Path:
+def _test_replica_of(site: SiteSettings) -> Path:
     """The same for the ledger of the test patients."""
-    return site.test_witness_path or default_witness(site.test_ledger_path)
+    return site.test_replica_path or default_replica(site.test_ledger_path)
 
 
 def _cases(site: SiteSettings) -> str:
@@ -162,7 +162,7 @@ def _cases(site: SiteSettings) -> str:
 
 def _permissions(site: SiteSettings) -> str:
     """What is about patients is this account's alone, also where it was made under another umask or copied."""
-    parts = [site.data_path, site.ledger_path, witness_of(site), site.folder / SITE_FILE]
+    parts = [site.data_path, site.ledger_path, replica_of(site), site.folder / SITE_FILE]
     if site.test_path is not None:
         parts += [site.test_path, site.test_ledger_path, site.folder / PREDICTIONS_NAME]
     wide = {part: found for part in parts if (found := open_to_others([part]))}
@@ -179,42 +179,45 @@ def _permissions(site: SiteSettings) -> str:
 
 def _ledger(site: SiteSettings) -> str:
     """Whether the ledger's two copies can be lost, or taken back to an earlier state, apart from each other."""
-    ledger, witness = site.ledger_path, witness_of(site)
+    ledger, replica = site.ledger_path, replica_of(site)
     stray = _other_ledgers(site)
     if stray:
         raise UserError(
             f"{stray[0]} has charged releases of these patients, and is not the ledger that site.yaml "
             "names: put it back, or name it as 'ledger'; what it has charged is spent"
         )
-    if not witness.parent.is_dir():
-        raise UserError(f"{witness.parent}: expected the folder of 'ledger_witness', got none; mount or make it")
+    if not replica.parent.is_dir():
+        raise UserError(f"{replica.parent}: expected the folder of 'ledger_replica', got none; mount or make it")
     if site.ledger_same_disk:
         return "both copies may be on one disk (ledger_same_disk): a restored backup of it forgets what was spent"
     remedy = (
-        "name a file on another disk as 'ledger_witness' in site.yaml or, where no backup of that disk is ever put "
+        "name a file on another disk as 'ledger_replica' in site.yaml or, where no backup of that disk is ever put "
         "back, set ledger_same_disk: true"
     )
-    copies = [(ledger, witness)] + ([(site.test_ledger_path, _test_witness_of(site))] if site.test else [])
-    for ledger, witness in copies:
-        if witness.resolve().is_relative_to(site.folder.resolve()):
+    copies = [(ledger, replica)] + ([(site.test_ledger_path, _test_replica_of(site))] if site.test else [])
+    for ledger, replica in copies:
+        if replica.resolve().is_relative_to(site.folder.resolve()):
             raise UserError(
-                f"the ledger's second copy {witness} lies in the site's own folder, and is restored with it: {remedy}"
+                f"the ledger's second copy {replica} lies in the site's own folder, and is restored with it: {remedy}"
             )
         # Where the files are, not the links to them.
-        first, second = (_nearest(path.resolve()).stat().st_dev for path in (ledger / LEDGER_NAME, witness))
+        first, second = (_nearest(path.resolve()).stat().st_dev for path in (ledger / LEDGER_NAME, replica))
         if first == second:
             raise UserError(
-                f"the ledger {ledger} and its second copy {witness} are on one file system, which is "
+                f"the ledger {ledger} and its second copy {replica} are on one file system, which is "
                 f"restored as a whole: {remedy}"
             )
-    return f"its second copy is on another file system, {witness_of(site)}"
+    return f"its second copy is on another file system, {replica_of(site)}"
 
 
 def _other_ledgers(site: SiteSettings) -> list[Path]:
     """Files in the site's folder that a ledger over the same data set has written, and that site.yaml does not name."""
-    known = {site.ledger_path / LEDGER_NAME, witness_of(site)}
-    known |= {site.test_ledger_path / LEDGER_NAME, _test_witness_of(site)}
-    found = [*site.folder.glob(f"*/{LEDGER_NAME}"), *site.folder.glob("*.witness")]
+    known = {site.ledger_path / LEDGER_NAME, replica_of(site)}
+    known |= {site.test_ledger_path / LEDGER_NAME, _test_replica_of(site)}
+    found = [
+        *site.folder.glob(f"*/{LEDGER_NAME}"),
+        *(path for suffix in REPLICA_SUFFIXES for path in site.folder.glob(f"*{suffix}")),
+    ]
     datasets = {dataset_of(site.data_path), test_dataset(dataset_of(site.data_path))}
     return [path for path in sorted(found) if path not in known and _dataset_in(path) in datasets]
 
@@ -240,7 +243,7 @@ def _test(site: SiteSettings) -> str:
     check_test_folder(site)
     return {
         "private": "sums with noise leave the site, charged to test_ledger",
-        "table": "PLAIN sums of groups of 5 or more leave the site, as often as asked: policy.evaluation is table",
+        "table": "PLAIN sums of groups of 5 or more leave the site, as often as requested: policy.evaluation is table",
     }[site.policy.evaluation]
 
 
@@ -312,9 +315,9 @@ def _clock(site: SiteSettings) -> str:
     try:
         connection = _secured(site)
         connection.request("HEAD", "/")
-        told = connection.getresponse().headers["Date"]
+        date = connection.getresponse().headers["Date"]
         connection.close()
-        server = parsedate_to_datetime(told)
+        server = parsedate_to_datetime(date)
     except (OSError, HTTPException, TypeError, ValueError):
         raise UserError(f"{host}:{port} does not tell the time: see the findings above") from None
     skew = (datetime.datetime.now(datetime.UTC) - server).total_seconds()

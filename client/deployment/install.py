@@ -102,9 +102,9 @@ def installed_program() -> Path:
 
 def _written(site: SiteSettings) -> list[Path]:
     """Folders that a SuperNode of the site writes to."""
-    witness = [] if site.witness_path is None else [site.witness_path.parent]
+    replica = [] if site.replica_path is None else [site.replica_path.parent]
     test_ledger = [] if site.test_path is None else [site.test_ledger_path]
-    return list(dict.fromkeys(_normal(path) for path in [site.ledger_path, *test_ledger, *witness]))
+    return list(dict.fromkeys(_normal(path) for path in [site.ledger_path, *test_ledger, *replica]))
 
 
 def _read(site: SiteSettings) -> list[Path]:

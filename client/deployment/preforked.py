@@ -2,7 +2,7 @@
 
 Flower starts `flwr-clientapp` anew for every message, and its imports are most of a short round. The command of that
 name (`fedcmr.client.deployment.commands`) hands its arguments to this process, where a child takes them. Only libraries
-are loaded beforehand: the child reads the policy, judges the bundle and imports its code as a process of its own would.
+are loaded beforehand: the child reads the policy, checks the bundle and imports its code as a process of its own would.
 Without this process the command is one. Nothing here reaches into Flower.
 """
 

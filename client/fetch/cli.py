@@ -58,13 +58,16 @@ def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", p
         help="cases of ejection fractions in this range only, for example 0.1 0.35",
     )
     sub.add_argument(
-        "--fresh",
+        "--on-demand",
         type=positive,
         default=0,
         metavar="N",
-        help="N new cases sampled for this call, instead of those of the released set",
+        help="N new cases made for this call, instead of those of the released set",
     )
-    sub.add_argument("--seed", type=int, help="of fresh cases: the same one gives the same cases (default: 0)")
+    sub.add_argument("--fresh", dest="on_demand", type=positive, help=argparse.SUPPRESS)  # its name in version 0.1
+    sub.add_argument(
+        "--seed", type=int, help="of cases made on demand: the same seed gives the same cases (default: 0)"
+    )
     sub.add_argument(
         "--patience",
         type=float,
@@ -80,8 +83,8 @@ def _fetch(options: argparse.Namespace) -> None:
     from fedcmr.client.fetch.fetch import Query, check_ef, fetch
     from fedcmr.shared.delivery.contract import MAX_SEED
 
-    if options.seed is not None and not options.fresh:
-        raise UserError("Expected --seed with --fresh only: the released set is always the same.")
+    if options.seed is not None and not options.on_demand:
+        raise UserError("Expected --seed with --on-demand only: the released set is always the same.")
     if not 0 <= (options.seed or 0) <= MAX_SEED:
         raise UserError(f"Expected --seed in 0..{MAX_SEED}, got {options.seed}.")
     if not 0 <= options.patience < float("inf"):
@@ -89,7 +92,7 @@ def _fetch(options: argparse.Namespace) -> None:
     query = Query(
         tuple(sorted(set(options.vendor))),
         check_ef(*options.ef) if options.ef else None,
-        options.fresh,
+        options.on_demand,
         options.seed or 0,
     )
     fetched = fetch(_source(options), options.out, query, options.patience)

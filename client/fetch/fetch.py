@@ -14,7 +14,7 @@ import grpc
 
 from fedcmr.client.fetch.folder import ReceivedCases
 from fedcmr.client.fetch.inbound import Untrustworthy, announced, check_file, expect
-from fedcmr.client.fetch.source import Broken, Source, clean, connected, judged
+from fedcmr.client.fetch.source import Broken, Source, clean, connected, trouble_of
 from fedcmr.shared.case import CaseInfo
 from fedcmr.shared.delivery.contract import MAX_CASES, PROTOCOL
 from fedcmr.shared.delivery.delivery_pb2 import (
@@ -44,13 +44,13 @@ class Query:
     Attributes:
         vendors: None for all.
         ef: Lowest and highest ejection fraction; None for any.
-        fresh: How many cases to sample on demand; 0 for the released ones.
+        num_on_demand: How many cases to sample on demand; 0 for the released ones.
         seed: Seed of the cases sampled on demand.
     """
 
     vendors: tuple[str, ...] = ()
     ef: tuple[float, float] | None = None
-    fresh: int = 0
+    num_on_demand: int = 0
     seed: int = 0
 
     @property
@@ -59,7 +59,7 @@ class Query:
         low, high = self.ef or (None, None)
         return Selection(vendors=self.vendors, min_ef=low, max_ef=high)
 
-    def words(self) -> str:
+    def described(self) -> str:
         """For people; empty where everything is requested."""
         parts = [" and ".join(self.vendors)] if self.vendors else []
         parts += [f"ejection fraction {self.ef[0]:g} to {self.ef[1]:g}"] if self.ef else []
@@ -129,11 +129,11 @@ def fetch(source: Source, folder: Path, query: Query, patience_s: float) -> Fetc
         total = _total(described, query, source)
         request = {
             "study": study,
-            "release_sha256": "" if query.fresh else clean(described.release_sha256),
-            "generator_sha256": clean(described.generator_sha256) if query.fresh else "",
+            "release_sha256": "" if query.num_on_demand else clean(described.release_sha256),
+            "generator_sha256": clean(described.generator_sha256) if query.num_on_demand else "",
             "vendors": list(query.vendors),
             "ef": list(query.ef) if query.ef else None,
-            "fresh": query.fresh,
+            "num_on_demand": query.num_on_demand,
             "seed": query.seed,
         }
         with ReceivedCases(folder, request) as received:
@@ -154,7 +154,7 @@ def _again(call: Callable[[], Answer], source: Source, patience: _Patience) -> A
         try:
             return call()
         except grpc.RpcError as error:
-            trouble = judged(error, source)
+            trouble = trouble_of(error, source)
             if isinstance(trouble, UserError):
                 raise trouble from None
             patience.wait(trouble)
@@ -171,19 +171,19 @@ def _total(described: Description, query: Query, source: Source) -> int:
             f"{source.address} speaks version {described.protocol} of the delivery protocol, this is "
             f"{PROTOCOL}: install the study's version of fedcmr"
         )
-    if query.fresh:
-        if not described.max_fresh:
-            raise UserError(f"{source.address} samples no fresh cases: leave --fresh out")
-        if query.fresh > described.max_fresh:
+    if query.num_on_demand:
+        if not described.max_on_demand:
+            raise UserError(f"{source.address} makes no cases on demand: leave --on-demand out")
+        if query.num_on_demand > described.max_on_demand:
             raise UserError(
-                f"{source.address} samples at most {described.max_fresh} cases at once: give --fresh less, "
+                f"{source.address} makes at most {described.max_on_demand} cases at once: give --on-demand less, "
                 "and another --seed and folder for more"
             )
-        return query.fresh
+        return query.num_on_demand
     if not described.matching_cases:
         there = ", ".join(f"{entry.cases} {clean(entry.vendor)}" for entry in described.vendors)
         raise UserError(
-            f"nothing matches {query.words() or 'the request'}: the set has {there}; widen --vendor or --ef"
+            f"nothing matches {query.described() or 'the request'}: the set has {there}; widen --vendor or --ef"
         )
     if described.matching_cases > MAX_CASES:
         raise UserError(f"{source.address} describes more than {MAX_CASES} cases: tell the coordinator")
@@ -192,7 +192,7 @@ def _total(described: Description, query: Query, source: Source) -> int:
 
 def _check_disk(folder: Path, described: Description, query: Query) -> None:
     """Before the first case rather than at the last one."""
-    needed = SLACK_BYTES + (0 if query.fresh else described.matching_bytes)
+    needed = SLACK_BYTES + (0 if query.num_on_demand else described.matching_bytes)
     there = sum(path.stat().st_size for path in (folder / "cases").iterdir())
     if shutil.disk_usage(folder).free < needed - there:
         raise UserError(
@@ -226,7 +226,7 @@ def _all_cases(
                 f"{source.address} sent {error}: it was not kept, nor anything after it; tell the coordinator"
             ) from None
         except grpc.RpcError as error:
-            trouble = judged(error, source)
+            trouble = trouble_of(error, source)
             if isinstance(trouble, UserError):
                 raise trouble from None
             patience.wait(trouble)
@@ -238,7 +238,7 @@ def _stream(
     stub: DeliveryStub, received: ReceivedCases, described: Description, query: Query, total: int
 ) -> "grpc.CallIterator[Chunk]":
     """The cases after the last one that is there."""
-    if query.fresh:
+    if query.num_on_demand:
         request = SampleRequest(
             generator_sha256=described.generator_sha256,
             selection=query.selection,
@@ -282,18 +282,18 @@ def _whole_cases(
 def _datasheet(described: Description, query: Query, total: int) -> str:
     """The set's own, word for word where the folder is the whole set, else below a note of what the folder is."""
     text = "".join(c for c in described.datasheet if c.isprintable() or c in "\n\t")
-    if query.fresh:
-        selection = f" ({query.words()})" if query.words() else ""
+    if query.num_on_demand:
+        selection = f" ({query.described()})" if query.described() else ""
         note = (
-            f"> This folder holds {total} fresh cases{selection}, sampled with seed {query.seed} from the generator "
-            f"(SHA-256 {clean(described.generator_sha256)}) of the set that is described below. None of them is in "
-            "that set, and its numbers are not theirs; the paragraphs on how they were made, privacy, uses and "
-            "terms hold for both."
+            f"> This folder holds {total} cases{selection} made on demand, sampled with seed {query.seed} from the "
+            f"generator (SHA-256 {clean(described.generator_sha256)}) of the set that is described below. None of "
+            "them is in that set, and its numbers are not theirs; the paragraphs on how they were made, privacy, uses "
+            "and terms hold for both."
         )
-    elif query.words():
+    elif query.described():
         number = sum(entry.cases for entry in described.vendors)
         note = (
-            f"> This folder holds {total} of the {number} cases of the set described below: {query.words()}. "
+            f"> This folder holds {total} of the {number} cases of the set described below: {query.described()}. "
             "The numbers below are those of the whole set."
         )
     else:

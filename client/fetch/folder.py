@@ -109,6 +109,8 @@ class ReceivedCases:
             known = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             raise UserError(f"{path} cannot be read: give a new or empty folder") from None
+        if "fresh" in known:  # as version 0.1 noted it
+            known["num_on_demand"] = known.pop("fresh")
         for key, value in self._request.items():
             if known.get(key) != value:
                 raise UserError(

@@ -65,7 +65,7 @@ def announced(header: CaseHeader, wanted: Selection, last: str) -> CaseInfo:
         info = CaseInfo(row.pseudonym, row.vendor, strength, row.ef, row.group, row.sex, row.pathology)
     except ValueError:
         raise Untrustworthy("a case whose sex or pathology is no code") from None
-    expect(matches(info, wanted), "a case that was not asked for")
+    expect(matches(info, wanted), "a case that was not requested")
     expect(0 < header.size <= MAX_CASE_BYTES, f"a case of more than {MAX_CASE_BYTES} bytes, or of none")
     expect(SHA256.fullmatch(header.sha256) is not None, "a SHA-256 that is none")
     return info

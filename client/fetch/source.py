@@ -82,7 +82,7 @@ def connected(source: Source) -> Iterator[DeliveryStub]:
         yield DeliveryStub(channel)
 
 
-def judged(error: grpc.RpcError, source: Source) -> Broken | UserError:
+def trouble_of(error: grpc.RpcError, source: Source) -> Broken | UserError:
     """What a failed call means: an error that may pass, or one that needs a remedy."""
     code, words = error.code(), clean(error.details() or "")
     match code:
@@ -148,7 +148,7 @@ def _read_token(path: Path) -> str:
     """
     try:
         if path.stat().st_mode & 0o077:
-            raise UserError(f"{path} can be read by others: mend with 'chmod 600 {path}'")
+            raise UserError(f"{path} can be read by others: correct it with 'chmod 600 {path}'")
         token = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: expected the token that 'fedcmr-server token' made") from None

@@ -40,7 +40,7 @@ from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, 
 
 REFUSED_NAME = "refused.json"
 DETAILS_NAME = "details.json"
-MAX_TOLD = 5
+MAX_REASONS = 5
 """Reasons in the one line of an error."""
 FROM_FILES = "provenance_from_files"
 """In `prepared.json`: nobody said where the scans come from, so that it depends on what all of them say."""
@@ -196,9 +196,9 @@ def prepare(
             finally:
                 if known or (destination / INDEX_NAME).exists():
                     _save(destination, known, details)
-        cautions = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
+        warnings = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
         if table is not None:
-            cautions["unused-row"] = len(set(table) - {name for study in studies for name in names_of(study)})
+            warnings["unused-row"] = len(set(table) - {name for study in studies for name in names_of(study)})
         if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
             record["provenance"] = SIMULATED_SCANS.as_json()
             _write_json(destination / PREPARED_NAME, record)
@@ -207,7 +207,7 @@ def prepare(
             len(known) - num_known,
             dict(+refused),
             dict(+findings.left_out),
-            dict(+cautions),
+            dict(+warnings),
             from_json(record["provenance"]),
         )
         counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
@@ -218,9 +218,11 @@ def prepare(
         raise UserError(f"cannot read {source} or write {destination}: {reason}") from None
     if not known:
         why = (refused or findings.left_out).most_common()
-        told = "; ".join(f"{code} {number}: {REASONS[code]}" for code, number in why[:MAX_TOLD])
-        more = f"; and {len(why) - MAX_TOLD} more, see {destination / REFUSED_NAME}" if len(why) > MAX_TOLD else ""
-        raise UserError(f"{source} holds no usable {layout} patient ({told or 'nothing of this layout'}{more})")
+        reasons = "; ".join(f"{code} {number}: {REASONS[code]}" for code, number in why[:MAX_REASONS])
+        more = (
+            f"; and {len(why) - MAX_REASONS} more, see {destination / REFUSED_NAME}" if len(why) > MAX_REASONS else ""
+        )
+        raise UserError(f"{source} holds no usable {layout} patient ({reasons or 'nothing of this layout'}{more})")
     return summary
 
 
@@ -238,26 +240,26 @@ def prepare_one(
         raise Unusable(SUSPECTED)
     check_masks(cine)
     arrays = normalise(cine)
-    cautions = [SUSPECTED] if suspected else []
-    cautions += job.study.warnings
+    warnings = [SUSPECTED] if suspected else []
+    warnings += job.study.warnings
     if vendor is not None and not cine.says_vendor:
         cine = replace(cine, vendor=vendor)
-        cautions.append("vendor-given")
+        warnings.append("vendor-given")
     elif vendor is not None and cine.vendor not in (UNKNOWN, vendor):
-        cautions.append("vendor-contradicted")
+        warnings.append("vendor-contradicted")
     if cine.vendor == UNKNOWN:
-        cautions.append("unknown-vendor")
+        warnings.append("unknown-vendor")
     contours = contours_of(arrays.masks)
     if contours == "partial":
-        cautions.append("partly-drawn")
+        warnings.append("partly-drawn")
     if expects_ef and math.isnan(arrays.ef):
-        cautions.append("no-ejection-fraction")
+        warnings.append("no-ejection-fraction")
     patient = (cine.vendor, cine.field_strength_t, arrays.ef, job.group, cine.sex, cine.pathology)
     info = CaseInfo(job.pseudonym, *patient, contours)
     save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     synthetic = {"synthetic": True} if job.study.is_synthetic else {}
-    return Prepared(info, {**phases, **synthetic, "warnings": cautions})
+    return Prepared(info, {**phases, **synthetic, "warnings": warnings})
 
 
 def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:

@@ -6,7 +6,7 @@ REASONS = {
     "ambiguous-stack": "two series hold the same slices: export one of them",
     "mixed-geometry": "a part of the stack was scanned with another matrix or orientation: scan or export it as one",
     "ambiguous-phase-order": "neither TriggerTime nor InstanceNumber tells the phases apart",
-    "phases-out-of-order": "pictures that should follow each other do not look alike: wrong times, or no cine",
+    "phases-out-of-order": "images that should follow each other do not look alike: wrong times, or no cine",
     "uneven-phases": "slices with different numbers of phases: a file is missing or belongs elsewhere",
     "uneven-spacing": "slices at uneven distances: one is missing or belongs elsewhere",
     "slices-not-aligned": "slices are shifted against each other: export a series from one position of the patient",
@@ -79,7 +79,7 @@ REASONS = {
     "two-numbers-one-person": "cases whose patient's name and birth date stand under another number too: perhaps one "
     "person, who then counts as two and is protected half as well: export with one number for each",
     "synthetic-data": "cases whose files say that they are synthetic (SyntheticData), which may be true of a part of a "
-    "patient's picture alone: private, unless you give --simulated because no patient is behind any",
+    "patient's image alone: private, unless you give --simulated because no patient is behind any",
     "partly-drawn": "cases of which not all is drawn: left ventricle, myocardium and right ventricle in every slice at "
     "end-diastole and end-systole. The rest counts as unknown: 'check' says what they can be used for",
     "no-ejection-fraction": "cases whose masks, if any, give no ejection fraction, and whose patient has several "

@@ -32,7 +32,7 @@ FILES = {
     "z, y, x. Slices from base to apex, seen from the apex. The masks are whole: no pixel is unknown (255)",
     "cases.csv": "index, a row per patient: pseudonym, vendor (the style), field_strength_t (empty: none), ef, group, "
     "contours (`drawn`: the masks are whole)",
-    "labels.csv": "`ef` of the masks, `ef_requested`, `ef_measured` on the picture; cavity: `lv_ed_ml`, `lv_es_ml`",
+    "labels.csv": "`ef` of the masks, `ef_requested`, `ef_measured` on the image; cavity: `lv_ed_ml`, `lv_es_ml`",
     "DATASHEET.md": "this file",
     "SHA256SUMS": "check with `sha256sum --check SHA256SUMS`",
 }
@@ -175,14 +175,14 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
 ## Motivation
 
 Scans of patients cannot be given away. This set was made so that methods that measure the left ventricle can be
-trained and tested on pictures in the style of several vendors' scanners, with labels that are exact by construction.
+trained and tested on images in the style of several vendors' scanners, with labels that are exact by construction.
 
 ## Composition
 
 - {len(cases)} synthetic patients: {_styles(cases)}.
 - Per patient: end-diastole and end-systole, short axis, {slices} slices {apart} mm apart, of {pixels} pixels of
   {in_plane} mm.
-- Masks: 0 background, 1 right ventricle, 2 myocardium, 3 left-ventricular cavity. The picture was painted over them;
+- Masks: 0 background, 1 right ventricle, 2 myocardium, 3 left-ventricular cavity. The image was rendered over them;
   nobody has drawn them afterwards.
 - Ejection fraction, from the masks, spread evenly on purpose: low and high values are more frequent than among
   patients.
@@ -196,7 +196,7 @@ trained and tested on pictures in the style of several vendors' scanners, with l
 
 ## How it was made
 
-A parametric heart gives the masks, the masks give the ejection fraction, and a generator paints the picture.
+A parametric heart gives the masks, the masks give the ejection fraction, and a generator renders the image.
 {facts["prior"]}
 {facts["real_data"]}
 Nothing was sorted out afterwards: every heart that was drawn is in the folder.
@@ -212,13 +212,13 @@ Nothing was sorted out afterwards: every heart that was drawn is in the folder.
 
 {_privacy(facts["privacy"])}
 
-Shapes and labels are drawn from a public model and cost no privacy. No picture's file names a person, site or scanner.
+Shapes and labels are drawn from a public model and cost no privacy. No image's file names a person, site or scanner.
 
 ## Uses
 
 - Intended: training and testing of methods that measure the left ventricle, teaching, software tests.
 - Not intended: diagnosis; evidence about patients, vendors or diseases; a replacement for a test on real scans; mixing
-  into a clinical archive. Do not take away the marks that say that the pictures are synthetic.
+  into a clinical archive. Do not take away the marks that say that the images are synthetic.
 
 ## Distribution
 
@@ -236,7 +236,7 @@ same versions, settings and generator make the same hearts again. Mistakes and q
 {_style(facts["prior_styles"])}
 - Two phases of the cycle, short axis only; no flow, no late enhancement, no implants, few artefacts.
 - The exports' position in the body is nominal, the same for all; `SliceThickness` is the distance of slices.
-- A method that works on these pictures must be tested on real scans before anybody relies on it.
+- A method that works on these images must be tested on real scans before anybody relies on it.
 """
 
 
@@ -244,12 +244,10 @@ def _opening(privacy: Mapping[str, Any]) -> str:
     """The first paragraph: what the images are, and how far that protects anybody."""
     if privacy.get("epsilon") is None:
         return (
-            "Every heart was drawn by a shape model and painted by a generator. The generator was trained without\n"
-            "differential privacy, and may have learnt pictures of its training by heart."
+            "Every heart was drawn by a shape model and rendered by a generator. The generator was trained without\n"
+            "differential privacy, and may have learnt images of its training by heart."
         )
-    return (
-        "No picture in this folder shows a person. Every heart was drawn by a shape model and painted by a generator."
-    )
+    return "No image in this folder shows a person. Every heart was drawn by a shape model and rendered by a generator."
 
 
 def _style(prior_styles: Sequence[str]) -> str:
@@ -260,7 +258,7 @@ def _style(prior_styles: Sequence[str]) -> str:
     )
     if not prior_styles:
         return line
-    return f"{line}\n- No site gave the style of {', '.join(prior_styles)}: these pictures have the public prior's own."
+    return f"{line}\n- No site gave the style of {', '.join(prior_styles)}: these images have the public prior's own."
 
 
 def _styles(cases: Sequence[Case]) -> str:
@@ -271,7 +269,7 @@ def _styles(cases: Sequence[Case]) -> str:
 def _by_vendor(content: Content) -> str:
     """A table of the labels, and of the measurements on the images, by style."""
     rows = [
-        "| style | patients | ejection fraction, mean (range) | picture measured in, mean difference in points |",
+        "| style | patients | ejection fraction, mean (range) | image measured in, mean difference in points |",
         "|---|---|---|---|",
     ]
     vendors = np.array([case.info.vendor for case in content.cases])
@@ -289,16 +287,15 @@ def _by_vendor(content: Content) -> str:
 def _agreement(content: Content) -> str:
     """Conditioning fidelity: whether the images show the requested ejection fraction."""
     pairs = zip(content.requested_efs, content.measured_efs, strict=True)
-    found = [(asked, seen) for asked, seen in pairs if math.isfinite(seen)]
-    values = score([asked for asked, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
+    found = [(requested, seen) for requested, seen in pairs if math.isfinite(seen)]
+    values = score([requested for requested, _ in found], [seen for _, seen in found], NUM_BOOTSTRAP, seed=0)
     r, mae = (_with_interval(values, name, digits) for name, digits in (("r", 3), ("mae_points", 1)))
     num_cases = len(content.cases)
     return "\n".join(
         [
-            "Ejection fraction asked for against the one that an independent segmenter measures on the picture:",
+            "Requested ejection fraction against the one that an independent segmenter measures on the image:",
             f"r = {r}, mean absolute difference {mae} EF points.",
-            "The segmenter was trained on simulated hearts and never on a generated picture. It found "
-            "no left ventricle",
+            "The segmenter was trained on simulated hearts and never on a generated image. It found no left ventricle",
             f"in {num_cases - len(found)} of {num_cases} patients; their `ef_measured` is empty.",
         ]
     )

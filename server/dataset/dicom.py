@@ -62,7 +62,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.PatientName = f"SYNTHETIC^{case.info.pseudonym}"
     dataset.PatientID = case.info.pseudonym
     dataset.PatientBirthDate = dataset.PatientSex = ""
-    dataset.PatientComments = "Synthetic picture, not a person"
+    dataset.PatientComments = "Synthetic image, not a person"
 
     dataset.StudyInstanceUID = uids["study"]
     dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
@@ -87,7 +87,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.InstanceNumber = phase * num_slices + index + 1
     dataset.AcquisitionNumber = 1
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
-    dataset.DerivationDescription = "Painted by a generative model over a parametric heart"
+    dataset.DerivationDescription = "Rendered by a generative model over a parametric heart"
     dataset.ImageComments = f"{('End-diastole', 'End-systole')[phase]}; synthetic"
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"

@@ -21,7 +21,7 @@ from fedcmr.shared.case import Case
 
 LABELS = "rv=1,myo=2,lv=3"
 """Value of `prepare --labels` for these masks."""
-DESCRIPTION = b"SYNTHETIC picture by fedcmr, not a person"
+DESCRIPTION = b"SYNTHETIC image by fedcmr, not a person"
 """The header's `descrip`, at most 79 bytes."""
 ALIGNED = 2
 """NIFTI_XFORM_ALIGNED_ANAT: the axes are anatomical. Code 1 would mean scanner coordinates."""

@@ -9,7 +9,7 @@ from fedcmr.server.deployment.ports import DELIVERY_PORT
 from fedcmr.shared.errors import UserError
 
 AddCommand = Callable[..., argparse.ArgumentParser]
-MAX_FRESH = 10_000
+MAX_ON_DEMAND = 10_000
 WARN_DAYS = 30
 
 
@@ -25,7 +25,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         _deliver,
         "serve a run's synthetic cases to partners who have a token",
         "Over TLS (gRPC), until it is stopped; partners use 'fedcmr-client fetch'. The released set is served, "
-        "and fresh cases of the run's generator, which cost no further privacy. What was asked by whom stands "
+        "and new cases of the run's generator, which cost no further privacy. What was requested by whom stands "
         "in DIR/logs/delivery.log.",
     )
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
@@ -48,18 +48,21 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         help=f"0 takes a free one (default: delivery_port of DIR's coordinator.yaml, or {DELIVERY_PORT})",
     )
     sub.add_argument(
-        "--fresh",
+        "--on-demand",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also sample fresh cases on request (default: --fresh)",
+        help="also make new cases on demand (default: --on-demand)",
     )
     sub.add_argument(
-        "--max-fresh",
+        "--max-on-demand",
         type=positive,
-        default=MAX_FRESH,
+        default=MAX_ON_DEMAND,
         metavar="N",
-        help="most fresh cases of one call (default: %(default)s)",
+        help="most new cases of one call (default: %(default)s)",
     )
+    # Their names in version 0.1.
+    sub.add_argument("--fresh", dest="on_demand", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
+    sub.add_argument("--max-fresh", dest="max_on_demand", type=positive, help=argparse.SUPPRESS)
     sub.add_argument(
         "--without-privacy", action="store_true", help="serve a run that was trained without differential privacy"
     )
@@ -100,14 +103,14 @@ def _deliver(options: argparse.Namespace) -> None:
         else f"epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for {spent['unit']}"
     )
     released = open_released_set(run.path / "synthetic")
-    sampler = load_sampler(run) if options.fresh else None
+    sampler = load_sampler(run) if options.on_demand else None
     port = _delivery_port(options.folder) if options.port is None else options.port
-    offer = Offer(run.path.resolve().name, guarantee, released, sampler, options.max_fresh)
+    offer = Offer(run.path.resolve().name, guarantee, released, sampler, options.max_on_demand)
     with Service(options.folder, offer, options.host, port) as service:
         if service.days_left < WARN_DAYS:
             print(f"the server's certificate is valid for {service.days_left} more days: renew it", file=sys.stderr)
         print(
-            f"serving {len(released.entries)} cases of {offer.study}{' and fresh ones' if sampler else ''} at "
+            f"serving {len(released.entries)} cases of {offer.study}{' and new ones on demand' if sampler else ''} at "
             f"{options.host}:{service.port}; privacy: {guarantee}",
             flush=True,
         )

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import grpc
 
 from fedcmr.server.delivery.access_log import AuditLog
-from fedcmr.server.delivery.query import Refusal, checked, words
+from fedcmr.server.delivery.query import Refusal, checked, described
 from fedcmr.server.delivery.tokens import TokenBook
 from fedcmr.shared.delivery.contract import AUTHORIZATION, BEARER, SERVICE
 
@@ -102,7 +102,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
                 with self._share(WAITING, site, CALLS_PER_SITE, WAITING_IN_ALL):
                     request = _only(requests, context)
                 with self._share(ANSWERED, site, CALLS_PER_SITE, CALLS_IN_ALL):
-                    facts["selection"] = words(checked(request.selection))
+                    facts["selection"] = described(checked(request.selection))
                     for message in inner(request, context) if call.streaming else (inner(request, context),):
                         if call.streaming and message.HasField("header"):
                             # A token may be revoked while its stream runs.

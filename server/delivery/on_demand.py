@@ -52,6 +52,7 @@ class Query:
 
     def name(self, number: int) -> str:
         """The pseudonym of a candidate; names sort as numbers do."""
+        # Begins as in version 0.1, so that a set that was begun then can be resumed.
         return f"fresh-{self.key[:8]}-{number:07d}"
 
     def number_after(self, pseudonym: str) -> int:
@@ -67,7 +68,7 @@ class Query:
             raise bad_request("'after' is no case of this seed and selection")
         return int(number) + 1
 
-    def asked(self, batch: int) -> tuple[list[str], list[float]]:
+    def requested(self, batch: int) -> tuple[list[str], list[float]]:
         """Vendors and ejection fractions requested for a batch; a vendor's are spread evenly, however many there are.
 
         The golden ratio's multiples modulo 1 leave no gap much larger than any other.
@@ -137,7 +138,7 @@ class OnDemandSampler:
 
     def _generate(self, query: Query, batch: int) -> list[Case]:
         seed = int(hashlib.sha256(f"{query.key}/{batch}".encode()).hexdigest()[:12], 16)
-        names, efs = query.asked(batch)
+        names, efs = query.requested(batch)
         with self._lock:
             return synthesize_requested(
                 self._prior, self._shared, self._config.synthesis, names, efs, seed, self._config.device
@@ -154,7 +155,7 @@ def load_sampler(run: RunFolder) -> OnDemandSampler:
     prior = load_prior(run.prior_path())
     shared = load_shared_generator(path, prior)
     if not shared.styles:
-        raise UserError(f"{path} has learnt no vendor: give --no-fresh")
+        raise UserError(f"{path} has learnt no vendor: give --no-on-demand")
     sampler = OnDemandSampler(prior, shared, run.config, hashlib.sha256(path.read_bytes()).hexdigest())
     # One heart now: a generator that does not fit must fail at the coordinator, not at the first partner's request.
     vendor = min(shared.styles)

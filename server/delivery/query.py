@@ -38,7 +38,7 @@ def checked(selection: Selection) -> Selection:
     return selection
 
 
-def words(selection: Selection) -> str:
+def described(selection: Selection) -> str:
     """A selection as text for the audit log; pass a checked one."""
     low, high = ef_range(selection)
     vendors = "+".join(selection.vendors) or "all"

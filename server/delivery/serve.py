@@ -105,7 +105,7 @@ def _credentials(folder: Path) -> tuple[grpc.ServerCredentials, int]:
     again = "'fedcmr-server init' writes both"
     try:
         if key.stat().st_mode & 0o077:
-            raise UserError(f"{key} can be read by others: mend with 'chmod 600 {key}'")
+            raise UserError(f"{key} can be read by others: correct it with 'chmod 600 {key}'")
         content = certificate.read_bytes()
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
         left = x509.load_pem_x509_certificate(content).not_valid_after_utc - datetime.datetime.now(datetime.UTC)

@@ -34,14 +34,14 @@ class Offer:
         privacy: One sentence on the guarantee.
         released: The released set.
         sampler: Sampler of on-demand cases; None where there are none.
-        max_fresh: Largest number of on-demand cases per call.
+        max_on_demand: Largest number of on-demand cases per call.
     """
 
     study: str
     privacy: str
     released: ReleasedSet
     sampler: OnDemandSampler | None
-    max_fresh: int
+    max_on_demand: int
 
 
 class Delivery(DeliveryServicer):  # type: ignore[misc]
@@ -63,7 +63,7 @@ class Delivery(DeliveryServicer):  # type: ignore[misc]
             privacy=offer.privacy,
             matching_cases=len(matching),
             matching_bytes=sum(entry.size for entry in matching),
-            max_fresh=offer.max_fresh if sampler else 0,
+            max_on_demand=offer.max_on_demand if sampler else 0,
             generator_sha256=sampler.generator_sha256 if sampler else "",
         )
 
@@ -79,11 +79,11 @@ class Delivery(DeliveryServicer):  # type: ignore[misc]
         """The requested number of on-demand cases after `after`."""
         sampler = self._offer.sampler
         if sampler is None:
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "fresh cases are not sampled here")
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no cases are made on demand here")
         if request.generator_sha256 != sampler.generator_sha256:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "this generator is no longer served: there is a new one")
-        if not 1 <= request.count <= self._offer.max_fresh:
-            raise bad_request(f"expected 1 to {self._offer.max_fresh} fresh cases")
+        if not 1 <= request.count <= self._offer.max_on_demand:
+            raise bad_request(f"expected 1 to {self._offer.max_on_demand} cases")
         query = sampler.query(request.selection, request.seed)
         for case in islice(sampler.cases(query, request.after), request.count):
             content = io.BytesIO()

@@ -60,7 +60,7 @@ def read_tokens(path: Path) -> dict[str, str]:
     """
     try:
         if path.stat().st_mode & 0o077:
-            raise UserError(f"{path} can be read by others: mend with 'chmod 600 {path}'")
+            raise UserError(f"{path} can be read by others: correct it with 'chmod 600 {path}'")
         values = json.loads(path.read_text(encoding="utf-8"))
         if not all(SITE_NAME.fullmatch(site) and len(bytes.fromhex(digest)) == 32 for site, digest in values.items()):
             raise ValueError

@@ -115,7 +115,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         "remove",
         _remove,
         "take a site's key away: it left, or its key is lost",
-        "It is refused at once, also in a run that goes on. What it has released before stays in the model.",
+        "It is refused at once, also in a run that is under way. What it has released before stays in the model.",
     )
     sub.add_argument("folder", **folder)
     sub.add_argument("--name", required=True, help="the site's")
@@ -138,7 +138,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         "run",
         _run,
         "run a study over the registered sites, to its report",
-        "With --resume it goes on after the last finished round, and no site is charged twice.",
+        "With --resume it resumes after the last finished round, and no site is charged twice.",
     )
     sub.add_argument("folder", **folder)
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: DIR/runs/CONFIG)")
@@ -149,8 +149,8 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         nargs="+",
         default=[],
         metavar="CASES",
-        help="folders of prepared public cases to judge the trained model on; for a new run folder. Sites "
-        "judge it on their own test patients with --set evaluation.federated=true",
+        help="folders of prepared public cases to evaluate the trained model on; for a new run folder. Sites "
+        "evaluate it on their own test patients with --set evaluation.federated=true",
     )
     sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
     sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
@@ -167,7 +167,7 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: the newest in DIR/runs)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = add("stop", _stop, "stop the services", "A run that goes on ends; 'run --resume' takes it up again.")
+    sub = add("stop", _stop, "stop the services", "A run that is under way ends; 'run --resume' takes it up again.")
     sub.add_argument("folder", **folder)
 
 
@@ -299,7 +299,7 @@ def _run(options: argparse.Namespace) -> None:
     out = (options.out or coordinator.folder / "runs" / Path(options.config).stem).resolve()
     there = (out / "config.yaml").is_file()
     if there and not options.resume:
-        raise UserError(f"{out} is there: --resume goes on with it, another --out begins anew")
+        raise UserError(f"{out} is there: --resume continues it, another --out begins anew")
     if not there and options.resume:
         raise UserError(f"{out} holds no run to go on with: leave --resume out")
     if not there:

@@ -160,7 +160,7 @@ def _dns_name(certificate: Path) -> str:
     dns_names = [name for name in names.get_values_for_type(x509.DNSName) if HOST_NAME.match(name)]
     if not dns_names:
         raise UserError(
-            f"{certificate}: expected at least one host's name beside the IP addresses, such as localhost; "
+            f"{certificate}: expected at least one host's name next to the IP addresses, such as localhost; "
             "make it again with 'fedcmr-server init'"
         )
     return "localhost" if "localhost" in dns_names else dns_names[0]

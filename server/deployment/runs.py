@@ -67,8 +67,8 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     tasks_of(settings)
     if not tests and not settings.evaluation.federated:
         raise UserError(
-            "a new run needs --test: folders of prepared cases that the trained model is judged on; or, where the "
-            "sites shall judge it on theirs, --set evaluation.federated=true"
+            "a new run needs --test: folders of prepared cases that the trained model is evaluated on; or, where the "
+            "sites shall evaluate it on theirs, --set evaluation.federated=true"
         )
     check_delta(settings.privacy, {name: site.nominal_patients for name, site in sites.items()})
     require_services(coordinator)
@@ -104,7 +104,7 @@ def run_study(coordinator: Coordinator, out: Path) -> None:
     if not run.is_done("report"):
         raise UserError(
             f"the study has not come to its report: {run.path / 'log.txt'} and {coordinator.folder / 'logs'} say why; "
-            "the same command goes on where it stopped"
+            "the same command resumes where it stopped"
         )
 
 

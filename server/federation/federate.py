@@ -80,7 +80,7 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
         _end_below_the_quorum(state, sites, needed)
     if not any(line["answered"] and not line.get("missing") for line in state.rounds):
         raise UserError(
-            f"no site gave a usable update in {num_rounds} rounds ({_why_nothing(state)}): mend it and take a new run "
+            f"no site gave a usable update in {num_rounds} rounds ({_why_nothing(state)}): fix it and take a new run "
             "folder"
         )
     vendors = {site: tuple(facts.vendors) for site, facts in sites.items()}
@@ -108,6 +108,6 @@ def _end_below_the_quorum(state: FederationState, sites: Mapping[str, StudySite]
     if len(last) == PATIENCE and all(line.get("missing") for line in last):
         why = " ".join(sentences(participation(last, sites)))
         raise UserError(
-            f"{PATIENCE} rounds in a row had fewer usable answers than the quorum of {needed}. {why} Mend "
-            "it, then the same command goes on; a new run may set federation.min_sites"
+            f"{PATIENCE} rounds in a row had fewer usable answers than the quorum of {needed}. {why} Fix "
+            "it, then the same command resumes; a new run may set federation.min_sites"
         )

@@ -88,19 +88,19 @@ def sentences(part: Mapping[str, Any], styles: Sequence[str] = ()) -> list[str]:
     if not num_rounds:
         return ["No round is on record: who took part is not known."]
     num_sites = len(took_part) + len(away)
-    told = [
+    lines = [
         f"{len(took_part)} of {num_sites} registered sites took part in {_rounds(num_rounds)}"
         f"{': ' + listed(took_part) if took_part else ''}."
     ]
     for site, facts in part["attendance"].items():
         gone = _what_happened(facts)
         if not facts["answered"]:
-            told.append(f"{site} did not take part: {gone}.")
+            lines.append(f"{site} did not take part: {gone}.")
         elif gone:
-            told.append(f"{site} missed rounds: {gone}.")
+            lines.append(f"{site} missed rounds: {gone}.")
     if styles:
-        told.append(f"No site gave the style of {listed(styles)}: it is the public prior's.")
-    return told
+        lines.append(f"No site gave the style of {listed(styles)}: it is the public prior's.")
+    return lines
 
 
 def _what_happened(facts: Mapping[str, Any]) -> str:

@@ -270,7 +270,7 @@ def make_request(
 
 
 def _with_present_names(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's metadata, whichever version wrote it, in today's words: resumed, it goes on in these."""
+    """A checkpoint's metadata, whichever version wrote it, in today's words: a resumed run continues in these."""
     values = dict(metadata)
     values["adapter"] = present_name(values.pop("rung", None) or values["adapter"])
     values["plan"] = values["plan"] and {present_name(task): release for task, release in values["plan"].items()}

@@ -128,7 +128,7 @@ def wait_for_nodes(
     Raises:
         UserError: Fewer than `num_needed` connected within `timeout_s`.
     """
-    started, told = time.monotonic(), -1
+    started, reported = time.monotonic(), -1
     while len(node_ids := sorted(n for n in grid.get_node_ids() if nodes is None or n in nodes)) < num_wanted:
         waited = time.monotonic() - started
         if len(node_ids) >= num_needed and waited > NODE_WAIT_S:
@@ -136,9 +136,9 @@ def wait_for_nodes(
         if waited > timeout_s and len(node_ids) < num_needed:
             there = f"{len(node_ids)} of the {num_needed} sites it takes" if node_ids else "no site"
             raise UserError(f"{there} connected within {timeout_s:.0f} s: start the sites, then the same command again")
-        if len(node_ids) != told:
-            told = len(node_ids)
-            console.print(f"waiting for sites: {told} of {num_wanted} connected")
+        if len(node_ids) != reported:
+            reported = len(node_ids)
+            console.print(f"waiting for sites: {reported} of {num_wanted} connected")
         time.sleep(NODE_POLL_S)
     return node_ids
 

@@ -62,7 +62,7 @@ def reason(facts: Mapping[str, Any]) -> str | None:
     if any(site["code"] == OK for site in facts["sites"].values()):
         return None
     codes = ", ".join(f"{name}: {site['code']}" for name, site in facts["sites"].items())
-    return f"evaluation.federated is true, and no site would judge the model on its own test patients ({codes})"
+    return f"evaluation.federated is true, and no site would evaluate the model on its own test patients ({codes})"
 
 
 def table(facts: Mapping[str, Any]) -> Table:
@@ -73,7 +73,7 @@ def table(facts: Mapping[str, Any]) -> Table:
         charge = f"{facts['epsilon']:.2f} at {facts['delta']:g}" if site["form"] == PRIVATE else "nothing"
         shown.add_row(
             name,
-            OF_FORM[site["form"]] if ok else "not judged",
+            OF_FORM[site["form"]] if ok else "not evaluated",
             site["code"],
             f"{site['seconds']:g} s" if ok else "not known",
             charge,

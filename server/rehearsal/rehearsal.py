@@ -175,7 +175,7 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     if facts["evaluation"]:
         answers = [site["code"] == OK for site in facts["evaluation"]["sites"].values()]
         lines.append(
-            f"{sum(answers)} of {len(answers)} sites would judge the model on their own test patients, in "
+            f"{sum(answers)} of {len(answers)} sites would evaluate the model on their own test patients, in "
             f"about {_time(facts['evaluation']['elapsed_s'])}; the others stop no study"
         )
     lines.append("nothing was charged and nothing that depends on a patient left a site")

@@ -165,9 +165,10 @@ def _membership(attacks: Mapping[str, Mapping[str, Any]]) -> AuditTable:
 
 
 def _copies(row: Mapping[str, Any]) -> AuditTable:
+    num_images = row.get("num_images") or row["num_pictures"]  # its name in files of earlier versions
     return AuditTable(
         "Are there copies?",
-        f"Each of {row['num_pictures']} synthetic images was compared with {row['num_training']} training and "
+        f"Each of {num_images} synthetic images was compared with {row['num_training']} training and "
         f"{row['num_held_out']} held-out patients, whatever the rotation or the hand. The share that is nearer to a "
         "training patient is 0.5 when nothing is copied. A copy is an image nearer to a training patient than half "
         "the smallest distance between two people.",

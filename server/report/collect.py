@@ -102,7 +102,7 @@ def write_report(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
     report = _published(report, sets)
-    allowed = config.evaluation.show_real_pictures
+    allowed = config.evaluation.show_real_images
     shown = [(name, cases) for name, cases in test_sets if allowed or sets[name].is_simulated]
     best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
     inputs = ReportInputs(

@@ -64,7 +64,7 @@ def _limitations(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[
     if hidden := hidden_sets(report, shown):
         yield (
             f"Images of the real test patients of {listed(hidden)}: nobody has allowed them. Where they may be "
-            "shown, evaluation.show_real_pictures=true shows them."
+            "shown, evaluation.show_real_images=true shows them."
         )
     if apart := [name for name in report["regression"] if name not in per_patient_sets(report)]:
         yield f"Patient by patient: the test patients of {listed(apart)} are private; only groups have figures here."

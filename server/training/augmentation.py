@@ -41,21 +41,21 @@ def augment_pairs(
     scale = torch.exp(uniform(augmentation.log_scale))
     shift = uniform(augmentation.shift_px, 2)
     mirror = torch.where(uniform(1.0, 2) < 0, -1.0, 1.0) if augmentation.flip else torch.ones_like(shift)
-    pictures = (warp(images, angle, scale, shift, mirror) + 1) / 2
+    intensities = (warp(images, angle, scale, shift, mirror) + 1) / 2
 
-    pictures = pictures.clamp(0, 1) ** torch.exp(uniform(augmentation.log_gamma))[:, None, None, None]
+    intensities = intensities.clamp(0, 1) ** torch.exp(uniform(augmentation.log_gamma))[:, None, None, None]
     gain, offset = 1 + uniform(augmentation.contrast), uniform(augmentation.brightness)
-    pictures = (pictures - 0.5) * gain[:, None, None, None] + 0.5 + offset[:, None, None, None]
+    intensities = (intensities - 0.5) * gain[:, None, None, None] + 0.5 + offset[:, None, None, None]
     if augmentation.log_bias > 0:
         field = torch.randn(len(images), 1, BIAS_GRID, BIAS_GRID, generator=generator) * augmentation.log_bias
         smooth = F.interpolate(field.to(device), images.shape[-2:], mode="bicubic", align_corners=True)
-        pictures = pictures * torch.exp(smooth)
+        intensities = intensities * torch.exp(smooth)
     if augmentation.blur_px > 0:
-        pictures = blur(pictures, uniform(augmentation.blur_px).abs())
+        intensities = blur(intensities, uniform(augmentation.blur_px).abs())
     if augmentation.noise > 0:
         noise = torch.randn(images.shape, generator=generator).to(device)
-        pictures = pictures + noise * uniform(augmentation.noise).abs()[:, None, None, None]
-    return pictures.clamp(0, 1) * 2 - 1, scale**2
+        intensities = intensities + noise * uniform(augmentation.noise).abs()[:, None, None, None]
+    return intensities.clamp(0, 1) * 2 - 1, scale**2
 
 
 def blur(images: Tensor, sigma_px: Tensor) -> Tensor:

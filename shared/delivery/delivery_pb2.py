@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fedcmr/shared/delivery/delivery.proto\x12\x12\x66\x65\x64\x63mr.delivery.v1\"\\\n\tSelection\x12\x0f\n\x07vendors\x18\x01 \x03(\t\x12\x13\n\x06min_ef\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06max_ef\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_min_efB\t\n\x07_max_ef\"C\n\x0f\x44\x65scribeRequest\x12\x30\n\tselection\x18\x01 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\"\xf9\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05study\x18\x02 \x01(\t\x12\x16\n\x0erelease_sha256\x18\x03 \x01(\t\x12\x30\n\x07vendors\x18\x04 \x03(\x0b\x32\x1f.fedcmr.delivery.v1.VendorCount\x12\x11\n\tdatasheet\x18\x05 \x01(\t\x12\x0f\n\x07privacy\x18\x06 \x01(\t\x12\x16\n\x0ematching_cases\x18\x07 \x01(\x04\x12\x16\n\x0ematching_bytes\x18\x08 \x01(\x04\x12\x11\n\tmax_fresh\x18\t \x01(\x04\x12\x18\n\x10generator_sha256\x18\n \x01(\t\",\n\x0bVendorCount\x12\x0e\n\x06vendor\x18\x01 \x01(\t\x12\r\n\x05\x63\x61ses\x18\x02 \x01(\x04\"h\n\rStreamRequest\x12\x16\n\x0erelease_sha256\x18\x01 \x01(\t\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x87\x01\n\rSampleRequest\x12\x18\n\x10generator_sha256\x18\x01 \x01(\t\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\t\"Q\n\x05\x43hunk\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedcmr.delivery.v1.CaseHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\nCaseHeader\x12(\n\x03row\x18\x01 \x01(\x0b\x32\x1b.fedcmr.delivery.v1.CaseRow\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x01\n\x07\x43\x61seRow\x12\x11\n\tpseudonym\x18\x01 \x01(\t\x12\x0e\n\x06vendor\x18\x02 \x01(\t\x12\x18\n\x10\x66ield_strength_t\x18\x03 \x01(\x01\x12\n\n\x02\x65\x66\x18\x04 \x01(\x01\x12\r\n\x05group\x18\x05 \x01(\t\x12\x0b\n\x03sex\x18\x06 \x01(\t\x12\x11\n\tpathology\x18\x07 \x01(\t2\xf0\x01\n\x08\x44\x65livery\x12P\n\x08\x44\x65scribe\x12#.fedcmr.delivery.v1.DescribeRequest\x1a\x1f.fedcmr.delivery.v1.Description\x12H\n\x06Stream\x12!.fedcmr.delivery.v1.StreamRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x12H\n\x06Sample\x12!.fedcmr.delivery.v1.SampleRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fedcmr/shared/delivery/delivery.proto\x12\x12\x66\x65\x64\x63mr.delivery.v1\"\\\n\tSelection\x12\x0f\n\x07vendors\x18\x01 \x03(\t\x12\x13\n\x06min_ef\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06max_ef\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_min_efB\t\n\x07_max_ef\"C\n\x0f\x44\x65scribeRequest\x12\x30\n\tselection\x18\x01 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\"\xfd\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05study\x18\x02 \x01(\t\x12\x16\n\x0erelease_sha256\x18\x03 \x01(\t\x12\x30\n\x07vendors\x18\x04 \x03(\x0b\x32\x1f.fedcmr.delivery.v1.VendorCount\x12\x11\n\tdatasheet\x18\x05 \x01(\t\x12\x0f\n\x07privacy\x18\x06 \x01(\t\x12\x16\n\x0ematching_cases\x18\x07 \x01(\x04\x12\x16\n\x0ematching_bytes\x18\x08 \x01(\x04\x12\x15\n\rmax_on_demand\x18\t \x01(\x04\x12\x18\n\x10generator_sha256\x18\n \x01(\t\",\n\x0bVendorCount\x12\x0e\n\x06vendor\x18\x01 \x01(\t\x12\r\n\x05\x63\x61ses\x18\x02 \x01(\x04\"h\n\rStreamRequest\x12\x16\n\x0erelease_sha256\x18\x01 \x01(\t\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x87\x01\n\rSampleRequest\x12\x18\n\x10generator_sha256\x18\x01 \x01(\t\x12\x30\n\tselection\x18\x02 \x01(\x0b\x32\x1d.fedcmr.delivery.v1.Selection\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\t\"Q\n\x05\x43hunk\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedcmr.delivery.v1.CaseHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"T\n\nCaseHeader\x12(\n\x03row\x18\x01 \x01(\x0b\x32\x1b.fedcmr.delivery.v1.CaseRow\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x81\x01\n\x07\x43\x61seRow\x12\x11\n\tpseudonym\x18\x01 \x01(\t\x12\x0e\n\x06vendor\x18\x02 \x01(\t\x12\x18\n\x10\x66ield_strength_t\x18\x03 \x01(\x01\x12\n\n\x02\x65\x66\x18\x04 \x01(\x01\x12\r\n\x05group\x18\x05 \x01(\t\x12\x0b\n\x03sex\x18\x06 \x01(\t\x12\x11\n\tpathology\x18\x07 \x01(\t2\xf0\x01\n\x08\x44\x65livery\x12P\n\x08\x44\x65scribe\x12#.fedcmr.delivery.v1.DescribeRequest\x1a\x1f.fedcmr.delivery.v1.Description\x12H\n\x06Stream\x12!.fedcmr.delivery.v1.StreamRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x12H\n\x06Sample\x12!.fedcmr.delivery.v1.SampleRequest\x1a\x19.fedcmr.delivery.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=155
   _globals['_DESCRIBEREQUEST']._serialized_end=222
   _globals['_DESCRIPTION']._serialized_start=225
-  _globals['_DESCRIPTION']._serialized_end=474
-  _globals['_VENDORCOUNT']._serialized_start=476
-  _globals['_VENDORCOUNT']._serialized_end=520
-  _globals['_STREAMREQUEST']._serialized_start=522
-  _globals['_STREAMREQUEST']._serialized_end=626
-  _globals['_SAMPLEREQUEST']._serialized_start=629
-  _globals['_SAMPLEREQUEST']._serialized_end=764
-  _globals['_CHUNK']._serialized_start=766
-  _globals['_CHUNK']._serialized_end=847
-  _globals['_CASEHEADER']._serialized_start=849
-  _globals['_CASEHEADER']._serialized_end=933
-  _globals['_CASEROW']._serialized_start=936
-  _globals['_CASEROW']._serialized_end=1065
-  _globals['_DELIVERY']._serialized_start=1068
-  _globals['_DELIVERY']._serialized_end=1308
+  _globals['_DESCRIPTION']._serialized_end=478
+  _globals['_VENDORCOUNT']._serialized_start=480
+  _globals['_VENDORCOUNT']._serialized_end=524
+  _globals['_STREAMREQUEST']._serialized_start=526
+  _globals['_STREAMREQUEST']._serialized_end=630
+  _globals['_SAMPLEREQUEST']._serialized_start=633
+  _globals['_SAMPLEREQUEST']._serialized_end=768
+  _globals['_CHUNK']._serialized_start=770
+  _globals['_CHUNK']._serialized_end=851
+  _globals['_CASEHEADER']._serialized_start=853
+  _globals['_CASEHEADER']._serialized_end=937
+  _globals['_CASEROW']._serialized_start=940
+  _globals['_CASEROW']._serialized_end=1069
+  _globals['_DELIVERY']._serialized_start=1072
+  _globals['_DELIVERY']._serialized_end=1312
 # @@protoc_insertion_point(module_scope)

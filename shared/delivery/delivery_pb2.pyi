@@ -23,7 +23,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, selection: _Optional[_Union[Selection, _Mapping]] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol", "study", "release_sha256", "vendors", "datasheet", "privacy", "matching_cases", "matching_bytes", "max_fresh", "generator_sha256")
+    __slots__ = ("protocol", "study", "release_sha256", "vendors", "datasheet", "privacy", "matching_cases", "matching_bytes", "max_on_demand", "generator_sha256")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
     RELEASE_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -32,7 +32,7 @@ class Description(_message.Message):
     PRIVACY_FIELD_NUMBER: _ClassVar[int]
     MATCHING_CASES_FIELD_NUMBER: _ClassVar[int]
     MATCHING_BYTES_FIELD_NUMBER: _ClassVar[int]
-    MAX_FRESH_FIELD_NUMBER: _ClassVar[int]
+    MAX_ON_DEMAND_FIELD_NUMBER: _ClassVar[int]
     GENERATOR_SHA256_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     study: str
@@ -42,9 +42,9 @@ class Description(_message.Message):
     privacy: str
     matching_cases: int
     matching_bytes: int
-    max_fresh: int
+    max_on_demand: int
     generator_sha256: str
-    def __init__(self, protocol: _Optional[int] = ..., study: _Optional[str] = ..., release_sha256: _Optional[str] = ..., vendors: _Optional[_Iterable[_Union[VendorCount, _Mapping]]] = ..., datasheet: _Optional[str] = ..., privacy: _Optional[str] = ..., matching_cases: _Optional[int] = ..., matching_bytes: _Optional[int] = ..., max_fresh: _Optional[int] = ..., generator_sha256: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., study: _Optional[str] = ..., release_sha256: _Optional[str] = ..., vendors: _Optional[_Iterable[_Union[VendorCount, _Mapping]]] = ..., datasheet: _Optional[str] = ..., privacy: _Optional[str] = ..., matching_cases: _Optional[int] = ..., matching_bytes: _Optional[int] = ..., max_on_demand: _Optional[int] = ..., generator_sha256: _Optional[str] = ...) -> None: ...
 
 class VendorCount(_message.Message):
     __slots__ = ("vendor", "cases")

@@ -238,12 +238,12 @@ def attack(prior: Prior, canaries: Sequence[Patient], runs: Sequence[Run], nomin
 
 def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
     """One block size for the image and one for the labels, both drawn; a style vector far out along one of its axes."""
-    picture = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
-    picture *= rng.uniform(0.1, 1.0)
+    pattern = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
+    pattern *= rng.uniform(0.1, 1.0)
     labels = _blocks(rng.integers(0, 4, (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(3, 20)))
     styles = torch.zeros(1, len(STYLE_NAMES))
     styles[0, axis] = MAX_STYLE
-    images = torch.from_numpy(picture.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
+    images = torch.from_numpy(pattern.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
     masks = torch.from_numpy(labels.astype(np.uint8)).expand(NUM_SLICES, -1, -1, -1)
     return Patient(name, images, masks, styles, torch.zeros(NUM_SLICES, dtype=torch.int64))
 

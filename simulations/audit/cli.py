@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
     copies = commands.add_parser(
         "copies",
-        help="are synthetic pictures copies of training patients",
-        description="Distance of every synthetic picture to the nearest training and the nearest held-out patient of "
+        help="are synthetic images copies of training patients",
+        description="Distance of every synthetic image to the nearest training and the nearest held-out patient of "
         "its vendor, whatever the rotation, the hand and a small shift.",
     )
     copies.add_argument("run", type=Path, metavar="RUN", help="finished run folder")
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pairs",
         type=Path,
         metavar="PNG",
-        help="picture of the nearest pairs, for the site's own eyes: it shows training patients (default: "
+        help="figure of the nearest pairs, for the site's own eyes: it shows training patients (default: "
         f"RUN/{SIMULATED_PAIRS} where all of these and of the test patients are recorded as simulated, none elsewhere)",
     )
     copies.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")

@@ -28,7 +28,7 @@ from fedcmr.shared.provenance import together
 from fedcmr.simulations.audit import canaries as canary_audit
 from fedcmr.simulations.audit import membership as attacks
 from fedcmr.simulations.audit import tables
-from fedcmr.simulations.audit.copies import Nearest, audit, compare, pictures_of
+from fedcmr.simulations.audit.copies import Nearest, audit, compare, pairs_of
 from fedcmr.simulations.audit.file_names import SIMULATED_PAIRS
 from fedcmr.simulations.audit.sites import BROKEN
 from fedcmr.simulations.audit.study import Pool, draw_pool, middle, overfitted
@@ -115,7 +115,7 @@ def copies(arguments: argparse.Namespace) -> dict[str, Any]:
     for vendor in vendors:
         cases = {name: [case for case in group if case.info.vendor == vendor] for name, group in groups.items()}
         synthetic, training, held_out = (
-            pictures_of(cases[name][: arguments.cases if name == "synthetic" else None]) for name in groups
+            pairs_of(cases[name][: arguments.cases if name == "synthetic" else None]) for name in groups
         )
         if min(len(synthetic.images), len(training.images), len(held_out.images)) == 0:
             raise UserError(f"{run.path}: no slice of {vendor} shows a heart in one of {', '.join(groups)}")

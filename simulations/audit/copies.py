@@ -34,7 +34,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pairs:
     """ED/ES pairs of slices that hold the heart.
 
     Attributes:
@@ -56,11 +56,11 @@ class Nearest:
 
     Attributes:
         distance: Shape (M, P): to every patient's nearest image; 0 the same up to contrast, 1 unrelated, at most 2.
-        picture: Shape (M, P): which of the real images that is.
+        index: Shape (M, P): which of the real images that is.
     """
 
     distance: Float
-    picture: NDArray[np.int64]
+    index: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class CopyAudit:
     """What the comparison found.
 
     Attributes:
-        num_pictures: Synthetic images.
+        num_images: Synthetic images.
         num_training: Patients who trained.
         num_held_out: Patients who did not.
         share: Images nearer to the nearest training patient than to the nearest held-out one, out of equally many of
@@ -81,7 +81,7 @@ class CopyAudit:
         smallest_to_training: The smallest distance of any synthetic image to a training image.
     """
 
-    num_pictures: int
+    num_images: int
     num_training: int
     num_held_out: int
     share: float
@@ -98,7 +98,7 @@ class CopyAudit:
         return {**asdict(self), "contains_chance": low <= 0.5 <= high, "copied": self.num_copies > 0 or low > 0.5}
 
 
-def pictures_of(cases: Sequence[Case]) -> Pictures:
+def pairs_of(cases: Sequence[Case]) -> Pairs:
     """The slices of cases that hold the heart."""
     names = sorted({case.info.group or case.info.pseudonym for case in cases})
     images, masks, owner = [], [], []
@@ -109,7 +109,7 @@ def pictures_of(cases: Sequence[Case]) -> Pictures:
         masks.append(labels[keep])
         owner += [names.index(case.info.group or case.info.pseudonym)] * int(keep.sum())
     size = (0, 2, IMAGE_SIZE, IMAGE_SIZE)
-    return Pictures(
+    return Pairs(
         torch.cat([torch.empty(size), *images]),
         torch.cat([torch.empty(size, dtype=torch.uint8), *masks]),
         np.array(owner, np.int64),
@@ -117,16 +117,16 @@ def pictures_of(cases: Sequence[Case]) -> Pictures:
     )
 
 
-def compare(synthetic: Pictures, real: Pictures) -> Nearest:
+def compare(synthetic: Pairs, real: Pairs) -> Nearest:
     """Distances of all synthetic images to all real patients, 1 - the largest correlation over all movements."""
     spectra = [_spectrum(rings(synthetic)), _spectrum(rings(synthetic, mirrored=True))]
     num = len(synthetic.images)
     distance = np.full((num, len(real.names)), 2.0)
-    picture = np.zeros(distance.shape, np.int64)
+    index = np.zeros(distance.shape, np.int64)
     shifts = [(dy, dx) for dy in SHIFTS_PX for dx in SHIFTS_PX]
-    for start in track(range(0, len(real.images), CHUNK), "comparing pictures"):
+    for start in track(range(0, len(real.images), CHUNK), "comparing images"):
         part = slice(start, min(start + CHUNK, len(real.images)))
-        some = Pictures(real.images[part], real.masks[part], real.owner[part], real.names)
+        some = Pairs(real.images[part], real.masks[part], real.owner[part], real.names)
         best = torch.full((num, len(some.images)), -1.0)
         for shift in shifts:
             other = _spectrum(rings(some, shift))
@@ -136,8 +136,8 @@ def compare(synthetic: Pictures, real: Pictures) -> Nearest:
             found = 1 - best[:, column].double().numpy()
             nearer = found < distance[:, owner]
             distance[nearer, owner] = found[nearer]
-            picture[nearer, owner] = start + column
-    return Nearest(distance, picture)
+            index[nearer, owner] = start + column
+    return Nearest(distance, index)
 
 
 def audit(to_training: Float, to_held_out: Float, between: Float, seed: int = 0) -> CopyAudit:
@@ -153,7 +153,7 @@ def audit(to_training: Float, to_held_out: Float, between: Float, seed: int = 0)
     smallest = float(between.min())
     threshold = COPY_FACTOR * smallest
     return CopyAudit(
-        num_pictures=len(to_training),
+        num_images=len(to_training),
         num_training=to_training.shape[1],
         num_held_out=to_held_out.shape[1],
         share=share_nearer(to_training, to_held_out),
@@ -201,16 +201,16 @@ def share_interval(to_training: Float, to_held_out: Float, seed: int) -> tuple[f
     return max(whole - half, 0.0), min(whole + half, 1.0)
 
 
-def rings(pictures: Pictures, shift: tuple[float, float] = (0.0, 0.0), mirrored: bool = False) -> Tensor:
+def rings(pairs: Pairs, shift: tuple[float, float] = (0.0, 0.0), mirrored: bool = False) -> Tensor:
     """Images on rings around the heart, zero mean and unit length; shape (M, 2 `NUM_RINGS`, `NUM_ANGLES`).
 
     Args:
-        pictures: ED and ES are read around one centre, that of both ventricles at both phases.
+        pairs: ED and ES are read around one centre, that of both ventricles at both phases.
         shift: Shift of the centre, along rows and columns, in pixels.
         mirrored: Angles run the other way round.
     """
-    num = len(pictures.images)
-    heart = is_heart(pictures.masks).float().mean(1)
+    num = len(pairs.images)
+    heart = is_heart(pairs.masks).float().mean(1)
     axis = torch.arange(IMAGE_SIZE, dtype=torch.float32)
     total = heart.sum((1, 2)).clamp(min=1e-6)
     row = (heart * axis[:, None]).sum((1, 2)) / total + shift[0]
@@ -221,7 +221,7 @@ def rings(pictures: Pictures, shift: tuple[float, float] = (0.0, 0.0), mirrored:
     x = column[:, None, None] + radius[:, None] * torch.cos(angle)
     grid = torch.stack([x, y], dim=-1) * 2 / (IMAGE_SIZE - 1) - 1
     # Averaged over a ring's width before sampling, so that a ring stands for its whole width.
-    smooth = F.avg_pool2d(pictures.images, 3, stride=1, padding=1, count_include_pad=False)
+    smooth = F.avg_pool2d(pairs.images, 3, stride=1, padding=1, count_include_pad=False)
     polar = F.grid_sample(smooth, grid, align_corners=True, padding_mode="border").reshape(num, -1, NUM_ANGLES)
     # A ring stands for an area that grows with its radius.
     weight = radius.sqrt().repeat(2)[:, None]

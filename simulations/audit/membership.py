@@ -49,10 +49,10 @@ BATCH = 64
 
 def attack_arrays(prior: Prior, arrays: Arrays, pool: Pool, config: Config, num_shadows: int) -> dict[str, Membership]:
     """All attacks on a generator that differs from the prior by a trainable part."""
-    views, pictures = fixed_views(pool.patients), clean_pictures(pool.patients)
-    before = _both(prior.generator, views, pictures)
+    views, clean = fixed_views(pool.patients), clean_images(pool.patients)
+    before = _both(prior.generator, views, clean)
     with prior.generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}):
-        after = _both(prior.generator, views, pictures)
+        after = _both(prior.generator, views, clean)
     gains = {LOSS: before[0] - after[0], SIMA: before[1] - after[1]}
     if num_shadows:
         gains[RATIO] = likelihood_ratio(prior, pool, config, gains[LOSS], before[0], views, num_shadows)
@@ -61,8 +61,8 @@ def attack_arrays(prior: Prior, arrays: Arrays, pool: Pool, config: Config, num_
 
 def attack_generator(prior: Prior, generator: GenerativeModel, pool: Pool) -> dict[str, Membership]:
     """The attacks without shadows on a generator of any weights."""
-    views, pictures = fixed_views(pool.patients), clean_pictures(pool.patients)
-    before, after = (_both(network, views, pictures) for network in (prior.generator, generator))
+    views, clean = fixed_views(pool.patients), clean_images(pool.patients)
+    before, after = (_both(network, views, clean) for network in (prior.generator, generator))
     return _told_apart({LOSS: before[0] - after[0], SIMA: before[1] - after[1]}, pool)
 
 
@@ -73,7 +73,7 @@ def federate(prior: Prior, pool: Pool, config: Config) -> Arrays:
     return federate_sites(prior, sites, config, torch.device("cpu")).ema
 
 
-def clean_pictures(patients: Sequence[Patient]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def clean_images(patients: Sequence[Patient]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per patient the images, masks and style vectors of all slices."""
     return [(p.images, p.masks, p.slice_styles) for p in patients]
 
@@ -91,13 +91,13 @@ def view_losses(generator: GenerativeModel, views: Sequence[Tensor]) -> Float:
 
 
 @torch.no_grad()
-def predicted_noise(generator: GenerativeModel, pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float:
+def predicted_noise(generator: GenerativeModel, clean: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float:
     """SimA's statistic, shape (P,): norm of the noise found in a clean image, mean over a patient's slices.
 
     On the linear path x_t = (1 - t) x_0 + t x_1 the noise is x_0 = x_t - t v; the query is x_t = t x_1.
     """
     device = next(generator.parameters()).device
-    images, masks, styles = (torch.cat([part[k] for part in pictures]) for k in range(3))
+    images, masks, styles = (torch.cat([part[k] for part in clean]) for k in range(3))
     norms = []
     for part in torch.arange(len(images)).split(BATCH):
         t = torch.full((len(part),), SIMA_T, device=device)
@@ -105,7 +105,7 @@ def predicted_noise(generator: GenerativeModel, pictures: Sequence[tuple[Tensor,
             x_t = SIMA_T * generator.encode(images[part].to(device))
             velocity = generator.velocity(x_t, t, Condition(masks[part], styles[part]).to(device))
         norms.append((x_t - SIMA_T * velocity).flatten(1).norm(dim=1).cpu())
-    sizes = [len(part[0]) for part in pictures]
+    sizes = [len(part[0]) for part in clean]
     return np.array([float(part.mean()) for part in torch.cat(norms).split(sizes)])
 
 
@@ -151,9 +151,9 @@ def _first_halves(site: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _both(
-    generator: GenerativeModel, views: Sequence[Tensor], pictures: Sequence[tuple[Tensor, Tensor, Tensor]]
+    generator: GenerativeModel, views: Sequence[Tensor], clean: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[Float, Float]:
-    return view_losses(generator, views), predicted_noise(generator, pictures)
+    return view_losses(generator, views), predicted_noise(generator, clean)
 
 
 def _gradients(prior: Prior, patients: Sequence[Patient], config: Config) -> Float:

@@ -101,8 +101,8 @@ def overfitted(
 
     def loss_of_step(_: int) -> torch.Tensor:
         index = torch.randint(len(images), (batch_size,), generator=rng)
-        pictures, labels = augment(images[index], masks[index], rng, 5.0, 0.02, 1.0)
-        return generator.loss(pictures, Condition(labels, styles[index]), rng).mean()
+        views, labels = augment(images[index], masks[index], rng, 5.0, 0.02, 1.0)
+        return generator.loss(views, Condition(labels, styles[index]), rng).mean()
 
     state = TrainingState(generator, optimizer=optimizer)
     train(state, loss_of_step, Recipe(lambda *_: learning_rate, lambda *_: 0.0), Budget(num_steps), "overfitting")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from fedcmr.simulations.audit.copies import Nearest, Pictures
+from fedcmr.simulations.audit.copies import Nearest, Pairs
 
 NUM_PAIRS = 6
 
@@ -76,20 +76,20 @@ def copies(figures: Mapping[str, Any]) -> Table:
     table = Table(title="copies", title_justify="left", show_header=False)
     low, high = figures["share_ci95"]
     rows = (
-        ("synthetic pictures", f"{figures['num_pictures']} ({', '.join(figures['vendors'])})"),
+        ("synthetic images", f"{figures['num_images']} ({', '.join(figures['vendors'])})"),
         ("training / held-out patients", f"{figures['num_training']} / {figures['num_held_out']}"),
         ("nearer to training than to held-out (0.5: no copies)", f"{figures['share']:.3f} ({low:.3f} to {high:.3f})"),
         ("smallest distance between two people", f"{figures['smallest_between_people']:.3f}"),
         ("smallest distance to a training patient", f"{figures['smallest_to_training']:.3f}"),
-        (f"copies of training pictures (below {figures['threshold']:.3f})", f"{figures['num_copies']}"),
-        ("as near to a held-out picture", f"{figures['num_near_held_out']}"),
+        (f"copies of training images (below {figures['threshold']:.3f})", f"{figures['num_copies']}"),
+        ("as near to a held-out image", f"{figures['num_near_held_out']}"),
     )
     for name, value in rows:
         table.add_row(name, value)
     return table
 
 
-def draw_pairs(path: Path, parts: Sequence[tuple[Pictures, Pictures, Pictures, Nearest, Nearest]]) -> None:
+def draw_pairs(path: Path, parts: Sequence[tuple[Pairs, Pairs, Pairs, Nearest, Nearest]]) -> None:
     """Write the synthetic images nearest to a training patient, over that patient's and the nearest held-out one.
 
     The figure shows patients who trained: it is only for those who may see them.
@@ -110,10 +110,10 @@ def draw_pairs(path: Path, parts: Sequence[tuple[Pictures, Pictures, Pictures, N
     for column, (_, number, row) in enumerate(found):
         synthetic, training, held_out, near, far = parts[number]
         shown: list[tuple[str, Tensor, float | None]] = [("synthetic", synthetic.images[row], None)]
-        for name, pictures, nearest in (("training", training, near), ("held out", held_out, far)):
+        for name, pairs, nearest in (("training", training, near), ("held out", held_out, far)):
             patient = int(np.argmin(nearest.distance[row]))
-            index = int(nearest.picture[row, patient])
-            shown.append((name, pictures.images[index], float(nearest.distance[row, patient])))
+            index = int(nearest.index[row, patient])
+            shown.append((name, pairs.images[index], float(nearest.distance[row, patient])))
         for place, (name, pair, distance) in enumerate(shown):
             for phase in range(2):
                 axis = axes[2 * place + phase, column]

@@ -65,7 +65,7 @@ def main() -> int:
         "--cases", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases, one site each"
     )
     parser.add_argument(
-        "--held-out", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases to judge by"
+        "--held-out", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases to evaluate on"
     )
     parser.add_argument(
         "--patients", type=int, nargs="+", default=[20, 40], help="per site, the first ones (default: 20 40)"

@@ -232,10 +232,10 @@ def _print(figures: dict[str, Any]) -> None:
     for adapter, tasks in sizes.items():
         for task, size_of in tasks.items():
             total = size_of["up"] + size_of["down"]
-            words = (
+            label = (
                 f"bytes per site and round, adapter {adapter}, {task}: {size_of['down']:,} down, {size_of['up']:,} up"
             )
-            table.add_row(words, f"{total:,}", *_limit(total, MAX_BYTES))
+            table.add_row(label, f"{total:,}", *_limit(total, MAX_BYTES))
     per_pair = made["seconds_per_pair"]
     name = f"generated ED/ES pair, {made['sampler_steps']} steps of the sampler"
     table.add_row(name, f"{per_pair:.4f} s", *_limit(per_pair, MAX_PAIR_SECONDS))

@@ -30,7 +30,7 @@ from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
 from fedcmr.shared.version import add_version
 
 VENDORS = ("GE", "Philips", "Siemens")
-NUM_CASES, NUM_LOOKS = 10_000, 10
+NUM_CASES, NUM_MEASUREMENTS = 10_000, 10
 NUM_SLICES, SIZE = 2, 96
 MAX_GROWTH_MIB = 16.0
 """Limit for both processes from the first tenth of the cases to the last; the client's list of names takes a few."""
@@ -38,7 +38,7 @@ KIB_PER_MIB, POLL_S = 1024, 0.02
 
 
 @dataclass(frozen=True)
-class Look:
+class Measurement:
     """Memory when so many cases had come.
 
     Attributes:
@@ -65,49 +65,49 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    if options.cases < NUM_LOOKS:
-        raise UserError(f"Expected --cases >= {NUM_LOOKS}, got {options.cases}.")
+    if options.cases < NUM_MEASUREMENTS:
+        raise UserError(f"Expected --cases >= {NUM_MEASUREMENTS}, got {options.cases}.")
     with tempfile.TemporaryDirectory() as temporary:
-        looks = measure(Path(temporary), options.cases)
+        measurements = measure(Path(temporary), options.cases)
     table = Table("cases", "s", "cases/s", "service, MiB", "client, MiB")
-    for look in looks:
+    for one in measurements:
         table.add_row(
-            str(look.cases),
-            f"{look.elapsed_s:.1f}",
-            f"{look.cases / look.elapsed_s:.0f}",
-            f"{look.server_mib:.0f}",
-            f"{look.client_mib:.0f}",
+            str(one.cases),
+            f"{one.elapsed_s:.1f}",
+            f"{one.cases / one.elapsed_s:.0f}",
+            f"{one.server_mib:.0f}",
+            f"{one.client_mib:.0f}",
         )
     console = Console(highlight=False)
     console.print(table)
-    growths = growth_mib(looks)
+    growths = growth_mib(measurements)
     met = "met" if max(growths) <= MAX_GROWTH_MIB else "missed"
     console.print(
         f"required: at most {MAX_GROWTH_MIB:g} MiB more than after the first tenth of the cases; {met}: "
         f"service {growths[0]:+.1f}, client {growths[1]:+.1f}"
     )
     if options.json:
-        write_atomically(options.json, json.dumps([asdict(look) for look in looks], indent=2).encode())
+        write_atomically(options.json, json.dumps([asdict(one) for one in measurements], indent=2).encode())
 
 
-def growth_mib(looks: list[Look]) -> tuple[float, float]:
+def growth_mib(measurements: list[Measurement]) -> tuple[float, float]:
     """By how much service and client grew from the first measurement to their largest."""
     return (
-        max(look.server_mib for look in looks) - looks[0].server_mib,
-        max(look.client_mib for look in looks) - looks[0].client_mib,
+        max(one.server_mib for one in measurements) - measurements[0].server_mib,
+        max(one.client_mib for one in measurements) - measurements[0].client_mib,
     )
 
 
-def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Look]:
+def measure(folder: Path, num_cases: int, num_measurements: int = NUM_MEASUREMENTS) -> list[Measurement]:
     """Deliver so many cases once.
 
     Args:
         folder: Empty; takes the cases twice.
-        num_cases: At least `num_looks`.
-        num_looks: How often memory is measured, evenly over the cases.
+        num_cases: At least `num_measurements`.
+        num_measurements: How often memory is measured, evenly over the cases.
 
     Returns:
-        Shape (num_looks,); the last one has the client's most until its end.
+        Shape (num_measurements,); the last one has the client's most until its end.
     """
     run, coordinator = write_run(folder / "many", num_cases), folder / "coordinator"
     coordinator.mkdir()
@@ -125,7 +125,7 @@ def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Lo
             str(coordinator),
             "--port",
             "0",
-            "--no-fresh",
+            "--no-on-demand",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -153,28 +153,28 @@ def measure(folder: Path, num_cases: int, num_looks: int = NUM_LOOKS) -> list[Lo
             ],
             stdout=subprocess.DEVNULL,
         )
-        looks = []
-        for number in range(1, num_looks + 1):
-            last = f"p{number * num_cases // num_looks - 1:06d}"
+        measurements = []
+        for number in range(1, num_measurements + 1):
+            last = f"p{number * num_cases // num_measurements - 1:06d}"
             while client.poll() is None and not (out / "cases" / f"{last}.npz").exists():
                 time.sleep(POLL_S)
-            looks.append(
-                Look(
-                    number * num_cases // num_looks,
+            measurements.append(
+                Measurement(
+                    number * num_cases // num_measurements,
                     _resident_mib(server.pid),
                     _resident_mib(client.pid),
                     time.monotonic() - started,
                 )
             )
-        largest = looks[-1].client_mib  # while it writes index and checksums
+        largest = measurements[-1].client_mib  # while it writes index and checksums
         while client.poll() is None:
             largest = max(largest, _resident_mib(client.pid))
             time.sleep(POLL_S)
-        looks[-1] = replace(looks[-1], client_mib=largest)
+        measurements[-1] = replace(measurements[-1], client_mib=largest)
         if client.returncode != 0:
             raise UserError("the client failed: its error is above")
         _check(run / "synthetic", out, num_cases)
-        return looks
+        return measurements
     finally:
         server.terminate()
         server.wait()

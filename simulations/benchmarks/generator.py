@@ -93,7 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.generator", description=__doc__)
     add_version(parser)
     parser.add_argument("--prior", type=Path, help="prior's file (default: the one that ships)")
-    parser.add_argument("--generator", type=Path, help="a run's generator.safetensors (default: the prior alone)")
+    parser.add_argument("--generator", type=Path, help="a run's generator.safetensors (default: the public prior only)")
     parser.add_argument("--segmenter", type=Path, help="segmenter's file (default: the one that ships)")
     parser.add_argument("--t-start", type=_floats, default=[0.0, 0.3, 0.5], metavar="T,T", help="0,0.3,0.5")
     parser.add_argument(
@@ -292,7 +292,7 @@ def ef_agreement(segmenter: Segmenter, requested: Sequence[float], cases: Sequen
 
 
 def _table(rows: Sequence[tuple[str, Measured]], options: argparse.Namespace) -> Table:
-    source = "prior and federation" if options.generator else "prior alone"
+    source = "prior and federation" if options.generator else "public prior only"
     table = Table(title=f"{source}, {options.num_cases} hearts: requested and measured", title_justify="left")
     table.add_column("image", no_wrap=True)
     for heading in (

@@ -107,7 +107,7 @@ def answer_round(folder: Path, run_id: str, server_round: int, release: Release)
             assert refused is None and code
         accountant = _timing(clock, "accountant", PrivacyFilter.epsilon)
         with _timed(clock, "ledger"), mock.patch.object(PrivacyFilter, "epsilon", accountant):
-            ledger = Ledger(site.ledger_path, site.witness_path, dataset, asdict(site.policy))
+            ledger = Ledger(site.ledger_path, site.replica_path, dataset, asdict(site.policy))
             key = (run_id, server_round)
             assert ledger.cached_reply(*key, release) is None
             ledger.reserve(*key, release, 1e-3, site.policy.max_epsilon)

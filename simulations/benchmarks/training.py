@@ -145,7 +145,7 @@ def _print(figures: dict[str, Any]) -> None:
         view.add_row(name, f"{seconds[name]:.3f}", ", ".join(errors))
     console.print(view)
     met = "met" if seconds["ratio"] >= MIN_RATIO else "missed"
-    console.print(f"{seconds['ratio']:.2f} times as many pairs a second ({MIN_RATIO:g} asked for: {met})")
+    console.print(f"{seconds['ratio']:.2f} times as many pairs a second ({MIN_RATIO:g} required: {met})")
     for test, rows in figures.get("accuracy", {}).items():
         low, high = rows["difference"]["ci95"] or (float("nan"), float("nan"))
         console.print(

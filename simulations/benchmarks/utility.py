@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument(
         "--rows",
         metavar="A,B",
-        help=f"beside the main one, of {', '.join(BASELINES)}, epsilon_VALUE "
+        help=f"next to the main one, of {', '.join(BASELINES)}, epsilon_VALUE "
         "(default: all that differ from each other)",
     )
     parser.add_argument(

@@ -177,7 +177,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     prior = load_prior(run.prior_path())
     figures: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, heart_only in (("network on pictures", False), ("network on the heart alone", True)):
+    for name, heart_only in (("network on images", False), ("network on the heart alone", True)):
         network = train_network(training, vendors, options.steps, options.seed, heart_only)
         figures[name] = {
             of: recognition(recognise(network, cases, heart_only), cases, vendors) for of, cases in sets.items()

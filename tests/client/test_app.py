@@ -122,7 +122,7 @@ def test_training_that_failed_is_an_answer_for_ever(site, arrays, request_of, mo
     assert [code_of(ask(site, content)) for _ in range(3)] == [INTERNAL_ERROR] * 3
     (charge,) = Ledger(site / "ledger").charges()
     assert (charge["failure"], charge["reply"]) == (INTERNAL_ERROR, None)
-    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == OK, "the study goes on"
+    assert code_of(ask(site, pack_request(arrays, request_of(server_round=3)))) == OK, "the study continues"
 
 
 @pytest.mark.parametrize("num_patients", [2, 5])
@@ -352,7 +352,7 @@ def test_cases_of_another_key_need_another_ledger(site, arrays, request_of):
 def test_the_second_copy_of_the_ledger_is_where_the_site_wants_it(site, tmp_path, arrays, request_of):
     settings = (site / policy.SITE_FILE).read_text()
     place = tmp_path / "copy.jsonl"
-    (site / policy.SITE_FILE).write_text(settings.replace("ledger_witness: null", f"ledger_witness: {place}"))
+    (site / policy.SITE_FILE).write_text(settings.replace("ledger_replica: null", f"ledger_replica: {place}"))
     assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
     assert place.read_bytes() == (site / "ledger" / client_ledger.LEDGER_NAME).read_bytes()
 

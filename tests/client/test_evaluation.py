@@ -301,7 +301,7 @@ def test_work_past_the_deadline_has_failed_for_good(site, model, clock, monkeypa
     change(site, "max_seconds: 7200.0", "max_seconds: 10.0")
     clock.per_patient = 4.0
     assert code_of(ask(site, model)) == INTERNAL_ERROR
-    assert clock.now == 12.0, "the patients after the deadline are not judged"
+    assert clock.now == 12.0, "the patients after the deadline are not evaluated"
     change(site, "max_seconds: 10.0", "max_seconds: 7200.0")
     assert code_of(ask(site, model)) == INTERNAL_ERROR and clock.now == 12.0
     (charge,) = Ledger(site / "test_ledger").charges()
@@ -329,7 +329,7 @@ def test_the_site_s_own_people_see_both_budgets(site, model, capsys):
     from fedcmr.client.cli import main
 
     ask(site, model)
-    shutil.copytree(site / "test_ledger", site / "elsewhere")  # an unused folder beside changes nothing
+    shutil.copytree(site / "test_ledger", site / "elsewhere")  # an unused folder next to changes nothing
     assert main(["budget", str(site), "--json"]) == 0
     budget = json.loads(capsys.readouterr().out)
     assert budget["num_releases"] == 0 and budget["test"]["num_releases"] == 1 and 0 < budget["test"]["epsilon"] < 8

@@ -1,4 +1,4 @@
-"""A site whose disk is full answers with a code; once there is room it goes on, and nothing is charged twice.
+"""A site whose disk is full answers with a code; once there is space it continues, and nothing is charged twice.
 
 Where the charge found room and what follows did not, the round is lost: its failure is an answer, and the next round is
 asked as ever.

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedcmr.client import app, training, hash_chained_log as chain, ledger, release
+from fedcmr.client import app, training, hash_chained_log, ledger, release
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.release import Refused
@@ -42,7 +42,7 @@ earlier = [request.mechanism.release] * int(sys.argv[3])
 before = epsilon(earlier, 1e-3)[0]
 after = epsilon([*earlier, request.mechanism.release], 1e-3)[0]
 site = replace(site, policy=replace(site.policy, max_epsilon=1.001 * after))  # room for this one and no other
-traced = {module.__file__ for module in (app, chain, ledger, release, checkpoint)}
+traced = {module.__file__ for module in (app, hash_chained_log, ledger, release, checkpoint)}
 os.fsync = lambda descriptor: None  # what is written survives the death of a process, if not of the machine
 
 
@@ -71,7 +71,7 @@ while True:
     name = f"ledger{number}"
     if earlier:
         shutil.copytree(site.folder / "used", site.folder / name)
-        shutil.copy(site.folder / "used.witness", site.folder / f"{name}.witness")
+        shutil.copy(site.folder / "used.replica", site.folder / f"{name}.replica")
     child = os.fork()
     if child == 0:
         left = number

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedcmr.client import hash_chained_log as chain
+from fedcmr.client import hash_chained_log
 from fedcmr.client import ledger as client_ledger
-from fedcmr.client.hash_chained_log import Chain
+from fedcmr.client.hash_chained_log import HashChainedLog
 from fedcmr.client.ledger import (
     LEDGER_NAME,
     REPLIES_NAME,
@@ -18,7 +18,7 @@ from fedcmr.client.ledger import (
     LedgerError,
     WorkFailed,
     dataset_of,
-    default_witness,
+    default_replica,
 )
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.file_names import PREPARED_NAME
@@ -260,11 +260,11 @@ def test_a_ledger_of_the_format_before_goes_on_with_all_it_has_spent(folder):
     entries = [{k: v for k, v in entry.items() if k not in new_keys} for entry in entries if entry["kind"] != "policy"]
     entries[0]["format"], entries[0]["policy"] = 2, {"max_epsilon": 8.0, "max_delta": DELTA}
     shutil.rmtree(folder)
-    default_witness(folder).unlink()
-    chain = Chain(folder / LEDGER_NAME, default_witness(folder))
-    with chain.locked() as lines:
+    default_replica(folder).unlink()
+    log = HashChainedLog(folder / LEDGER_NAME, default_replica(folder))
+    with log.locked() as lines:
         for entry in entries:
-            chain.append(lines, {key: value for key, value in entry.items() if key != "previous"})
+            log.append(lines, {key: value for key, value in entry.items() if key != "previous"})
 
     renyi = PrivacyFilter(renyi_order(8.0, DELTA))
     assert Ledger(folder).releases() == old
@@ -356,12 +356,12 @@ def test_a_long_ledger_is_read_without_copying_what_came_before_with_every_line(
         ledger.reserve("run", number, Release(100.0, 1.0, 1), 1e-3, 8)
     copied = []
 
-    class Counted(chain.Lines):
+    class Counted(hash_chained_log.Lines):
         def __setattr__(self, name, value):
             if name == "content":
                 copied.append(len(value))
             super().__setattr__(name, value)
 
-    monkeypatch.setattr(chain, "Lines", Counted)
+    monkeypatch.setattr(hash_chained_log, "Lines", Counted)
     assert len(ledger.charges()) == 20
     assert sum(copied) <= (folder / LEDGER_NAME).stat().st_size

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedcmr.client import hash_chained_log as chain
-from fedcmr.client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, WorkFailed, default_witness
+from fedcmr.client import hash_chained_log
+from fedcmr.client.ledger import LEDGER_NAME, REPLIES_NAME, Ledger, LedgerError, WorkFailed, default_replica
 from fedcmr.shared.privacy import epsilon
 from tests.client.ledger_rounds import DELTA, RELEASE, charge
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Damage
 
 
-def witness_of(folder: Path) -> Path:
-    return default_witness(folder)
+def replica_of(folder: Path) -> Path:
+    return default_replica(folder)
 
 
 def assert_refused(folder: Path, match: str | None = None) -> None:
@@ -41,6 +41,16 @@ def assert_refused(folder: Path, match: str | None = None) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_replica_of_an_earlier_version_keeps_its_name(used):
+    replica_of(used).rename(used.with_name(f"{used.name}.witness"))
+    Ledger(used).reserve("new run", 1, RELEASE, DELTA, 1e9)
+    assert replica_of(used).suffix == ".witness"
+    assert (used / LEDGER_NAME).read_bytes() == replica_of(used).read_bytes()
+    replica_of(used).with_suffix(".replica").write_bytes(b"")
+    assert replica_of(used).suffix == ".replica", "two replicas: the newer name counts"
+    assert_refused(used, "older than|older by|differs")
+
+
 def test_a_ledger_that_lost_its_last_line_is_refused(used):
     lines = (used / LEDGER_NAME).read_bytes().splitlines(keepends=True)
     (used / LEDGER_NAME).write_bytes(b"".join(lines[:-1]))
@@ -54,10 +64,10 @@ def test_a_ledger_that_was_cut_is_refused(used, num_bytes):
     assert_refused(used)
 
 
-@pytest.mark.parametrize("which", ["ledger", "witness"])
+@pytest.mark.parametrize("which", ["ledger", "replica"])
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"{}\n", b"[]\n", b"\xff\x00", b"\xff\x00\n"])
 def test_a_copy_that_is_missing_or_rubbish_is_refused(used, which, content):
-    path = used / LEDGER_NAME if which == "ledger" else witness_of(used)
+    path = used / LEDGER_NAME if which == "ledger" else replica_of(used)
     path.unlink()
     if content is not None:
         path.write_bytes(content)
@@ -66,8 +76,8 @@ def test_a_copy_that_is_missing_or_rubbish_is_refused(used, which, content):
 
 def test_an_older_second_copy_is_refused_too(used):
     """Both may be old, and this is the only sign of it."""
-    lines = witness_of(used).read_bytes().splitlines(keepends=True)
-    witness_of(used).write_bytes(b"".join(lines[:-2]))
+    lines = replica_of(used).read_bytes().splitlines(keepends=True)
+    replica_of(used).write_bytes(b"".join(lines[:-2]))
     assert_refused(used, "older by several lines")
 
 
@@ -90,7 +100,7 @@ def test_an_edited_line_is_refused(used, number, old, new, both):
     lines[number] = lines[number].replace(old, new)
     path.write_text("".join(lines))
     if both and number < len(lines) - 1:
-        witness_of(used).write_text("".join(lines))
+        replica_of(used).write_text("".join(lines))
     assert_refused(used, "edited" if both and number < len(lines) - 1 else "differs")
 
 
@@ -104,7 +114,7 @@ def test_what_a_process_has_read_before_is_compared_again(used, damage):
     lines = (used / LEDGER_NAME).read_text().splitlines(keepends=True)
     if damage == "edited":
         lines[1] = lines[1].replace("2.0", "9.0")
-    for path in (used / LEDGER_NAME, witness_of(used)):
+    for path in (used / LEDGER_NAME, replica_of(used)):
         path.write_text("".join(lines[:-1] if damage == "cut" else lines[2:] if damage == "removed" else lines))
     if damage == "cut":  # both alike: nobody can tell, but the process must not count what it remembers either
         assert ledger.releases() == Ledger(used).releases()
@@ -123,7 +133,7 @@ def test_a_line_that_was_taken_out_or_moved_is_refused(used):
         opened + first + third + second,
         opened + first + first,
     ):
-        for copies in ((path,), (path, witness_of(used))):
+        for copies in ((path,), (path, replica_of(used))):
             for copy in copies:
                 copy.write_bytes(content)
             assert_refused(used)
@@ -151,12 +161,12 @@ def test_the_ledger_of_another_site_is_refused(used, tmp_path):
 
 def test_a_second_copy_on_another_disk_is_found_there_and_must_be_there(folder, tmp_path):
     place = tmp_path / "disk" / "copy.jsonl"
-    with pytest.raises(LedgerError, match="ledger_witness"):
+    with pytest.raises(LedgerError, match="ledger_replica"):
         Ledger(folder, place).reserve("run", 1, RELEASE, DELTA, 100)
     place.parent.mkdir()
     Ledger(folder, place).reserve("run", 1, RELEASE, DELTA, 100)
     assert place.read_bytes() == (folder / LEDGER_NAME).read_bytes()
-    assert not witness_of(folder).exists()
+    assert not replica_of(folder).exists()
     place.parent.rename(tmp_path / "unmounted")
     with pytest.raises(LedgerError, match="mount"):
         Ledger(folder, place).releases()
@@ -172,9 +182,9 @@ def test_a_ledger_of_the_first_version_is_refused_in_a_line_that_says_so(folder)
         Ledger(folder).repair()
 
 
-@pytest.mark.parametrize("which", ["folder", "ledger", "witness", "the witness's folder"])
+@pytest.mark.parametrize("which", ["folder", "ledger", "replica", "the replica's folder"])
 def test_what_others_can_write_is_refused_with_the_mend(used, which):
-    path = {"folder": used, "ledger": used / LEDGER_NAME, "witness": witness_of(used)}.get(which, used.parent)
+    path = {"folder": used, "ledger": used / LEDGER_NAME, "replica": replica_of(used)}.get(which, used.parent)
     mode = path.stat().st_mode
     path.chmod(mode | 0o002)
     assert_refused(used, "chmod o-w")
@@ -183,7 +193,7 @@ def test_what_others_can_write_is_refused_with_the_mend(used, which):
 
 
 def test_files_of_the_ledger_are_the_sites_alone(used):
-    for path in (used, used / LEDGER_NAME, witness_of(used), *(used / REPLIES_NAME).iterdir()):
+    for path in (used, used / LEDGER_NAME, replica_of(used), *(used / REPLIES_NAME).iterdir()):
         assert path.stat().st_mode & 0o077 == 0
 
 
@@ -192,11 +202,11 @@ def test_files_of_the_ledger_are_the_sites_alone(used):
 
 @pytest.mark.parametrize(
     "damage",
-    ["ledger removed", "ledger cut", "ledger old", "ledger edited", "witness removed", "witness edited", "witness cut"],
+    ["ledger removed", "ledger cut", "ledger old", "ledger edited", "replica removed", "replica edited", "replica cut"],
 )
 def test_repair_mends_one_copy_from_the_other_and_gives_up_no_charge(used, damage):
     which, how = damage.split()
-    path = used / LEDGER_NAME if which == "ledger" else witness_of(used)
+    path = used / LEDGER_NAME if which == "ledger" else replica_of(used)
     content = path.read_bytes()
     if how == "removed":
         shutil.rmtree(used) if which == "ledger" else path.unlink()
@@ -208,18 +218,18 @@ def test_repair_mends_one_copy_from_the_other_and_gives_up_no_charge(used, damag
                 "edited": content.replace(b"2.0", b"9.0"),
             }[how]
         )
-    if damage != "witness cut":  # its torn end: the file has the line, so it might be an interruption's
+    if damage != "replica cut":  # its torn end: the file has the line, so it might be an interruption's
         assert_refused(used, "--repair")
     Ledger(used).repair()
     assert Ledger(used).releases() == [RELEASE, RELEASE]
-    assert (used / LEDGER_NAME).read_bytes() == witness_of(used).read_bytes()
+    assert (used / LEDGER_NAME).read_bytes() == replica_of(used).read_bytes()
     assert [change["kind"] for change in Ledger(used).changes()] == ["open", "repair"]
     charge(used, 3)
     assert Ledger(used).releases() == [RELEASE] * 3
 
 
 def test_repair_refuses_where_no_copy_holds_all_that_the_other_one_says(used):
-    path, witness = used / LEDGER_NAME, witness_of(used)
+    path, replica = used / LEDGER_NAME, replica_of(used)
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     for ledger, second in (
@@ -228,18 +238,18 @@ def test_repair_refuses_where_no_copy_holds_all_that_the_other_one_says(used):
         (b"", b""),
     ):
         path.write_bytes(ledger)
-        witness.write_bytes(second)
+        replica.write_bytes(second)
         with pytest.raises(LedgerError, match="from a backup"):
             Ledger(used).repair()
-        assert (path.read_bytes(), witness.read_bytes()) == (ledger, second), "nothing was touched"
+        assert (path.read_bytes(), replica.read_bytes()) == (ledger, second), "nothing was touched"
 
 
 def test_repair_refuses_two_ledgers_that_parted(used, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(used, tmp_path / name / "ledger")
-        shutil.copy(witness_of(used), tmp_path / name)
+        shutil.copy(replica_of(used), tmp_path / name)
         charge(tmp_path / name / "ledger", 3 if name == "one" else 4)
-    shutil.copy(tmp_path / "two" / "ledger.witness", tmp_path / "one")
+    shutil.copy(tmp_path / "two" / "ledger.replica", tmp_path / "one")
     with pytest.raises(LedgerError, match="from a backup"):
         Ledger(tmp_path / "one" / "ledger").repair()
 
@@ -288,12 +298,12 @@ def test_a_reply_that_cannot_be_kept_may_not_leave(folder, monkeypatch):
 
 @pytest.mark.parametrize(("num_bytes", "rubbish"), [(1, b""), (40, b""), (-1, b""), (40, bytes(4096))])
 def test_a_line_half_written_when_the_power_failed_is_written_again(used, num_bytes, rubbish):
-    path, witness = used / LEDGER_NAME, witness_of(used)
+    path, replica = used / LEDGER_NAME, replica_of(used)
     before = path.read_bytes()
     charge(used, 3)
     line = path.read_bytes()[len(before) :].splitlines(keepends=True)[0]
     path.write_bytes(before + line[:num_bytes] + rubbish)
-    witness.write_bytes(before)
+    replica.write_bytes(before)
     assert Ledger(used).releases() == [RELEASE, RELEASE]
     charge(used, 3)
     assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
@@ -303,17 +313,17 @@ def test_a_line_half_written_when_the_power_failed_is_written_again(used, num_by
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 40, -1])
 def test_a_line_that_the_second_copy_lacks_or_has_in_part_counts(used, num_bytes):
-    before = witness_of(used).read_bytes()
+    before = replica_of(used).read_bytes()
     Ledger(used).reserve("run", 3, RELEASE, DELTA, 100)
-    line = witness_of(used).read_bytes()[len(before) :]
-    witness_of(used).write_bytes(before + line[:num_bytes])
+    line = replica_of(used).read_bytes()[len(before) :]
+    replica_of(used).write_bytes(before + line[:num_bytes])
     assert Ledger(used).releases() == [RELEASE, RELEASE, RELEASE]
-    assert witness_of(used).read_bytes() == (used / LEDGER_NAME).read_bytes()
+    assert replica_of(used).read_bytes() == (used / LEDGER_NAME).read_bytes()
 
 
 def test_both_copies_cut_alike_within_a_line_are_refused(used):
     """No interruption cuts both: a line is begun in the second copy only when the first has all of it."""
-    for path in (used / LEDGER_NAME, witness_of(used)):
+    for path in (used / LEDGER_NAME, replica_of(used)):
         path.write_bytes(path.read_bytes()[:-5])
     assert_refused(used, "cut")
 
@@ -363,7 +373,7 @@ def test_a_disk_that_fills_up_at_any_byte_loses_no_charge_and_allows_no_training
 @pytest.mark.parametrize("link", ["symbolic", "hard", "into the folder"])
 def test_a_second_copy_that_is_the_first_one_is_refused(used, link):
     """It would agree with the ledger whatever became of it."""
-    copy = witness_of(used)
+    copy = replica_of(used)
     content = copy.read_bytes()
     copy.unlink()
     if link == "hard":
@@ -380,7 +390,7 @@ def test_a_second_copy_that_is_the_first_one_is_refused(used, link):
 
 
 def hold(folder, inside, go_on):
-    with Ledger(folder)._chain.locked():
+    with Ledger(folder)._log.locked():
         inside.set()
         go_on.wait(30)
 
@@ -405,7 +415,7 @@ def test_a_lock_file_that_is_deleted_lets_nobody_in(used):
 def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path, monkeypatch):
     """Two that waited for one file, deleted meanwhile, do not both get in: where folders cannot be locked."""
     path = tmp_path / "lock"
-    first = chain._locked_file(path)
+    first = hash_chained_log._locked_file(path)
     first.__enter__()
     inside, asked = threading.Event(), threading.Event()
 
@@ -413,11 +423,11 @@ def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path, monkeypatch):
         asked.set()
         fcntl.flock(descriptor, operation)
 
-    monkeypatch.setattr(chain, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX))
+    monkeypatch.setattr(hash_chained_log, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX))
 
     def wait():
-        with chain._locked_file(path):
-            assert chain._is_open_as(os.open(path, os.O_RDONLY), path)
+        with hash_chained_log._locked_file(path):
+            assert hash_chained_log._is_open_as(os.open(path, os.O_RDONLY), path)
             inside.set()
 
     waiting = threading.Thread(target=wait)
@@ -425,7 +435,7 @@ def test_a_lock_on_a_file_that_is_gone_is_taken_again(tmp_path, monkeypatch):
     assert asked.wait(30), "it has opened the file that goes"
     path.unlink()
     path.touch()
-    newest = chain._locked_file(path)
+    newest = hash_chained_log._locked_file(path)
     newest.__enter__()
     first.__exit__(None, None, None)
     assert not inside.wait(0.5), "it held a lock that nobody else can see"

@@ -26,7 +26,7 @@ MINIMAL = "name: north\nvendors: {Siemens: 40}\nnominal_patients: 40\n"
             9,
             data="/a path: with # é " + "and 'quotes' \"too\" " * 9,
             ledger="~",
-            ledger_witness="../copy",
+            ledger_replica="../copy",
             policy=SitePolicy(
                 min_patients=9,
                 max_grad_norm=0.1,
@@ -91,10 +91,17 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
     for site in (load_site(tmp_path / "site"), load_site("site")):
         assert str(site.data_path) == "/scans/prepared"
         assert site.ledger_path == tmp_path / "site" / "ledger"
-        assert site.witness_path is None
-        assert replace(site, ledger_witness="/disk/w").witness_path == Path("/disk/w")
+        assert site.replica_path is None
+        assert replace(site, ledger_replica="/disk/w").replica_path == Path("/disk/w")
         assert site.prior_path == tmp_path / "site" / "priors" / "p.safetensors"
     assert SETTINGS.prior_path is None
+
+
+def test_the_replicas_key_of_an_earlier_version_is_read_and_said_so(tmp_path, capsys):
+    (tmp_path / SITE_FILE).write_text(MINIMAL + "ledger_witness: ../copy\n")
+    assert load_site(tmp_path) == load_site(tmp_path) == replace(SETTINGS, ledger_replica="../copy", folder=tmp_path)
+    warning = capsys.readouterr().err
+    assert warning == f"{tmp_path / SITE_FILE}: ledger_witness is now ledger_replica; the old name will go in 0.3\n"
 
 
 @pytest.mark.parametrize(
@@ -140,8 +147,10 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
         MINIMAL + "policy: {allowed_code_sha256: [abc]}\n",
         MINIMAL + "policy: {allowed_code_sha256: null}\n",
         MINIMAL + "policy: {allow_without_privacy: perhaps}\n",
-        MINIMAL + "ledger_witness: ledger/copy\n",  # would be lost with the ledger
+        MINIMAL + "ledger_replica: ledger/copy\n",  # would be lost with the ledger
+        MINIMAL + "ledger_replica: ./ledger\n",
         MINIMAL + "ledger_witness: ./ledger\n",
+        MINIMAL + "ledger_replica: a\nledger_witness: a\n",
         MINIMAL.replace("40", "forty"),
         MINIMAL.replace("40", "40.5"),
         MINIMAL.replace("40", "true"),

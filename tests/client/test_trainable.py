@@ -12,7 +12,7 @@ from fedcmr.client.check.folder import check
 from fedcmr.client.cli import main
 from fedcmr.client.deployment.connection import examine
 from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, write_site
-from fedcmr.client.trainable import LEFT_OUT, judge, trainable
+from fedcmr.client.trainable import LEFT_OUT, checked, trainable
 from fedcmr.client.training import load_patients
 from fedcmr.shared.case import ED, LV, MYO, load_cases, read_index, save_case, write_index
 from fedcmr.shared.errors import UserError
@@ -159,7 +159,7 @@ def test_a_file_is_a_case_or_a_count_whatever_byte_of_it_is_damaged(cases):
         damaged = bytearray(content)
         damaged[min(int(rng.choice(starts)) + int(rng.integers(120)), len(content) - 1)] = int(rng.integers(256))
         path.write_bytes(damaged)
-        found = judge(cases, read_index(cases)[0], named_twice=False, vendors=None)
+        found = checked(cases, read_index(cases)[0], named_twice=False, vendors=None)
         codes.add(found if isinstance(found, str) else "a case")
     assert codes == {"a case", "case-unreadable"}
 

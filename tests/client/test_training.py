@@ -152,7 +152,7 @@ def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
     assert np.std(update) == pytest.approx(expected, rel=0.3)
 
 
-def test_a_patient_with_a_non_finite_picture_counts_as_nothing(prior, patients, arrays):
+def test_a_patient_with_a_non_finite_image_counts_as_nothing(prior, patients, arrays):
     broken = Patient(
         "p9", torch.full((1, 2, 64, 64), torch.nan), patients[0].masks[:1], patients[0].styles, patients[0].vendors[:1]
     )
@@ -183,7 +183,7 @@ def test_one_adapters_training_leaves_nothing_for_the_next(prior, tiny_prior, pa
 
 def test_private_statistics_are_a_two_step_mean_with_the_sites_own_noise(patients):
     """The noise is the ledger's: its spread over releases is that of `fedcmr.shared.style_statistics.noise_std`."""
-    # Little enough that the second look is not clipped for the first one's noise.
+    # Little enough that the second step is not clipped for the first one's noise.
     mechanism = replace(NOISY, max_grad_norm=20.0, noise_multiplier=0.05)
     released = np.array([style_statistics(patients, mechanism, [4])[0] for _ in range(200)])
     assert released.std(axis=0).mean() == pytest.approx(noise_std(20.0, 0.05, 4)[0], rel=0.1)

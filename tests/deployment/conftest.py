@@ -72,7 +72,7 @@ class Study:
         """Sites that have spent nothing, with this policy."""
         for folder in self.sites.values():
             shutil.rmtree(folder / "ledger", ignore_errors=True)
-            (folder / "ledger.witness").unlink(missing_ok=True)
+            (folder / "ledger.replica").unlink(missing_ok=True)
             change_site(folder, ledger="ledger", policy=SitePolicy(allowed_code_sha256=[code_sha256()], **policy))
 
     @contextmanager
@@ -156,7 +156,7 @@ def wait_for(condition, what, every_s=0.5):
 
 
 def start_run(study, run, *options):
-    """`fedcmr-server run` in a process of its own, with its output in a file beside the run folder."""
+    """`fedcmr-server run` in a process of its own, with its output in a file next to the run folder."""
     command = [sys.executable, "-m", "fedcmr.server.cli", "run", study.folder, "--out", run, *options]
     with run.with_suffix(".log").open("a") as log:
         return subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)

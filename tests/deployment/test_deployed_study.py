@@ -61,7 +61,7 @@ def test_a_study_between_institutions_ends_with_its_report(deployed, joined, cap
         assert len(Ledger(folder / "ledger").charges()) == len(metadata["sites"][name]["releases"]) == 2
         assert not list((folder / "flwr").rglob("*.npz")), "no scan is copied into Flower's folder"
     assert server_cli.main(["run", str(deployed.folder)]) == 2, "a finished run is not begun again by accident"
-    assert re.search(r"--resume goes on with it", capfd.readouterr().err)
+    assert re.search(r"--resume continues it", capfd.readouterr().err)
 
 
 def test_without_privacy_the_weights_are_those_of_one_process_tree(deployed, joined, tmp_path):

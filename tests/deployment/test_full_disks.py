@@ -1,4 +1,4 @@
-"""The disks of a site and of the server fill up during a deployed study; with room again it goes on as if not."""
+"""The disks of a site and of the server fill up during a deployed study; with space again it continues as if not."""
 
 import pytest
 

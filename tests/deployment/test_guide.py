@@ -14,7 +14,7 @@ from fedcmr.shared.records import CODES, OK
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 PARSERS = {"fedcmr-client": client_cli._parser, "fedcmr-server": server_cli._parser}
-BLOCKS = "".join(re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S))
+BLOCKS = "".join(re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S)).replace("\\\n", "")
 COMMANDS = re.findall(r"^(fedcmr-(?:client|server) [a-z][^#\n]*)", BLOCKS, re.M)
 INLINE = re.findall(r"`(fedcmr-(?:client|server) \w+)[^`]*`", GUIDE)
 

@@ -1,4 +1,4 @@
-"""One hospital of three sends what no honest one would, over the real engine: the round goes on with the others."""
+"""One hospital of three sends what no honest one would, over the real engine: the round continues with the others."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The files that run site and coordinator as services, judged by the programs that read such files.
+"""The files that run site and coordinator as services, checked by the programs that read such files.
 
 No unit is started and no image is built here: `systemd-analyze` and Compose's own reader say that the files are
 understood and how far a unit is closed, hadolint what is unwise in the Dockerfile.
@@ -32,7 +32,7 @@ SITE = SiteSettings(
     {"GE": 40},
     40,
     data="/data/cases",
-    ledger_witness="/mnt/other/witness.jsonl",
+    ledger_replica="/mnt/other/replica.jsonl",
     prior="p.safetensors",
     coordinator="study.test:443",
     authority="ca.crt",
@@ -101,7 +101,7 @@ def test_no_unit_has_a_way_to_more(tmp_path):
         assert {f"CapabilityBoundingSet={port}", f"AmbientCapabilities={port}"} <= lines
 
 
-def test_a_site_writes_to_its_folder_and_its_witness_alone(tmp_path):
+def test_a_site_writes_to_its_folder_and_its_replica_alone(tmp_path):
     text = service_files(SITE, "systemd", "fedcmr", PROGRAM)[UNIT]
     assert "\nReadWritePaths=/srv/fedcmr/site /mnt/other\n" in text
     read_only = re.search(r"\nReadOnlyPaths=(.*)\n", text)[1].split()

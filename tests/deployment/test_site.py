@@ -275,12 +275,12 @@ def test_half_of_a_deployment_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", [".", "site.yaml", "train", "train/cases", "train/cases.csv", "ledger", "ledger.witness"]
+    "name", [".", "site.yaml", "train", "train/cases", "train/cases.csv", "ledger", "ledger.replica"]
 )
 def test_what_other_accounts_may_use_is_named_with_its_remedy(site, serve, name):
     change_site(site, coordinator=f"127.0.0.1:{serve()}")
     (site / "ledger").mkdir(mode=0o700)
-    (site / "ledger.witness").touch(mode=0o600)
+    (site / "ledger.replica").touch(mode=0o600)
     path = site / name
     path.chmod(0o750 if path.is_dir() else 0o640)
     found = troubles(site)
@@ -300,35 +300,35 @@ def test_a_ledger_that_could_be_taken_back_as_a_whole_does_not_join(site, serve,
     """A backup of the disk, or of the site's folder, once took both copies back and nothing noticed."""
     change_site(site, coordinator=f"127.0.0.1:{serve()}", ledger_same_disk=False)
     assert list(troubles(site)) == ["ledger"] and "own folder" in troubles(site)["ledger"], (
-        "beside the ledger, as before"
+        "next to the ledger, as before"
     )
-    change_site(site, ledger_witness="copy.jsonl")
+    change_site(site, ledger_replica="copy.jsonl")
     assert "own folder" in troubles(site)["ledger"]
-    change_site(site, ledger_witness="../copy.jsonl")
+    change_site(site, ledger_replica="../copy.jsonl")
     assert "one file system" in troubles(site)["ledger"] and "ledger_same_disk: true" in troubles(site)["ledger"]
     assert main(["join", str(site)]) == 2
     (site / "disk").symlink_to(other_disk)
-    change_site(site, ledger_witness="disk/copy.jsonl")
+    change_site(site, ledger_replica="disk/copy.jsonl")
     assert troubles(site) == {}, "a link to another disk is another disk"
-    change_site(site, ledger_witness=str(other_disk / "copy.jsonl"))
+    change_site(site, ledger_replica=str(other_disk / "copy.jsonl"))
     assert troubles(site) == {}
     (other_disk / "link.jsonl").symlink_to(tmp_path / "copy.jsonl")
-    change_site(site, ledger_witness=str(other_disk / "link.jsonl"))
+    change_site(site, ledger_replica=str(other_disk / "link.jsonl"))
     assert "one file system" in troubles(site)["ledger"], "a link on another disk is no copy there"
-    change_site(site, ledger_witness=str(other_disk / "none" / "copy.jsonl"))
+    change_site(site, ledger_replica=str(other_disk / "none" / "copy.jsonl"))
     assert "mount" in troubles(site)["ledger"]
-    change_site(site, ledger_witness=None, ledger_same_disk=True)
+    change_site(site, ledger_replica=None, ledger_same_disk=True)
     texts = {found.name: found.text for found in examine(load_site(site))}
     assert troubles(site) == {} and "forgets" in texts["ledger"], "what was chosen is said every time"
 
 
-def test_the_ledger_of_the_test_patients_may_not_lie_beside_its_own_second_copy(site, serve, other_disk):
+def test_the_ledger_of_the_test_patients_may_not_lie_next_to_its_own_second_copy(site, serve, other_disk):
     change_site(
         site,
         coordinator=f"127.0.0.1:{serve()}",
         ledger_same_disk=False,
         test="test",
-        ledger_witness=str(other_disk / "copy.jsonl"),
+        ledger_replica=str(other_disk / "copy.jsonl"),
     )
     shutil.copytree(site / "train", site / "test")
     assert troubles(site) == {}
@@ -336,7 +336,7 @@ def test_the_ledger_of_the_test_patients_may_not_lie_beside_its_own_second_copy(
     assert "one file system" in troubles(site)["ledger"] and "test_ledger" in troubles(site)["ledger"]
 
 
-@pytest.mark.parametrize("moved", ["ledger", "ledger.witness"])
+@pytest.mark.parametrize("moved", ["ledger", "ledger.replica"])
 def test_a_ledger_that_was_moved_aside_is_noticed(site, serve, moved):
     """A second ledger over the same patients starts at nothing spent."""
     change_site(site, coordinator=f"127.0.0.1:{serve()}")
@@ -345,8 +345,8 @@ def test_a_ledger_that_was_moved_aside_is_noticed(site, serve, moved):
     ledger.reserve("run", 1, Release(4.0, 1.0, 1), 1e-3, 8)
     assert troubles(site) == {}
     (site / "ledger").rename(site / "old")
-    (site / "ledger.witness").rename(site / "old.witness")
-    shutil.rmtree(site / "old") if moved == "ledger.witness" else (site / "old.witness").unlink()
+    (site / "ledger.replica").rename(site / "old.replica")
+    shutil.rmtree(site / "old") if moved == "ledger.replica" else (site / "old.replica").unlink()
     assert "old" in troubles(site)["ledger"] and "is spent" in troubles(site)["ledger"]
 
 

@@ -56,14 +56,14 @@ def test_a_study_outlives_its_superlink_and_a_supernode(deployed, tmp_path):
         assert server("run", deployed.folder, "--rehearsal", "--test", deployed.test, "--set", *settings) == 2
         rehearsed = json.loads((deployed.folder / "rehearsal.json").read_text())
         assert set(rehearsed["sites"]["c"]["codes"].values()) == {"code-not-allowed"} and rehearsed["unnamed"] == []
-        assert len(rehearsed["reasons"]) == 1 and "no site would judge" in rehearsed["reasons"][0]
+        assert len(rehearsed["reasons"]) == 1 and "no site would evaluate" in rehearsed["reasons"][0]
         first = start_run(deployed, run, "--test", deployed.test, "--set", *settings)
         wait_for(lambda: len(rounds(run)) >= 1, "the first round")
-        (run / FILE_NAME).write_text("{}")  # of the time before; a run that goes on is told anew
+        (run / FILE_NAME).write_text("{}")  # of the time before; a run that resumes is told anew
         coordinator = load_coordinator(deployed.folder)
         os.kill(running_pid(coordinator, SUPERLINK), signal.SIGKILL)
         assert first.wait(timeout=PATIENCE_S) == 2
-        assert "goes on where it stopped" in run.with_suffix(".log").read_text()
+        assert "resumes where it stopped" in run.with_suffix(".log").read_text()
         done_before = len(rounds(run))
         assert done_before < 4
 

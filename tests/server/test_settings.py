@@ -91,7 +91,11 @@ def value_of(config: Config, key: str):
 
 def other_value(key: str) -> str:
     """A legal value of a key that is not its default, as YAML."""
-    named = {"federation.adapter": "statistics", "evaluation.cross_vendor": "[synthetic]"}
+    named = {
+        "federation.adapter": "statistics",
+        "evaluation.cross_vendor": "[synthetic]",
+        "evaluation.show_real_images": "true",
+    }
     return named.get(key) or str(value_of(load("default"), key) / 2)
 
 

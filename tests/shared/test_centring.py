@@ -60,7 +60,7 @@ def test_of_several_finds_the_one_in_muscle_counts():
     assert not ventricles(torch.where(labels == MYO, 0, labels)).any()
 
 
-def test_pictures_without_a_heart_stay_as_they_are():
+def test_images_without_a_heart_stay_as_they_are():
     blank = [torch.full((3, 2, 64, 64), -0.8), torch.full((2, 2, 64, 64), -0.8)]
     for before, after in zip(blank, centred(blank), strict=True):
         assert torch.equal(before, after)

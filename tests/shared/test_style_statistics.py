@@ -45,7 +45,7 @@ class Recorder:
 
 @pytest.mark.parametrize("outlier", [np.full(11, 1e9), np.full(11, np.nan), np.eye(11)[0] * 4.0])
 def test_one_patient_moves_each_look_by_no_more_than_its_clip(outlier, monkeypatch):
-    """Sums of both looks, with and without a patient; the second at the same centre, as its privacy is counted."""
+    """Sums of both steps, with and without a patient; the second at the same centre, as its privacy is counted."""
     sums = []
 
     def spy(per_patient, clip, noise_multiplier, dimension, rng):
@@ -66,7 +66,7 @@ def test_one_patient_moves_each_look_by_no_more_than_its_clip(outlier, monkeypat
 def test_both_looks_draw_the_noise_that_is_charged():
     recorder = Recorder()
     two_step_mean(styles_of(10), 4.0, 1.5, 10, recorder)
-    assert recorder.scales == [1.5 * 4.0, 1.5 * 1.0], "noise multiplier times the look's own bound"
+    assert recorder.scales == [1.5 * 4.0, 1.5 * 1.0], "noise multiplier times the step's own bound"
 
 
 def test_a_narrower_second_look_measures_a_far_vendor_where_a_single_one_could_not():
@@ -75,6 +75,6 @@ def test_a_narrower_second_look_measures_a_far_vendor_where_a_single_one_could_n
         (square - mean**2 - styles.var(axis=0))
         for mean, square in (two_step_mean(styles, 4.0, 0.96, 40, os_generator()) for _ in range(200))
     ]
-    single = 0.68 * np.sqrt(2) * 4.0**2 / 2 / 40  # noise of the square in one look with the same budget
+    single = 0.68 * np.sqrt(2) * 4.0**2 / 2 / 40  # noise of the square in one step with the same budget
     assert np.std(errors) < 0.6 * single
     assert SECOND_NORM < 1

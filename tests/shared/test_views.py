@@ -1,4 +1,4 @@
-"""From a case to the networks' pictures: geometry in millimetres, masks stay labels."""
+"""From a case to the networks' images: geometry in millimetres, masks stay labels."""
 
 import numpy as np
 import pytest

@@ -111,7 +111,7 @@ def test_too_few_patients_everywhere_end_the_run_with_a_line(make_study):
 
 
 def test_a_round_in_which_the_work_of_all_sites_failed_is_lost_and_no_other(make_study, monkeypatch):
-    """As after a power cut: the charge stands, its failure is final, and the study goes on with the next round."""
+    """As after a power cut: the charge stands, its failure is final, and the study continues with the next round."""
     real = training.fine_tune
 
     def failing(generator, patients, arrays, mechanism, steps, *rest):

@@ -145,12 +145,12 @@ def _warnings(
     by_issuer = "issuers-apart" if issuers_differ else "several-issuers"
     warnings = {}
     for key, images in studies.items():
-        doubts = {
+        findings = {
             "conflicting-patient-id": key[0] in conflicting,
             by_issuer: len(issuers[numbers[key]]) > 1 and not is_placeholder(numbers[key]),
             "two-numbers-one-person": not doubled.isdisjoint(_persons(images)),
         }
-        warnings[key] = tuple(code for code, applies in doubts.items() if applies)
+        warnings[key] = tuple(code for code, applies in findings.items() if applies)
     return warnings
 
 

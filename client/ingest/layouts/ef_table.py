@@ -57,12 +57,12 @@ def with_ejection_fractions(studies: Sequence[Study], table: Mapping[str, float]
     it is. Nor can it where several patients' numbers are the same.
     """
     counts = Counter(same_patient(study.spelt) for study in studies)
-    told = []
+    labelled = []
     for study in studies:
         alone = counts[same_patient(study.spelt)] == 1
         ef = next((table[name] for name in names_of(study) if alone and name in table), math.nan)
-        told.append(replace(study, read=partial(_read, study, ef)))
-    return told
+        labelled.append(replace(study, read=partial(_read, study, ef)))
+    return labelled
 
 
 def names_of(study: Study) -> tuple[str, ...]:

@@ -40,5 +40,5 @@ class LowRankLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (N, in) -> (N, out)."""
         out = super().forward(x)
-        # Beside W, not added to it: in bf16 the sum would swallow a small update.
+        # Next to W, not added to it: in bf16 the sum would swallow a small update.
         return out if self.lora_b is None else out + F.linear(F.linear(x, self.lora_a), self.lora_b)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedcmr.client.check.contact_sheet import picture_of
+from fedcmr.client.check.contact_sheet import image_of
 from fedcmr.client.check.flags import FLAGS, flags_of
 from fedcmr.client.check.folder import check, complain, write_report
 from fedcmr.client.check.report import TROUBLES
@@ -31,7 +31,7 @@ def make_case(
     group=None,
     seed=0,
 ) -> Case:
-    """A cavity in its wall beside another cavity, contracting, darker muscle around it, noise."""
+    """A cavity in its wall next to another cavity, contracting, darker muscle around it, noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:96, :96] - np.array(middle)[:, None, None]
     masks = np.zeros((2, num_slices, 96, 96), np.uint8)
@@ -60,7 +60,7 @@ def write(folder, *cases, refused=None, details=None):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Seven cases of six patients, three of them odd, with everything that `prepare` leaves beside them."""
+    """Seven cases of six patients, three of them odd, with everything that `prepare` leaves next to them."""
     cases = [make_case(f"p{i:02d}", num_slices=8 + i, spacing=8 + i, cavities=(16, 8 + 1.3 * i)) for i in range(4)]
     cases += [
         make_case("p04", num_slices=4, vendor="Siemens", tesla=3.0, group="p00"),
@@ -262,15 +262,15 @@ def test_contours_enclose_the_masks_and_nothing_else():
     masks[ED, 4, 40:44, 40:44] = RV  # an island within the wall and the cavity
     masks[ES, 4, :6, :9] = RV  # and one in the corner
     case = replace(case, masks=masks)
-    picture = picture_of(case)
-    assert (picture.slice_number, picture.width, picture.height) == (5, 194, 96)
+    image = image_of(case)
+    assert (image.slice_number, image.width, image.height) == (5, 194, 96)
     areas = {"lv": masks[:, 4] == LV, "rv": masks[:, 4] == RV, "myo": np.isin(masks[:, 4], (MYO, LV))}
     middles = np.stack(np.meshgrid(np.arange(194) + 0.5, np.arange(96) + 0.5), axis=-1).reshape(-1, 2)
     for name, area in areas.items():
         expected = np.zeros((96, 194), bool)
         expected[:, :96], expected[:, 98:] = area
         inside = np.zeros(96 * 194, int)
-        for curve in picture.contours[name].split("M")[1:]:
+        for curve in image.contours[name].split("M")[1:]:
             start, moves = curve.rstrip("Z").split("l")
             steps = np.array(moves.replace("-", " -").split(), int).reshape(-1, 2)
             points = np.cumsum([np.array(start.split(), int), *steps], axis=0) / 2

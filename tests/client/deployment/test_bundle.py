@@ -1,4 +1,4 @@
-"""A site lets in the version that it has reviewed and no other, judged before anything is unpacked."""
+"""A site lets in the version that it has reviewed and no other, checked before anything is unpacked."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from flwr.common.config import get_project_dir
 
 from fedcmr.client.code_hash import code_sha256, sha256_of_files
 from fedcmr.client.deployment.bundle import BundleRefused, check_bundle
-from fedcmr.client.deployment.clientapp import judging
+from fedcmr.client.deployment.clientapp import checking
 from fedcmr.client.deployment.commands import write_commands
 from fedcmr.shared.errors import UserError
 from fedcmr.simulations.flower_engine import ROOT
@@ -111,7 +111,7 @@ def test_an_empty_list_lets_nothing_in():
 def flower(tmp_path, monkeypatch):
     """Flower's own unpacking into a folder of this test, made to refuse; a loader that tells from which folder."""
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    unpack, make_loader = judging([code_sha256()], install_from_fab, lambda: get_project_dir, get_project_dir)
+    unpack, make_loader = checking([code_sha256()], install_from_fab, lambda: get_project_dir, get_project_dir)
     return partial(unpack, skip_prompt=True), make_loader
 
 
@@ -130,7 +130,7 @@ def words(content: bytes) -> tuple[str, str, str]:
     return "fedcmr/fedcmr", "1.0.0", sha256(content).decode()
 
 
-def test_a_judged_bundle_is_loaded_from_where_it_was_unpacked(flower):
+def test_a_checked_bundle_is_loaded_from_where_it_was_unpacked(flower):
     unpack, make_loader = flower
     folder = unpack(bundle())
     assert make_loader()(*words(bundle())) == folder and (folder / "client" / "app.py").is_file()
@@ -139,7 +139,7 @@ def test_a_judged_bundle_is_loaded_from_where_it_was_unpacked(flower):
     assert unpack(bundle()) == folder, "the next message finds it there"
 
 
-def test_nothing_is_loaded_that_was_not_judged(flower):
+def test_nothing_is_loaded_that_was_not_checked(flower):
     with pytest.raises(BundleRefused):
         flower[1]()(*words(bundle()))
 

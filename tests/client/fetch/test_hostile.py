@@ -30,7 +30,7 @@ GOOD = file_of()
 
 
 def zipped(**members: bytes) -> bytes:
-    """A zip of these members, beside those of a good case."""
+    """A zip of these members, next to those of a good case."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(GOOD)) as good, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in good.namelist():
@@ -103,7 +103,7 @@ SENT = {
     "the same case again": lambda: case("a"),
     "a case before the last one": lambda: case("A"),
     "an unknown vendor": lambda: case(vendor="=cmd()"),
-    "a case not asked for": lambda: case(vendor="Philips"),
+    "a case not requested": lambda: case(vendor="Philips"),
     "an impossible ejection fraction": lambda: case(ef=1.5),
     "an infinite ejection fraction": lambda: case(ef=float("inf")),
     "a free text": lambda: case(pathology="Jane Doe, 1950"),

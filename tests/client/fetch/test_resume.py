@@ -85,7 +85,7 @@ def test_a_server_that_is_killed_and_started_again_is_found(
         str(place.folder),
         "--port",
         str(free_port),
-        "--no-fresh",
+        "--no-on-demand",
     ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def test_a_supervisor_s_stop_is_no_error(finished, place, free_port, capsys):
 
     client = threading.Thread(target=while_served)
     client.start()
-    arguments = ["deliver", str(finished.path), "--folder", str(place.folder), "--no-fresh"]
+    arguments = ["deliver", str(finished.path), "--folder", str(place.folder), "--no-on-demand"]
     settings = Coordinator("pilot", ["127.0.0.1"], delivery_port=free_port, folder=place.folder)
     write_coordinator(settings)
     try:
@@ -144,8 +144,8 @@ def test_a_case_that_a_power_cut_has_emptied_comes_again(service, expected, fetc
     assert content(tmp_path / "out") == expected
 
 
-def test_fresh_cases_resume_where_they_broke(place, offer, sampler, fetch, tmp_path):
-    options = ("--fresh", 30, "--seed", 7)
+def test_cases_on_demand_resume_where_they_broke(place, offer, sampler, fetch, tmp_path):
+    options = ("--on-demand", 30, "--seed", 7)
     with Service(place.folder, replace(offer, sampler=sampler), "127.0.0.1", 0) as service:
         assert fetch(service.port, *options, out="expected") == 0
         wire = Wire(service.port, cut_after=[500_000, 700_000], on_cut=Arriving(tmp_path / "out"))
@@ -155,6 +155,17 @@ def test_fresh_cases_resume_where_they_broke(place, offer, sampler, fetch, tmp_p
             wire.close()
         assert wire.num_cut == 2
     assert content(tmp_path / "out") == content(tmp_path / "expected")
+
+
+def test_a_folder_of_an_earlier_version_resumes_in_todays_words(place, offer, sampler, fetch, tmp_path):
+    with Service(place.folder, replace(offer, sampler=sampler), "127.0.0.1", 0) as service:
+        assert fetch(service.port, "--on-demand", 2) == 0
+        request = tmp_path / "out" / "fetch.json"
+        noted = json.loads(request.read_text())
+        noted["fresh"] = noted.pop("num_on_demand")
+        request.write_text(json.dumps(noted))
+        assert fetch(service.port, "--fresh", 2) == 0
+        assert fetch(service.port, "--fresh", 3) == 2
 
 
 def test_a_folder_of_another_request_is_left_alone(service, fetch, tmp_path, capsys):

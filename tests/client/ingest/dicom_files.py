@@ -1,4 +1,4 @@
-"""DICOM files to read in tests: one disc in a ring beside a second disc, beating, in every form that exports take."""
+"""DICOM files to read in tests: one disc in a ring next to a second disc, beating, in every form that exports take."""
 
 from pathlib import Path
 

@@ -82,7 +82,7 @@ def test_a_name_in_a_corner_is_found_whatever_its_size(scale, place, text):
     assert suspect(cine(drawn(images, mark, row, 3, images.max())))
 
 
-def test_dark_letters_on_a_bright_bar_and_turned_pictures_are_found():
+def test_dark_letters_on_a_bright_bar_and_turned_images_are_found():
     images = body()
     bar = images.copy()
     bar[..., 2:15, 2:60] = images.max()
@@ -101,7 +101,7 @@ def slanted(text: str, angle: float, scale: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("angle", [-35, -10, 5, 20, 35, 45, 60, 80, 100, 125, 170])
 def test_a_name_is_found_at_any_slant(angle):
-    """Somebody writes along the scanner's axes, somebody else along the picture's."""
+    """Somebody writes along the scanner's axes, somebody else along the image's."""
     images = body()
     mark = slanted("DOE JOHN 010160", angle)[:156, :188]
     row, column = ((extent - length) // 2 for extent, length in zip((160, 192), mark.shape, strict=True))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedcmr.client.check.contact_sheet import picture_of
+from fedcmr.client.check.contact_sheet import image_of
 from fedcmr.client.check.folder import check
-from fedcmr.client.check.page import facts, render_page
+from fedcmr.client.check.html_report import facts, render_html
 from fedcmr.client.check.report import as_json
 from fedcmr.client.cli import main
 from fedcmr.client.ingest.centring import find_frames
@@ -18,7 +18,7 @@ from fedcmr.client.ingest.drawn import with_not_drawn
 from fedcmr.client.ingest.layouts.plain import find_plain, parse_labels
 from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.prepare import prepare
-from fedcmr.client.trainable import told, trainable
+from fedcmr.client.trainable import described, trainable
 from fedcmr.client.training import load_patients
 from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, contours_of, load_cases, read_index
 from fedcmr.shared.ejection_fraction import ejection_fraction
@@ -212,16 +212,16 @@ def test_check_counts_what_is_drawn_and_what_each_patient_can_be_used_for(site, 
     assert dict(facts(report))["can be used for"] == "style statistics 3 patients, generator gradients 1, EF test 2"
     assert main(["check", str(site), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["contours"] == report.contours
-    sentence = told(trainable(site))
+    sentence = described(trainable(site))
     assert "3 patients can be trained on (GE 3), 2 of them drawn in part: for style statistics only" in sentence
 
 
 def test_the_page_shades_what_nobody_drew(site):
     by_kind = {}
     for case in load_cases(site):
-        by_kind.setdefault(case.info.contours, picture_of(case).contours)
+        by_kind.setdefault(case.info.contours, image_of(case).contours)
     assert "undrawn" in by_kind["partial"] and "undrawn" not in by_kind["drawn"] and by_kind[""] == {}
-    page = render_page(check(site))
+    page = render_html(check(site))
     assert page.count('class="undrawn" d="M') >= 2 and "drawn in part" in page and "not drawn: unknown" in page
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydicom import dcmread
 
 from fedcmr.client.check.folder import check
-from fedcmr.client.check.page import facts
+from fedcmr.client.check.html_report import facts
 from fedcmr.client.check.report import as_json
 from fedcmr.client.ingest.layouts.acdc import find_acdc
 from fedcmr.client.ingest.patient import agreed_sex, pathology_code, sex_code

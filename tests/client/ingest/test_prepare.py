@@ -217,7 +217,7 @@ def test_a_destination_keeps_to_one_key_so_that_no_patient_enters_twice(tmp_path
         prepare(tmp_path / "scans", tmp_path / "out", "acdc", key=KEY[::-1])
 
 
-def test_the_key_is_made_once_beside_the_destination_and_only_its_owner_reads_it(tmp_path):
+def test_the_key_is_made_once_next_to_the_destination_and_only_its_owner_reads_it(tmp_path):
     key = read_or_make_key(tmp_path)
     assert read_or_make_key(tmp_path) == key == read_key(tmp_path / KEY_NAME)
     assert stat.S_IMODE((tmp_path / KEY_NAME).stat().st_mode) == 0o600
@@ -310,7 +310,7 @@ def test_frames_are_scaled_between_percentiles_of_both_frames_together():
 
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("from_apex", [False, True])
-def test_masks_alone_turn_the_picture_and_order_the_slices(turns, from_apex):
+def test_masks_alone_turn_the_image_and_order_the_slices(turns, from_apex):
     images, masks = heart(110)
     turned, labels = (np.rot90(array, turns, axes=(2, 3)) for array in (images, masks))
     if from_apex:

@@ -1,4 +1,4 @@
-"""The real scans beside the project, where they are. Only the public development fold is looked at one by one."""
+"""The real scans next to the project, where they are. Only the public development fold is looked at one by one."""
 
 from collections import Counter
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_siemens_study_with_one_series_per_slice_gives_one_case(tmp_path):
     ed, es = find_frames(cine)
     assert min(ed, 25 - ed) <= 3, "end-diastole is near the R wave, where the cine starts"
     assert 6 <= es <= 13, "end-systole follows about a third of a beat later"
-    # The septum's middle, read off the picture, in pixels of 1.4 mm.
+    # The septum's middle, read off the image, in pixels of 1.4 mm.
     assert np.hypot(*np.subtract(find_centre(cine), (99, 127))) < 12
     summary = prepare(source, tmp_path / "out", "dicom", key=KEY)
     (case,) = load_cases(tmp_path / "out")

@@ -31,7 +31,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @pytest.fixture
 def cases(prior) -> list[Case]:
-    """True anatomy, painted by a generator that has learnt nothing."""
+    """True anatomy, rendered by a generator that has learnt nothing."""
     return synthesize(prior, None, SynthesisConfig(num_cases=4, num_steps=1), ["GE", "Philips"], seed=3).cases
 
 
@@ -172,7 +172,7 @@ def test_one_file_that_does_not_say_so_makes_the_folder_private(cases, tmp_path)
     assert summary.num_cases == 2 and summary.provenance == of_folder(tmp_path / "out") == PRIVATE_REAL
 
 
-def test_one_scan_beside_an_export_makes_the_folder_private_for_good(cases, tmp_path):
+def test_one_scan_next_to_an_export_makes_the_folder_private_for_good(cases, tmp_path):
     export_case(tmp_path / "export", cases[0])
     assert prepare(tmp_path / "export", tmp_path / "out", "dicom", key=KEY).provenance == SIMULATED_SCANS
     write_study(tmp_path / "scans")
@@ -204,7 +204,7 @@ def test_what_somebody_states_goes_before_what_files_say(cases, tmp_path):
     assert public_set.provenance == of_folder(tmp_path / "p") == public("Sunnybrook")
 
 
-def test_another_makers_synthetic_data_may_be_a_part_of_a_patients_picture(tmp_path):
+def test_another_makers_synthetic_data_may_be_a_part_of_a_patients_image(tmp_path):
     """YES is true of an image of which "some or all" was made (PS3.3 C.12.1)."""
     write_study(tmp_path / "scans", SyntheticData="YES", Manufacturer="Philips")
     write_study(tmp_path / "more", SyntheticData="NO", Manufacturer="fedcmr", study="1.2.9")
@@ -246,7 +246,7 @@ def complaints(*command: object) -> list[str]:
     return [line for line in lines if line.startswith(("Error", "Warning"))]
 
 
-def judged(path: Path) -> list[str]:
+def findings_of(path: Path) -> list[str]:
     """dciodvfy's complaints of a file, less those that say only that it is older than SyntheticData (0008,001C)."""
     found = complaints("dciodvfy", "-new", path)
     unknown = any("(0008,001c)" in line and "Unrecognized tag" in line for line in found)
@@ -257,7 +257,7 @@ def judged(path: Path) -> list[str]:
 def test_dciodvfy_finds_no_error(cases, tmp_path):
     for path in export_case(tmp_path, cases[0]):
         # A study of no day belongs in no DICOMDIR; StudyDate is type 2 and may be empty.
-        assert {line.split("> - ")[1] for line in judged(path)} <= {
+        assert {line.split("> - ")[1] for line in findings_of(path)} <= {
             "Missing attribute or value that would be needed to build DICOMDIR"
         }
 
@@ -285,7 +285,7 @@ def test_dciodvfy_would_have_found_it(cases, tmp_path, keyword, value):
     else:
         setattr(dataset, keyword, value)
     dataset.save_as(path)
-    assert any(keyword in line for line in judged(path))
+    assert any(keyword in line for line in findings_of(path))
 
 
 @pytest.mark.tool("dciodvfy")

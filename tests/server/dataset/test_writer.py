@@ -92,13 +92,13 @@ def test_datasheet_tells_what_was_spent(cases, tmp_path):
     assert "3 slices 9.5 mm apart, of 64 x 64 pixels" in text
 
 
-def test_datasheet_tells_whether_the_pictures_show_what_was_asked_for(cases, tmp_path):
-    asked, seen = [0.2, 0.5, 0.8], [0.25, 0.45, 0.70]
-    write_release(tmp_path / "s", cases, asked, seen, FACTS)
+def test_datasheet_tells_whether_the_images_show_what_was_requested(cases, tmp_path):
+    requested, seen = [0.2, 0.5, 0.8], [0.25, 0.45, 0.70]
+    write_release(tmp_path / "s", cases, requested, seen, FACTS)
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
-    assert f"r = {np.corrcoef(asked, seen)[0, 1]:.3f}" in text
+    assert f"r = {np.corrcoef(requested, seen)[0, 1]:.3f}" in text
     assert f"mean absolute difference {100 * np.mean([0.05, 0.05, 0.10]):.1f} " in text and "in 0 of 3 patients" in text
-    write_release(tmp_path / "s", cases, asked, [0.25, float("nan"), float("nan")], FACTS)
+    write_release(tmp_path / "s", cases, requested, [0.25, float("nan"), float("nan")], FACTS)
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
     assert "r = unknown, mean absolute difference 5.0 " in text and "in 2 of 3 patients" in text
 
@@ -164,7 +164,7 @@ def test_datasheet_answers_each_group_of_questions_and_tells_how_it_was_made(cas
     assert settings["privacy"]["target_epsilon"] == config.privacy.target_epsilon
     assert "secret" not in text and "CC BY-NC-SA" in text and "Bernard et al. (2018)" in text
     assert "The scans of all 2 sites were those of real patients, from the public data set ACDC." in text
-    assert "No site gave the style of GE: these pictures have the public prior's own." in text
+    assert "No site gave the style of GE: these images have the public prior's own." in text
     assert "on what its file does not say" in text, "this prior's file names no hearts"
     assert "| GE | 2 | 0.75 (0.75 to 0.75) | 2, 2.5 |" in text
     assert "| Siemens | 1 | 0.75 (0.75 to 0.75) | 0, unknown |" in text
@@ -197,10 +197,10 @@ def test_the_priors_own_file_says_what_it_learnt():
     assert "does not say" in prior_sentence({}) and "simulated" not in prior_sentence({})
 
 
-def test_without_privacy_the_datasheet_does_not_say_that_no_picture_shows_a_person(cases, tmp_path):
-    for epsilon, told in ((7.98, True), (None, False)):
+def test_without_privacy_the_datasheet_does_not_say_that_no_image_shows_a_person(cases, tmp_path):
+    for epsilon, promised in ((7.98, True), (None, False)):
         write_release(tmp_path / "s", cases, None, SEEN, {**FACTS, "privacy": {**PRIVACY, "epsilon": epsilon}})
-        assert ("No picture in this folder shows a person" in (tmp_path / "s" / DATASHEET_NAME).read_text()) == told
+        assert ("No image in this folder shows a person" in (tmp_path / "s" / DATASHEET_NAME).read_text()) == promised
 
 
 def test_a_broken_release_leaves_the_earlier_one(cases, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a partner gets: the released set as it is, a part of it, or fresh cases."""
+"""What a partner gets: the released set as it is, a part of it, or new cases on demand."""
 
 import math
 import shutil
@@ -56,20 +56,20 @@ def test_what_matches_nothing_is_an_error_that_tells_what_there_is(service, fetc
     assert not (tmp_path / "out").exists()
     assert fetch(service.port, "--ef", "20", "40") == 2
     assert "as fractions" in capsys.readouterr().err
-    assert fetch(service.port, "--fresh", "3") == 2
-    assert "samples no fresh cases" in capsys.readouterr().err
+    assert fetch(service.port, "--on-demand", "3") == 2
+    assert "makes no cases on demand" in capsys.readouterr().err
 
 
-def test_fresh_cases_are_what_was_asked_for(place, offer, sampler, fetch, tmp_path, capsys):
+def test_cases_on_demand_are_what_was_requested(place, offer, sampler, fetch, tmp_path, capsys):
     with Service(place.folder, Offer(**{**vars(offer), "sampler": sampler}), "127.0.0.1", 0) as service:
-        options = ("--fresh", 9, "--seed", 3, "--vendor", "Philips", "--ef", 0.3, 0.4)
+        options = ("--on-demand", 9, "--seed", 3, "--vendor", "Philips", "--ef", 0.3, 0.4)
         assert fetch(service.port, *options) == 0
         assert fetch(service.port, *options, out="again") == 0
-        assert fetch(service.port, "--fresh", 101, out="many") == 2
+        assert fetch(service.port, "--on-demand", 101, out="many") == 2
         assert "at most 100" in capsys.readouterr().err
-        assert fetch(service.port, "--fresh", 3, "--vendor", "Canon", out="canon") == 2
+        assert fetch(service.port, "--on-demand", 3, "--vendor", "Canon", out="canon") == 2
         assert "not Canon" in capsys.readouterr().err
-        assert fetch(service.port, "--fresh", 3, "--ef", 0.3, 0.301, out="narrow") == 2
+        assert fetch(service.port, "--on-demand", 3, "--ef", 0.3, 0.301, out="narrow") == 2
         assert "0.02 apart" in capsys.readouterr().err
     infos = read_index(tmp_path / "out")
     assert len(infos) == 9 and all(info.vendor == "Philips" and 0.3 <= info.ef <= 0.4 for info in infos)
@@ -78,7 +78,7 @@ def test_fresh_cases_are_what_was_asked_for(place, offer, sampler, fetch, tmp_pa
     assert "sampled with seed 3" in (tmp_path / "out" / "DATASHEET.md").read_text().splitlines()[0]
 
 
-def test_a_fresh_case_depends_on_seed_and_number_alone(sampler: OnDemandSampler):
+def test_a_case_on_demand_depends_on_seed_and_number_alone(sampler: OnDemandSampler):
     query = sampler.query(Selection(), seed=1)
     straight = list(islice(sampler.cases(query), BATCH + 4))
     for start in (0, 2, BATCH - 1, BATCH):
@@ -93,11 +93,11 @@ def test_a_fresh_case_depends_on_seed_and_number_alone(sampler: OnDemandSampler)
     assert other.info.pseudonym != straight[0].info.pseudonym and not np.array_equal(other.frames, straight[0].frames)
 
 
-def test_ejection_fractions_of_fresh_cases_are_spread_evenly_for_every_vendor(sampler: OnDemandSampler):
+def test_ejection_fractions_of_cases_on_demand_are_spread_evenly_for_every_vendor(sampler: OnDemandSampler):
     query = sampler.query(Selection(vendors=["GE", "Siemens"], min_ef=0.2, max_ef=0.7), seed=5)
-    asked = [pair for batch in range(4) for pair in zip(*query.asked(batch), strict=True)]
+    requested = [pair for batch in range(4) for pair in zip(*query.requested(batch), strict=True)]
     for vendor in ("GE", "Siemens"):
-        efs = np.sort([ef for name, ef in asked if name == vendor])
+        efs = np.sort([ef for name, ef in requested if name == vendor])
         assert len(efs) == 4 * BATCH // 2
         gaps = np.diff([0.2, *efs, 0.7])
         assert gaps.max() < 3 * 0.5 / len(efs) and math.isclose(gaps.sum(), 0.5)

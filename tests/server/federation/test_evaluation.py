@@ -132,7 +132,7 @@ def finished(make_study, tiny_evaluations):
 
 
 @pytest.mark.slow
-def test_a_study_is_judged_where_its_test_patients_are(finished, capsys):
+def test_a_study_is_evaluated_where_its_test_patients_are(finished, capsys):
     report = json.loads((finished.path / "report.json").read_text())
     found = report["federated_evaluation"]
     assert report["regression"] == {} and NOMINAL_PATIENTS < 12

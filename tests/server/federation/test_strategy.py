@@ -317,8 +317,8 @@ def test_a_site_that_lets_no_code_run_is_named_with_its_refusal_and_charged_noth
     assert not any(line["silent"] for line in state.rounds)
     assert [entry["charged"] for entry in state.releases["b"]] == [False] * 3
     assert [entry["charged"] for entry in state.releases["c"]] == [True] * 3
-    told = sentences(participation(state.rounds, SITES))
-    assert "b did not take part: refused 3 rounds (code-not-allowed)." in told
+    lines = sentences(participation(state.rounds, SITES))
+    assert "b did not take part: refused 3 rounds (code-not-allowed)." in lines
     assert "4711" not in "".join((known.path / name).read_text() for name in ("log.txt", "metrics.jsonl"))
 
 

@@ -1,4 +1,4 @@
-"""Hearts: the masks eject what was asked, nest as hearts do, and cover sick and healthy shapes."""
+"""Hearts: the masks eject what was requested, nest as hearts do, and cover sick and healthy shapes."""
 
 import numpy as np
 import pytest
@@ -14,17 +14,17 @@ NUM_SLICES = 8
 @pytest.fixture(scope="module")
 def hearts():
     rng = torch.Generator().manual_seed(3)
-    asked = torch.linspace(0.08, 0.80, 60)
-    drawn = draw_hearts(60, rng, NUM_SLICES, asked)
+    requested = torch.linspace(0.08, 0.80, 60)
+    drawn = draw_hearts(60, rng, NUM_SLICES, requested)
     masks = masks_from(distances(drawn, slice_positions(drawn, NUM_SLICES)))
-    return drawn, asked, masks
+    return drawn, requested, masks
 
 
 def test_masks_eject_what_was_asked(hearts):
-    _, asked, masks = hearts
+    _, requested, masks = hearts
     got = np.array([ejection_fraction(stack.transpose(0, 1).numpy()) for stack in masks])
-    assert np.abs(got - asked.numpy()).max() < 0.02
-    assert np.corrcoef(got, asked)[0, 1] > 0.999
+    assert np.abs(got - requested.numpy()).max() < 0.02
+    assert np.corrcoef(got, requested)[0, 1] > 0.999
 
 
 def test_ejection_fraction_equals_a_plain_loop():

@@ -61,13 +61,13 @@ def test_a_heart_without_a_region_stays_finite():
 
 def test_noise_is_added_until_the_level_is_met_and_never_removed():
     images, masks = rendered_hearts()
-    grain = STYLE_NAMES.index("noise_level")
+    noise_level = STYLE_NAMES.index("noise_level")
     own = style_vectors(images, masks)
     requested = own.clone()
-    requested[::2, grain] *= 2
-    requested[1::2, grain] *= 0.5
+    requested[::2, noise_level] *= 2
+    requested[1::2, noise_level] *= 0.5
     got = match_noise(images, masks, requested, torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(style_vectors(got, masks)[::2, grain], requested[::2, grain], rtol=0.15)
+    np.testing.assert_allclose(style_vectors(got, masks)[::2, noise_level], requested[::2, noise_level], rtol=0.15)
     assert torch.equal(got[1::2], images[1::2])
     means = [STYLE_NAMES.index(name) for name in ("lv_mean", "myo_mean", "background_mean")]
     assert (style_vectors(got, masks) - own)[:, means].abs().max() < 0.03

@@ -78,7 +78,7 @@ def change(site, before, after):
 
 def ledger_of(site):
     settings = load_site(site)
-    return Ledger(settings.test_ledger_path, settings.test_witness_path, check_test_folder(settings))
+    return Ledger(settings.test_ledger_path, settings.test_replica_path, check_test_folder(settings))
 
 
 @pytest.mark.parametrize("form", ["private", "table"])
@@ -221,11 +221,13 @@ def test_the_coordinator_sees_who_would_judge_the_model_and_at_what_cost(study, 
     show(facts)
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{found['epsilon']:.2f} at {found['delta']:g}" in shown and "no-evaluation" in shown
-    assert "2 of 3 sites would judge the model on their own test patients" in shown and "the study can start" in shown
+    assert (
+        "2 of 3 sites would evaluate the model on their own test patients" in shown and "the study can start" in shown
+    )
 
 
 def test_an_evaluation_that_no_site_would_answer_fails_the_rehearsal(study):
     _, facts = study({"a": "off"})
     assert all(site["codes"]["statistics"] == OK for site in facts["sites"].values())
-    with pytest.raises(UserError, match=r"no site would judge the model .*b: no-evaluation"):
+    with pytest.raises(UserError, match=r"no site would evaluate the model .*b: no-evaluation"):
         show(facts)

@@ -136,7 +136,7 @@ def test_real_patients_are_shown_only_where_they_are_simulated_or_it_was_allowed
             "too_few": False,
         }
         assert provenance.terms in page
-    run.config.evaluation.show_real_pictures = True
+    run.config.evaluation.show_real_images = True
     page = report_of(run)[1]
     assert page.count("data:image/png") == 10 and "Real test patients" in page
 
@@ -244,4 +244,4 @@ def test_the_terminals_table_has_the_plain_names(run):
 
 
 def test_the_settings_default_hides_real_patients():
-    assert load("default").evaluation.show_real_pictures is False
+    assert load("default").evaluation.show_real_images is False

@@ -114,13 +114,13 @@ def test_hidden_images_and_missing_parts_are_named():
     ):
         assert text in listed, text
     listed = " ".join(limitations(report_with(simulated=False), shown=[]))
-    assert "evaluation.show_real_pictures=true" in listed and "simulated" not in listed
+    assert "evaluation.show_real_images=true" in listed and "simulated" not in listed
     listed = " ".join(
         limitations(
             report_with(matrix={"real": {}}, uncertainty={"a": {}}, audit={}), shown=["hospitals", "mnms", "acdc"]
         )
     )
-    for text in ("show_real_pictures", "evaluation was not run", "uncertainty", "Attacks"):
+    for text in ("show_real_images", "evaluation was not run", "uncertainty", "Attacks"):
         assert text not in listed, text
 
 

@@ -41,7 +41,7 @@ AUDIT = {
         }
     },
     "copies": {
-        "num_pictures": 36,
+        "num_images": 36,
         "num_training": 12,
         "num_held_out": 4,
         "share": 0.55,

@@ -105,7 +105,7 @@ def test_dice_of_known_squares():
     assert overlap["lv"] == pytest.approx(2 * 8 / (16 + 16)) and np.isnan(overlap["rv"])
 
 
-def test_masks_move_with_their_pictures():
+def test_masks_move_with_their_images():
     """Images whose only bright part is the cavity: after the augmentation the mask still lies on it."""
     masks = simulate_hearts(16, seed=5).masks
     images, moved = random_views(Examples((masks == LV).to(torch.uint8) * 200, masks), 32, seed=0, step=1)

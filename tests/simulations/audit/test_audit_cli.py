@@ -74,7 +74,7 @@ def test_a_run_is_audited_and_its_report_has_the_section(finished, command, tmp_
     assert len(tables) == 3 and all(len(row) == len(table.headings) for table in tables for row in table.rows)
 
 
-def test_pictures_of_patients_are_drawn_only_where_these_are_simulated(finished, command, tmp_path):
+def test_images_of_patients_are_drawn_only_where_these_are_simulated(finished, command, tmp_path):
     """Nobody said where these scans come from, and unknown counts as real."""
     assert command("copies", finished.path, "--cases", 1)[0] == 0
     assert not list(finished.path.glob("*.png"))

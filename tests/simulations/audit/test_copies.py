@@ -10,13 +10,13 @@ import torch
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
 from fedcmr.server.generation.rendering import render
 from fedcmr.shared.views import with_heart
-from fedcmr.simulations.audit.copies import Pictures, audit, compare, rings, share_interval, share_nearer
+from fedcmr.simulations.audit.copies import Pairs, audit, compare, rings, share_interval, share_nearer
 from fedcmr.simulations.audit.tables import draw_pairs
 
 NUM_TRAINING, NUM_HELD_OUT, NUM_FRESH = 12, 8, 8
 
 
-def hearts(num: int, seed: int) -> Pictures:
+def hearts(num: int, seed: int) -> Pairs:
     """Rendered hearts, three slices each."""
     rng = torch.Generator().manual_seed(seed)
     drawn = draw_hearts(num, rng, 3)
@@ -24,7 +24,7 @@ def hearts(num: int, seed: int) -> Pictures:
     images, masks = render(drawn, d, rng).flatten(0, 1), masks_from(d).flatten(0, 1)
     keep = with_heart(masks)
     owner = np.repeat(np.arange(num), 3)[keep.numpy()]
-    return Pictures(images[keep], masks[keep], owner, [f"{seed}-{index}" for index in range(num)])
+    return Pairs(images[keep], masks[keep], owner, [f"{seed}-{index}" for index in range(num)])
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,17 @@ def fresh():
     return hearts(NUM_FRESH, 3)
 
 
-def planted(training: Pictures, quarter_turns: int, flip: bool, shift: int, noise: float) -> Pictures:
-    """The training pictures after all that a generator may do to hide a copy."""
+def planted(training: Pairs, quarter_turns: int, flip: bool, shift: int, noise: float) -> Pairs:
+    """The training images after all that a generator may do to hide a copy."""
     images, masks = training.images, training.masks
     if flip:
         images, masks = images.flip(-1), masks.flip(-1)
     images, masks = (x.rot90(quarter_turns, (-2, -1)).roll(shift, -1) for x in (images, masks))
-    grain = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return replace(training, images=(0.8 * images + 0.1 + noise * grain).clamp(-1, 1), masks=masks)
+    pattern = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return replace(training, images=(0.8 * images + 0.1 + noise * pattern).clamp(-1, 1), masks=masks)
 
 
-def found(synthetic: Pictures, training: Pictures, held_out: Pictures):
+def found(synthetic: Pairs, training: Pairs, held_out: Pairs):
     return audit(
         *(compare(synthetic, real).distance for real in (training, held_out)), compare(held_out, training).distance
     )
@@ -61,16 +61,16 @@ def found(synthetic: Pictures, training: Pictures, held_out: Pictures):
 @pytest.mark.parametrize("how", [(1, True, 0, 0.1), (2, False, 2, 0.1), (3, True, -1, 0.05)])
 def test_a_turned_mirrored_noisy_copy_is_found(training, held_out, how):
     result = found(planted(training, *how), training, held_out)
-    assert result.num_copies > 0.9 * result.num_pictures and result.as_dict()["copied"]
+    assert result.num_copies > 0.9 * result.num_images and result.as_dict()["copied"]
     # Eight of twelve training patients are drawn, so that the one who was copied is among them twice in three times.
     assert result.share > 2 / 3 and result.share_ci95[0] > 0.5 and result.num_near_held_out == 0
 
 
-def test_every_copy_names_its_own_picture(training):
+def test_every_copy_names_its_own_image(training):
     nearest = compare(planted(training, 1, True, 0, 0.1), training)
     owner = nearest.distance.argmin(1)
     assert (owner == training.owner).mean() > 0.95
-    best = nearest.picture[np.arange(len(owner)), owner]
+    best = nearest.index[np.arange(len(owner)), owner]
     assert (best == np.arange(len(owner))).mean() > 0.8  # the slices of one heart look alike
 
 
@@ -96,7 +96,7 @@ def test_fresh_hearts_are_no_copies_and_no_nearer_to_either(training, held_out, 
 
 def test_one_copy_among_fresh_hearts_is_counted(training, held_out, fresh):
     one = planted(training, 1, True, 0, 0.1)
-    mixed = Pictures(
+    mixed = Pairs(
         torch.cat([fresh.images, one.images[:1]]),
         torch.cat([fresh.masks, one.masks[:1]]),
         np.r_[fresh.owner, NUM_FRESH],

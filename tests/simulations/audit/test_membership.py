@@ -69,7 +69,7 @@ def test_a_score_that_follows_the_order_of_patients_is_noticed_by_the_control(pr
 
 
 def test_a_study_without_privacy_is_caught_by_the_likelihood_ratio_too():
-    """Eight patients of one slice in low-rank updates; SimA needs a generator whose clean pictures changed."""
+    """Eight patients of one slice in low-rank updates; SimA needs a generator whose clean images changed."""
     prior = load_prior()
     pool = pool_of(prior)
     settings = (
@@ -143,9 +143,9 @@ def test_a_shadow_takes_the_studys_steps(prior):
 
 
 def test_sima_reads_the_noise_off_the_velocity():
-    """A generator whose velocity is the clean picture finds no noise in it; one that is silent finds all of it."""
+    """A generator whose velocity is the clean image finds no noise in it; one that is silent finds all of it."""
     images = torch.rand(5, 2, 64, 64) * 2 - 1
-    pictures = [
+    clean = [
         (images[:2], torch.zeros(2, 2, 64, 64).byte(), torch.zeros(2, 11)),
         (images[2:], torch.zeros(3, 2, 64, 64).byte(), torch.zeros(3, 11)),
     ]
@@ -157,10 +157,10 @@ def test_sima_reads_the_noise_off_the_velocity():
             return self.share * x_t / t[:, None, None, None]
 
     knows = Knows(Architecture(channels=(16, 16), norm_num_groups=4))
-    np.testing.assert_allclose(attacks.predicted_noise(knows, pictures), 0, atol=1e-4)
+    np.testing.assert_allclose(attacks.predicted_noise(knows, clean), 0, atol=1e-4)
     knows.share = 0.0
     expected = [float((attacks.SIMA_T * part).flatten(1).norm(dim=1).mean()) for part in (images[:2], images[2:])]
-    np.testing.assert_allclose(attacks.predicted_noise(knows, pictures), expected, rtol=1e-4)
+    np.testing.assert_allclose(attacks.predicted_noise(knows, clean), expected, rtol=1e-4)
 
 
 def test_losses_are_each_patients_own(prior):

@@ -133,7 +133,7 @@ def test_rows_become_settings_and_models():
             with_rows(evaluation, [wrong])
 
 
-def test_rows_are_asked_for_once_also_beside_a_setting_that_needs_one():
+def test_rows_are_asked_for_once_also_next_to_a_setting_that_needs_one():
     command = [
         sys.executable,
         "-m",

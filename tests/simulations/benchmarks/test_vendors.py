@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def styled(tmp_path, write_cases):
-    """Cases of two vendors, of which one's pictures are darker."""
+    """Cases of two vendors, of which one's images are darker."""
 
     def make(seed: int) -> list:
         cases = []
@@ -71,7 +71,7 @@ def test_the_command_reads_a_study_folder(make_study, write_cases, tmp_path, mon
     assert main() == 0
     figures = json.loads(out.read_text())
     assert figures["vendors"] == ["GE", "Philips", "Siemens"]
-    for model in ("network on pictures", "network on the heart alone", "logistic regression on style vectors"):
+    for model in ("network on images", "network on the heart alone", "logistic regression on style vectors"):
         answers = figures[model]
         assert {name: values["n_patients"] for name, values in answers.items()} == {
             "training scans": 15,

@@ -41,20 +41,20 @@ HTJ2K_STREAM = (
     "L*9Us_`t|zD*=vNodi{F+W%IRx>(}eo>o1+ICF|Gg*Xu4JSj80^F|!*nx&;3JYd`+~cmF^5@Be@QeaC;02!bF8f*=SIBuJ1TL4t&Y1SI_a`kL5"
     "*DV3BU-og+)`v^exS%G8%z%v0EWCbAr{y4(}cyt2(`~QFb|9}5~-~W96`x@C`3=1$^1p>?pU>v0b_;dmP*#"
 )
-"""`picture(12, 0)` as OpenJPH writes it; no encoder of HTJ2K is among the project's dependencies."""
+"""`image_of(12, 0)` as OpenJPH writes it; no encoder of HTJ2K is among the project's dependencies."""
 
 
-def picture(bits: int, signed: int) -> np.ndarray:
+def image_of(bits: int, signed: int) -> np.ndarray:
     """Every kind of bit pattern of so many bits; int32, shape (ROWS, COLUMNS)."""
     rows, columns = np.mgrid[:ROWS, :COLUMNS]
     return (rows * 37 + columns * columns * 5) % 2**bits - signed * 2 ** (bits - 1)
 
 
 def stored(path: Path, bits: int, signed: int, **elements) -> Path:
-    """The picture as 16-bit cells, uncompressed."""
+    """The image as 16-bit cells, uncompressed."""
     write_image(
         path,
-        picture(bits, signed),
+        image_of(bits, signed),
         **{"BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": signed, **elements},
     )
     return path
@@ -115,20 +115,20 @@ def test_every_transfer_syntax_gives_the_same_array(tmp_path, way, bits, signed)
     if (way, bits) == (RLELossless, 8):
         way = "RLELossless"  # pydicom writes half of 8 bits in 16
     path = encoded(plain, tmp_path / "other", way)
-    assert np.array_equal(read(plain), picture(bits, signed))
-    assert np.array_equal(read(path), picture(bits, signed))
+    assert np.array_equal(read(plain), image_of(bits, signed))
+    assert np.array_equal(read(path), image_of(bits, signed))
     name = pydicom.dcmread(path).file_meta.TransferSyntaxUID
     assert name != pydicom.dcmread(plain).file_meta.TransferSyntaxUID
 
 
 def test_high_throughput_jpeg_2000_gives_the_same_array(tmp_path):
-    dataset = image_dataset(picture(12, 0), BitsStored=12, HighBit=11, PixelRepresentation=0)
+    dataset = image_dataset(image_of(12, 0), BitsStored=12, HighBit=11, PixelRepresentation=0)
     dataset.PixelData = pydicom.encaps.encapsulate([base64.b85decode(HTJ2K_STREAM)])
     dataset["PixelData"].VR = "OB"
     for syntax in (HTJ2KLossless, "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"):
         dataset.file_meta.TransferSyntaxUID = syntax
         dataset.save_as(tmp_path / "ht", enforce_file_format=True)
-        assert np.array_equal(read(tmp_path / "ht"), picture(12, 0))
+        assert np.array_equal(read(tmp_path / "ht"), image_of(12, 0))
 
 
 def test_one_frame_may_lie_in_several_fragments(tmp_path):
@@ -137,7 +137,7 @@ def test_one_frame_may_lie_in_several_fragments(tmp_path):
     stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
     dataset.PixelData = pydicom.encaps.encapsulate([stream], fragments_per_frame=3, has_bot=False)
     dataset.save_as(path)
-    assert np.array_equal(read(path), picture(12, 0))
+    assert np.array_equal(read(path), image_of(12, 0))
 
 
 @pytest.mark.parametrize("missing", [RLELossless, JPEGLossless, JPEGLSLossless, JPEG2000Lossless])
@@ -152,7 +152,7 @@ def test_a_missing_plug_in_is_a_reason(tmp_path, monkeypatch, missing):
 
 
 def test_a_film_is_no_image(tmp_path):
-    dataset = image_dataset(picture(12, 0), transfer_syntax=MPEG2MPML)
+    dataset = image_dataset(image_of(12, 0), transfer_syntax=MPEG2MPML)
     dataset.PixelData = pydicom.encaps.encapsulate([bytes(100)])
     dataset["PixelData"].VR = "OB"
     dataset.save_as(tmp_path / "film", enforce_file_format=True)
@@ -190,13 +190,13 @@ def test_a_damaged_stream_is_a_reason(tmp_path, way):
     ids=lambda value: "" if callable(value) else str(value),
 )
 def test_values_are_rescaled_and_white_is_bright(tmp_path, elements, expected):
-    assert np.array_equal(read(stored(tmp_path / "a", 12, 1, **elements)), expected(picture(12, 1)))
+    assert np.array_equal(read(stored(tmp_path / "a", 12, 1, **elements)), expected(image_of(12, 1)))
 
 
 @pytest.mark.parametrize("signed", [0, 1])
 @pytest.mark.parametrize("high_bit", [11, 13, 15])
 def test_bits_beyond_the_stored_ones_are_not_the_images(tmp_path, signed, high_bit):
-    cells = (picture(12, signed) & 0xFFF) << (high_bit - 11)
+    cells = (image_of(12, signed) & 0xFFF) << (high_bit - 11)
     inside = 0xFFF << (high_bit - 11)
     junk = np.random.default_rng(1).integers(0, 2**16, cells.shape) & ~inside
     path = tmp_path / "a"
@@ -208,39 +208,39 @@ def test_bits_beyond_the_stored_ones_are_not_the_images(tmp_path, signed, high_b
         PixelRepresentation=signed,
         PixelData=(cells | junk).astype("<u2").tobytes(),
     )
-    assert np.array_equal(read(path), picture(12, signed))
+    assert np.array_equal(read(path), image_of(12, signed))
 
 
 def test_eight_bits_and_thirty_two(tmp_path):
     write_image(
         tmp_path / "8",
-        picture(8, 0),
+        image_of(8, 0),
         BitsAllocated=8,
         BitsStored=8,
         HighBit=7,
         PixelRepresentation=0,
-        PixelData=picture(8, 0).astype("u1").tobytes(),
+        PixelData=image_of(8, 0).astype("u1").tobytes(),
     )
-    assert np.array_equal(read(tmp_path / "8"), picture(8, 0))
+    assert np.array_equal(read(tmp_path / "8"), image_of(8, 0))
     write_image(
         tmp_path / "32",
-        picture(20, 1),
+        image_of(20, 1),
         BitsAllocated=32,
         BitsStored=32,
         HighBit=31,
         PixelRepresentation=1,
-        PixelData=picture(20, 1).astype("<i4").tobytes(),
+        PixelData=image_of(20, 1).astype("<i4").tobytes(),
     )
-    assert np.array_equal(read(tmp_path / "32"), picture(20, 1))
+    assert np.array_equal(read(tmp_path / "32"), image_of(20, 1))
 
 
 def test_elements_that_follow_from_others_may_be_missing(tmp_path):
     assert np.array_equal(
-        read(stored(tmp_path / "a", 16, 1, HighBit=None, SamplesPerPixel=None, BitsStored=None)), picture(16, 1)
+        read(stored(tmp_path / "a", 16, 1, HighBit=None, SamplesPerPixel=None, BitsStored=None)), image_of(16, 1)
     )
 
 
-PLAIN = picture(12, 0).astype("<u2").tobytes()
+PLAIN = image_of(12, 0).astype("<u2").tobytes()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_study_becomes_one_case_with_the_ejection_fraction_of_its_masks(tmp_pa
 
 
 @pytest.mark.parametrize("view", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
-def test_every_flip_and_transpose_of_the_picture_gives_the_same_case(tmp_path, view):
+def test_every_flip_and_transpose_of_the_image_gives_the_same_case(tmp_path, view):
     for name, turned in (("plain", None), ("turned", view)):
         write_study(tmp_path / name, view=turned)
     plain, turned = (normalise(find_dicom(tmp_path / name).studies[0].read()) for name in ("plain", "turned"))
@@ -77,7 +77,7 @@ def test_every_flip_and_transpose_of_the_picture_gives_the_same_case(tmp_path, v
     assert np.mean(plain.masks != turned.masks) < 1e-3
 
 
-def test_the_picture_is_seen_from_the_apex(tmp_path):
+def test_the_image_is_seen_from_the_apex(tmp_path):
     # Columns to the left, rows down and back: written like that, only the slices have to be turned round.
     assert np.dot(np.cross(COLUMN_AXIS, ROW_AXIS), [-0.53, 0.62, 0.57]) > 0.9, "the normal points to the base"
     write_study(tmp_path)
@@ -104,7 +104,7 @@ def test_without_masks_heart_and_frames_are_found_by_what_moves(tmp_path):
     assert not case.masks.any()
 
 
-def test_a_stack_may_be_one_series_per_slice_beside_a_long_axis_series(tmp_path):
+def test_a_stack_may_be_one_series_per_slice_next_to_a_long_axis_series(tmp_path):
     write_study(tmp_path, series_per_slice=True)
     for t in range(NUM_PHASES):
         write_image(

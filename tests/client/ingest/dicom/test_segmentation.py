@@ -387,7 +387,7 @@ def _far(seg):
         place.ImagePositionPatient = list(np.asarray(place.ImagePositionPatient, float) + 12 * NORMAL)
 
 
-def _beside(seg):
+def _next_to(seg):
     for group in seg.PerFrameFunctionalGroupsSequence:
         place = group.PlanePositionSequence[0]
         place.ImagePositionPatient = list(np.asarray(place.ImagePositionPatient, float) + 120 * ROW_AXIS)
@@ -419,7 +419,7 @@ def _no_number(seg):
     ("reason", "damage"),
     [
         *[("unreadable-segmentation", one) for one in (_longer, _cut, _long, _huge, _no_groups, _no_number)],
-        *[("masks-misaligned", one) for one in (_far, _beside, _tilted)],
+        *[("masks-misaligned", one) for one in (_far, _next_to, _tilted)],
     ],
 )
 def test_a_segmentation_that_does_not_fit_refuses_the_study_with_a_reason(tmp_path, reason, damage):

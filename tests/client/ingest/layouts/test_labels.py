@@ -255,7 +255,7 @@ def test_masks_that_cannot_be_a_heart_have_a_reason(reason, change):
 def test_the_share_of_the_cavity_that_touches_myocardium_is_that_of_a_loop():
     phase = heart(0.2)[1]
     phase[0, 55:] = np.where(phase[0, 55:] == MYO, 0, phase[0, 55:])  # an open ring
-    phase[1, :, 0] = LV  # at the picture's border
+    phase[1, :, 0] = LV  # at the image's border
     edges = touching = 0
     for z, row, column in np.argwhere(phase == LV):
         for i, j in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):

@@ -249,7 +249,7 @@ def test_a_slice_beyond_a_gap_shows_that_one_is_missing(beyond):
     assert code(*slices) == "uneven-spacing"
 
 
-def test_the_scanners_own_stack_counts_beside_a_slice_far_off():
+def test_the_scanners_own_stack_counts_next_to_a_slice_far_off():
     assert_is(find(stack(), series([12.5]))[0])
 
 
@@ -350,7 +350,7 @@ def test_an_order_that_nothing_tells_is_refused(elements):
     assert code(stack(**elements)) == "ambiguous-phase-order"
 
 
-def test_equal_times_beside_numbers_that_agree_are_an_order():
+def test_equal_times_next_to_numbers_that_agree_are_an_order():
     assert_is(find(stack(TriggerTime=lambda z, t: t // 2 * 80.0))[0])
 
 

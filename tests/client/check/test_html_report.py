@@ -8,9 +8,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from fedcmr.client.check.contact_sheet import Picture
+from fedcmr.client.check.contact_sheet import CaseImage
 from fedcmr.client.check.folder import check
-from fedcmr.client.check.page import SHEET_SIZE, headline, render_page
+from fedcmr.client.check.html_report import SHEET_SIZE, headline, render_html
 from fedcmr.client.check.report import CheckedCase, CheckReport
 from fedcmr.client.cli import main
 from fedcmr.client.ingest.reasons import REASONS
@@ -20,16 +20,16 @@ from tests.browser import chromium
 CANARY = "ZZCANARY"
 
 
-def picture(seed: int = 0) -> Picture:
+def image(seed: int = 0) -> CaseImage:
     """A real JPEG of noise, the worst that compression can meet."""
     from fedcmr.client.check.contact_sheet import _jpeg
 
     sheet = np.random.default_rng(seed).integers(0, 255, (96, 194), dtype=np.uint8)
-    return Picture(_jpeg(sheet), {"lv": "M20 20l10 0 0 10-10 0Z", "rv": "M60 60l10 0 0 10Z"}, 4, 194, 96)
+    return CaseImage(_jpeg(sheet), {"lv": "M20 20l10 0 0 10-10 0Z", "rv": "M60 60l10 0 0 10Z"}, 4, 194, 96)
 
 
-def report_of(num_cases: int, num_flagged: int = 2, one_picture: bool = True) -> CheckReport:
-    shown, vendors = picture(), ("GE", "Siemens", "unknown")
+def report_of(num_cases: int, num_flagged: int = 2, one_image: bool = True) -> CheckReport:
+    shown, vendors = image(), ("GE", "Siemens", "unknown")
     cases = [
         CheckedCase(
             f"p{i:04d}",
@@ -45,7 +45,7 @@ def report_of(num_cases: int, num_flagged: int = 2, one_picture: bool = True) ->
             True,
             ("few-slices", "burned-in-suspected") if i < num_flagged else (),
             None,
-            shown if one_picture else picture(i),
+            shown if one_image else image(i),
         )
         for i in range(num_cases)
     ]
@@ -54,41 +54,41 @@ def report_of(num_cases: int, num_flagged: int = 2, one_picture: bool = True) ->
     return CheckReport(tuple(cases), refused, {"not-dicom": 3}, {"unused-row": 2})
 
 
-def test_page_holds_every_case_and_every_reason_with_its_number_and_meaning():
+def test_the_report_holds_every_case_and_every_reason_with_its_number_and_meaning():
     report = report_of(150)
-    page = render_page(report)
+    page = render_html(report)
     assert re.findall(r"<h3>(\w+)<", page) == ["bad", *(f"p{i:04d}" for i in range(150))], "the odd ones first"
     text = page.replace("&#39;", "'")
     for code, number in report.refused.items():
         assert f'<th scope="row">{code}</th><td class="number">{number}</td><td>{REASONS[code]}</td>' in text
-    assert page.count("<img ") == 150 and page.count("no picture") == 1
+    assert page.count("<img ") == 150 and page.count(">no image<") == 1
     assert page.count("<details") == 3 and page.count("<details open") == 1
     assert f"Cases {SHEET_SIZE + 1} to {2 * SHEET_SIZE}" in page and "Cases 121 to 148" in page
-    assert "This page stays at the site" in page
+    assert "This report stays at the site" in page
 
 
-def test_page_is_one_file_without_network_or_script():
-    page = render_page(report_of(3))
+def test_the_report_is_one_file_without_network_or_script():
+    page = render_html(report_of(3))
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert sources and all(source.startswith("data:") for source in sources)
     assert "<script" not in page and "@import" not in page and not re.search(r"url\(|\son\w+=", page)
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in re.findall(r"<img [^>]*>", page))
 
 
-def test_page_of_five_hundred_noisy_cases_can_still_be_mailed_around_the_house():
-    assert len(render_page(report_of(500, one_picture=False))) < 10e6
+def test_a_report_of_five_hundred_noisy_cases_can_still_be_mailed_around_the_hospital():
+    assert len(render_html(report_of(500, one_image=False))) < 10e6
 
 
-def test_beyond_a_limit_the_flagged_cases_keep_their_pictures(monkeypatch):
-    monkeypatch.setattr("fedcmr.client.check.page.MAX_PICTURES", 5)
-    page = render_page(report_of(20, num_flagged=3))
-    assert page.count("<img ") == 4 and page.count("picture left out") == 16
+def test_beyond_a_limit_the_flagged_cases_keep_their_images(monkeypatch):
+    monkeypatch.setattr("fedcmr.client.check.html_report.MAX_IMAGES", 5)
+    page = render_html(report_of(20, num_flagged=3))
+    assert page.count("<img ") == 4 and page.count("image left out") == 16
     for name in ("p0000", "p0001", "p0002"):
         assert f'alt="Case {name}:' in page
 
 
 def test_codes_from_a_foreign_file_are_escaped():
-    page = render_page(CheckReport((), {"<img src=x>": 1}, {}, {}))
+    page = render_html(CheckReport((), {"<img src=x>": 1}, {}, {}))
     assert "<img" not in page and "&lt;img src=x&gt;" in page
 
 
@@ -131,18 +131,18 @@ def test_what_the_scans_call_the_patient_is_in_neither_page_nor_json(tmp_path, c
 @pytest.mark.engine
 @pytest.mark.tool("chromium")
 @pytest.mark.parametrize("width", [360, 1280])
-def test_chromium_shows_every_picture_and_nothing_overflows(tmp_path, width):
+def test_chromium_shows_every_image_and_nothing_overflows(tmp_path, width):
     """The page stays as it is, in a frame of that width; the page around the frame asks the questions."""
-    page = json.dumps(render_page(report_of(70))).replace("</", "<\\/")
+    page = json.dumps(render_html(report_of(70))).replace("</", "<\\/")
     (tmp_path / "probe.html").write_text(f"""<iframe style="border:0;width:{width}px;height:900px"></iframe><script>
         const frame = document.querySelector("iframe");
         frame.srcdoc = {page};
         frame.onload = async () => {{
-            const shown = frame.contentDocument, page = shown.documentElement, pictures = [...shown.images];
+            const shown = frame.contentDocument, page = shown.documentElement, images = [...shown.images];
             for (const part of shown.querySelectorAll("details")) part.open = true;
-            for (const picture of pictures) picture.loading = "eager";
-            await Promise.all(pictures.map(picture => picture.decode()));
-            document.body.dataset.decoded = pictures.filter(p => p.complete && p.naturalWidth).length;
+            for (const image of images) image.loading = "eager";
+            await Promise.all(images.map(image => image.decode()));
+            document.body.dataset.decoded = images.filter(p => p.complete && p.naturalWidth).length;
             document.body.dataset.overflow = page.scrollWidth - page.clientWidth;
             document.body.dataset.width = page.clientWidth;
             const box = shown.querySelector("#contours"), lines = shown.querySelector(".contours");

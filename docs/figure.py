@@ -1,7 +1,7 @@
 """Draws docs/hearts.png: synthetic hearts of each vendor of a study, from a weak to a strong one.
 
 .venv/bin/fedcmr-simulate                          # the default study: its hospitals are simulated
-.venv/bin/python docs/picture.py runs/default
+.venv/bin/python docs/figure.py runs/default
 """
 
 import sys

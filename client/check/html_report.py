@@ -1,4 +1,4 @@
-"""The check's page: one file for the site's own eyes, without network or script."""
+"""The check's HTML report: one file for the site's own eyes, without network or script."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from fedcmr.client.check.report import CheckedCase, CheckReport, meaning
 from fedcmr.shared.case import UNKNOWN
 from fedcmr.shared.resources import resource
 
-TEMPLATE = "client/check/page.html"
+TEMPLATE = "client/check/html_report.html"
 SHEET_SIZE = 60
 """Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
-MAX_PICTURES = 1000
-"""Images on the page, about 6 kB each; further cases are listed without one, unflagged cases first."""
+MAX_IMAGES = 1000
+"""Images in the report, about 6 kB each; further cases are listed without one, unflagged cases first."""
 CONTOURS = {
     "lv": "left cavity",
     "myo": "myocardium, outer border",
@@ -23,8 +23,8 @@ CONTOURS = {
 }
 
 
-def render_page(report: CheckReport) -> str:
-    """The page as HTML."""
+def render_html(report: CheckReport) -> str:
+    """The report as HTML."""
     environment = Environment(
         loader=FileSystemLoader(resource(TEMPLATE).parent),
         autoescape=True,
@@ -36,11 +36,11 @@ def render_page(report: CheckReport) -> str:
     flagged = [case for case in report.cases if case.flags or case.trouble]
     flagged.sort(key=lambda case: (case.trouble is None, -len(case.flags), case.pseudonym))
     others = [case for case in report.cases if not (case.flags or case.trouble)]
-    pictured = {id(case) for case in [*flagged, *others][:MAX_PICTURES]}
+    shown = {id(case) for case in [*flagged, *others][:MAX_IMAGES]}
     return environment.get_template(TEMPLATE.rpartition("/")[2]).render(
         report=report,
         headline=headline(report),
-        tiles=_tiles(report),
+        key_figures=_key_figures(report),
         facts=facts(report),
         bars=_bars(report.ef_histogram),
         ef_bounds=(MIN_EF, MAX_EF),
@@ -60,7 +60,7 @@ def render_page(report: CheckReport) -> str:
         flagged=flagged,
         sheets=[others[start : start + SHEET_SIZE] for start in range(0, len(others), SHEET_SIZE)],
         sheet_size=SHEET_SIZE,
-        pictured=pictured,
+        shown=shown,
         case_id=id,
         contours={name: text for name, text in CONTOURS.items() if name != "undrawn" or report.contours["partial"]},
         line=case_line,
@@ -84,7 +84,7 @@ def headline(report: CheckReport) -> str:
 
 
 def facts(report: CheckReport) -> list[tuple[str, str]]:
-    """Names and values of the summary, for the page and the terminal alike."""
+    """Names and values of the summary, for the report and the terminal alike."""
     strengths = {UNKNOWN if t is None else f"{t:g} T": number for t, number in report.field_strengths_t.items()}
     return [
         ("patients", str(report.num_patients)),
@@ -124,7 +124,7 @@ def _trained(report: CheckReport) -> str:
     return f"{patients}: {_counts(report.trainable_vendors)}" if report.trainable else "nothing"
 
 
-def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
+def _key_figures(report: CheckReport) -> list[tuple[str, str, str]]:
     """The figures at the top: value, unit, explanation."""
     low, high = report.ef or (None, None)
     return [
