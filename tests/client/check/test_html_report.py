@@ -42,6 +42,7 @@ def report_of(num_cases: int, num_flagged: int = 2, one_image: bool = True) -> C
             25,
             0,
             9,
+            "drawn",
             True,
             ("few-slices", "burned-in-suspected") if i < num_flagged else (),
             None,
