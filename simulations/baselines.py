@@ -5,7 +5,6 @@ or at another epsilon, every site alone, and the federation without one of its s
 part of the study's epsilon: they are for this machine's eyes.
 """
 
-import json
 import os
 from copy import deepcopy
 from dataclasses import replace
@@ -15,6 +14,7 @@ from fedcmr.client.policy import load_site, write_site
 from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import predictions_folder, train_models
 from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.federation.state import read_study, write_study
 from fedcmr.server.run_folder import RunFolder, open_run
 from fedcmr.server.settings import Config, PrivacyConfig
 from fedcmr.server.tasks.registry import tasks_of
@@ -92,9 +92,8 @@ def link_sites(run: RunFolder, other: RunFolder, sites: list[str], privacy: Priv
         )
         data = os.path.relpath(site.data_path, folder)
         write_site(folder, replace(site, data=data, test=None, ledger="ledger", ledger_replica=None, policy=policy))
-    study = json.loads((run.path / "study.json").read_text(encoding="utf-8"))
-    facts = {name: study["sites"][name] for name in sites}
-    (other.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+    facts = read_study(run)
+    write_study(other, {name: facts[name] for name in sites})
     test = other.path / "test"
     if not test.exists():
         patients = (run.path / "test").resolve()

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
 from fedcmr.client.trainable import trainable
-from fedcmr.server.federation.state import check_delta
+from fedcmr.server.federation.state import StudySite, check_delta, write_study
 from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
 from fedcmr.server.run_folder import RunFolder, open_run
 from fedcmr.server.settings import Config, HospitalsConfig
@@ -137,15 +137,7 @@ def _prepare(study: Study) -> None:
                 policy=policy,
             ),
         )
-    facts = {
-        site.name: {
-            "vendors": site.vendors,
-            "nominal_patients": site.nominal_patients,
-            "provenance": site.provenance.as_json(),
-        }
-        for site in sites
-    }
-    (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+    write_study(run, {site.name: StudySite(site.vendors, site.nominal_patients, site.provenance) for site in sites})
 
 
 def _prepare_phantom(run: RunFolder, root: Path) -> list[Hospital]:

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from flwr.common.serde import message_to_proto
 
 from fedcmr.client import app as client_app
 from fedcmr.client import training
+from fedcmr.client.ingest import prepare
+from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.client.training import Patient
 from fedcmr.server.settings import load
 from fedcmr.shared.adapters import ADAPTERS
+from fedcmr.shared.case import read_index
 from fedcmr.shared.records import GRADIENTS, OK, STATISTICS, pack_request
 from fedcmr.simulations.grid import InProcessGrid, make_grid, run_server_app
 from fedcmr.simulations.run import simulate
@@ -117,6 +121,12 @@ def everything_sent(monkeypatch) -> list[bytes]:
     return sent
 
 
+@pytest.fixture
+def no_hurry(monkeypatch):
+    """Children of `prepare` may take an hour: on a machine under load the limit would cost a site a patient."""
+    monkeypatch.setattr(prepare, "Workers", partial(Workers, seconds=3600.0))
+
+
 def mark_scans(hospitals: Path) -> int:
     """Put the canary into every header and every study's path; returns how many files have it."""
     files = sorted(hospitals.rglob("*.dcm"))
@@ -145,7 +155,7 @@ def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
 
 @pytest.mark.slow
 def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_site(
-    tmp_path, tiny_prior, monkeypatch, everything_sent, capfd, caplog
+    tmp_path, tiny_prior, monkeypatch, everything_sent, no_hurry, capfd, caplog
 ):
     """Site 1 answers; site 2, whose folder bears the canary too, fails with it while it trains."""
     caplog.set_level(logging.DEBUG)
@@ -153,6 +163,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
     run = simulate(config, tmp_path / "run", until="hospitals")
     assert mark_scans(run.path / "hospitals") > 100
     run = simulate(config, run.path, until="prepare")
+    assert [len(read_index(run.path / "sites" / name / "train")) for name in run.site_names()] == [2, 2]
     found = [path for path, content in contents(run.path / "sites") if CANARY.encode() in content]
     assert found == [], "prepared cases, their index, settings and counts"
     shutil.rmtree(run.path / "hospitals")  # the scans themselves never leave the hospital

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from fedcmr.server.deployment.services import (
 )
 from fedcmr.server.federation.participation import participation
 from fedcmr.server.federation.senders import write_nodes
-from fedcmr.server.federation.state import check_delta, quorum, read_study
+from fedcmr.server.federation.state import check_delta, quorum, read_study, write_study
 from fedcmr.server.run_folder import RunFolder, load_run, open_run
 from fedcmr.server.settings import load
 from fedcmr.server.tasks.registry import tasks_of
@@ -77,8 +76,7 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
         copy = private_folder(run.path / "test") / path.resolve().name
         shutil.copytree(path, copy, dirs_exist_ok=True)
         make_private(copy)
-    facts = {name: asdict(site) for name, site in sites.items()}
-    (run.path / "study.json").write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+    write_study(run, sites)
 
 
 def require_services(coordinator: Coordinator) -> None:

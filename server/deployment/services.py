@@ -1,7 +1,8 @@
 """Flower's SuperLink and the ServerApp's executor as background processes of the coordinator's machine.
 
 The SuperLink uses TLS, identifies its sites by their keys, starts no ServerApp itself (process isolation: only an
-executor with the secret may), installs nothing at run time and sends no telemetry.
+executor with the secret may), installs nothing at run time and sends no telemetry. An executor that fails is started
+again (`fedcmr.server.deployment.executor`).
 """
 
 import json
@@ -88,6 +89,9 @@ def start(coordinator: Coordinator) -> None:
         coordinator,
         EXECUTOR,
         [
+            sys.executable,
+            "-m",
+            "fedcmr.server.deployment.executor",
             "flower-superexec",
             "--root-certificates",
             str(coordinator.ca),

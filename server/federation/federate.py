@@ -15,7 +15,6 @@ from fedcmr.server.federation.senders import read_nodes
 from fedcmr.server.federation.state import FederationState, StudySite, check_delta, initial_state, quorum, read_study
 from fedcmr.server.federation.strategy import Grid, SitesByFlower
 from fedcmr.server.run_folder import RunFolder
-from fedcmr.shared import checkpoint
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.records import STATISTICS
@@ -84,8 +83,7 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
             "folder"
         )
     vendors = {site: tuple(facts.vendors) for site, facts in sites.items()}
-    state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
-    published, _ = checkpoint.load(run.path / "generator.safetensors")
+    published = state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
     for sentence in sentences(participation(state.rounds, sites), prior_styles(published)):
         run.log(sentence)
 

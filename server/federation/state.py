@@ -27,6 +27,7 @@ from fedcmr.shared.site_facts import facts_line, read_facts
 from fedcmr.shared.style import MEAN_KEY, STD_KEY
 from fedcmr.shared.style_statistics import NUM_STEPS
 
+STUDY_NAME = "study.json"
 SMALL_DELTA = 1e-5
 """Delta at which the report also gives epsilon, whatever the study's delta: many papers compare at this value."""
 ATTENDANCE = ("round", "answered", "refused", "dropped", "silent", "missing")
@@ -174,8 +175,12 @@ class FederationState:
         """
         return {site: _epsilon(charged_releases(entries), delta, self.order) for site, entries in self.releases.items()}
 
-    def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> None:
-        """Write the shared generator: `trainable/<name>`, and under `MEAN_KEY` and `STD_KEY` each vendor's style."""
+    def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> Arrays:
+        """Write the shared generator: `trainable/<name>`, and under `MEAN_KEY` and `STD_KEY` each vendor's style.
+
+        Returns:
+            The arrays in the file.
+        """
         private = self.plan is not None
         epsilons = self.epsilons(delta) if private else {}
         smaller = self.epsilons(SMALL_DELTA) if private else {}
@@ -203,7 +208,9 @@ class FederationState:
             "sites": sites,
         }
         groups = {"trainable": self.ema, MEAN_KEY: self.style_mean, STD_KEY: self.style_std}
-        checkpoint.save(path, _flat(groups), metadata)
+        arrays = _flat(groups)
+        checkpoint.save(path, arrays, metadata)
+        return arrays
 
 
 def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) -> FederationState:
@@ -293,13 +300,19 @@ def quorum(settings: FederationConfig, num_sites: int, task: str = GRADIENTS) ->
     return max(least, 2 * (0 if task == STATISTICS else settings.trim) + 1)
 
 
+def write_study(run: RunFolder, sites: Mapping[str, StudySite]) -> None:
+    """Write `study.json`, the study's sites and their public facts; see `read_study`."""
+    facts = {name: asdict(site) for name, site in sites.items()}
+    (run.path / STUDY_NAME).write_text(json.dumps({"sites": facts}, indent=2) + "\n", encoding="utf-8")
+
+
 def read_study(run: RunFolder) -> dict[str, StudySite]:
     """The study's sites and their public facts.
 
     Raises:
         UserError: `study.json` is missing or is not as expected.
     """
-    path = run.path / "study.json"
+    path = run.path / STUDY_NAME
     try:
         sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
         study = {name: study_site(facts) for name, facts in sites.items()}

@@ -18,32 +18,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedcmr.client.training import (
-    Execution,
-    LocalSteps,
-    Patient,
-    fine_tune,
-    patient_gradient,
-    patient_of,
-    style_statistics,
-)
-from fedcmr.server.federation.state import StudySite, initial_state, make_request
+from fedcmr.client.training import Patient, patient_gradient, patient_of
+from fedcmr.server.federation.round import run_round
+from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import Config, load
 from fedcmr.shared.adapters import ADAPTERS, Adapter
-from fedcmr.shared.checkpoint import Arrays, write_atomically
+from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import run_command
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import Mechanism
-from fedcmr.shared.records import OK, STYLE_MEAN, STYLE_SQUARE, pack_reply, pack_request, update_shapes
+from fedcmr.shared.records import pack_request
 from fedcmr.shared.version import add_version
+from fedcmr.simulations.in_process import SitesInProcess
 
 NUM_PATIENTS = 10
 """A site's patients in the timed step: a quarter of the default study's, for all times grow with their number."""
@@ -54,7 +47,7 @@ NUM_CASES = 40
 NOISE_MULTIPLIER = 3.0
 """About that of the default study; the time does not depend on it."""
 MAX_STEP_RATIO, MAX_BYTES, MAX_PAIR_SECONDS = 1.15, 1_000_000, 0.08
-CPU = torch.device("cpu")
+CPU, SITE = torch.device("cpu"), "site"
 
 
 def main() -> int:
@@ -106,9 +99,9 @@ def step_seconds(
     prior: Prior, patients: list[Patient], config: Config, adapter: Adapter, num_repeats: int = NUM_REPEATS
 ) -> dict[str, Any]:
     """Medians of the seconds of a private step and of both peers, and the ratios of these medians."""
-    start = trainable_arrays(prior, adapter)
+    settings, state, sites = study_of_one_site(prior, patients, config, adapter)
+    request, start = make_request(settings, state, 2, sites), state.arrays
     private = mechanism(config, len(patients))
-    steps = local_steps(config)
     everybody = Patient(
         "all",
         torch.cat([patient.images for patient in patients]),
@@ -119,7 +112,8 @@ def step_seconds(
     num_views = config.federation.num_views * len(patients)
 
     def loop(how: Mechanism) -> Callable[[], object]:
-        return lambda: fine_tune(prior.generator, patients, start, how, steps, Execution(CPU))
+        there = SitesInProcess(prior, {SITE: patients}, sites, CPU, lambda *_: how)
+        return lambda: there.train(request, start)
 
     def one_batch() -> object:
         with prior.generator.holding({name: torch.from_numpy(array) for name, array in start.items()}) as parameters:
@@ -148,24 +142,15 @@ def bytes_per_round(
     prior: Prior, patients: list[Patient], config: Config, adapter: Adapter
 ) -> dict[str, dict[str, int]]:
     """Bytes of the server's request and of a site's whole reply, by task, as the wire format packs them."""
-    settings = replace(
-        config,
-        privacy=replace(config.privacy, enabled=False),  # planning the noise takes long and changes no size
-        federation=replace(config.federation, adapter=adapter),
-    )
-    sites = {"site": StudySite({"Siemens": len(patients)}, len(patients))}
-    state = initial_state(settings, prior, sites)
-    private = mechanism(config, len(patients))
-    mean, square = style_statistics(patients, private, [len(patients)])
-    update = fine_tune(prior.generator, patients, state.arrays, private, local_steps(config), Execution(CPU))
-    updates: dict[int, Arrays] = {1: {STYLE_MEAN: mean, STYLE_SQUARE: square}, 2: update}
-    trainable = {name: array.shape for name, array in state.arrays.items()}
+    settings, state, sites = study_of_one_site(prior, patients, config, adapter)
+    there = SitesInProcess(prior, {SITE: patients}, sites, CPU)
     sizes = {}
-    for server_round, arrays in updates.items():
-        request = make_request(settings, state, server_round, sites)
-        shapes = update_shapes(request.task, trainable, 1, len(prior.style_mean))
-        content = {"down": pack_request(state.arrays, request), "up": pack_reply("site", OK, arrays, shapes)}
-        sizes[request.task] = {
+    for _ in range(2):  # the style statistics, then gradients
+        arrays = state.arrays
+        state, happened = run_round(state, sites, settings, there.train)
+        (reply,) = happened.replies.replies
+        content = {"down": pack_request(arrays, happened.request), "up": reply.content or {}}
+        sizes[happened.request.task] = {
             direction: sum(record.count_bytes() for record in records.values())
             for direction, records in content.items()
         }
@@ -185,20 +170,26 @@ def pair_seconds(prior: Prior, config: Config, num_cases: int = NUM_CASES) -> di
     return {"pairs": num_pairs, "sampler_steps": settings.num_steps, "seconds_per_pair": elapsed / num_pairs}
 
 
-def trainable_arrays(prior: Prior, adapter: Adapter) -> dict[str, np.ndarray]:
-    """The part that sites fine-tune, as the server would send it."""
-    return {name: parameter.detach().numpy().copy() for name, parameter in prior.generator.trainable(adapter).items()}
+def study_of_one_site(
+    prior: Prior, patients: list[Patient], config: Config, adapter: Adapter
+) -> tuple[Config, FederationState, dict[str, StudySite]]:
+    """Settings, state and sites of a study of one step a round, before its first round.
+
+    It is one without privacy: planning the noise takes long and changes no size. What is timed has its own mechanism.
+    """
+    settings = replace(
+        config,
+        privacy=replace(config.privacy, enabled=False),
+        federation=replace(config.federation, adapter=adapter, local_steps=1),
+    )
+    sites = {SITE: StudySite({"Siemens": len(patients)}, len(patients))}
+    return settings, initial_state(settings, prior, sites), sites
 
 
 def mechanism(config: Config, num_patients: int) -> Mechanism:
     """The default study's, with every patient in the step."""
     privacy = config.privacy
     return Mechanism(NOISE_MULTIPLIER, 1.0, 1, privacy.max_grad_norm, privacy.target_delta).at(num_patients)
-
-
-def local_steps(config: Config) -> LocalSteps:
-    """One step; the seed gives the private and the plain loop the same views."""
-    return LocalSteps(config.federation.learning_rate, config.federation.num_views, seed=0, server_round=2)
 
 
 def peak_memory_mb() -> int:

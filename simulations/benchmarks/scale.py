@@ -24,8 +24,9 @@ from rich.table import Table
 
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
-from fedcmr.server.run_folder import CONFIG_NAME, load_run
-from fedcmr.server.settings import dump, load
+from fedcmr.server.federation import state
+from fedcmr.server.run_folder import load_run, open_run
+from fedcmr.server.settings import load
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.version import add_version
@@ -130,17 +131,14 @@ def measure(folder: Path, cases: Path, num_sites: int) -> Figures:
 
 def write_study(run: Path, cases: Path, num_sites: int, num_rounds: int = NUM_ROUNDS) -> Path:
     """A run folder whose sites share the cases."""
-    config = load("smoke", [*SETTINGS, f"federation.num_rounds={num_rounds}"])
-    run.mkdir(parents=True)
-    (run / CONFIG_NAME).write_text(dump(config), encoding="utf-8")
+    opened = open_run(run, load("smoke", [*SETTINGS, f"federation.num_rounds={num_rounds}"]))
     names = [f"site-{number:04d}" for number in range(num_sites)]
     policy = SitePolicy(min_patients=1)
     for name in names:
         write_site(
             run / "sites" / name, SiteSettings(name, {"GE": NUM_PATIENTS}, NUM_PATIENTS, data=str(cases), policy=policy)
         )
-    facts = {name: {"vendors": {"GE": NUM_PATIENTS}, "nominal_patients": NUM_PATIENTS} for name in names}
-    (run / "study.json").write_text(json.dumps({"sites": facts}), encoding="utf-8")
+    state.write_study(opened, {name: state.StudySite({"GE": NUM_PATIENTS}, NUM_PATIENTS) for name in names})
     (run / "test").mkdir()
     (run / "test" / "hospitals").symlink_to(cases, target_is_directory=True)
     return run

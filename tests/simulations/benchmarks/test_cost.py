@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedcmr.client.training import Execution, fine_tune, patient_gradient, view_seed
+from fedcmr.client.training import Execution, LocalSteps, fine_tune, patient_gradient, view_seed
+from fedcmr.server.federation.state import make_request
 from fedcmr.server.settings import load
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.records import GRADIENTS, STATISTICS
@@ -14,12 +15,11 @@ from fedcmr.simulations.benchmarks.cost import (
     CPU,
     GRADIENT_ADAPTERS,
     bytes_per_round,
-    local_steps,
     mechanism,
     pair_seconds,
     simulated_patients,
     step_seconds,
-    trainable_arrays,
+    study_of_one_site,
 )
 
 SMALL = ("federation.num_views=2", "synthesis.num_steps=1", "synthesis.num_slices=3", "device=cpu")
@@ -31,7 +31,8 @@ def test_both_loops_see_the_same_views_and_the_clip_is_all_that_differs(prior, a
     config = load("default", SMALL)
     patients = simulated_patients(3, prior, 3)
     assert all(torch.isfinite(patient.styles).all() and len(patient.images) for patient in patients)
-    start, steps = trainable_arrays(prior, adapter), local_steps(config)
+    settings, state, sites = study_of_one_site(prior, patients, config, adapter)
+    start, steps = state.arrays, LocalSteps.of(make_request(settings, state, 2, sites))
     private = mechanism(config, 3)
     loose = replace(private, max_grad_norm=1e9, noise_multiplier=0.0)
     plain = replace(loose, private=False)
@@ -69,7 +70,7 @@ def test_figures_are_complete(tiny_prior):
 def test_bytes_are_the_numbers_and_little_more(tiny_prior, adapter):
     prior = load_prior(tiny_prior)
     sizes = bytes_per_round(prior, simulated_patients(2, prior, 3), load("default", SMALL), adapter)
-    arrays = trainable_arrays(prior, adapter)
+    arrays = study_of_one_site(prior, [], load("default", SMALL), adapter)[1].arrays
     numbers = 4 * sum(array.size for array in arrays.values())
     assert numbers < sizes[GRADIENTS]["up"] < numbers + 256 * len(arrays) + 256
     assert sizes[GRADIENTS]["down"] > sizes[GRADIENTS]["up"]
