@@ -47,7 +47,6 @@ class CheckedCase:
         ed_phase: Which of them became end-diastole, from 0.
         es_phase: Likewise for end-systole.
         contours: Where its masks come from, as `fedcmr.shared.case.CaseInfo`; empty where it has none.
-        trains_the_generator: Whether a slice is drawn whole, in a case that training does not leave out.
         flags: Codes of `FLAGS`, then what `prepare` noted, codes of `REASONS`.
         trouble: A code of `TROUBLES`, or None for a case whose file is as it should be.
         image: Image of its middle slice.
@@ -55,6 +54,7 @@ class CheckedCase:
         pathology: As in the index.
         left_out: Why training leaves the case out, a code of `fedcmr.client.trainable.LEFT_OUT`; None where it does
             not.
+        trains_the_generator: Whether a slice is drawn whole, in a case that training does not leave out.
     """
 
     pseudonym: str
@@ -68,13 +68,13 @@ class CheckedCase:
     ed_phase: int | None = None
     es_phase: int | None = None
     contours: str = ""
-    trains_the_generator: bool = False
     flags: tuple[str, ...] = ()
     trouble: str | None = None
     image: CaseImage | None = field(default=None, repr=False)
     sex: str | None = None
     pathology: str | None = None
     left_out: str | None = None
+    trains_the_generator: bool = False
 
     @property
     def labelled(self) -> bool:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 
@@ -11,10 +12,12 @@ from fedcmr.client import ledger as client_ledger
 from fedcmr.client import policy, training
 from fedcmr.client.app import app, site_folder
 from fedcmr.client.code_hash import code_sha256
+from fedcmr.client.deployment.connection import examine
 from fedcmr.client.error_log import LOG_NAME as ERROR_LOG
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.training import fine_tune
+from fedcmr.shared.case import ES, LV, NOT_DRAWN, load_cases, save_case
 from fedcmr.shared.privacy import Mechanism, Release, epsilon
 from fedcmr.shared.privacy_filter import PrivacyFilter
 from fedcmr.shared.records import CODES, INTERNAL_ERROR, OK, decode, pack_request
@@ -75,6 +78,29 @@ def test_statistics_come_back_in_the_shape_of_the_style_vector(site, arrays, req
     assert code_of(reply) == OK
     shape = (1, len(prior.style_mean))
     decode(reply.content["arrays"], {"style_mean": shape, "style_square": shape})
+
+
+def test_a_site_that_draws_in_part_releases_statistics_and_no_gradients(site, arrays, request_of):
+    """What a gradient would be charged for and could hold nothing of is refused before the charge."""
+    for case in load_cases(site / "train"):
+        masks = case.masks.copy()
+        masks[ES][masks[ES] != LV] = NOT_DRAWN
+        save_case(site / "train", replace(case, masks=masks))
+    index = site / "train" / "cases.csv"
+    os.utime(index, ns=(1, 1))  # read anew by this process, which knows the folder from other tests
+    least = load_site(site).policy.min_patients
+    (finding,) = [one for one in examine(load_site(site)) if one.name == "cases"]
+    assert finding.ok and "for style statistics only: gradients are refused, too few are drawn whole" in finding.text
+    assert code_of(ask(site, pack_request(arrays, request_of(task="statistics")))) == OK
+    spent = Ledger(site / "ledger").releases()
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == "too-few-patients"
+    assert Ledger(site / "ledger").releases() == spent
+    for case in load_cases(site / "train")[:least]:
+        save_case(
+            site / "train", replace(case, masks=np.where(case.masks == NOT_DRAWN, 0, case.masks).astype(np.uint8))
+        )
+    os.utime(index, ns=(2, 2))
+    assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
 
 
 def test_each_adapter_has_its_own_names_and_shapes(site, arrays, request_of, prior):

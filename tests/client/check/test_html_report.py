@@ -43,7 +43,6 @@ def report_of(num_cases: int, num_flagged: int = 2, one_image: bool = True) -> C
             0,
             9,
             "drawn",
-            True,
             ("few-slices", "burned-in-suspected") if i < num_flagged else (),
             None,
             shown if one_image else image(i),
