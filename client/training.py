@@ -129,7 +129,8 @@ def patient_of(
     for number in vendors.unique().tolist():
         own = vendors == number
         raw = style_vector(images[own], masks[own])
-        styles[number], measured[number] = prior.standardise(raw), raw.isfinite()
+        styles[number] = prior.standardise(raw)
+        measured[number] = raw.isfinite() | drawn_whole(masks[own]).all()  # a region that is not there has no style
     whole = drawn_whole(masks)  # what is not known must not be rendered as background
     return Patient(name, images[whole], masks[whole], styles, vendors[whole], measured)
 

@@ -336,7 +336,7 @@ def pixel(value: float, phase: int, everywhere: bool = False):
         (lacking(MYO), None),
         (lacking(RV, MYO), None),
         (lacking(LV), "masks-implausible"),
-        (lacking(LV, phases=(ES,)), None),
+        (lacking(LV, phases=(ES,)), "masks-implausible"),
         (lacking(RV, MYO, LV), "masks-implausible"),
         (pixel(np.nan, ED), "unreadable-nifti"),
         (pixel(np.inf, ES), "unreadable-nifti"),

@@ -127,9 +127,10 @@ def _trained(report: CheckReport) -> str:
 def _key_figures(report: CheckReport) -> list[tuple[str, str, str]]:
     """The figures at the top: value, unit, explanation."""
     low, high = report.ef or (None, None)
+    in_part = sum(case.contours == "partial" for case in report.cases)
     return [
         (str(report.num_cases), "cases", f"of {_number(report.num_patients, 'patient', 'patients')}"),
-        (str(report.num_labelled), "", "with masks of ventricles and myocardium"),
+        (str(report.num_labelled), "", "with masks" + (f", {in_part} of them drawn in part" if in_part else "")),
         (str(report.num_flagged), "", "to look at before they are used"),
         (str(sum(report.refused.values())), "", "studies refused; reasons and numbers are below"),
         (

@@ -7,7 +7,7 @@ from scipy import ndimage
 from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.drawn import end_systole, phases_drawn
 from fedcmr.client.ingest.reasons import Unusable
-from fedcmr.shared.case import LV, is_heart
+from fedcmr.shared.case import LV, MYO, is_heart
 
 Centre = tuple[float, float]
 """Row and column in the image, from 0; fractions lie between pixels."""
@@ -52,7 +52,8 @@ def find_frames(cine: Cine, centre: Centre | None = None) -> tuple[int, int]:
         centre: As `find_centre` gave it, if it is known.
 
     Raises:
-        Unusable: There are masks and no phase has a left ventricle, or the drawn ones do not differ.
+        Unusable: There are masks and no phase has a left ventricle, one alone has and another has its muscle, or the
+            drawn ones do not differ.
     """
     drawn = None if cine.masks is None else phases_drawn(cine.masks)
     if cine.masks is not None and drawn is not None and len(drawn) != 1:
@@ -63,6 +64,8 @@ def find_frames(cine: Cine, centre: Centre | None = None) -> tuple[int, int]:
         if volumes[ed] == volumes[es]:
             raise Unusable("masks-implausible")
         return ed, es
+    if cine.masks is not None and (cine.masks[lv_voxels(cine.masks) == 0] == MYO).any():
+        raise Unusable("masks-implausible")  # whoever drew the muscle's inner border has drawn the cavity
     if drawn is not None and cine.ends is not None and drawn[0] in cine.ends:
         return cine.ends
     blood = _blood_signal(cine, centre or find_centre(cine))

@@ -20,7 +20,8 @@ REASONS = {
     "no-phases": "a 4D NIfTI file was expected, with two phases or more along its fourth axis",
     "masks-differ": "image and mask have different shapes or numbers of phases: draw them on these images",
     "masks-misaligned": "the masks lie outside the images: their affine does not agree with the scans",
-    "masks-implausible": "labels other than expected, no phase with a left ventricle, or equal ones in all",
+    "masks-implausible": "labels other than expected, no phase with a left ventricle, equal ones in all, or one with "
+    "it and another with myocardium alone",
     "cavity-outside-myocardium": "the left cavity does not lie in the myocardium: the label map may be wrong",
     "labels-too-wide": "labels spread wider than a heart: a stray label, or a wrong pixel spacing",
     "ef-implausible": "the masks' ejection fraction is 95 % or more: slices are missing at end-systole",

@@ -16,7 +16,7 @@ from fedcmr.client.ingest.normalise import normalise, orient
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.vendor import field_strength, vendor_name
-from fedcmr.shared.case import LV, RV, load_cases
+from fedcmr.shared.case import LV, NOT_DRAWN, RV, load_cases
 from tests.client.ingest.dicom_files import (
     CENTRE,
     COLUMN_AXIS,
@@ -184,15 +184,28 @@ def test_masks_are_placed_by_their_affine_whatever_the_order_of_their_voxels(tmp
         ("masks-differ", lambda labels: labels[..., :-1]),
         ("masks-implausible", lambda labels: labels * 2),
         ("masks-implausible", lambda labels: np.where(labels == 3, 2, labels)),
-        ("masks-implausible", lambda labels: labels * (np.arange(NUM_PHASES) == 3).astype(np.uint8)),
     ],
-    ids=["3D", "one phase short", "unknown label", "no left ventricle", "one phase labelled"],
+    ids=["3D", "one phase short", "unknown label", "no left ventricle"],
 )
 def test_unusable_masks_refuse_the_study(tmp_path, reason, change):
     write_study(tmp_path)
     nifti = nibabel.load(tmp_path / "masks.nii.gz")
     nibabel.save(nibabel.Nifti1Image(change(np.asarray(nifti.dataobj)), nifti.affine), tmp_path / "masks.nii.gz")
     assert refusal(tmp_path) == reason
+
+
+def test_one_labelled_phase_is_one_end_of_the_beat_and_the_images_show_the_other(tmp_path):
+    write_study(tmp_path)
+    nifti = nibabel.load(tmp_path / "masks.nii.gz")
+    for phase, expected in ((0, (0, NUM_PHASES // 2)), (NUM_PHASES // 2, (0, NUM_PHASES // 2))):
+        one = np.asarray(nifti.dataobj) * (np.arange(NUM_PHASES) == phase).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(one, nifti.affine), tmp_path / "masks.nii.gz")
+        (study,) = find_dicom(tmp_path).studies
+        found = normalise(study.read())
+        assert (found.ed, found.es) == expected and np.isnan(found.ef)
+        assert (found.masks[0 if phase else 1] == NOT_DRAWN).all() and not (
+            found.masks[int(phase > 0)] == NOT_DRAWN
+        ).any()
 
 
 def test_one_mask_file_above_two_studies_belongs_to_neither(tmp_path):

@@ -234,7 +234,7 @@ def _emptied(masks):
     ("reason", "change"),
     [
         ("masks-implausible", lambda m: m.fill(0)),
-        ("masks-implausible", lambda m: [_without(m, LV, phase) for phase in (0, 1)]),
+        ("masks-implausible", lambda m: _without(m, LV, 1)),
         ("masks-implausible", lambda m: m.__setitem__(1, m[0])),
         ("cavity-outside-myocardium", lambda m: m.__setitem__(..., np.array([0, 3, 2, 1])[m])),
         ("cavity-outside-myocardium", lambda m: m.__setitem__(..., np.array([0, 1, 3, 2])[m])),
