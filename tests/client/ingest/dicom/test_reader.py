@@ -197,8 +197,9 @@ def test_unusable_masks_refuse_the_study(tmp_path, reason, change):
 def test_one_labelled_phase_is_one_end_of_the_beat_and_the_images_show_the_other(tmp_path):
     write_study(tmp_path)
     nifti = nibabel.load(tmp_path / "masks.nii.gz")
+    labels = np.asarray(nifti.dataobj)
     for phase, expected in ((0, (0, NUM_PHASES // 2)), (NUM_PHASES // 2, (0, NUM_PHASES // 2))):
-        one = np.asarray(nifti.dataobj) * (np.arange(NUM_PHASES) == phase).astype(np.uint8)
+        one = labels * (np.arange(NUM_PHASES) == phase).astype(np.uint8)
         nibabel.save(nibabel.Nifti1Image(one, nifti.affine), tmp_path / "masks.nii.gz")
         (study,) = find_dicom(tmp_path).studies
         found = normalise(study.read())
