@@ -7,11 +7,13 @@ import torch
 from fedcmr.server.settings import AugmentationConfig, RegressionConfig
 from fedcmr.server.tasks.ejection_fraction import training as regression
 from fedcmr.server.tasks.ejection_fraction.examples import prepare_examples
+from fedcmr.server.tasks.ejection_fraction.saliency import saliency_share
 from fedcmr.server.tasks.ejection_fraction.training import batch_indices, regression_loss
+from fedcmr.server.tasks.segmentation.examples import is_segmented
 from fedcmr.server.training.augmentation import augment_pairs, blur
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared import checkpoint
-from fedcmr.shared.case import LV, Case, CaseInfo
+from fedcmr.shared.case import LV, NOT_DRAWN, Case, CaseInfo
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.ejection_fraction.network import FORMAT, Prediction, Regressor, load_regressor, save_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices, patient_ef
@@ -64,6 +66,20 @@ def test_areas_are_fractions_of_the_image_and_unknown_without_masks():
     expected = [(case.masks[phase, 0] == LV).mean() for phase in (0, 1)]
     assert examples.areas[0].tolist() == pytest.approx(expected)
     assert examples.areas[4:].isnan().all() and examples.ef.eq(0.5).all()
+
+
+def test_the_area_of_a_cavity_that_nobody_drew_is_unknown_and_not_zero():
+    case = disc_case("a", 0.5)
+    masks = np.where(case.masks == LV, LV, NOT_DRAWN).astype(np.uint8)
+    masks[1, 2] = NOT_DRAWN  # one slice of end-systole
+    in_part = Case(case.info, case.frames, masks, case.spacing_mm)
+    areas, whole = (prepare_examples([one], whole_stacks=True).areas for one in (in_part, case))
+    assert areas.isnan().nonzero().tolist() == [[2, 1]]
+    known = areas.isfinite()
+    assert torch.equal(areas[known], whole[known])
+    maps, labels = torch.ones(6, 64, 64), torch.from_numpy(masks).transpose(0, 1)
+    assert all(math.isnan(share) for share in saliency_share(maps, labels))  # nobody knows where the heart ends
+    assert not is_segmented(in_part)
 
 
 def test_whole_stacks_teach_areas_everywhere_and_the_ejection_fraction_in_the_middle():
