@@ -163,7 +163,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     from fedcmr.server.run_folder import load_run
     from fedcmr.server.tasks.segmentation.training import measured_ef
     from fedcmr.shared.models.prior import load_prior
-    from fedcmr.shared.tasks.segmentation.network import load_segmenter
+    from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter
 
     run = load_run(options.run)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):

@@ -25,6 +25,8 @@ CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 MAIN_TASK = "ejection_fraction"
 """The task that every study has: the report's headline, the sites' evaluation and the audits are of its network."""
 CROSS_VENDOR_KINDS = ("synthetic", "real")
+SEGMENTATION_LOSSES = ("moving", "fixed", "cross_entropy", "dice")
+"""See `fedcmr.server.tasks.segmentation.losses`."""
 BASELINES = (
     "predict_the_mean",
     "prior_only",
@@ -282,15 +284,35 @@ class RegressionConfig:
 
 @dataclass
 class SegmentationConfig:
-    """Training of the U-Net that finds ventricles and muscle."""
+    """Training of the segmenter: its network, its loss, its views."""
 
+    network: str = "unet"
+    width: int = 24
+    size_px: int = 128
+    pixel_mm: float = 1.25
+    crop_px: int = 96
+    loss: str = "moving"
     num_steps: int = 3000
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.998
+    rotation_deg: float = 45.0
+    shift_mm: float = 10.0
 
     def __post_init__(self) -> None:
+        if self.network != "unet":  # MONAI's networks take seconds to load
+            from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
+
+            _check(self.network in NETWORKS, "segmentation.network", f"in {tuple(NETWORKS)}", self.network)
+        _check(self.loss in SEGMENTATION_LOSSES, "segmentation.loss", f"in {SEGMENTATION_LOSSES}", self.loss)
+        for key in ("rotation_deg", "shift_mm"):
+            _check(getattr(self, key) >= 0, f"segmentation.{key}", ">= 0", getattr(self, key))
+        for key in ("size_px", "crop_px"):
+            _check(getattr(self, key) % 16 == 0, f"segmentation.{key}", "a multiple of 16", getattr(self, key))
+        _check(0 < self.crop_px <= self.size_px, "segmentation.crop_px", "up to size_px", self.crop_px)
+        _check(self.pixel_mm > 0, "segmentation.pixel_mm", "> 0", self.pixel_mm)
+        _check(self.width >= 8, "segmentation.width", ">= 8", self.width)
         _check(self.num_steps >= 1, "segmentation.num_steps", ">= 1", self.num_steps)
         _check(self.batch_size >= 2, "segmentation.batch_size", ">= 2", self.batch_size)
         _check(self.learning_rate > 0, "segmentation.learning_rate", "> 0", self.learning_rate)

@@ -35,7 +35,7 @@ from fedcmr.shared.case import Case, load_cases, read_index
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
-from fedcmr.shared.tasks.segmentation.network import load_segmenter
+from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter
 
 
 class Study:

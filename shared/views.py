@@ -1,6 +1,8 @@
 """From a case's frames to what the networks see: ED/ES slice pairs on one grid, and random views of them."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +16,69 @@ PIXEL_MM = 2.0
 """In-plane pixel of the networks' images: 128 mm, the left ventricle with its surroundings."""
 
 
-def slice_pairs(case: Case) -> tuple[Tensor, Tensor]:
-    """All slices of a case on the networks' grid.
+@dataclass(frozen=True)
+class Grid:
+    """A square grid about the centre of a case's images.
+
+    Attributes:
+        size_px: Height and width.
+        pixel_mm: Distance of rows, and of columns.
+    """
+
+    size_px: int
+    pixel_mm: float
+
+    def is_of(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> bool:
+        """Whether images of this shape and spacing lie on this grid."""
+        return tuple(shape) == (self.size_px,) * 2 and all(abs(mm - self.pixel_mm) < 1e-6 for mm in spacing_mm)
+
+
+NETWORK_GRID = Grid(IMAGE_SIZE, PIXEL_MM)
+"""The grid of the generator and of the ejection fraction's network."""
+
+
+def grid_of(case: Case) -> tuple[float, float]:
+    """Distance of rows and of columns in millimetres."""
+    return float(case.spacing_mm[1]), float(case.spacing_mm[2])
+
+
+def slice_pairs(case: Case, grid: Grid = NETWORK_GRID) -> tuple[Tensor, Tensor]:
+    """All slices of a case on a network's grid.
 
     Returns:
-        images: Shape (Z, 2, 64, 64), float32 in [-1, 1], ED and ES as channels.
-        masks: Shape (Z, 2, 64, 64), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
+        images: Shape (Z, 2, size, size), float32 in [-1, 1], ED and ES as channels; (Z, 2, 64, 64) by default.
+        masks: The same shape, uint8 labels 0..3 and 255 (`NOT_DRAWN`).
     """
     images = torch.from_numpy(case.frames).transpose(0, 1) * 2 - 1
     masks = torch.from_numpy(case.masks).transpose(0, 1)
-    field_mm = torch.tensor(case.frames.shape[2:]) * torch.from_numpy(case.spacing_mm[1:]).double()
-    scale = IMAGE_SIZE * PIXEL_MM / field_mm
-    theta = torch.tensor([[float(scale[1]), 0, 0], [0, float(scale[0]), 0]]).expand(len(images), 2, 3)
-    return _resample(images, masks, theta, (IMAGE_SIZE, IMAGE_SIZE))
+    size = (grid.size_px, grid.size_px)
+    theta = _theta(case.frames.shape[2:], grid_of(case), size, (grid.pixel_mm, grid.pixel_mm))
+    return _resample(images, masks, theta.expand(len(images), 2, 3), size)
+
+
+def resampled(
+    images: Tensor, spacing_mm: Sequence[float], size: Sequence[int], new_spacing_mm: Sequence[float]
+) -> Tensor:
+    """Bilinear interpolation on another grid with the same centre; 0 beyond the edge.
+
+    Args:
+        images: Shape (N, C, h, w).
+        spacing_mm: Distance of their rows and columns.
+        size: Height and width of the new grid.
+        new_spacing_mm: Distance of its rows and columns.
+    """
+    theta = _theta(images.shape[2:], spacing_mm, size, new_spacing_mm).to(images.dtype).expand(len(images), 2, 3)
+    grid = F.affine_grid(theta, [len(images), images.shape[1], *size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def _theta(
+    size: Sequence[int], spacing_mm: Sequence[float], new_size: Sequence[int], new_spacing_mm: Sequence[float]
+) -> Tensor:
+    """From a new grid to the old one of the same centre, as `affine_grid` takes it; shape (2, 3)."""
+    field_mm = torch.tensor(size) * torch.tensor([float(mm) for mm in spacing_mm]).double()
+    scale = torch.tensor(new_size) * torch.tensor([float(mm) for mm in new_spacing_mm]).double() / field_mm
+    return torch.tensor([[float(scale[1]), 0, 0], [0, float(scale[0]), 0]])
 
 
 def with_heart(masks: Tensor) -> Tensor:

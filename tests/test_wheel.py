@@ -109,7 +109,7 @@ from fedcmr.server.deployment.gateway import TEMPLATES as AT_THE_COORDINATOR
 from fedcmr.server.report.build import resource
 from fedcmr.server.settings import load
 from fedcmr.shared.models.prior import SHIPPED_PRIOR, load_prior
-from fedcmr.shared.tasks.segmentation.network import SHIPPED_SEGMENTER
+from fedcmr.shared.tasks.segmentation.segmenter import SHIPPED_SEGMENTER
 
 assert load("smoke").hospitals.num_train == 6
 assert len(load_prior(None).sha256) == 64

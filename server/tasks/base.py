@@ -57,6 +57,10 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
     def is_labelled(self, case: Case) -> bool:
         """Whether a case has what the task `needs`."""
 
+    def can_teach(self, case: Case) -> bool:
+        """Whether a case is of use for training; by default where it is labelled."""
+        return self.is_labelled(case)
+
     @abstractmethod
     def examples(self, cases: Sequence[Case], config: Config) -> Examples:
         """Training examples from the labelled cases.

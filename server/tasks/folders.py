@@ -5,7 +5,7 @@ subtracting one group from all, and figures of such patients are rounded (`fedcm
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluate_folders(
     """
     report: dict[str, Any] = {}
     for folder in folders:
-        cases = _labelled(task, folder)
+        cases = _chosen(task, folder, task.is_labelled)
         if not cases:
             raise UserError(f"{folder} holds no case with {task.needs}: nothing can be tested there")
         simulated = of_folder(folder).is_simulated
@@ -65,14 +65,14 @@ def evaluate_folders(
 
 
 def training_cases(task: Task[Any, Any, Any], folders: Sequence[Path]) -> list[Case]:
-    """The labelled cases of all folders; the number left out of each folder is written to stderr."""
-    return [case for folder in folders for case in _labelled(task, folder)]
+    """The cases of all folders that can teach; the number left out of each folder is written to stderr."""
+    return [case for folder in folders for case in _chosen(task, folder, task.can_teach)]
 
 
-def _labelled(task: Task[Any, Any, Any], folder: Path) -> list[Case]:
-    """A folder's labelled cases; the number left out is written to stderr."""
+def _chosen(task: Task[Any, Any, Any], folder: Path, chosen: Callable[[Case], bool]) -> list[Case]:
+    """A folder's cases that are chosen for their labels; the number left out is written to stderr."""
     cases = load_cases(folder)
-    labelled = [case for case in cases if task.is_labelled(case)]
+    labelled = [case for case in cases if chosen(case)]
     if len(labelled) < len(cases):
         _say(folder, f"{len(cases) - len(labelled)} of {len(cases)} cases are without {task.needs} and are left out")
     return labelled

@@ -37,7 +37,7 @@ from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.style import STYLE_NAMES, StyleDistribution, style_vectors
-from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter
+from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter
 from fedcmr.shared.version import add_version
 from fedcmr.shared.views import PIXEL_MM, slice_pairs
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from fedcmr.shared.models.base import Condition, GenerativeModel, Sampler
 from fedcmr.shared.models.kinds import KINDS
 from fedcmr.shared.models.prior import load_prior, save_prior
 from fedcmr.shared.style import style_vectors
-from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter
+from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter
 from fedcmr.shared.version import add_version
 from fedcmr.simulations.benchmarks.generator import check_outputs, ef_agreement, spread_hearts, stacks
 
@@ -176,7 +177,7 @@ def generate(model: GenerativeModel, hearts: Requested, sampler: Sampler, seed: 
 @torch.inference_mode()
 def features(segmenter: Segmenter, images: Tensor) -> NDArray[np.float64]:
     """The segmenter's deepest features averaged over positions, shape (pairs, 128), of images (N, S, 2, 64, 64)."""
-    network = segmenter.network
+    network: Any = segmenter.network
 
     def deepest(part: Tensor) -> Tensor:
         x = network.conv_0(part)

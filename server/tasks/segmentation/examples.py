@@ -1,16 +1,16 @@
-"""Training examples of a segmenter: slice pairs with complete masks, and random views of them."""
+"""Training examples of a segmenter: slice pairs with masks, and random views of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedcmr.server.settings import AugmentationConfig
+from fedcmr.server.settings import AugmentationConfig, SegmentationConfig
 from fedcmr.server.training.augmentation import augment_pairs
-from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, Case
+from fedcmr.shared.case import BACKGROUND, ED, ES, LV, MYO, NOT_DRAWN, RV, Case
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.views import augment, slice_pairs
+from fedcmr.shared.views import NETWORK_GRID, Grid, augment, slice_pairs
 
 NEEDS = "masks of both ventricles and the muscle at ED and at ES"
 INTENSITIES = AugmentationConfig(
@@ -21,11 +21,12 @@ INTENSITIES = AugmentationConfig(
     log_gamma=0.3,
     contrast=0.15,
     brightness=0.06,
-    blur_px=0.7,
     noise=0.04,
     log_bias=0.1,
 )
 """Contrast, shading, sharpness and noise only: the masks must move with the images, which `random_views` does."""
+MAX_SCALE = 0.2
+BLUR_MM = 1.4
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,23 @@ class Examples:
     """Slice pairs with their masks.
 
     Attributes:
-        images: Shape (M, 2, 64, 64), float32 in [-1, 1], or uint8 with 0..255 for -1..1.
-        masks: Shape (M, 2, 64, 64), uint8 labels 0..3.
+        images: Shape (M, 2, H, W), float32 in [-1, 1], or uint8 with 0..255 for -1..1.
+        masks: Shape (M, 2, H, W), uint8 labels 0..3, and 255 where nobody drew.
+        pixel_mm: In-plane pixel.
     """
 
     images: Tensor
     masks: Tensor
+    pixel_mm: float = NETWORK_GRID.pixel_mm
 
     def images_at(self, index: Tensor | slice) -> Tensor:
-        """Chosen pairs, shape (N, 2, 64, 64), float32 in [-1, 1]."""
+        """Chosen pairs, shape (N, 2, H, W), float32 in [-1, 1]."""
         images = self.images[index]
         return images if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def is_segmented(case: Case) -> bool:
-    """Whether the masks can teach and test a segmenter: each structure is somewhere in the stack at ED and at ES.
+    """Whether the masks can test a segmenter: all is drawn, each structure is somewhere in the stack at ED and at ES.
 
     Masks that are empty in a frame, or contain cavities only, are incomplete: the structures were not drawn. Slices
     without any label within a segmented frame lie beyond the heart.
@@ -57,34 +60,53 @@ def is_segmented(case: Case) -> bool:
     return all((case.masks[phase] == label).any() for phase in (ED, ES) for label in (RV, MYO, LV))
 
 
-def prepare_examples(cases: Sequence[Case]) -> Examples:
-    """All slices of the segmented cases.
+def can_teach(case: Case) -> bool:
+    """Whether a segmenter can learn from the masks: they are whole, or what was not drawn is marked `NOT_DRAWN`.
+
+    Of such a case the drawn structures are learnt (`fedcmr.server.tasks.segmentation.losses`). Where a structure is
+    missing without that mark, as in masks of earlier versions, it would be learnt as background.
+    """
+    undrawn = case.masks == NOT_DRAWN
+    return is_segmented(case) or bool(undrawn.any() and (case.masks[~undrawn] != BACKGROUND).any())
+
+
+def prepare_examples(cases: Sequence[Case], grid: Grid) -> Examples:
+    """All slices of the segmented cases, on a grid; images as uint8, a quarter of the memory.
 
     Raises:
         UserError: There is no such case.
     """
-    pairs = [slice_pairs(case) for case in cases if is_segmented(case)]
+    pairs = [slice_pairs(case, grid) for case in cases if can_teach(case)]
     if not pairs:
         raise UserError(f"none of the {len(cases)} training cases has {NEEDS}: segment them and prepare them again")
-    return Examples(torch.cat([images for images, _ in pairs]), torch.cat([masks for _, masks in pairs]))
+    images = torch.cat([((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for images, _ in pairs])
+    return Examples(images, torch.cat([masks for _, masks in pairs]), grid.pixel_mm)
 
 
-def random_views(examples: Examples, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """One step's batch: turned, mirrored, zoomed and shifted with its masks, then given other intensities.
+def random_views(examples: Examples, config: SegmentationConfig, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """One step's batch: turned, mirrored, zoomed and shifted with its masks, cropped, then given other intensities.
 
     Returns:
-        Images and masks, shape (batch_size, 2, 64, 64); everything random follows from (seed, step).
+        Images and masks, shape (batch_size, 2, crop_px, crop_px); everything random follows from (seed, step).
     """
     rng = torch.Generator().manual_seed(seed * 7_368_787 + step)
-    index = torch.randint(len(examples.images), (batch_size,), generator=rng)
+    index = torch.randint(len(examples.images), (config.batch_size,), generator=rng)
+    margin = (examples.images.shape[-1] - config.crop_px) // 2
+    # What is cut off is cut before the views are made, but for what a view may bring back in.
+    kept = slice(max(margin - config.crop_px // 4, 0), examples.images.shape[-1] - max(margin - config.crop_px // 4, 0))
     images, masks = augment(
-        examples.images_at(index),
-        examples.masks[index],
+        examples.images_at(index)[..., kept, kept],
+        examples.masks[index][..., kept, kept],
         rng,
-        max_rotation_deg=45,
-        max_scale=0.2,
-        max_shift_px=5,
+        max_rotation_deg=config.rotation_deg,
+        max_scale=MAX_SCALE,
+        max_shift_px=config.shift_mm / examples.pixel_mm,
     )
-    mirrored = torch.rand(len(index), 1, 1, 1, generator=rng) < 0.5
-    images, masks = (torch.where(mirrored, values.flip(3), values) for values in (images, masks))
-    return augment_pairs(images, INTENSITIES, rng)[0], masks
+    cut = (images.shape[-1] - config.crop_px) // 2
+    inner = slice(cut, cut + config.crop_px)
+    images, masks = images[..., inner, inner], masks[..., inner, inner]
+    for axis in (2, 3):
+        mirrored = torch.rand(len(index), 1, 1, 1, generator=rng) < 0.5
+        images, masks = (torch.where(mirrored, values.flip(axis), values) for values in (images, masks))
+    intensities = replace(INTENSITIES, blur_px=BLUR_MM / examples.pixel_mm)
+    return augment_pairs(images, intensities, rng)[0], masks

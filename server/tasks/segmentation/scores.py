@@ -23,7 +23,6 @@ from fedcmr.server.evaluation.tables import vendor_groups
 from fedcmr.shared.case import LV, MYO, RV, Case
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
-from fedcmr.shared.views import PIXEL_MM, slice_pairs
 
 STRUCTURES = {"lv": LV, "myo": MYO, "rv": RV}
 PERCENTILE = 95
@@ -39,7 +38,7 @@ def score_masks(
 
     Args:
         cases: Test patients with complete masks.
-        predicted: Labels found, each of shape (2, Z, 64, 64), on the networks' grid.
+        predicted: Labels found, each of shape (2, Z, H, W), on the case's own grid.
         groups: Shape (len(cases),), for example vendors.
         num_bootstrap: Resamples of patients for the 95 % intervals.
         seed: Seed of the resampling.
@@ -104,8 +103,8 @@ def per_patient(cases: Sequence[Case], predicted: Sequence[Tensor]) -> dict[str,
     """One value per patient of every figure: {"part/structure" or "part": shape (N,)}."""
     rows = []
     for case, found in zip(cases, predicted, strict=True):
-        true = slice_pairs(case)[1].transpose(0, 1)
-        overlap, distance = overlap_and_distance(found, true, (float(case.spacing_mm[0]), PIXEL_MM, PIXEL_MM))
+        true = torch.from_numpy(case.masks)
+        overlap, distance = overlap_and_distance(found, true, [float(mm) for mm in case.spacing_mm])
         overlap, distance = overlap.double().mean(0), distance.double().mean(0)
         error = POINTS * (ejection_fraction(found.numpy()) - patient_ef(case))
         rows.append([*overlap.tolist(), float(overlap.mean()), *distance.tolist(), abs(error), error])

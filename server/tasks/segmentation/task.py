@@ -14,12 +14,14 @@ from torch import Tensor
 from fedcmr.server.settings import Config
 from fedcmr.server.tasks.base import PatientValues, Section, Task
 from fedcmr.server.tasks.facts import versions
-from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, is_segmented, prepare_examples
+from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, can_teach, is_segmented, prepare_examples
 from fedcmr.server.tasks.segmentation.scores import as_text_table, per_patient, score_values
-from fedcmr.server.tasks.segmentation.training import predict_masks, train_on_cases
+from fedcmr.server.tasks.segmentation.training import train_on_cases
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
-from fedcmr.shared.tasks.segmentation.network import FORMAT, Segmenter, load_segmenter, save_segmenter
+from fedcmr.shared.tasks.segmentation.inference import predict_masks
+from fedcmr.shared.tasks.segmentation.segmenter import FORMAT, Segmenter, load_segmenter, save_segmenter
+from fedcmr.shared.views import Grid
 
 PART = "segmentation"
 """The task's part of report.json."""
@@ -40,9 +42,13 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
         """Whether the masks are complete; see `is_segmented`."""
         return is_segmented(case)
 
+    def can_teach(self, case: Case) -> bool:
+        """Whether the masks are complete, or say where they are not; see `can_teach`."""
+        return can_teach(case)
+
     def examples(self, cases: Sequence[Case], config: Config) -> Examples:
-        """All slices of the segmented cases."""
-        return prepare_examples(cases)
+        """All slices of the cases with masks."""
+        return prepare_examples(cases, Grid(config.segmentation.size_px, config.segmentation.pixel_mm))
 
     def train(
         self,
@@ -58,7 +64,7 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
 
     def save(self, path: Path, model: Segmenter, cases: Sequence[Case], config: Config, data: str) -> Path | None:
         """Write the weights as float16 and a card in JSON; about the training patients it has counts only."""
-        used = [case for case in cases if is_segmented(case)]
+        used = [case for case in cases if can_teach(case)]
         facts = {
             "trained_on": len(used),
             "vendors": dict(sorted(Counter(case.info.vendor for case in used).items())),

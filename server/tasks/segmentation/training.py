@@ -1,4 +1,4 @@
-"""Training of the U-Net of `fedcmr.shared.tasks.segmentation.network`: on folders of cases, or on public hearts alone.
+"""Training of a segmenter: on folders of cases, or on simulated public hearts alone.
 
 A segmenter trained on rendered public hearts only, with widely varied intensities, has seen neither a generated image
 nor a patient: it is an independent evaluator. Where it measures the requested ejection fraction on a generated image,
@@ -11,28 +11,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from monai.losses import DiceCELoss
 from monai.metrics import compute_dice
 from torch import Tensor
 
 from fedcmr.server.generation.pretraining import simulate_hearts
 from fedcmr.server.settings import SegmentationConfig
 from fedcmr.server.tasks.segmentation.examples import Examples, prepare_examples, random_views
+from fedcmr.server.tasks.segmentation.losses import LOSSES, SegmentationLoss
 from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, identity_of, train
 from fedcmr.server.training.schedule import cosine, ema_decay
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.case import LV, MYO, RV, Case
-from fedcmr.shared.device import autocast
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
-from fedcmr.shared.tasks.segmentation.network import FORMAT, Segmenter, save_segmenter, segment
-from fedcmr.shared.views import slice_pairs
+from fedcmr.shared.tasks.segmentation.inference import predict_masks
+from fedcmr.shared.tasks.segmentation.segmenter import FORMAT, Architecture, Segmenter, save_segmenter, segment
+from fedcmr.shared.views import Grid
 
 NUM_HEARTS, NUM_HELD_OUT = 3000, 100
 WARM_UP_STEPS, MAX_GRAD_NORM = 100, 1.0
 CHECKPOINT_STEPS = 250
-PUBLIC = SegmentationConfig()
+PUBLIC = SegmentationConfig(width=16, size_px=64, crop_px=64, pixel_mm=2.0, num_steps=3000, batch_size=32)
 """The public segmenter's training is one and the same, whatever a study's settings are."""
 HELD_OUT_OFFSET = 500
 """Added to the seed for hearts that are not in the training set."""
@@ -45,15 +45,6 @@ def measured_ef(segmenter: Segmenter, cases: Sequence[Case]) -> list[float]:
         One value per case, NaN where no LV was found at ED or at ES.
     """
     return [ejection_fraction(labels.numpy()) for labels in predict_masks(segmenter, cases)]
-
-
-def predict_masks(segmenter: Segmenter, cases: Sequence[Case]) -> list[Tensor]:
-    """Labels of every case on the networks' grid, from its frames alone; each of shape (2, Z, 64, 64), uint8."""
-    if not cases:
-        return []
-    stacks = [slice_pairs(case)[0] for case in cases]
-    labels = segment(segmenter, torch.cat(stacks))
-    return [part.transpose(0, 1) for part in labels.split([len(stack) for stack in stacks])]
 
 
 def dice(labels: Tensor, masks: Tensor) -> dict[str, float]:
@@ -83,6 +74,8 @@ def train_on_cases(
     checkpoint: Path | None = None,
     description: str = "training the segmenter",
     log: Callable[[int, float], None] | None = None,
+    start: Segmenter | None = None,
+    minutes: float | None = None,
 ) -> Segmenter:
     """Train on all slices of the segmented cases and return the averaged (EMA) network.
 
@@ -96,14 +89,19 @@ def train_on_cases(
         checkpoint: Removed at the end. One that belongs to other data, settings or seed is not used.
         description: What is trained, shown next to the progress bar.
         log: As for `fedcmr.server.training.loop.train`.
+        start: A trained segmenter of the same architecture, whose weights are the first ones.
+        minutes: Stop by then, with the learning rate brought to zero; None trains all steps.
 
     Raises:
-        UserError: No case is segmented, or the loss is not finite.
+        UserError: No case is segmented, `start` has another architecture, or the loss is not finite.
     """
-    examples = prepare_examples(cases)
-    data = (examples.images.double().sum(dim=(1, 2, 3)), examples.masks.sum(dim=(1, 2, 3)))
+    examples = prepare_examples(cases, Grid(config.size_px, config.pixel_mm))
+    data = (examples.images.flatten(1).sum(1, dtype=torch.float64), examples.masks.flatten(1).sum(1))
+    if start is not None:
+        data = (*data, *(value.flatten().double() for value in start.state_dict().values()))
     checkpoints = Checkpoints(checkpoint, identity_of(config, seed, data), CHECKPOINT_STEPS) if checkpoint else None
-    return _train(examples, config, seed, device, Budget(config.num_steps), checkpoints, description, log).ema.eval()
+    budget = Budget(config.num_steps, minutes)
+    return _train(examples, config, seed, device, budget, checkpoints, description, log, start).ema.eval()
 
 
 def train_segmenter(
@@ -165,19 +163,28 @@ def _train(
     checkpoints: Checkpoints | None,
     description: str = "training the segmenter",
     log: Callable[[int, float], None] | None = None,
+    start: Segmenter | None = None,
 ) -> TrainingState[Segmenter]:
     """Train a new network; everything random follows from (seed, step)."""
+    architecture = Architecture(config.network, config.width, config.size_px, config.pixel_mm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        segmenter = Segmenter().to(device).train()
+        segmenter = Segmenter(architecture).to(device).train()
+    if start is not None:
+        if start.architecture != architecture:
+            raise UserError(
+                "the segmenter to start from has other segmentation.network, width or grid than the settings"
+            )
+        segmenter.load_state_dict(start.state_dict())
     state = TrainingState(segmenter, config.weight_decay)
-    loss_of = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    loss_of = SegmentationLoss(LOSSES[config.loss])
 
     def loss_of_step(step: int) -> Tensor:
-        images, masks = random_views(examples, config.batch_size, seed, step)
-        with autocast(device):
+        images, masks = random_views(examples, config, seed, step)
+        # In float32 on a CPU: at these widths that is 1.3 times faster than bf16 is.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = segmenter(images.to(device))
-        return loss_of(logits.flatten(0, 1), masks.to(device).flatten(0, 1)[:, None])
+        return loss_of(logits.flatten(0, 1), masks.to(device).flatten(0, 1), budget.used(step, state.elapsed_s))
 
     recipe = Recipe(
         lambda step, done: cosine(step, done, config.learning_rate, WARM_UP_STEPS),

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fedcmr.shared.case import LV, MYO
-from fedcmr.shared.tasks.segmentation.network import Segmenter, load_segmenter, segment
+from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter, segment
 
 MIN_LV_PX = 20
 """Smaller finds (0.8 cm2) are left out: they are more often a vessel than an apex."""

@@ -1,6 +1,7 @@
 """The segmenter: it measures hearts it was not trained on, from pixels alone, and its training can be resumed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,13 @@ from fedcmr.server.cli import main
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
 from fedcmr.server.generation.pretraining import simulate_hearts
 from fedcmr.server.generation.rendering import render
-from fedcmr.server.settings import SegmentationConfig
 from fedcmr.server.tasks.segmentation import training as segmentation
 from fedcmr.server.tasks.segmentation.examples import Examples, random_views
 from fedcmr.server.tasks.segmentation.training import dice, measured_ef, train_segmenter
 from fedcmr.shared.case import LV, Case, CaseInfo
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.tasks.segmentation.network import (
+from fedcmr.shared.tasks.segmentation.segmenter import (
     SHIPPED_SEGMENTER,
     Segmenter,
     load_segmenter,
@@ -108,7 +108,9 @@ def test_dice_of_known_squares():
 def test_masks_move_with_their_images():
     """Images whose only bright part is the cavity: after the augmentation the mask still lies on it."""
     masks = simulate_hearts(16, seed=5).masks
-    images, moved = random_views(Examples((masks == LV).to(torch.uint8) * 200, masks), 32, seed=0, step=1)
+    images, moved = random_views(
+        Examples((masks == LV).to(torch.uint8) * 200, masks), segmentation.PUBLIC, seed=0, step=1
+    )
     cavity = moved == LV
     for image, inside in zip(images, cavity, strict=True):
         if inside.sum() > 50:
@@ -119,17 +121,17 @@ def test_masks_move_with_their_images():
 def short(monkeypatch):
     """A training of few hearts and small batches."""
     monkeypatch.setattr(segmentation, "CHECKPOINT_STEPS", 2)
-    monkeypatch.setattr(segmentation, "PUBLIC", SegmentationConfig(batch_size=4))
+    monkeypatch.setattr(segmentation, "PUBLIC", replace(segmentation.PUBLIC, batch_size=4))
     monkeypatch.setattr(segmentation, "NUM_HELD_OUT", 2)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, short, monkeypatch):
     train_segmenter(tmp_path / "whole.safetensors", 1, CPU, num_steps=4, num_hearts=4)
 
-    def stop_at_three(examples, batch_size, seed, step):
+    def stop_at_three(examples, config, seed, step):
         if step == 3:
             raise KeyboardInterrupt
-        return random_views(examples, batch_size, seed, step)
+        return random_views(examples, config, seed, step)
 
     monkeypatch.setattr(segmentation, "random_views", stop_at_three)
     with pytest.raises(KeyboardInterrupt):
@@ -164,7 +166,7 @@ def test_another_file_is_refused(tmp_path, tiny_prior):
     from fedcmr.shared import checkpoint
 
     checkpoint.save(tmp_path / "other.safetensors", {"a": np.zeros(2, np.float32)}, {"format": "another"})
-    with pytest.raises(UserError, match="fedcmr-server segmenter"):
+    with pytest.raises(UserError, match="fedcmr-server train --task segmentation"):
         load_segmenter(tmp_path / "other.safetensors")
 
 

@@ -16,20 +16,27 @@ from fedcmr.server.settings import Config, SegmentationConfig, load
 from fedcmr.server.tasks.registry import TASKS, task_of_model
 from fedcmr.server.tasks.segmentation.examples import is_segmented, prepare_examples
 from fedcmr.server.tasks.segmentation.scores import overlap_and_distance, score_masks
-from fedcmr.server.tasks.segmentation.training import predict_masks, train_on_cases
+from fedcmr.server.tasks.segmentation.training import train_on_cases
 from fedcmr.shared.case import ED, ES, LV, MYO, RV, load_cases, save_case
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.shared.tasks.ejection_fraction.network import Regressor, save_regressor
-from fedcmr.shared.tasks.segmentation.network import SHIPPED_SEGMENTER, load_segmenter
-from fedcmr.shared.views import slice_pairs
+from fedcmr.shared.tasks.segmentation.inference import predict_masks
+from fedcmr.shared.tasks.segmentation.segmenter import SHIPPED_SEGMENTER, load_segmenter
+from fedcmr.shared.views import Grid
 
 CPU = torch.device("cpu")
+GRID = Grid(32, 4.0)
+SMALL = SegmentationConfig(width=8, size_px=32, crop_px=32, pixel_mm=4.0, num_steps=3, batch_size=2)
 SETTINGS = [
     "--set",
     "segmentation.num_steps=2",
     "segmentation.batch_size=2",
+    "segmentation.width=8",
+    "segmentation.size_px=32",
+    "segmentation.crop_px=32",
+    "segmentation.pixel_mm=4",
     "evaluation.num_bootstrap=100",
     "device=cpu",
 ]
@@ -68,17 +75,17 @@ def test_the_model_s_file_knows_its_task(tiny, tmp_path, capsys):
 def test_what_nobody_drew_is_not_learnt_as_background(folder, phase, label):
     whole = load_cases(folder)[0]
     assert is_segmented(whole) and not is_segmented(without(whole, phase, label))
-    alone = prepare_examples([whole])
-    both = prepare_examples([whole, without(load_cases(folder)[1], phase, label)])
+    alone = prepare_examples([whole], GRID)
+    both = prepare_examples([whole, without(load_cases(folder)[1], phase, label)], GRID)
     assert torch.equal(alone.images, both.images) and torch.equal(alone.masks, both.masks)
     with pytest.raises(UserError, match="none of the 1 training cases has masks of both ventricles"):
-        prepare_examples([without(whole, phase, label)])
+        prepare_examples([without(whole, phase, label)], GRID)
 
 
 def test_unknown_labels_are_refused_with_the_file_s_name(folder, tmp_path, capsys):
     path = next((folder / "cases").glob("*.npz"))
     arrays = dict(np.load(path))
-    arrays["masks"][0, 0, 0, 0] = 255
+    arrays["masks"][0, 0, 0, 0] = 4
     np.savez(path, **arrays)
     out = tmp_path / "m.safetensors"
     assert main(["train", "--task", "segmentation", "--data", str(folder), "--out", str(out), *SETTINGS]) == 2
@@ -131,7 +138,7 @@ def test_the_public_segmenter_can_be_tested_and_real_patients_are_rounded_and_jo
 
 def test_figures_of_perfect_and_of_shifted_masks(folder):
     cases = load_cases(folder)
-    perfect = [slice_pairs(case)[1].transpose(0, 1) for case in cases]
+    perfect = [torch.from_numpy(case.masks) for case in cases]
     cases = [
         replace(case, info=replace(case.info, ef=ejection_fraction(found.numpy())))
         for case, found in zip(cases, perfect, strict=True)
@@ -141,7 +148,7 @@ def test_figures_of_perfect_and_of_shifted_masks(folder):
     assert score["hd95_mm"] == dict.fromkeys(("lv", "myo", "rv"), 0.0) and score["ef_mae_points"] == 0
     shifted = [found.roll(3, dims=3) for found in perfect]
     score = score_masks(cases, shifted, ["GE"] * 6, 100, 0)["all"]
-    assert 0 < score["dice"]["lv"] < 1 and score["hd95_mm"]["lv"] == pytest.approx(6, abs=2), "3 pixels of 2 mm"
+    assert 0 < score["dice"]["lv"] < 1 and score["hd95_mm"]["lv"] == pytest.approx(3 * cases[0].spacing_mm[2], abs=2)
     assert score["ef_mae_points"] == score["ef_bias_points"] == 0
     assert score["n_undefined"] == 0 and score["ci95"]["dice"]["lv"][0] <= score["dice"]["lv"]
 
@@ -156,7 +163,7 @@ def test_a_shift_along_the_stack_is_as_far_as_its_slices_are_apart():
 
 def test_a_structure_that_was_not_found_leaves_its_distance_undefined_and_counts(folder):
     cases = load_cases(folder)
-    found = [slice_pairs(case)[1].transpose(0, 1).clone() for case in cases]
+    found = [torch.from_numpy(case.masks.copy()) for case in cases]
     found[0][found[0] == LV] = 0
     scores = score_masks(cases, found, ["GE"] * 3 + ["Philips"] * 3, 100, 0)
     assert scores["all"]["n_undefined"] == scores["GE"]["n_undefined"] == 1 and scores["Philips"]["n_undefined"] == 0
@@ -168,15 +175,15 @@ def test_a_structure_that_was_not_found_leaves_its_distance_undefined_and_counts
 def test_training_on_cases_resumes_and_its_seed_decides(folder, tmp_path, monkeypatch):
     from fedcmr.server.tasks.segmentation import training
 
-    cases, config = load_cases(folder), SegmentationConfig(num_steps=3, batch_size=2)
+    cases, config = load_cases(folder), SMALL
     whole = train_on_cases(cases, config, 0, CPU)
     monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
     views = training.random_views
 
-    def stop(examples, batch_size, seed, step):
+    def stop(examples, config, seed, step):
         if step == 2:
             raise KeyboardInterrupt
-        return views(examples, batch_size, seed, step)
+        return views(examples, config, seed, step)
 
     monkeypatch.setattr(training, "random_views", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -218,5 +225,5 @@ def test_examples_and_scores_go_through_the_interface(folder, tiny):
     cases, config = load_cases(folder), Config()
     for task in TASKS.values():
         assert len(task.examples(cases, config).images) >= len(cases)
-        assert all(task.is_labelled(case) for case in cases)
+        assert all(task.is_labelled(case) and task.can_teach(case) for case in cases)
     assert math.isfinite(cases[0].info.ef)

@@ -9,7 +9,7 @@ import torch
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared.style import STYLE_NAMES
-from fedcmr.shared.tasks.segmentation.network import load_segmenter
+from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter
 from fedcmr.shared.views import slice_pairs
 from fedcmr.simulations.benchmarks import generator
 from fedcmr.simulations.benchmarks.generator import (

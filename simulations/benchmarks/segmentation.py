@@ -1,0 +1,236 @@
+"""What makes a good segmenter: its network, its loss, or what it was trained on.
+
+`python -m fedcmr.simulations.benchmarks.segmentation networks --train DIR... --test DIR... --out DIR` trains one
+segmenter per network on the same cases and tests all of them on the same patients; `losses` does the same with every
+loss, and `sources` with real cases, synthetic ones, synthetic and then real ones, and none at all (the public
+segmenter, which has seen rendered hearts only). `--minutes` gives each of them the same time, else all take
+`segmentation.num_steps` steps. Trained segmenters stay in `--out`: the same command resumes where it was interrupted.
+
+A difference is taken patient by patient: the row's mean Dice minus that of the first row. Times are those of the
+trainings here, on however many cores torch may use.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedcmr.server.evaluation.score import mean_interval
+from fedcmr.server.settings import SEGMENTATION_LOSSES, Config, load
+from fedcmr.server.tasks.folders import training_cases
+from fedcmr.server.tasks.registry import task_named
+from fedcmr.server.tasks.segmentation.examples import is_segmented
+from fedcmr.server.tasks.segmentation.scores import per_patient, score_values
+from fedcmr.server.tasks.segmentation.training import train_on_cases
+from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.device import pick_device
+from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.tasks.segmentation.inference import predict_masks
+from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
+from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter, save_segmenter
+from fedcmr.shared.version import add_version
+
+DEFAULT_WIDTHS = {"unet": 24, "mednext": 32, "mmnet": 16}
+"""What each network is by default here: MedNeXt of size S, the others of about its time per step or less."""
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row: a name, and how to get its segmenter."""
+
+    name: str
+    make: Callable[[], Segmenter]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison; 0, or 2 with one line on bad input."""
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
+
+
+def candidates(
+    what: str,
+    real: Sequence[Case],
+    synthetic: Sequence[Case],
+    config: Config,
+    out: Path,
+    device: torch.device,
+    minutes: float | None,
+) -> Iterator[Candidate]:
+    """The rows of a comparison, the first of which the others are compared with."""
+
+    def trained(
+        name: str, cases: Sequence[Case], start: Callable[[], Segmenter] | None = None, **changes: object
+    ) -> Candidate:
+        settings = replace(config.segmentation, **changes)  # type: ignore[arg-type]
+
+        def make() -> Segmenter:
+            path = out / f"{name.replace(' ', '_')}.safetensors"
+            if path.is_file():
+                return load_segmenter(path)
+            begun = time.monotonic()
+            checkpoint = path.with_suffix(".checkpoint")
+            first = start() if start else None
+            model = train_on_cases(
+                cases, settings, config.seed, device, checkpoint, f"training {name}", None, first, minutes
+            )
+            save_segmenter(path, model, {"minutes": (time.monotonic() - begun) / 60, "settings": asdict(settings)})
+            return load_segmenter(path)
+
+        return Candidate(name, make)
+
+    if what == "networks":
+        for network in NETWORKS:
+            yield trained(network, real, network=network, width=DEFAULT_WIDTHS[network])
+    elif what == "losses":
+        for loss in SEGMENTATION_LOSSES:
+            yield trained(loss, real, loss=loss)
+    else:
+        if real:
+            yield trained("real pooled", real)
+        if synthetic:
+            first = trained("synthetic only", synthetic)
+            yield first
+            if real:
+                yield trained("synthetic then real", real, first.make)
+        yield Candidate("rendered only", load_segmenter)
+
+
+def compare(rows: Sequence[Candidate], tests: dict[str, list[Case]], config: Config, device: torch.device) -> list[Row]:
+    """Train and test every candidate; see `table_of` for what a row holds."""
+    results: list[Row] = []
+    first: dict[str, np.ndarray] = {}
+    for candidate in rows:
+        model = candidate.make().to(device)
+        row: Row = {
+            "name": candidate.name,
+            "network": asdict(model.architecture),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "test": {},
+        }
+        for name, cases in tests.items():
+            begun = time.monotonic()
+            found = predict_masks(model, cases)
+            seconds = (time.monotonic() - begun) / len(cases)
+            values = per_patient(cases, found)
+            figures = score_values(values, [case.info.vendor for case in cases], config.evaluation.num_bootstrap, 0)
+            mean = values["dice/mean"]
+            difference = mean - first.setdefault(name, mean)
+            interval = mean_interval(difference, config.evaluation.num_bootstrap, config.seed)
+            row["test"][name] = {  # type: ignore[index]
+                **figures["all"],
+                "lv_dice_at_ed": float(np.mean(_lv_at_ed(cases, found))),
+                "difference": float(difference.mean()),
+                "difference_ci95": interval,
+                "seconds_per_stack": seconds,
+            }
+        results.append(row)
+    return results
+
+
+def _lv_at_ed(cases: Sequence[Case], found: Sequence[torch.Tensor]) -> list[float]:
+    """Dice of the left ventricle's cavity at end-diastole, of each patient's whole stack."""
+    values = []
+    for case, labels in zip(cases, found, strict=True):
+        mine, theirs = labels[0].numpy() == 3, case.masks[0] == 3
+        values.append(2 * (mine & theirs).sum() / max(mine.sum() + theirs.sum(), 1))
+    return values
+
+
+def table_of(results: Sequence[Row], test: str) -> Table:
+    """One test set's rows for the terminal."""
+    shown = Table(title=test, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("")
+    for heading in (
+        "parameters",
+        "LV",
+        "MYO",
+        "RV",
+        "mean",
+        "difference",
+        "LV at ED",
+        "HD95 LV, mm",
+        "EF MAE",
+        "s a stack",
+    ):
+        shown.add_column(heading, justify="right")
+    for row in results:
+        figures = row["test"][test]  # type: ignore[index]
+        dice = figures["dice"]
+        low, high = figures["difference_ci95"] or (float("nan"),) * 2
+        mae, distance = figures["ef_mae_points"], figures["hd95_mm"]["lv"]
+        shown.add_row(
+            str(row["name"]),
+            f"{row['parameters']:,}",
+            *(f"{dice[name]:.3f}" for name in ("lv", "myo", "rv", "mean")),
+            f"{figures['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+            f"{figures['lv_dice_at_ed']:.3f}",
+            "-" if distance is None else f"{distance:.1f}",
+            "-" if mae is None else f"{mae:.1f}",
+            f"{figures['seconds_per_stack']:.2f}",
+        )
+    return shown
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = load(options.config, options.set)
+    device = pick_device(config.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    task = task_named("segmentation")
+    real = training_cases(task, options.train)
+    synthetic = training_cases(task, options.synthetic)
+    if not real and (options.what != "sources" or not synthetic):
+        raise UserError(
+            "no training cases: give folders of cases with --train"
+            + (" or --synthetic" if options.what == "sources" else "")
+        )
+    tests = {}
+    for folder in options.test:
+        tests[folder.name] = [case for case in load_cases(folder) if is_segmented(case)]
+        if not tests[folder.name]:
+            raise UserError(f"{folder} holds no case with complete masks: nothing can be tested there")
+    rows = candidates(options.what, real, synthetic, config, options.out, device, options.minutes)
+    results = compare(list(rows), tests, config, device)
+    facts = {"what": options.what, "num_training_cases": len(real), "num_synthetic_cases": len(synthetic)}
+    facts["minutes"] = options.minutes
+    facts["torch_threads"] = torch.get_num_threads()
+    path = options.out / f"{options.what}.json"
+    write_atomically(path, (json.dumps({**facts, "rows": results}, indent=2) + "\n").encode())
+    console = Console()
+    for name in tests:
+        console.print(table_of(results, name))
+    print(f"wrote {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segmentation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("networks", "losses", "sources"))
+    parser.add_argument("--train", type=Path, nargs="*", default=[], metavar="DIR", help="folders of real cases")
+    parser.add_argument(
+        "--synthetic", type=Path, nargs="*", default=[], metavar="DIR", help="folders of synthetic cases"
+    )
+    parser.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of test patients")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="trained segmenters and the figures")
+    parser.add_argument("--minutes", type=float, help="of each training (default: segmentation.num_steps)")
+    parser.add_argument("--config", default="default", help="name or path of a config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, may be given again"
+    )
+    add_version(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
