@@ -206,7 +206,7 @@ def _run(options: argparse.Namespace) -> None:
     facts["torch_threads"] = torch.get_num_threads()
     path = options.out / f"{options.what}.json"
     write_atomically(path, (json.dumps({**facts, "rows": results}, indent=2) + "\n").encode())
-    console = Console()
+    console = Console(width=max(Console().width, 130))  # a narrower terminal wraps lines, not cells
     for name in tests:
         console.print(table_of(results, name))
     print(f"wrote {path}")
