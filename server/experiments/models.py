@@ -16,6 +16,7 @@ from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.tasks.ejection_fraction.stack import is_ef_known
 
 TestSets = list[tuple[str, list[Case]]]
 """Held-out patients by the name of their set."""
@@ -146,7 +147,7 @@ def predictions_folder(run: RunFolder, task_name: str = MAIN_TASK) -> Path:
 def test_sets(run: RunFolder, task_name: str = MAIN_TASK) -> TestSets:
     """Every held-out set by name: the cases of all folders below `test/<name>` that are labelled for a task.
 
-    For the main task these are the cases whose index gives an ejection fraction.
+    For the main task these are the cases whose index gives an ejection fraction that no program found.
 
     Raises:
         UserError: There is no test patient, and the sites do not evaluate on theirs either.
@@ -156,7 +157,7 @@ def test_sets(run: RunFolder, task_name: str = MAIN_TASK) -> TestSets:
     for name, folders in _test_folders(run).items():
         cases = [case for folder in folders for case in load_cases(folder)]
         if task_name == MAIN_TASK:
-            known = [case for case in cases if case.info.ef == case.info.ef]
+            known = [case for case in cases if case.info.ef == case.info.ef and is_ef_known(case)]
         else:
             known = [case for case in cases if TASKS[task_name].is_labelled(case)]
         if known:

@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -63,11 +64,11 @@ def write_report(
     def enough(name: str, values: Mapping[str, Any]) -> bool:
         return name not in sets or sets[name].is_simulated or len(values["vendors"]) >= MIN_GROUP
 
-    def publishable(by_set: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def publishable(task_name: str, by_set: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         kept = {name: values for name, values in by_set.items() if name not in too_few and enough(name, values)}
-        return {name: {**values, "vendors": joined(values["vendors"])} for name, values in kept.items()}
+        return {name: _disclosable(task_name, values) for name, values in kept.items()}
 
-    predictions = {model: publishable(by_set) for model, by_set in read_predictions(run).items()}
+    predictions = {model: publishable(MAIN_TASK, by_set) for model, by_set in read_predictions(run).items()}
     scores = score_models(run, MAIN_TASK, predictions)
     synthetic = load_cases(run.path / "synthetic")
     labels = _labels(run)
@@ -123,6 +124,13 @@ def write_report(
         write_model_card(weights, report["regression"], report["uncertainty"], report["provenance"]["test_sets"])
 
 
+def _disclosable(task_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A test set's predictions with small groups of patients joined, and without what no figure may cover."""
+    vendors = joined(values["vendors"])
+    rest = {name: column for name, column in values.items() if name != "vendors"}
+    return {"vendors": vendors, **TASKS[task_name].disclosable(rest, vendors)}
+
+
 def _settings(run: RunFolder) -> str:
     """The settings as YAML; without `hospitals`, which says who is simulated, where the sites are elsewhere."""
     if run.site_names():
@@ -162,22 +170,22 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
 
 
 def _cross_vendor(
-    run: RunFolder, publishable: Callable[[dict[str, Any]], dict[str, Any]], task_name: str = MAIN_TASK
+    run: RunFolder, publishable: Callable[[str, dict[str, Any]], dict[str, Any]], task_name: str = MAIN_TASK
 ) -> dict[str, Any]:
     """A task's `matrix` and `matrix_differences`, where rows were trained."""
-    scores, differences = cross_vendor_scores(run, publishable, task_name)
+    scores, differences = cross_vendor_scores(run, partial(publishable, task_name), task_name)
     return {"matrix": scores, "matrix_differences": differences} if scores else {}
 
 
 def _other_tasks(
     run: RunFolder,
     predictions: Mapping[str, dict[str, dict[str, dict[str, Any]]]],
-    publishable: Callable[[dict[str, Any]], dict[str, Any]],
+    publishable: Callable[[str, dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """The parts of the tasks besides the main one: the trained network's figures, and in `tasks` all others."""
     parts: dict[str, Any] = {}
     for name, models in predictions.items():
-        scores = score_models(run, name, {model: publishable(by_set) for model, by_set in models.items()})
+        scores = score_models(run, name, {model: publishable(name, by_set) for model, by_set in models.items()})
         parts[TASKS[name].part] = scores.pop(MAIN_MODEL, {})
         parts.setdefault("tasks", {})[name] = {"baselines": scores, **_cross_vendor(run, publishable, name)}
     return parts

@@ -127,6 +127,18 @@ class Task(ABC, Generic[Model, Examples, Predictions]):
     def per_patient(self, cases: Sequence[Case], predictions: Predictions) -> PatientValues:
         """What of the predictions the figures are computed from, for labelled test patients."""
 
+    def disclosable(self, values: PatientValues, groups: Sequence[str]) -> PatientValues:
+        """The values without those that no figure may cover; by default all.
+
+        A task needs this where some of its figures are of fewer patients than others. It is called for each test set
+        before several are pooled, so that no pooled figure differs from a test set's own by a few patients.
+
+        Args:
+            values: What `per_patient` returned, read from JSON.
+            groups: Each patient's vendor, small groups joined.
+        """
+        return values
+
     @abstractmethod
     def table(self, values: PatientValues, groups: Sequence[str], config: Config) -> Mapping[str, Any]:
         """Figures of every group of patients, then of "all".

@@ -27,7 +27,7 @@ from fedcmr.server.evaluation.score import mean_interval
 from fedcmr.server.settings import SEGMENTATION_LOSSES, Config, load
 from fedcmr.server.tasks.folders import training_cases
 from fedcmr.server.tasks.registry import task_named
-from fedcmr.server.tasks.segmentation.examples import is_segmented
+from fedcmr.server.tasks.segmentation.examples import can_test, is_segmented
 from fedcmr.server.tasks.segmentation.scores import per_patient, score_values
 from fedcmr.server.tasks.segmentation.training import train_on_cases
 from fedcmr.shared.case import Case, load_cases
@@ -196,7 +196,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     tests = {}
     for folder in options.test:
-        tests[folder.name] = [case for case in load_cases(folder) if is_segmented(case)]
+        tests[folder.name] = [case for case in load_cases(folder) if is_segmented(case) and can_test(case)]
         if not tests[folder.name]:
             raise UserError(f"{folder} holds no case with complete masks: nothing can be tested there")
     rows = candidates(options.what, real, synthetic, config, options.out, device, options.minutes)

@@ -12,7 +12,7 @@ from fedcmr.shared.case import BACKGROUND, ED, ES, LV, MYO, NOT_DRAWN, RV, Case
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.views import NETWORK_GRID, Grid, augment, slice_pairs
 
-NEEDS = "masks of both ventricles and the muscle at ED and at ES"
+NEEDS = "masks of both ventricles and the muscle at ED and at ES, or marks where they were not drawn"
 INTENSITIES = AugmentationConfig(
     rotation_deg=0,
     log_scale=0,
@@ -50,7 +50,7 @@ class Examples:
 
 
 def is_segmented(case: Case) -> bool:
-    """Whether the masks can test a segmenter: all is drawn, each structure is somewhere in the stack at ED and at ES.
+    """Whether the masks are whole: all is drawn, each structure is somewhere in the stack at ED and at ES.
 
     Masks that are empty in a frame, or contain cavities only, are incomplete: the structures were not drawn. Slices
     without any label within a segmented frame lie beyond the heart.
@@ -68,6 +68,11 @@ def can_teach(case: Case) -> bool:
     """
     undrawn = case.masks == NOT_DRAWN
     return is_segmented(case) or bool(undrawn.any() and (case.masks[~undrawn] != BACKGROUND).any())
+
+
+def can_test(case: Case) -> bool:
+    """Whether people drew masks by which a segmenter can be judged, whole or in part; what a program found is none."""
+    return case.info.contours != "auto" and can_teach(case)
 
 
 def prepare_examples(cases: Sequence[Case], grid: Grid) -> Examples:

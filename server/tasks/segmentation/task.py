@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch import Tensor
 from fedcmr.server.settings import Config
 from fedcmr.server.tasks.base import PatientValues, Section, Task
 from fedcmr.server.tasks.facts import versions
-from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, can_teach, is_segmented, prepare_examples
-from fedcmr.server.tasks.segmentation.scores import as_text_table, per_patient, score_values
+from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, can_teach, can_test, prepare_examples
+from fedcmr.server.tasks.segmentation.scores import as_text_table, disclosable, per_patient, score_values
 from fedcmr.server.tasks.segmentation.training import train_on_cases
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
@@ -39,8 +40,8 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
         return config.segmentation.num_steps
 
     def is_labelled(self, case: Case) -> bool:
-        """Whether the masks are complete; see `is_segmented`."""
-        return is_segmented(case)
+        """Whether people drew masks, whole or in part; see `can_test`."""
+        return can_test(case)
 
     def can_teach(self, case: Case) -> bool:
         """Whether the masks are complete, or say where they are not; see `can_teach`."""
@@ -90,6 +91,11 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
         """Overlap, distances and the ejection fraction's error of every patient."""
         return {name: values.tolist() for name, values in per_patient(cases, predictions).items()}
 
+    def disclosable(self, values: PatientValues, groups: Sequence[str]) -> PatientValues:
+        """Without structures that too few patients of a group have; see `scores.disclosable`."""
+        kept = disclosable(values, groups)
+        return {name: column.tolist() if isinstance(column, np.ndarray) else column for name, column in kept.items()}
+
     def table(self, values: PatientValues, groups: Sequence[str], config: Config) -> Mapping[str, Any]:
         """Their means by vendor; see `score_values`."""
         return score_values(values, groups, config.evaluation.num_bootstrap, config.seed)
@@ -100,6 +106,8 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
             return None
         others = (report.get("tasks") or {}).get("segmentation") or {}
         shown = {"baselines": others.get("baselines") or {}, "matrix": others.get("matrix") or {}}
+        scores = [score for groups in report[PART].values() for score in groups.values()]
+        shown["in_part"] = any({*(score.get("n_drawn") or {}).values()} - {score["n_patients"]} for score in scores)
         return Section("segmentation/section.html", shown)
 
     def warnings(self, figures: Mapping[str, Any]) -> list[str]:

@@ -83,6 +83,33 @@ def test_the_page_takes_its_sections_from_the_tasks(folder, tmp_path):
     assert order == sorted(order)
 
 
+def test_the_section_says_on_how_many_patients_a_structure_is_drawn(tmp_path):
+    report, inputs = study()
+    parts = ("lv", "myo", "rv")
+    score = {
+        "n_patients": 9,
+        "n_undefined": 0,
+        "n_drawn": {"lv": 9, "myo": 7, "rv": None, "mean": None, "ef": 9},
+        "dice": {"lv": 0.912, "myo": 0.81, "rv": None, "mean": None},
+        "hd95_mm": {"lv": 3.0, "myo": 4.04, "rv": None},
+        "ef_mae_points": 3.3,
+        "ef_bias_points": -1.2,
+        "ci95": {
+            "dice": dict.fromkeys((*parts, "mean")),
+            "hd95_mm": dict.fromkeys(parts),
+            "ef_mae_points": None,
+            "ef_bias_points": None,
+        },
+    }
+    build_report({**report, "segmentation": {"hospitals": {"GE": score, "all": score}}}, inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index('<section aria-labelledby="segmentation">') :]
+    section = section[: section.index("</section>")]
+    assert "<td>0.91</td>" in section and "<td>0.81<small>n = 7</small></td>" in section
+    assert section.count("<td>–</td>") == 2 * 3 and "undefined<" not in section
+    assert "at ED alone where nobody" in section
+
+
 def test_real_images_appear_only_when_they_may(tmp_path):
     report, inputs = study(simulated=False)
     build_report(report, ReportInputs(**{**inputs.__dict__, "shown": []}), tmp_path)
