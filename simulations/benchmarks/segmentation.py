@@ -30,13 +30,19 @@ from fedcmr.server.tasks.registry import task_named
 from fedcmr.server.tasks.segmentation.examples import can_test, is_segmented
 from fedcmr.server.tasks.segmentation.scores import per_patient, score_values
 from fedcmr.server.tasks.segmentation.training import train_on_cases
+from fedcmr.shared import checkpoint
 from fedcmr.shared.case import Case, load_cases
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.tasks.segmentation.inference import predict_masks
 from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
-from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter, save_segmenter
+from fedcmr.shared.tasks.segmentation.segmenter import (
+    SHIPPED_SEGMENTER,
+    Segmenter,
+    load_segmenter,
+    save_segmenter,
+)
 from fedcmr.shared.version import add_version
 
 DEFAULT_WIDTHS = {"unet": 24, "mednext": 32, "mmnet": 16}
@@ -47,10 +53,11 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row: a name, and how to get its segmenter."""
+    """One row: a name, how to get its segmenter, and the file that it is kept in."""
 
     name: str
     make: Callable[[], Segmenter]
+    path: Path = SHIPPED_SEGMENTER
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,15 +86,15 @@ def candidates(
             if path.is_file():
                 return load_segmenter(path)
             begun = time.monotonic()
-            checkpoint = path.with_suffix(".checkpoint")
+            unfinished = path.with_suffix(".checkpoint")
             first = start() if start else None
             model = train_on_cases(
-                cases, settings, config.seed, device, checkpoint, f"training {name}", None, first, minutes
+                cases, settings, config.seed, device, unfinished, f"training {name}", None, first, minutes
             )
             save_segmenter(path, model, {"minutes": (time.monotonic() - begun) / 60, "settings": asdict(settings)})
             return load_segmenter(path)
 
-        return Candidate(name, make)
+        return Candidate(name, make, out / f"{name.replace(' ', '_')}.safetensors")
 
     if what == "networks":
         for network in NETWORKS:
@@ -116,6 +123,7 @@ def compare(rows: Sequence[Candidate], tests: dict[str, list[Case]], config: Con
             "name": candidate.name,
             "network": asdict(model.architecture),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "minutes": checkpoint.load_metadata(candidate.path).get("minutes"),
             "test": {},
         }
         for name, cases in tests.items():
@@ -153,6 +161,7 @@ def table_of(results: Sequence[Row], test: str) -> Table:
     shown.add_column("")
     for heading in (
         "parameters",
+        "minutes",
         "LV",
         "MYO",
         "RV",
@@ -172,6 +181,7 @@ def table_of(results: Sequence[Row], test: str) -> Table:
         shown.add_row(
             str(row["name"]),
             f"{row['parameters']:,}",
+            "-" if row["minutes"] is None else f"{row['minutes']:.0f}",
             *(f"{dice[name]:.3f}" for name in ("lv", "myo", "rv", "mean")),
             f"{figures['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
             f"{figures['lv_dice_at_ed']:.3f}",
