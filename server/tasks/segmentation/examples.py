@@ -96,12 +96,9 @@ def random_views(examples: Examples, config: SegmentationConfig, seed: int, step
     """
     rng = torch.Generator().manual_seed(seed * 7_368_787 + step)
     index = torch.randint(len(examples.images), (config.batch_size,), generator=rng)
-    margin = (examples.images.shape[-1] - config.crop_px) // 2
-    # What is cut off is cut before the views are made, but for what a view may bring back in.
-    kept = slice(max(margin - config.crop_px // 4, 0), examples.images.shape[-1] - max(margin - config.crop_px // 4, 0))
     images, masks = augment(
-        examples.images_at(index)[..., kept, kept],
-        examples.masks[index][..., kept, kept],
+        examples.images_at(index),
+        examples.masks[index],
         rng,
         max_rotation_deg=config.rotation_deg,
         max_scale=MAX_SCALE,
