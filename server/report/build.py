@@ -18,6 +18,7 @@ from fedcmr.server.formatting import HUMAN_POINTS, figure
 from fedcmr.server.report import figures, provenance
 from fedcmr.server.report.agreement import bland_altman, scatter
 from fedcmr.server.report.audit import audit_tables, read_audit
+from fedcmr.server.report.contours import FOUND, READERS, OutlinedPatient, outline_sheet
 from fedcmr.server.report.cross_vendor import KINDS, cross_vendor_parts, cross_vendor_sentences, trained_on
 from fedcmr.server.report.images import Extreme, Row, SampleSheet
 from fedcmr.server.report.limitations import limitations, not_run_note
@@ -62,6 +63,7 @@ class ReportInputs:
         curves: {model: (steps, losses)}.
         shown: The test sets whose patients' images may appear: they are simulated, or it was allowed.
         saliency: {vendor: rows of saliency maps of the main model}.
+        outlined: Test patients whose contours are shown, those of a vendor one after the other.
     """
 
     predictions: Mapping[str, Mapping[str, SetPredictions]] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class ReportInputs:
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     shown: Collection[str] = ()
     saliency: Mapping[str, Sequence[OverlayRow]] = field(default_factory=dict)
+    outlined: Sequence[OutlinedPatient] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,8 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         cross_vendor_sentences=cross_vendor_sentences(report),
         plots=_plots(report, inputs),
         extremes=_extremes(inputs),
+        outlined=_outlined(inputs),
+        contour_colours=(READERS, FOUND),
         took_part=provenance.took_part(report),
         not_all_took_part=provenance.not_all_took_part(report),
         site_rows=provenance.site_rows(report),
@@ -308,6 +313,14 @@ def _extremes(inputs: ReportInputs) -> list[tuple[str, list[tuple[Extreme, str]]
         for name, cases in named
         if inputs.shown and cases
     ]
+
+
+def _outlined(inputs: ReportInputs) -> list[tuple[str, list[tuple[OutlinedPatient, str]]]]:
+    """Per vendor the patients whose contours are shown, with their images, where they may be."""
+    by_vendor: dict[str, list[tuple[OutlinedPatient, str]]] = {}
+    for patient in inputs.outlined if inputs.shown else ():
+        by_vendor.setdefault(patient.vendor, []).append((patient, outline_sheet(patient)))
+    return list(by_vendor.items())
 
 
 def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]]:

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -19,13 +19,15 @@ from fedcmr.server.evaluation.score import Score, score
 from fedcmr.server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from fedcmr.server.evaluation.tables import as_text_table
 from fedcmr.server.experiments.cross_vendor import cross_vendor_scores
-from fedcmr.server.experiments.models import read_predictions, table_of
+from fedcmr.server.experiments.models import TestSets, read_predictions, table_of
+from fedcmr.server.experiments.models import test_sets as held_out_sets
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
 from fedcmr.server.federation.evaluation import federated_results
 from fedcmr.server.federation.outcome import participants, privacy_spent, releases
 from fedcmr.server.federation.participation import sentences
 from fedcmr.server.federation.state import read_study
 from fedcmr.server.report.build import ReportInputs, SetPredictions, build_report
+from fedcmr.server.report.contours import OutlinedPatient, outlined_patients
 from fedcmr.server.report.images import Extreme, extremes, sample_sheets
 from fedcmr.server.report.overlays import overlay_rows
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
@@ -117,6 +119,7 @@ def write_report(
         curves=_curves(run),
         shown=[name for name, _ in shown],
         saliency=overlay_rows(attributions, {name for name, _ in shown}),
+        outlined=_outlined(run, others.get("segmentation", {}).get(MAIN_MODEL, {}), {name for name, _ in shown}),
     )
     build_report(report, inputs, run.path)
     weights = run.path / REGRESSOR_NAME
@@ -293,6 +296,14 @@ def _extremes(
     if true != [case.info.ef for case in cases]:
         return [], []
     return extremes(cases, predicted)
+
+
+def _outlined(run: RunFolder, by_set: Mapping[str, dict[str, Any]], shown: Collection[str]) -> list[OutlinedPatient]:
+    """The main segmenter's best and worst test patients of each vendor, of the sets whose images may be shown."""
+    if not any(name in shown for name in by_set):
+        return []
+    sets: TestSets = [(name, cases) for name, cases in held_out_sets(run, "segmentation") if name in shown]
+    return outlined_patients(run, sets, by_set)
 
 
 def _curves(run: RunFolder) -> dict[str, tuple[list[float], list[float]]]:

@@ -6,9 +6,11 @@ from fedcmr.server.evaluation.score import score
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.federation.participation import participation
 from fedcmr.server.report.build import ReportInputs, SetPredictions
+from fedcmr.server.report.contours import OutlinedPatient
 from fedcmr.server.report.images import Extreme, Row, SampleSheet
 from fedcmr.server.report.overlays import overlay_rows
 from fedcmr.server.tasks.ejection_fraction.saliency import Attribution, score_attributions
+from fedcmr.server.tasks.segmentation.scores import score_values
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, public
 
 VENDORS = ["GE", "Philips", "Siemens"]
@@ -196,9 +198,28 @@ def full_study() -> tuple[dict, ReportInputs]:
             },
         },
     }
+    groups = ["GE"] * 9 + ["Philips"] * 7 + ["Siemens"] * 8
+    drawn = {f"num_phases/{name}": np.full(24, 2.0) for name in ("lv", "myo", "rv", "mean", "ef")}
+    for name in ("rv", "mean"):
+        drawn[f"num_phases/{name}"][9:16] = 0
+    dice = {f"dice/{name}": rng.uniform(0.7, 0.9, 24) for name in ("lv", "myo", "rv", "mean")}
+    distance = {f"hd95_mm/{name}": rng.uniform(3, 12, 24) for name in ("lv", "myo", "rv")}
+    error = rng.normal(-12, 6, 24)
+    values = {**dice, **distance, "ef_mae_points": np.abs(error), "ef_bias_points": error, **drawn}
+    report["segmentation"] = {"hospitals": score_values(values, groups, 300, 0)}
+    labels = np.zeros((3, 2, 64, 64), np.uint8)
+    labels[:, :, 14:50, 20:56], labels[:, :, 20:44, 26:50], labels[:, :, 20:44, 8:20] = 2, 3, 1
+    words = "Dice: LV 0.91, muscle 0.80, RV 0.85, mean 0.85; EF \u22122.1 points"
+    outlined = [
+        OutlinedPatient(kind, vendor, inputs.best[0].images, labels, np.roll(labels, 2, 3), (2.0, 2.0), words)
+        for vendor in VENDORS
+        for kind in ("Best", "Worst")
+    ]
     sd = [None if i == 7 else float(value) for i, value in enumerate(rng.uniform(0.02, 0.06, 45))]
     predictions = {
         "hospitals": SetPredictions(vendors, predictions.true, predictions.predicted, sd),
         "mnms": SetPredictions(VENDORS, few["true"], few["predicted"]),
     }
-    return report, ReportInputs(**{**vars(inputs), "predictions": {"synthetic_only": predictions}})
+    return report, ReportInputs(
+        **{**vars(inputs), "predictions": {"synthetic_only": predictions}, "outlined": outlined}
+    )
