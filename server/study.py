@@ -5,12 +5,13 @@ simulation puts its own stages before these (`fedcmr.simulations.run`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fedcmr.server.dataset.datasheet import study_facts
 from fedcmr.server.dataset.writer import write_release
 from fedcmr.server.evaluation.tables import predict_the_mean
+from fedcmr.server.experiments import combined_ef
 from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import (
     REGRESSOR_STAGE,
@@ -179,6 +180,15 @@ def _main_models(study: Study) -> None:
     train_models(study.run, MAIN_MODEL, lambda: load_cases(study.run.path / "synthetic"))
 
 
+def _combined_ef(study: Study) -> None:
+    """Choose how much of an ejection fraction is the segmentation's, on hearts that no network was trained on."""
+    config, vendors = study.config, sorted(study.shared.styles)
+    few = replace(config.synthesis, num_cases=min(combined_ef.NUM_CASES, config.synthesis.num_cases))
+    seed, doing = config.seed + combined_ef.SEED_OFFSET, "generating hearts to weigh two networks on"
+    hearts = synthesize(study.prior, study.shared, few, vendors, seed, config.device, doing)
+    combined_ef.choose_weight(study.run, hearts.cases)
+
+
 def _federated_evaluation(study: Study) -> None:
     evaluate_at_sites(study.grid, study.run)
 
@@ -222,6 +232,13 @@ STAGES = (
         _main_models,
         ("synthesis",),
         has_parts=True,
+    ),
+    Stage(
+        combined_ef.STAGE,
+        "how much of an ejection fraction is the segmentation's, chosen on other synthetic hearts",
+        _combined_ef,
+        ("regressor",),
+        lambda config: "segmentation" in config.tasks,
     ),
     Stage(
         STAGE,

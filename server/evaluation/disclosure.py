@@ -54,6 +54,17 @@ def joined(labels: Sequence[str]) -> list[str]:
     return [OTHERS if label in small else label for label in labels]
 
 
+def overlap_discloses_few(memberships: Sequence[tuple[str, str]]) -> bool:
+    """Whether a table of the patients that two tables share would, beside them, disclose fewer than `MIN_GROUP`.
+
+    What can be subtracted from what are whole cells of this cross-table; if none is small, no difference is.
+
+    Args:
+        memberships: Of every patient in either table the group in the one and in the other; empty where in none.
+    """
+    return any(size < MIN_GROUP for size in Counter(memberships).values())
+
+
 def published(figures: Any, rounded: bool) -> Any:
     """Tables as they may be published: no r2 below `FEW_PATIENTS` patients, and figures of real patients rounded.
 

@@ -18,6 +18,7 @@ from fedcmr.server.evaluation.disclosure import joined, published
 from fedcmr.server.evaluation.score import Score, score
 from fedcmr.server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from fedcmr.server.evaluation.tables import as_text_table
+from fedcmr.server.experiments.combined_ef import combined_scores, read_weight
 from fedcmr.server.experiments.cross_vendor import cross_vendor_scores
 from fedcmr.server.experiments.models import TestSets, read_predictions, table_of
 from fedcmr.server.experiments.models import test_sets as held_out_sets
@@ -77,6 +78,7 @@ def write_report(
     vendors = [case.info.vendor for case in synthetic]
     attributions = study_attributions(run, synthetic, test_sets)
     sites = read_study(run)
+    combined = _combined_ef(run, test_sets, predictions.get(MAIN_MODEL, {}), others, publishable, sets)
     report = {
         "study": run.path.resolve().name,
         "simulated": all(part.is_simulated for part in (*sets.values(), *(site.provenance for site in sites.values()))),
@@ -91,6 +93,7 @@ def write_report(
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
         **_cross_vendor(run, publishable),
         **_other_tasks(run, others, publishable),
+        **({"combined_ef": combined} if combined else {}),
         **({"federated_evaluation": federated} if (federated := federated_results(run)) else {}),
         "subgroups": _subgroups(predictions.get(MAIN_MODEL, {}), test_sets, config),
         "synthetic": {
@@ -166,6 +169,9 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
     for name in ("matrix", "matrix_differences"):
         if name in report:
             parts[name] = published(report[name], rounded=bool(real))
+    if "combined_ef" in report:
+        tables = {key: by_test_set(report["combined_ef"][key]) for key in ("test_sets", "differences")}
+        parts["combined_ef"] = report["combined_ef"] | tables
     uncertainty = parts["uncertainty"]
     few = [name for name in uncertainty if name in real and uncertainty[name]["n_patients"] < MIN_GROUP]
     parts["uncertainty"] = {name: figures for name, figures in uncertainty.items() if name not in few}
@@ -192,6 +198,35 @@ def _other_tasks(
         parts[TASKS[name].part] = scores.pop(MAIN_MODEL, {})
         parts.setdefault("tasks", {})[name] = {"baselines": scores, **_cross_vendor(run, publishable, name)}
     return parts
+
+
+def _combined_ef(
+    run: RunFolder,
+    test_sets: TestSets,
+    main: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]],
+    publishable: Callable[[str, dict[str, Any]], dict[str, Any]],
+    sets: Mapping[str, Provenance],
+) -> dict[str, Any] | None:
+    """The ejection fraction by segmentation and by both networks; None where the study has no weight for them."""
+    facts = read_weight(run)
+    raw = others.get("segmentation", {}).get(MAIN_MODEL)
+    if facts is None or not raw:
+        return None
+    masks, masked = publishable("segmentation", raw), dict(held_out_sets(run, "segmentation"))
+    found = {
+        name: combined_scores(
+            facts["weight"], cases, main[name], masked[name], masks[name], run.config, not sets[name].is_simulated
+        )
+        for name, cases in test_sets
+        if name in main and name in masks and name in masked
+    }
+    return {
+        **facts,
+        "test_sets": {name: parts[0] for name, parts in found.items() if parts},
+        "differences": {name: parts[1] for name, parts in found.items() if parts},
+        "left_out": [name for name, parts in found.items() if not parts],
+    }
 
 
 def test_provenances(run: RunFolder, names: Iterable[str]) -> dict[str, Provenance]:

@@ -55,6 +55,15 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
                 yield from _figures(("results", model, test_set, group), score)
     for group, score in ((report.get("federated_evaluation") or {}).get("vendors") or {}).items():
         yield from _figures(("results at the sites", MAIN_MODEL, "", group), score)
+    combined = report.get("combined_ef") or {}
+    for test_set, ways in (combined.get("test_sets") or {}).items():
+        for way, tables in ways.items():
+            for group, score in tables.items():
+                yield from _figures(("ejection fraction by stack", way, test_set, group), score)
+        for way, tables in combined["differences"][test_set].items():
+            for group, score in tables.items():
+                values = {**score, "ci95": {"difference_points": score["ci95"]}}
+                yield from _figures(("ejection fraction by stack minus resnet50", way, test_set, group), values)
     for test_set, tables in (report.get("segmentation") or {}).items():
         for group, score in tables.items():
             yield from _figures(("segmentation", MAIN_MODEL, test_set, group), score)

@@ -62,6 +62,10 @@ def test_both_tasks_are_trained_tested_and_in_the_report(make_study, write_cases
     others = report["tasks"]["segmentation"]
     assert set(others["baselines"]) == {"prior_only"}
     assert set(others["matrix"]["synthetic"]) == set(report["matrix"]["synthetic"]) == rows
+    combined = report["combined_ef"]
+    assert 0 <= combined["weight"] <= 1 and combined["test_sets"]["hospitals"]["resnet50"]["all"]["n_patients"] == 12
+    of_network = report["regression"]["hospitals"]["GE"]["mae_points"]
+    assert combined["test_sets"]["hospitals"]["resnet50"]["GE"]["mae_points"] == of_network
     assert 'id="vendors"' in page and 'id="segmentation"' in page and "Segmentation across vendors" in page
     assert page.count("Training loss over steps") == 2
 
