@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from fedcmr.server.delivery import cli as delivery
 from fedcmr.server.deployment import cli as deployment
+from fedcmr.server.formatting import seconds
 from fedcmr.server.settings import Config, load
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.checkpoint import write_atomically
@@ -198,7 +200,10 @@ def _train(options: argparse.Namespace) -> None:
     cases = training_cases(task, options.data)
     print(f"{len(cases)} cases, {task.num_steps(config)} steps -> {options.out}", file=sys.stderr)
     unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
+    begun = time.monotonic()
     model = task.train(cases, config, pick_device(config.device), checkpoint=unfinished)
+    taken = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
+    print(f"{taken}, trained in {seconds(time.monotonic() - begun)}", file=sys.stderr)
     card = task.save(options.out, model, cases, config, of_folders(options.data))
     print(f"wrote {options.out} and its card {card}")
 

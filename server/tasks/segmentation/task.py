@@ -71,6 +71,8 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
             "vendors": dict(sorted(Counter(case.info.vendor for case in used).items())),
             "data": data,
             "seed": config.seed,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "elapsed_s": None if model.elapsed_s is None else round(model.elapsed_s, 1),
             "settings": asdict(config.segmentation),
             "versions": versions(),
         }

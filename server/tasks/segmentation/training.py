@@ -101,7 +101,10 @@ def train_on_cases(
         data = (*data, *(value.flatten().double() for value in start.state_dict().values()))
     checkpoints = Checkpoints(checkpoint, identity_of(config, seed, data), CHECKPOINT_STEPS) if checkpoint else None
     budget = Budget(config.num_steps, minutes)
-    return _train(examples, config, seed, device, budget, checkpoints, description, log, start).ema.eval()
+    state = _train(examples, config, seed, device, budget, checkpoints, description, log, start)
+    segmenter = state.ema.eval()
+    segmenter.elapsed_s = state.elapsed_s
+    return segmenter
 
 
 def train_segmenter(

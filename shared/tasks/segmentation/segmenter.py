@@ -57,7 +57,12 @@ class Segmenter(nn.Module):
 
     Args:
         architecture: By default the shipped segmenter's.
+
+    Attributes:
+        elapsed_s: Seconds that its training took, without interruptions; None in one that was not trained here.
     """
+
+    elapsed_s: float | None = None
 
     def __init__(self, architecture: Architecture = Architecture()) -> None:
         super().__init__()

@@ -78,3 +78,31 @@ def test_without_rows_or_their_row_of_all_there_is_no_table(run):
     assert cross_vendor_scores(run, lambda sets: sets) == ({}, {})
     write_predictions(run, "matrix/real/GE", 0.1, np.random.default_rng(0))
     assert cross_vendor_scores(run, lambda sets: sets) == ({}, {})
+
+
+def test_leaving_a_vendor_out_of_a_segmentation_has_the_means_of_its_patients(run):
+    """Two test sets; each vendor's Dice is its own, and lower where nobody of it was trained on."""
+    known = {"GE": 0.9, "Philips": 0.8, "Siemens": 0.7}
+    for row, lost in (("synthetic_only", 0), ("matrix/synthetic/without GE", 0.2), ("matrix/synthetic/Philips", 0.1)):
+        sets = {}
+        for test_set, num in (("a", 5), ("b", 7)):
+            vendors = VENDORS * num
+            dice = [known[name] - lost * (name == "GE") for name in vendors]
+            columns = {f"dice/{part}": dice for part in ("lv", "myo", "rv", "mean")}
+            columns |= {f"hd95_mm/{part}": [4.0] * len(dice) for part in ("lv", "myo", "rv")}
+            sets[test_set] = {"vendors": vendors, **columns, "ef_mae_points": [2.0] * len(dice)}
+        path = predictions_folder(run, "segmentation") / f"{row}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(sets))
+    scores, differences = cross_vendor_scores(run, lambda by_set: by_set, "segmentation")
+    rows = scores["synthetic"]
+    assert list(rows) == ["Philips", "all", "without GE"] and differences == {}
+    assert rows["without GE"]["GE"]["dice"]["mean"] == pytest.approx(0.7)
+    assert rows["all"]["GE"]["dice"]["lv"] == pytest.approx(0.9)
+    assert rows["Philips"]["all"]["dice"]["mean"] == pytest.approx((0.8 + 0.8 + 0.7) / 3)
+    assert {name: score["n_patients"] for name, score in rows["without GE"].items()} == {
+        "GE": 12,
+        "Philips": 12,
+        "Siemens": 12,
+        "all": 36,
+    }

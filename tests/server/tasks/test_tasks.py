@@ -103,6 +103,9 @@ def test_a_segmenter_is_trained_on_folders_and_tested_by_vendor(folder, tmp_path
     assert "1 of 6 cases are without masks of both ventricles" in printed.err and "10 cases, 2 steps" in printed.err
     card = json.loads(out.with_suffix(".json").read_text())
     assert (card["trained_on"], card["vendors"]) == (10, {"GE": 5, "Philips": 5})
+    num = sum(parameter.numel() for parameter in load_segmenter(out).parameters())
+    assert card["parameters"] == num and 0 < card["elapsed_s"] < 600
+    assert f"{num:,} parameters, trained in " in printed.err
     assert "weights may disclose the real patients" in card["data"] and card["settings"]["num_steps"] == 2
     assert first.info.pseudonym not in json.dumps(card)
     assert sorted(path.name for path in tmp_path.glob("segmenter*")) == ["segmenter.json", "segmenter.safetensors"]
