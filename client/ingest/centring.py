@@ -40,7 +40,7 @@ def lv_voxels(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.count_nonzero(masks == LV, axis=(1, 2, 3)).astype(np.int64)
 
 
-def find_frames(cine: Cine, centre: Centre | None = None) -> tuple[int, int]:
+def find_frames(cine: Cine, centre: Centre | None = None, cavity: NDArray[np.float64] | None = None) -> tuple[int, int]:
     """End-diastole and end-systole: the phases with the largest and the smallest left ventricle of those drawn whole.
 
     Without masks the bright blood near the heart's centre stands for the ventricles, which fill and empty together.
@@ -50,6 +50,8 @@ def find_frames(cine: Cine, centre: Centre | None = None) -> tuple[int, int]:
     Args:
         cine: The stack.
         centre: As `find_centre` gave it, if it is known.
+        cavity: The area of the left cavity in every phase, shape (T,), if a segmenter has measured it: without masks it
+            then counts as much as the blood.
 
     Raises:
         Unusable: There are masks and no phase has a left ventricle, one alone has and another has its muscle, or the
@@ -69,6 +71,8 @@ def find_frames(cine: Cine, centre: Centre | None = None) -> tuple[int, int]:
     if drawn is not None and cine.ends is not None and drawn[0] in cine.ends:
         return cine.ends
     blood = _blood_signal(cine, centre or find_centre(cine))
+    if cavity is not None:
+        blood = _standardised(blood) + _standardised(_smoothed(cavity))
     ed, es = int(blood.argmax()), int(blood.argmin())
     if drawn is not None:
         phase = int(drawn[0])
@@ -154,9 +158,17 @@ def _blood_signal(cine: Cine, centre: Centre) -> NDArray[np.float64]:
     distance = _distance_mm(cine.images.shape[2:], np.array(centre), np.array(cine.spacing_mm[1:]))
     near = distance <= HEART_RADIUS_MM
     signal = (cine.images[:, :, near] * _moving_blood(cine)[:, near]).sum(axis=(1, 2))
-    if len(signal) < len(SMOOTHING):  # end-diastole and end-systole alone have no neighbours
-        return signal
-    return ndimage.convolve1d(signal, SMOOTHING, mode="wrap")
+    return _smoothed(signal)
+
+
+def _smoothed(signal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the cycle; end-diastole and end-systole alone have no neighbours."""
+    return signal if len(signal) < len(SMOOTHING) else ndimage.convolve1d(signal, SMOOTHING, mode="wrap")
+
+
+def _standardised(signal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """With mean 0 and standard deviation 1; zeros where it is constant."""
+    return (signal - signal.mean()) / (signal.std() or 1.0)
 
 
 def _distance_mm(

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fedcmr.client.ingest.centring import find_centre, find_frames, in_order
+from fedcmr.client.ingest.centring import Centre, find_centre, find_frames, in_order
 from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.drawn import with_not_drawn
 from fedcmr.client.ingest.reasons import Unusable
@@ -35,6 +36,7 @@ class Normalised:
         spacing_mm: Shape (3,), float32.
         ef: From the masks as they were drawn, before resampling; where they give none what the reader knew, or NaN.
         ed: The phase of the first frame, from 0; `es` that of the second.
+        warnings: Codes of `REASONS` about how the heart was found.
     """
 
     frames: NDArray[np.float32]
@@ -43,19 +45,21 @@ class Normalised:
     ef: float
     ed: int
     es: int
+    warnings: tuple[str, ...] = ()
 
 
-def normalise(cine: Cine) -> Normalised:
+def normalise(cine: Cine, segmenter: Path | None = None) -> Normalised:
     """Bring a stack into the form all sites share.
+
+    Args:
+        cine: As it was scanned.
+        segmenter: File of the segmenter that finds the heart where there are no masks; None for the one that ships.
 
     Raises:
         Unusable: The images hold no contrast or follow each other in no order, or the masks cannot be a heart.
     """
     cine = orient(cine)
-    centre = find_centre(cine)
-    if not in_order(cine, centre):
-        raise Unusable("phases-out-of-order")
-    ed, es = find_frames(cine, centre)
+    centre, (ed, es), warnings = _located(cine, segmenter)
     frames = cine.images[[ed, es]]
     if any(np.ptp(frame) == 0 for frame in frames):
         raise Unusable("constant-image")
@@ -70,7 +74,28 @@ def normalise(cine: Cine) -> Normalised:
             raise Unusable("heart-beyond-crop")
         ef = cine.ef if math.isnan(drawn_ef) else drawn_ef
     spacing_mm = np.array([cine.spacing_mm[0], CASE_PIXEL_MM, CASE_PIXEL_MM], np.float32)
-    return Normalised(frames, masks, spacing_mm, ef, ed, es)
+    return Normalised(frames, masks, spacing_mm, ef, ed, es, warnings)
+
+
+def _located(cine: Cine, segmenter: Path | None) -> tuple[Centre, tuple[int, int], tuple[str, ...]]:
+    """The heart's centre, end-diastole and end-systole, and codes of `REASONS`.
+
+    Without masks what moves gives a first pair of phases, the segmenter the heart in them, and both the phases.
+    """
+    centre = find_centre(cine)
+    if not in_order(cine, centre):
+        raise Unusable("phases-out-of-order")
+    frames = find_frames(cine, centre)
+    if cine.masks is not None:
+        return centre, frames, ()
+    # torch takes seconds to load, which scans with masks need not wait for.
+    from fedcmr.client.ingest.heart_finder import cavity_areas, find_heart
+
+    heart = find_heart(cine.images[list(frames)], cine.spacing_mm, segmenter)
+    if heart is None:
+        return centre, frames, ("heart-by-motion",)
+    cavity = cavity_areas(cine.images, cine.spacing_mm, heart, segmenter)
+    return heart.centre, find_frames(cine, heart.centre, cavity), ()
 
 
 def orient(cine: Cine) -> Cine:

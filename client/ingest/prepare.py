@@ -242,6 +242,7 @@ def prepare_one(
     arrays = normalise(cine)
     warnings = [SUSPECTED] if suspected else []
     warnings += job.study.warnings
+    warnings += arrays.warnings
     if vendor is not None and not cine.says_vendor:
         cine = replace(cine, vendor=vendor)
         warnings.append("vendor-given")

@@ -81,6 +81,8 @@ REASONS = {
     "person, who then counts as two and is protected half as well: export with one number for each",
     "synthetic-data": "cases whose files say that they are synthetic (SyntheticData), which may be true of a part of a "
     "patient's image alone: private, unless you give --simulated because no patient is behind any",
+    "heart-by-motion": "cases without masks in which the segmenter found no ventricle: they are centred on what moves, "
+    "which may be centimetres off: look at them in check.html, and leave out those whose heart is cut off",
     "partly-drawn": "cases of which not all is drawn: left ventricle, myocardium and right ventricle in every slice at "
     "end-diastole and end-systole. The rest counts as unknown: 'check' says what they can be used for",
     "no-ejection-fraction": "cases whose masks, if any, give no ejection fraction, and whose patient has several "
