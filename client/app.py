@@ -160,7 +160,7 @@ def respond(
     _check_agreed(site, request.sites)
     try:
         prior = cached_prior(site.prior_path)
-        patients = cached_patients(site.data_path, site.prior_path, site.vendor_names)
+        patients = cached_patients(site.data_path, site.prior_path, site.vendor_names, site.policy.contours)
         dataset = dataset_of(site.data_path)
     except Exception as error:  # of whatever kind: one code for a folder that the site has to repair
         raise Refused("data-unreadable") from error

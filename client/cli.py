@@ -115,6 +115,19 @@ def _parser() -> argparse.ArgumentParser:
         help="keep cases whose scans seem to show letters, "
         "perhaps a name: for whoever has looked at them; they are left out otherwise",
     )
+    sub.add_argument(
+        "--contours",
+        choices=("drawn", "auto"),
+        default="drawn",
+        help="auto: a segmenter finds what nobody drew; it is kept where it is plausible and the segmenter sure of it, "
+        "and never counts as truth (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--segmenter",
+        type=Path,
+        metavar="FILE",
+        help="of a study's own segmenter, which finds the heart and the contours (default: the one that ships)",
+    )
     sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} next to DST)")
     sub.add_argument(
         "--num-processes",
@@ -241,6 +254,8 @@ def _prepare(options: argparse.Namespace) -> None:
         vendor=options.vendor,
         one_study_one_patient=options.one_study_one_patient,
         issuers_differ=options.issuers_differ,
+        contours=options.contours,
+        segmenter=options.segmenter,
     )
     console.print(f"recorded as {summary.provenance.terms or summary.provenance.kind}", soft_wrap=True)
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")

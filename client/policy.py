@@ -27,6 +27,8 @@ from fedcmr.shared.site_facts import check_vendors
 SITE_FILE = "site.yaml"
 EVALUATIONS = ("private", "table", "off")
 """Forms in which a site answers about its test patients."""
+CONTOURS_ALLOWED = ("any", "drawn")
+"""Contours of the patients who take part: those that a program found too, or drawn ones alone."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -64,6 +66,7 @@ policy:                           # a request beyond one of these is refused; do
   allow_without_privacy: {policy[allow_without_privacy]:<8} # true: also answer studies without noise
   evaluation: {policy[evaluation]:<19} # of the test patients: "private", sums with noise, charged to test_ledger;
                                   # "table", plain sums of groups of 5 or more, NOT private, without limit; "off"
+  contours: {policy[contours]:<21} # "drawn": cases whose contours a program found take no part; "any": they do
 """
 
 
@@ -94,6 +97,7 @@ class SitePolicy:
     allowed_code_sha256: list[str] = field(default_factory=list)
     allow_without_privacy: bool = False
     evaluation: str = "private"
+    contours: str = "any"
 
     def __post_init__(self) -> None:
         _check(0 < self.max_epsilon < math.inf, "policy.max_epsilon", "> 0 and finite", self.max_epsilon)
@@ -118,6 +122,7 @@ class SitePolicy:
         _check(self.max_views >= 1, "policy.max_views", ">= 1", self.max_views)
         _check(0 < self.max_seconds < math.inf, "policy.max_seconds", "> 0 and finite", self.max_seconds)
         _check(self.evaluation in EVALUATIONS, "policy.evaluation", f"in {EVALUATIONS}", self.evaluation)
+        _check(self.contours in CONTOURS_ALLOWED, "policy.contours", f"in {CONTOURS_ALLOWED}", self.contours)
         for sha256 in self.allowed_code_sha256:
             _check(
                 SHA256.fullmatch(sha256) is not None,

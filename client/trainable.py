@@ -16,7 +16,10 @@ A test of the ejection fraction needs that alone: from the cavity at both phases
 
 LEFT_OUT = {
     "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
-    "end-systole, and prepare into a new folder; until then they can test a model if their EF is known",
+    "end-systole, or have them found by 'prepare --contours auto', and prepare into a new folder; until then they can "
+    "test a model if their EF is known",
+    "contours-automatic": "cases whose contours a program found, which policy.contours: drawn of site.yaml does not "
+    "allow: draw them, and prepare into a new folder",
     "no-heart": "cases whose masks show no left ventricle in any slice: draw it, prepare anew",
     "vendor-unknown": "cases whose scans name no known vendor, or several: repeat 'prepare' with --vendor V if the "
     "scans that name none are all of one vendor",
@@ -56,12 +59,13 @@ class Trainable:
         return dict(sorted(seen.items()))
 
 
-def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable:
+def trainable(folder: Path, vendors: Collection[str] | None = None, contours: str = "any") -> Trainable:
     """Which patients of a folder can be trained on, and why the other cases cannot.
 
     Args:
         folder: A folder of prepared cases.
         vendors: Vendors that the site declares; None takes every known vendor.
+        contours: `policy.contours` of the site: "drawn" leaves out cases with automatic contours.
 
     Raises:
         UserError: The folder is no folder of cases, or its index is damaged.
@@ -69,7 +73,7 @@ def trainable(folder: Path, vendors: Collection[str] | None = None) -> Trainable
     left_out: Counter[str] = Counter()
     patients: dict[str, list[CaseInfo]] = defaultdict(list)
     whole = set()
-    for case in usable_cases(folder, vendors, left_out):
+    for case in usable_cases(folder, vendors, left_out, contours):
         patients[group_of(case.info)].append(case.info)
         if trains_the_generator(case):
             whole.add(group_of(case.info))
@@ -91,7 +95,9 @@ def described(found: Trainable) -> str:
     return sentence
 
 
-def usable_cases(folder: Path, vendors: Collection[str] | None, left_out: Counter[str]) -> Iterator[Case]:
+def usable_cases(
+    folder: Path, vendors: Collection[str] | None, left_out: Counter[str], contours: str = "any"
+) -> Iterator[Case]:
     """The cases of a folder that can be trained on, in the order of its index, one in memory at a time.
 
     A case that cannot be used is left out, whatever is wrong with it: an answer that one patient's file could turn into
@@ -101,18 +107,21 @@ def usable_cases(folder: Path, vendors: Collection[str] | None, left_out: Counte
         folder: As in `trainable`.
         vendors: As in `trainable`.
         left_out: Is increased by the codes of the others.
+        contours: As in `trainable`.
     """
     infos = read_index(folder)
     repeated = repeated_names(infos)
     for info in infos:
-        case = checked(folder, info, info.pseudonym in repeated, vendors)
+        case = checked(folder, info, info.pseudonym in repeated, vendors, contours)
         if isinstance(case, Case):
             yield case
         else:
             left_out[case] += 1
 
 
-def checked(folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection[str] | None) -> Case | str:
+def checked(
+    folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection[str] | None, contours: str = "any"
+) -> Case | str:
     """One case if it can be trained on, otherwise a code of `LEFT_OUT`."""
     if not (folder / "cases" / f"{info.pseudonym}.npz").is_file():
         return "case-missing"
@@ -122,13 +131,15 @@ def checked(folder: Path, info: CaseInfo, named_twice: bool, vendors: Collection
         return "case-unreadable"
     if named_twice:  # which of the rows is right is unknown
         return "named-twice"
-    return reason_of(case, vendors) or case
+    return reason_of(case, vendors, contours) or case
 
 
-def reason_of(case: Case, vendors: Collection[str] | None) -> str | None:
+def reason_of(case: Case, vendors: Collection[str] | None, contours: str = "any") -> str | None:
     """Why a whole case cannot be trained on; None where it can."""
     if not case.masks.any():
         return "no-masks"
+    if contours == "drawn" and case.info.contours == "auto":
+        return "contours-automatic"
     if not with_heart(slice_pairs(case)[1]).any():  # on the networks' grid, as training sees it
         return "no-heart"
     if case.info.vendor not in VENDORS:

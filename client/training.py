@@ -135,7 +135,9 @@ def patient_of(
     return Patient(name, images[whole], masks[whole], styles, vendors[whole], measured)
 
 
-def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = None) -> list[Patient]:
+def load_patients(
+    folder: Path, prior: Prior, vendors: Sequence[str] | None = None, contours: str = "any"
+) -> list[Patient]:
     """A site's usable patients, those that `fedcmr.client.trainable` names; the others are left out.
 
     Cases of one group are one patient, with the slices of all: who was scanned twice is clipped once.
@@ -144,12 +146,13 @@ def load_patients(folder: Path, prior: Prior, vendors: Sequence[str] | None = No
         folder: A folder of prepared cases.
         prior: Standardises the style vectors.
         vendors: Vendors that the site declares, in the order of their style vectors; None for those of the cases.
+        contours: `policy.contours` of the site.
 
     Raises:
         UserError: The folder is no folder of cases, or its index is damaged.
     """
     slices: dict[str, list[tuple[Tensor, Tensor, str]]] = {}
-    for case in usable_cases(folder, vendors, Counter()):
+    for case in usable_cases(folder, vendors, Counter(), contours):
         slices.setdefault(group_of(case.info), []).append((*slice_pairs(case), case.info.vendor))
     names = sorted({vendor for parts in slices.values() for *_, vendor in parts}) if vendors is None else list(vendors)
     patients = []
@@ -165,9 +168,12 @@ def cached_prior(path: Path | None) -> Prior:
     return _prior_of(path, _modified_ns(path))
 
 
-def cached_patients(folder: Path, prior_path: Path | None, vendors: tuple[str, ...] | None = None) -> list[Patient]:
+def cached_patients(
+    folder: Path, prior_path: Path | None, vendors: tuple[str, ...] | None = None, contours: str = "any"
+) -> list[Patient]:
     """`load_patients`, once per process: a process of the simulation answers round after round."""
-    return _patients_of(folder, _modified_ns(folder / INDEX_NAME), prior_path, _modified_ns(prior_path), vendors)
+    modified_ns = _modified_ns(folder / INDEX_NAME)
+    return _patients_of(folder, modified_ns, prior_path, _modified_ns(prior_path), vendors, contours)
 
 
 def private_update(
@@ -417,6 +423,11 @@ def _prior_of(path: Path | None, modified_ns: int) -> Prior:
 
 @functools.lru_cache(maxsize=8)
 def _patients_of(
-    folder: Path, modified_ns: int, prior_path: Path | None, prior_modified_ns: int, vendors: tuple[str, ...] | None
+    folder: Path,
+    modified_ns: int,
+    prior_path: Path | None,
+    prior_modified_ns: int,
+    vendors: tuple[str, ...] | None,
+    contours: str,
 ) -> list[Patient]:
-    return load_patients(folder, _prior_of(prior_path, prior_modified_ns), vendors)
+    return load_patients(folder, _prior_of(prior_path, prior_modified_ns), vendors, contours)

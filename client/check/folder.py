@@ -130,7 +130,7 @@ def _trouble(case: Case) -> str | None:
         return None
     if not (case.masks == LV).any() or (contours_of(case.masks) != "partial" and not _has_cavity(case)):
         return "no-left-ventricle"
-    ef = ejection_fraction(case.masks)
+    ef = math.nan if case.info.contours == "auto" else ejection_fraction(case.masks)
     if not math.isnan(ef) and not abs(ef - case.info.ef) <= MAX_EF_DIFFERENCE:
         return "ef-differs"
     return None

@@ -133,7 +133,7 @@ def _test_replica_of(site: SiteSettings) -> Path:
 
 
 def _cases(site: SiteSettings) -> str:
-    found = trainable(site.data_path, site.vendors)
+    found = trainable(site.data_path, site.vendors, site.policy.contours)
     least = site.policy.min_patients
     reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in found.left_out.items())
     if found.num_patients < least:

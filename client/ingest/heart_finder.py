@@ -111,7 +111,7 @@ def cavity_areas(
     middle = window[:, num_slices // 4 : max(num_slices // 4 + 1, num_slices - num_slices // 4)]
     areas = []
     for phase in middle:
-        chosen = _ventricles(_segmented(network, np.stack([phase, phase]), spacing_mm), network.architecture.pixel_mm)
+        chosen = ventricles_in(_segmented(network, np.stack([phase, phase]), spacing_mm), network.architecture.pixel_mm)
         areas.append(sum(find.area for find in chosen) / 2)
     return np.array(areas, np.float64)
 
@@ -137,7 +137,7 @@ def _find(network: Segmenter, images: NDArray[np.float32], spacing_mm: tuple[flo
     """One pass over all there is of the images."""
     pixel_mm = network.architecture.pixel_mm
     labels = _segmented(network, images, spacing_mm)
-    chosen = _ventricles(labels, pixel_mm)
+    chosen = ventricles_in(labels, pixel_mm)
     if len({slice_index for (_, slice_index), *_ in chosen}) < MIN_SLICES:
         return None
     ventricle = _middle(chosen)
@@ -171,7 +171,7 @@ def _segmented(
     return labels
 
 
-def _ventricles(labels: NDArray[np.uint8], pixel_mm: float) -> list[_Find]:
+def ventricles_in(labels: NDArray[np.uint8], pixel_mm: float) -> list[_Find]:
     """At most one find per image: the largest in muscle near the place where most images have one."""
     finds = []
     for image in np.ndindex(labels.shape[:2]):

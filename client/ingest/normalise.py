@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fedcmr.client.ingest.centring import Centre, find_centre, find_frames, in_order
+from fedcmr.client.ingest.centring import MIN_ORDERED_PHASES, Centre, find_centre, find_frames, in_order
 from fedcmr.client.ingest.cine import Cine
 from fedcmr.client.ingest.drawn import with_not_drawn
 from fedcmr.client.ingest.reasons import Unusable
@@ -94,6 +94,8 @@ def _located(cine: Cine, segmenter: Path | None) -> tuple[Centre, tuple[int, int
     heart = find_heart(cine.images[list(frames)], cine.spacing_mm, segmenter)
     if heart is None:
         return centre, frames, ("heart-by-motion",)
+    if len(cine.images) < MIN_ORDERED_PHASES:  # two are there, and which one is full the blood says well
+        return heart.centre, find_frames(cine, heart.centre), ()
     cavity = cavity_areas(cine.images, cine.spacing_mm, heart, segmenter)
     return heart.centre, find_frames(cine, heart.centre, cavity), ()
 

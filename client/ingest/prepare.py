@@ -1,5 +1,6 @@
 """The loop from a folder of scans to a folder of cases: resumable, in child processes, without identifiers."""
 
+import hashlib
 import json
 import math
 import time
@@ -101,6 +102,8 @@ def prepare(
     one_study_one_patient: bool = False,
     issuers_differ: bool = False,
     keep_suspected: bool = False,
+    contours: str = "drawn",
+    segmenter: Path | None = None,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
@@ -129,6 +132,8 @@ def prepare(
             patient whoever issued it.
         keep_suspected: Keep cases whose scans seem to show letters, with a warning: for whoever has looked at them.
             Otherwise such studies are refused, and cases of an earlier call that were warned of are removed.
+        contours: "drawn" for those of the scans alone, or "auto" to have a segmenter find what nobody drew.
+        segmenter: File of the segmenter for that and for finding the heart; None for the one that ships.
         provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own. For
             DICOM then simulated where every file of every case says that this project's generator made it.
 
@@ -139,6 +144,12 @@ def prepare(
         raise UserError(f"{source} is not a folder: give the one that holds the scans")
     if source.resolve() in (destination.resolve(), *destination.resolve().parents):
         raise UserError(f"{destination} lies inside {source}: choose a destination outside the scans")
+    if contours not in ("drawn", "auto"):
+        raise ValueError(f"Expected contours drawn or auto, got {contours!r}.")
+    if segmenter is not None:
+        from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter  # with torch, which takes seconds
+
+        load_segmenter(segmenter)  # a file that is none must not cost every case
     kind = LAYOUTS[layout]
     options = Options(folds, labels, one_study_one_patient, issuers_differ)
     for name in options.given():
@@ -158,6 +169,8 @@ def prepare(
             "provenance": (implied if provenance is None else provenance).as_json(),
             "one_study_one_patient": one_study_one_patient or None,
             "issuers_differ": issuers_differ or None,
+            "contours": None if contours == "drawn" else contours,
+            "segmenter": None if segmenter is None else hashlib.sha256(segmenter.read_bytes()).hexdigest(),
         }
         if provenance is None and layout == "dicom":
             settings[FROM_FILES] = True
@@ -181,6 +194,8 @@ def prepare(
                 expects_ef=table is not None,
                 vendor=vendor,
                 keep_suspected=keep_suspected,
+                contours=contours,
+                segmenter=None if segmenter is None else segmenter.resolve(),
             )
             saved_at = time.monotonic()
             try:
@@ -227,7 +242,13 @@ def prepare(
 
 
 def prepare_one(
-    job: Job, destination: Path, expects_ef: bool = False, vendor: str | None = None, keep_suspected: bool = False
+    job: Job,
+    destination: Path,
+    expects_ef: bool = False,
+    vendor: str | None = None,
+    keep_suspected: bool = False,
+    contours: str = "drawn",
+    segmenter: Path | None = None,
 ) -> Prepared:
     """Read, check, normalise and save one study; runs in a child process.
 
@@ -239,7 +260,7 @@ def prepare_one(
     if suspected and not keep_suspected:
         raise Unusable(SUSPECTED)
     check_masks(cine)
-    arrays = normalise(cine)
+    arrays = normalise(cine, segmenter)
     warnings = [SUSPECTED] if suspected else []
     warnings += job.study.warnings
     warnings += arrays.warnings
@@ -250,17 +271,23 @@ def prepare_one(
         warnings.append("vendor-contradicted")
     if cine.vendor == UNKNOWN:
         warnings.append("unknown-vendor")
-    contours = contours_of(arrays.masks)
-    if contours == "partial":
+    drawn = contours_of(arrays.masks)
+    if drawn == "partial":
         warnings.append("partly-drawn")
     if expects_ef and math.isnan(arrays.ef):
         warnings.append("no-ejection-fraction")
     patient = (cine.vendor, cine.field_strength_t, arrays.ef, job.group, cine.sex, cine.pathology)
-    info = CaseInfo(job.pseudonym, *patient, contours)
-    save_case(destination, Case(info, arrays.frames, arrays.masks, arrays.spacing_mm))
+    case = Case(CaseInfo(job.pseudonym, *patient, drawn), arrays.frames, arrays.masks, arrays.spacing_mm)
+    if contours == "auto" and drawn != "drawn":
+        # torch takes seconds to load, which scans with masks need not wait for.
+        from fedcmr.client.ingest.auto_contours import with_contours
+
+        case, code = with_contours(case, segmenter)
+        warnings += [code] if code else []
+    save_case(destination, case)
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     synthetic = {"synthetic": True} if job.study.is_synthetic else {}
-    return Prepared(info, {**phases, **synthetic, "warnings": warnings})
+    return Prepared(case.info, {**phases, **synthetic, "warnings": warnings})
 
 
 def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:

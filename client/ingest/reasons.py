@@ -83,8 +83,16 @@ REASONS = {
     "patient's image alone: private, unless you give --simulated because no patient is behind any",
     "heart-by-motion": "cases without masks in which the segmenter found no ventricle: they are centred on what moves, "
     "which may be centimetres off: look at them in check.html, and leave out those whose heart is cut off",
+    "auto-to-check": "cases with automatic contours of which the segmenter is less sure: look at them in check.html, "
+    "and remove the line of cases.csv where they are wrong",
+    "auto-not-found": "cases without automatic contours: the segmenter found no left ventricle with muscle and a right "
+    "ventricle at both phases",
+    "auto-implausible": "cases without automatic contours: what the segmenter found has not the length, volume, muscle "
+    "or ejection fraction of a left ventricle",
+    "auto-uncertain": "cases without automatic contours: the segmenter is too unsure of them",
     "partly-drawn": "cases of which not all is drawn: left ventricle, myocardium and right ventricle in every slice at "
-    "end-diastole and end-systole. The rest counts as unknown: 'check' says what they can be used for",
+    "end-diastole and end-systole. The rest counts as unknown: 'check' says what they can be used for, "
+    "and 'prepare --contours auto' into a new folder has it found",
     "no-ejection-fraction": "cases whose masks, if any, give no ejection fraction, and whose patient has several "
     "studies, or no row in the table of EFs",
     "unused-row": "rows of the table of EFs whose patient has no study to prepare: are they spelt as in the scans?",

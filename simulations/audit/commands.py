@@ -162,7 +162,7 @@ def _run_pool(run: RunFolder, prior: Prior) -> Pool:
     known: list[tuple[str, ...]] = []
     for number, name in enumerate(run.site_names()):
         settings = load_site(run.path / "sites" / name)
-        found = load_patients(settings.data_path, prior, settings.vendor_names)
+        found = load_patients(settings.data_path, prior, settings.vendor_names, settings.policy.contours)
         patients += found
         member += [True] * len(found)
         site += [number] * len(found)

@@ -72,7 +72,9 @@ def main() -> int:
 
 def _benchmark(options: argparse.Namespace) -> None:
     model = load_regressor(options.model)
-    cases = [case for case in load_cases(options.cases) if case.info.contours not in ("", "partial")][: options.num]
+    cases = [case for case in load_cases(options.cases) if case.info.contours not in ("", "partial", "auto")][
+        : options.num
+    ]
     if not cases:
         raise UserError(f"{options.cases} holds no case with masks: expected some")
     stacks, labels = centred_slices(cases)

@@ -55,8 +55,8 @@ def is_segmented(case: Case) -> bool:
     Masks that are empty in a frame, or contain cavities only, are incomplete: the structures were not drawn. Slices
     without any label within a segmented frame lie beyond the heart.
     """
-    if (case.masks == NOT_DRAWN).any():
-        return False
+    if case.info.contours == "auto" or (case.masks == NOT_DRAWN).any():
+        return False  # what a program found is no truth
     return all((case.masks[phase] == label).any() for phase in (ED, ES) for label in (RV, MYO, LV))
 
 
@@ -67,7 +67,8 @@ def can_teach(case: Case) -> bool:
     missing without that mark, as in masks of earlier versions, it would be learnt as background.
     """
     undrawn = case.masks == NOT_DRAWN
-    return is_segmented(case) or bool(undrawn.any() and (case.masks[~undrawn] != BACKGROUND).any())
+    in_part = bool(undrawn.any()) and case.info.contours != "auto"
+    return is_segmented(case) or bool(in_part and (case.masks[~undrawn] != BACKGROUND).any())
 
 
 def can_test(case: Case) -> bool:

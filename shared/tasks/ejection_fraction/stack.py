@@ -32,5 +32,10 @@ def is_ef_known(case: Case) -> bool:
 
 
 def patient_ef(case: Case) -> float:
-    """The ejection fraction in the case's row, else of its masks; NaN where neither is known."""
-    return case.info.ef if math.isfinite(case.info.ef) else ejection_fraction(case.masks)
+    """The true ejection fraction: that of the case's row, else of its masks; NaN where neither is known.
+
+    Masks that a program found are no truth.
+    """
+    if math.isfinite(case.info.ef) or case.info.contours == "auto":
+        return case.info.ef
+    return ejection_fraction(case.masks)

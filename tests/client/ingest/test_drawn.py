@@ -177,7 +177,7 @@ def site(tmp_path):
     write_nifti(root / "masks" / "half.nii.gz", np.where(only(labels, (0,)) == LV, LV, 0).astype(np.uint8).T)
     write_csv(root / "cases.csv", [["name", "vendor"], *[[name, "GE"] for name in ("whole", "part", "half", "none")]])
     summary = prepare(root, tmp_path / "out", "plain", labels=LABELS, key=KEY)
-    assert (summary.num_cases, summary.refused, summary.warnings) == (4, {}, {"partly-drawn": 2})
+    assert (summary.num_cases, summary.refused, summary.warnings) == (4, {}, {"partly-drawn": 2, "heart-by-motion": 1})
     return tmp_path / "out"
 
 
