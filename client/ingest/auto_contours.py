@@ -20,6 +20,8 @@ from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, STRUCTURES, Case,
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.tasks.segmentation.inference import predict_probabilities
 
+MIN_FOUND_MM2, MIN_MUSCLE = 20.0, 0.3
+"""Less than the heart finder asks: where the heart is is known, and the apex at end-systole is small."""
 ADJACENT_PX = 3
 """Muscle and right ventricle begin within this many pixels of the cavity, or of the muscle."""
 NEAR_PX = 7
@@ -103,7 +105,7 @@ def expected_dice(masks: NDArray[np.uint8], likely: NDArray[np.float32]) -> dict
 def _cleaned(labels: NDArray[np.uint8], pixel_mm: float) -> NDArray[np.uint8]:
     """One ventricle per slice, with the muscle and the right ventricle next to it, in slices without a gap."""
     cleaned = np.zeros_like(labels)
-    for find in ventricles_in(labels, pixel_mm):
+    for find in ventricles_in(labels, pixel_mm, MIN_FOUND_MM2, MIN_MUSCLE):
         image = labels[find.image]
         cavity = ndimage.binary_fill_holes(find.place)
         muscle = _touching(image == MYO, cavity)

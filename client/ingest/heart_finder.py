@@ -171,13 +171,22 @@ def _segmented(
     return labels
 
 
-def ventricles_in(labels: NDArray[np.uint8], pixel_mm: float) -> list[_Find]:
-    """At most one find per image: the largest in muscle near the place where most images have one."""
+def ventricles_in(
+    labels: NDArray[np.uint8], pixel_mm: float, min_found_mm2: float = MIN_FOUND_MM2, min_muscle: float = MIN_MUSCLE
+) -> list[_Find]:
+    """At most one find per image: the largest in muscle near the place where most images have one.
+
+    Args:
+        labels: Shape (2, Z, H, W).
+        pixel_mm: In-plane pixel.
+        min_found_mm2: Smaller finds do not count.
+        min_muscle: Finds with a smaller share of muscle around them do not count.
+    """
     finds = []
     for image in np.ndindex(labels.shape[:2]):
         for place, muscle in finds_of_cavity(labels[image]):
             area = int(place.sum())
-            if muscle >= MIN_MUSCLE and area * pixel_mm**2 >= MIN_FOUND_MM2:
+            if muscle >= min_muscle and area * pixel_mm**2 >= min_found_mm2:
                 finds.append(_Find(image, place, np.array(ndimage.center_of_mass(place)), area, muscle))
     if not finds:
         return []

@@ -179,7 +179,7 @@ def _run(options: argparse.Namespace) -> None:
         table.add_row(f"{name} {row['n_patients']}", *distances, contours, *errors)
     console.print(table)
     if options.json:
-        write_atomically(options.json, (json.dumps(figures, indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(options.json, (json.dumps({"rows": figures}, indent=2, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":
