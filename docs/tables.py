@@ -24,6 +24,7 @@ MODELS = {
     POOLED: "pooled real scans, no privacy",
     PRIOR: "public prior only, no site",
 }
+DISTANCES = ("motion_mm", "heart_mm", "ventricle_mm")
 ONE_VENDOR = {"acdc": ["all"], "hospitals": ["GE", "Philips", "Siemens", "all"]}
 
 
@@ -137,11 +138,27 @@ def stages() -> str:
     return markdown(["stage, default study", "seconds"], [[name, str(value)] for name, value in seconds.items()])
 
 
+def contours() -> str:
+    """What is found without masks, per vendor."""
+    rows = []
+    for name, row in figures("contours")["rows"].items():
+        distance = [row[key] and f"{row[key]['median']:.1f} ({row[key]['max']:.1f})" for key in DISTANCES]
+        codes = dict(row["contours"])
+        sure, to_check = codes.pop("kept", 0), codes.pop("auto-to-check", 0)
+        shares = [f"{100 * number / row['n_patients']:.0f} %" for number in (sure, to_check, sum(codes.values()))]
+        errors = [row[key] for key in ("ef_mae_points", "ef_bias_points", "ef_mae_points_sure")]
+        figures_of = ["-" if value is None else f"{value:.1f}" for value in errors]
+        rows.append([f"{name} ({row['n_patients']})", *(text or "-" for text in distance), *shares, *figures_of])
+    heading = ["patients", "motion, mm: median (max)", "crop, mm", "ventricle, mm"]
+    return markdown([*heading, "kept", "to look at", "left out", "EF MAE", "bias", "EF MAE, kept alone"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "utility": utility,
     "cross_vendor": cross_vendor,
     "stages": stages,
+    "contours": contours,
 }
 
 
