@@ -25,6 +25,7 @@ MODELS = {
     PRIOR: "public prior only, no site",
 }
 DISTANCES = ("motion_mm", "heart_mm", "ventricle_mm")
+SEGMENTED = {"acdc3": "ACDC, Siemens", "siemens-test": "M&Ms, Siemens", "philips-test": "M&Ms, Philips"}
 ONE_VENDOR = {"acdc": ["all"], "hospitals": ["GE", "Philips", "Siemens", "all"]}
 
 
@@ -153,12 +154,33 @@ def contours() -> str:
     return markdown([*heading, "kept", "to look at", "left out", "EF MAE", "bias", "EF MAE, kept alone"], rows)
 
 
+def segmentation() -> str:
+    """What a segmenter was trained on, against real patients."""
+    rows = []
+    for row in figures("segmentation_sources")["rows"]:
+        for test_set, scores in row["test"].items():
+            dice, (low, high) = scores["dice"], scores["ci95"]["dice"]["mean"]
+            rows.append(
+                [
+                    f"{SEGMENTED[test_set]} ({scores['n_patients']})",
+                    row["name"],
+                    *(f"{dice[name]:.3f}" for name in ("lv", "myo", "rv")),
+                    f"{dice['mean']:.3f} ({low:.3f} to {high:.3f})",
+                    f"{scores['lv_dice_at_ed']:.3f}",
+                    "-" if scores["ef_mae_points"] is None else f"{scores['ef_mae_points']:.1f}",
+                ]
+            )
+    heading = ["test patients", "trained on", "Dice LV", "myocardium", "RV", "mean (95 %)", "LV at ED", "EF MAE"]
+    return markdown(heading, sorted(rows, key=lambda row: row[0]))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "utility": utility,
     "cross_vendor": cross_vendor,
     "stages": stages,
     "contours": contours,
+    "segmentation": segmentation,
 }
 
 
