@@ -1,6 +1,7 @@
 """Which of a site's prepared test patients a model is evaluated on: those in no training folder and with an EF."""
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from fedcmr.client.policy import SiteSettings
 from fedcmr.client.trainable import group_of, repeated_names
 from fedcmr.shared.case import Case, load_case, read_index
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.tasks.ejection_fraction.stack import is_ef_known
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 PREDICTIONS_NAME = "evaluation"
 """Folder of the predictions per patient, in the site's own."""
@@ -84,7 +85,7 @@ def read_test_set(site: SiteSettings) -> TestSet:
             except UserError:
                 left_out["case-unreadable"] += 1
                 continue
-            if is_ef_known(case):
+            if math.isfinite(patient_ef(case)):
                 patients[group_of(info)].append(case)
             else:
                 left_out["no-ef"] += 1

@@ -16,7 +16,7 @@ from fedcmr.shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-START_S, STOP_S = 60.0, 10.0
+START_S, STOP_S = 180.0, 10.0
 CONNECTION = "simulation"
 
 

@@ -1,6 +1,7 @@
 """The study's models: of every task, trained on cases, tested on the test patients, what was predicted kept."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,6 @@ from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
-from fedcmr.shared.tasks.ejection_fraction.stack import is_ef_known
 
 TestSets = list[tuple[str, list[Case]]]
 """Held-out patients by the name of their set."""
@@ -157,7 +157,7 @@ def test_sets(run: RunFolder, task_name: str = MAIN_TASK) -> TestSets:
     for name, folders in _test_folders(run).items():
         cases = [case for folder in folders for case in load_cases(folder)]
         if task_name == MAIN_TASK:
-            known = [case for case in cases if case.info.ef == case.info.ef and is_ef_known(case)]
+            known = [case for case in cases if math.isfinite(case.info.ef)]
         else:
             known = [case for case in cases if TASKS[task_name].is_labelled(case)]
         if known:

@@ -19,7 +19,7 @@ from fedcmr.server.tasks.ejection_fraction.model_card import training_facts, wri
 from fedcmr.shared.case import Case
 from fedcmr.shared.tasks.ejection_fraction.inference import Predictions, predict
 from fedcmr.shared.tasks.ejection_fraction.network import FORMAT, Regressor, load_regressor, save_regressor
-from fedcmr.shared.tasks.ejection_fraction.stack import is_ef_known, patient_ef
+from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 
 class EjectionFraction(Task[Regressor, Examples, Predictions]):
@@ -35,7 +35,7 @@ class EjectionFraction(Task[Regressor, Examples, Predictions]):
 
     def is_labelled(self, case: Case) -> bool:
         """Whether the case has an ejection fraction, in its row or by its masks, that no program found."""
-        return is_ef_known(case)
+        return math.isfinite(patient_ef(case))
 
     def can_teach(self, case: Case) -> bool:
         """Whether the case has an ejection fraction, whoever found it."""

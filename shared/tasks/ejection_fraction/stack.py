@@ -6,8 +6,6 @@ from fedcmr.shared.case import Case
 from fedcmr.shared.ejection_fraction import ejection_fraction
 
 MIDDLE_SHARE = 0.6
-EF_DIGITS = 1e-5
-"""By how much an ejection fraction in a row may differ from the one it was written from, as text of six digits."""
 
 
 def middle_slices(num_slices: int) -> slice:
@@ -18,17 +16,6 @@ def middle_slices(num_slices: int) -> slice:
     kept = max(1, round(MIDDLE_SHARE * num_slices))
     first = (num_slices - kept) // 2
     return slice(first, first + kept)
-
-
-def is_ef_known(case: Case) -> bool:
-    """Whether a patient's ejection fraction can test a network: it is known, and not that of contours of a program.
-
-    Such contours (`auto`) have the ejection fraction of their own masks in the row; a reader's, from a table, differs.
-    """
-    ef = patient_ef(case)
-    if case.info.contours == "auto" and math.isclose(ef, ejection_fraction(case.masks), abs_tol=EF_DIGITS):
-        return False
-    return math.isfinite(ef)
 
 
 def patient_ef(case: Case) -> float:
