@@ -42,8 +42,7 @@ class MultiScaleBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Shape (N, in_channels, H, W) -> (N, out_channels, H, W)."""
         features = self.enter(features)
-        # Each branch normalises for itself: an activation in place would reach the others.
-        parts = [scale(features.clone()) for scale in self.scales]
+        parts = [scale(features) for scale in self.scales]
         return features + self.fuse(torch.cat(parts, dim=1))
 
 
@@ -67,7 +66,7 @@ class FullScaleDecoder(nn.Module):
             if level.shape[-1] > size[-1]:
                 parts.append(enter(F.adaptive_max_pool2d(level, size)))
             else:
-                parts.append(F.interpolate(enter(level.clone()), size, mode="bilinear", align_corners=False))
+                parts.append(F.interpolate(enter(level), size, mode="bilinear", align_corners=False))
         return self.fuse(torch.cat(parts, dim=1))
 
 
@@ -88,8 +87,7 @@ class MMNet(nn.Module):
             MultiScaleBlock(before, after) for before, after in zip([width, *widths], widths, strict=False)
         )
         self.decoder = nn.ModuleList(
-            FullScaleDecoder([*widths[: level + 1], *widths[level + 1 :]], widths[level])
-            for level in reversed(range(NUM_LEVELS - 1))
+            FullScaleDecoder(widths, widths[level]) for level in reversed(range(NUM_LEVELS - 1))
         )
         self.head = PreActivation(width, out_channels, kernel_size=1)
 
