@@ -98,16 +98,16 @@ def find_centre(cine: Cine) -> Centre:
     motion = _moving_blood(cine).mean(axis=0)
     density = ndimage.gaussian_filter(motion, SMOOTHING_MM / pixel_mm)
     middle = (np.array(density.shape) - 1) / 2
-    planned = np.exp(-0.5 * (_distance_mm(density.shape, middle, pixel_mm) / PLANNED_WITHIN_MM) ** 2)
+    planned = np.exp(-0.5 * (distance_mm(density.shape, middle, pixel_mm) / PLANNED_WITHIN_MM) ** 2)
     centre = np.array(np.unravel_index(int((density * planned).argmax()), density.shape), np.float64)
     density = np.maximum(density - np.median(density), 0.0)
     for _ in range(NUM_CLIMBS):
-        near = _distance_mm(density.shape, centre, pixel_mm) <= HEART_RADIUS_MM
+        near = distance_mm(density.shape, centre, pixel_mm) <= HEART_RADIUS_MM
         centre = np.array(_centroid(np.where(near, density, 0.0)))
     density = ndimage.gaussian_filter(motion, OUTLINE_MM / pixel_mm)
     density -= np.median(density)
     for _ in range(NUM_CLIMBS):
-        near = _distance_mm(density.shape, centre, pixel_mm) <= REACH_MM
+        near = distance_mm(density.shape, centre, pixel_mm) <= REACH_MM
         heart = near & (density > OUTLINE_SHARE * max(np.percentile(density[near], 90.0), 0.0))
         centre = np.array(_centroid(heart.astype(np.float64)))
     return float(centre[0]), float(centre[1])
@@ -155,7 +155,7 @@ def _blood_signal(cine: Cine, centre: Centre) -> NDArray[np.float64]:
 
     A voxel counts by how much it changes: one that blood leaves and muscle enters shows a ventricle's size.
     """
-    distance = _distance_mm(cine.images.shape[2:], np.array(centre), np.array(cine.spacing_mm[1:]))
+    distance = distance_mm(cine.images.shape[2:], np.array(centre), np.array(cine.spacing_mm[1:]))
     near = distance <= HEART_RADIUS_MM
     signal = (cine.images[:, :, near] * _moving_blood(cine)[:, near]).sum(axis=(1, 2))
     return _smoothed(signal)
@@ -171,7 +171,7 @@ def _standardised(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     return (signal - signal.mean()) / (signal.std() or 1.0)
 
 
-def _distance_mm(
+def distance_mm(
     shape: tuple[int, ...], centre: NDArray[np.float64], pixel_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Distance of every pixel of a plane from a centre (row, column)."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fedcmr.client.ingest.centring import Centre
+from fedcmr.client.ingest.centring import Centre, distance_mm
 from fedcmr.shared.case import is_heart
 from fedcmr.shared.tasks.segmentation.finds import finds_of_cavity
 from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter, segment
@@ -141,7 +141,7 @@ def _find(network: Segmenter, images: NDArray[np.float32], spacing_mm: tuple[flo
     if len({slice_index for (_, slice_index), *_ in chosen}) < MIN_SLICES:
         return None
     ventricle = _middle(chosen)
-    near = _distance_mm(labels.shape[2:], ventricle, pixel_mm) <= HEART_REACH_MM
+    near = distance_mm(labels.shape[2:], ventricle, np.full(2, pixel_mm)) <= HEART_REACH_MM
     heart = np.zeros(labels.shape[2:])
     for find in chosen:
         parts, _ = ndimage.label(is_heart(labels[find.image]) & near)
@@ -209,8 +209,3 @@ def ventricles_in(
 def _middle(finds: list[_Find]) -> NDArray[np.float64]:
     """Centroid of all finds together."""
     return np.average([find.middle for find in finds], axis=0, weights=[find.area for find in finds])
-
-
-def _distance_mm(shape: tuple[int, ...], middle: NDArray[np.float64], pixel_mm: float) -> NDArray[np.float64]:
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    return np.hypot(rows - middle[0], columns - middle[1]) * pixel_mm

@@ -29,9 +29,9 @@ from fedcmr.server.tasks.folders import training_cases
 from fedcmr.server.tasks.registry import task_named
 from fedcmr.server.tasks.segmentation.examples import can_test, is_segmented
 from fedcmr.server.tasks.segmentation.scores import per_patient, score_values
-from fedcmr.server.tasks.segmentation.training import train_on_cases
+from fedcmr.server.tasks.segmentation.training import dice, train_on_cases
 from fedcmr.shared import checkpoint
-from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.case import ED, Case, load_cases
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError, run_command
@@ -148,11 +148,7 @@ def compare(rows: Sequence[Candidate], tests: dict[str, list[Case]], config: Con
 
 def _lv_at_ed(cases: Sequence[Case], found: Sequence[torch.Tensor]) -> list[float]:
     """Dice of the left ventricle's cavity at end-diastole, of each patient's whole stack."""
-    values = []
-    for case, labels in zip(cases, found, strict=True):
-        mine, theirs = labels[0].numpy() == 3, case.masks[0] == 3
-        values.append(2 * (mine & theirs).sum() / max(mine.sum() + theirs.sum(), 1))
-    return values
+    return [dice(labels[ED], torch.from_numpy(case.masks[ED]))["lv"] for case, labels in zip(cases, found, strict=True)]
 
 
 def table_of(results: Sequence[Row], test: str) -> Table:
@@ -175,14 +171,14 @@ def table_of(results: Sequence[Row], test: str) -> Table:
         shown.add_column(heading, justify="right")
     for row in results:
         figures = row["test"][test]  # type: ignore[index]
-        dice = figures["dice"]
+        overlap = figures["dice"]
         low, high = figures["difference_ci95"] or (float("nan"),) * 2
         mae, distance = figures["ef_mae_points"], figures["hd95_mm"]["lv"]
         shown.add_row(
             str(row["name"]),
             f"{row['parameters']:,}",
             "-" if row["minutes"] is None else f"{row['minutes']:.0f}",
-            *(f"{dice[name]:.3f}" for name in ("lv", "myo", "rv", "mean")),
+            *(f"{overlap[name]:.3f}" for name in ("lv", "myo", "rv", "mean")),
             f"{figures['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
             f"{figures['lv_dice_at_ed']:.3f}",
             "-" if distance is None else f"{distance:.1f}",
