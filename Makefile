@@ -5,6 +5,9 @@ TORCH := torch==2.13.0
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
+# One process more than there are cores: many tests wait, for Flower's engine or for processes of their own.
+PROCESSES = --numprocesses $$($(PYTHON) -c 'import os; print(1 + os.cpu_count())') --maxprocesses 4
+
 .PHONY: venv lock sbom simulate quick test check tools proto clean
 
 venv: .venv/.installed
@@ -41,18 +44,16 @@ sbom: venv
 simulate: venv
 	$(BIN)/fedcmr-simulate
 
-# Everybody's tests: no root, no network, no engine, nothing that takes more than seconds. One process a core, up to four.
+# Everybody's tests: no root, no network, no engine, nothing that takes more than seconds.
 quick: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not engine" --numprocesses auto --maxprocesses 4 \
-		--dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not engine" $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# All tests. One process more than there are cores: the tests of Flower's engine wait for much of their time. Root has
-# installed what the tests need, so that none may be skipped for want of it; others are told at the end what was skipped.
+# All tests. Root has installed what the tests need, so that none may be skipped for want of it; others are told at the
+# end what was skipped.
 test: check tools
 	$(BIN)/python .ci/vulnerabilities.py
 	[ $$(id -u) != 0 ] || export FEDCMR_REQUIRE_TOOLS=1; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(PYTHON) -c 'import os; print(1 + os.cpu_count())') \
-		--maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: venv
 	$(BIN)/ruff check .

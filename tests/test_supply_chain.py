@@ -118,6 +118,7 @@ def secrets_in(folder: Path, names: list[str]) -> list[str]:
     return [f"{path}:{secret.line_number} {secret.type}" for path, secret in secrets]
 
 
+@pytest.mark.slow
 def test_no_file_holds_a_secret():
     names = [name for name in tracked() if (ROOT / name).is_file() and not NO_TEXT.fullmatch(name)]
     assert len(names) > 300

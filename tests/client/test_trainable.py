@@ -200,6 +200,7 @@ def test_a_given_vendor_overrides_nothing_that_the_scans_say(tmp_path, capsys):
     assert warnings == {"vendor-contradicted": 1, "unknown-vendor": 1, "vendor-given": 1}
 
 
+@pytest.mark.slow
 def test_scans_without_contours_are_prepared_and_not_said_to_train(tmp_path, capsys):
     write_study(tmp_path / "scans" / "a", masks=False)
     assert run_prepare(tmp_path / "scans", tmp_path / "out") == 0

@@ -144,6 +144,7 @@ def test_the_update_is_the_same_to_the_last_digit_on_any_number_of_cores(prior, 
     np.testing.assert_array_equal(*updates)
 
 
+@pytest.mark.slow
 def test_an_empty_batch_still_takes_its_noise_step(prior, arrays):
     """Standard deviation: learning rate x noise multiplier x clip / nominal patients."""
     steps = LocalSteps(learning_rate=0.1, num_views=1, seed=0, server_round=1)

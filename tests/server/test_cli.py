@@ -90,6 +90,7 @@ def test_evaluate_prints_the_scores_of_the_model_s_predictions(model, tmp_path, 
     assert "Philips" in printed and "predict the mean" in printed
 
 
+@pytest.mark.slow
 def test_synthesize_writes_a_data_set_of_its_own(finished_run, tmp_path, capsys):
     out = tmp_path / "more"
     command = ["synthesize", str(finished_run.path), "--out", str(out), "--cases", "3", "--vendor", "GE", "--dicom"]
@@ -103,11 +104,13 @@ def test_synthesize_writes_a_data_set_of_its_own(finished_run, tmp_path, capsys)
     assert "give a new or empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_synthesize_refuses_a_vendor_that_the_study_has_not_learnt(finished_run, tmp_path, capsys):
     assert main(["synthesize", str(finished_run.path), "--out", str(tmp_path / "x"), "--vendor", "Canon"]) == 2
     assert "Canon" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_report_is_written_again_from_the_run_folder(finished_run, capsys):
     run = finished_run.path
     assert main(["synthesize", str(run), "--out", str(run / "synthetic")]) == 0

@@ -143,6 +143,7 @@ def test_equal_truths_leave_r2_and_r_undefined(model, folder, capsys):
     assert values["mae_points"] is not None and values["ci95"]["mae_points"] is not None
 
 
+@pytest.mark.slow
 def test_weights_that_hold_nan_leave_a_marked_gap(folder, tmp_path, capsys):
     broken = Regressor()
     with torch.no_grad():
@@ -158,6 +159,7 @@ def test_weights_that_hold_nan_leave_a_marked_gap(folder, tmp_path, capsys):
     assert "10, 10 undefined" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_of_another_shape_is_one_line(model, folder, tmp_path, capsys):
     arrays, metadata = checkpoint.load(model)
     name = max(arrays, key=lambda key: arrays[key].size)

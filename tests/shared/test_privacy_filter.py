@@ -64,6 +64,7 @@ def costliest_seconds(privacy_filter, first, cap):
     return seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "cap", "fitting"),
     [

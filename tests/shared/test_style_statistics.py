@@ -18,6 +18,7 @@ def test_without_noise_and_clipping_they_are_numpys():
     np.testing.assert_allclose(square, (styles**2).mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_their_noise_is_the_claimed_one_and_their_variance_unbiased():
     styles, clip, noise, nominal = styles_of(40), 4.0, 1.0, 40
     released = [two_step_mean(styles, clip, noise, nominal, os_generator()) for _ in range(3000)]

@@ -99,6 +99,7 @@ def test_headline_counts_what_can_be_used():
     assert "2 studies refused" in headline(CheckReport((), {"uneven-phases": 2}, {}, {}))
 
 
+@pytest.mark.slow
 def test_what_the_scans_call_the_patient_is_in_neither_page_nor_json(tmp_path, capsys):
     """Names planted in folders, files and headers, of a study that becomes a case and of one that is refused."""
     write_hospital(tmp_path / "plain", "GE", 2, 6, 12, 0, "x")

@@ -139,6 +139,7 @@ SENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SENT)
 def test_what_a_hostile_server_sends_is_not_kept(what, place, fetch, tmp_path, capsys):
     before = content(tmp_path)

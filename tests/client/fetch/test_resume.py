@@ -72,6 +72,7 @@ def test_without_patience_it_ends_and_the_same_command_resumes(wire, expected, f
     assert content(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_is_found(
     finished, place, offer, expected, fetch, tmp_path, free_port, capsys
 ):
@@ -144,6 +145,7 @@ def test_a_case_that_a_power_cut_has_emptied_comes_again(service, expected, fetc
     assert content(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_cases_on_demand_resume_where_they_broke(place, offer, sampler, fetch, tmp_path):
     options = ("--on-demand", 30, "--seed", 7)
     with Service(place.folder, replace(offer, sampler=sampler), "127.0.0.1", 0) as service:

@@ -79,6 +79,7 @@ def dice(a, b) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
+@pytest.mark.slow
 def test_contours_of_simulated_hearts_are_found_where_they_are(drawn):
     for case in drawn:
         found = find_contours(blind(case))
@@ -91,6 +92,7 @@ def test_contours_of_simulated_hearts_are_found_where_they_are(drawn):
             assert all(ndimage.label(image == LV)[1] <= 1 for image in found.masks[phase]), "one ventricle per slice"
 
 
+@pytest.mark.slow
 def test_a_case_with_automatic_contours_has_no_true_ejection_fraction_and_tests_no_segmenter(site):
     cases = load_cases(site)
     assert [case.info.contours for case in cases] == ["auto"] * 3
@@ -104,6 +106,7 @@ def test_a_case_with_automatic_contours_has_no_true_ejection_fraction_and_tests_
         assert is_segmented(by_hand) and patient_ef(by_hand) > 0
 
 
+@pytest.mark.slow
 def test_they_train_unless_the_site_s_policy_wants_drawn_ones(site, prior):
     assert trainable(site).num_patients == 3 and len(trainable(site).whole) == 3
     refused = trainable(site, None, "drawn")
@@ -113,6 +116,7 @@ def test_they_train_unless_the_site_s_policy_wants_drawn_ones(site, prior):
         SitePolicy(contours="auto")
 
 
+@pytest.mark.slow
 def test_check_shows_them_and_finds_nothing_wrong(site):
     report = check(site)
     assert report.contours == {"drawn": 0, "partial": 0, "auto": 3, "none": 0} and not report.num_unusable
@@ -121,6 +125,7 @@ def test_check_shows_them_and_finds_nothing_wrong(site):
     assert page.count("contours auto") == 3 and 'class="lv" d="M' in page
 
 
+@pytest.mark.slow
 def test_what_somebody_drew_stays_and_the_rest_is_filled_in(drawn):
     case = drawn[0]
     masks = case.masks.copy()
@@ -154,6 +159,7 @@ def test_expected_dice_is_that_of_masks_drawn_by_the_probabilities():
     assert expected_dice(masks, sharp) == pytest.approx(dict.fromkeys(STRUCTURES, 1.0))
 
 
+@pytest.mark.slow
 def test_noise_has_no_contours_and_half_a_heart_no_plausible_ones(drawn):
     rng = np.random.default_rng(0)
     case = blind(drawn[0])
@@ -167,6 +173,7 @@ def test_noise_has_no_contours_and_half_a_heart_no_plausible_ones(drawn):
     assert find_contours(replace(case, frames=case.frames[::-1].copy())).code in (IMPLAUSIBLE, NOT_FOUND), "grows"
 
 
+@pytest.mark.slow
 def test_less_sure_means_a_person_looks(drawn):
     assert all(MIN_DICE[label] < SURE_DICE[label] for label in STRUCTURES)
     blurred = [replace(blind(c), frames=ndimage.gaussian_filter(c.frames, (0, 0, 2.5, 2.5))) for c in drawn]
@@ -177,11 +184,13 @@ def test_less_sure_means_a_person_looks(drawn):
     assert TO_CHECK in {"auto-to-check"}
 
 
+@pytest.mark.slow
 def test_a_folder_of_drawn_contours_is_not_mixed_with_automatic_ones(hospitals, site):
     with pytest.raises(UserError, match="prepared with another contours"):
         prepare(hospitals, site, "dicom")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_segmenter_is_refused_before_any_scan_is_read(hospitals, tmp_path, capsys):
     (tmp_path / "weights").write_bytes(b"nothing")
     arguments = ["prepare", str(hospitals), str(tmp_path / "out"), "--format", "dicom", "--contours", "auto"]

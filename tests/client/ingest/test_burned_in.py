@@ -167,6 +167,7 @@ def test_simulated_scans_hold_no_text_until_it_is_drawn_in(vendor):
     assert suspect(cine(drawn(images, letters("DOE JOHN"), 4, 4, images.max())))
 
 
+@pytest.mark.slow
 @needs_real
 @pytest.mark.real
 def test_no_real_scan_is_suspected_and_every_one_is_with_a_name_in_it():

@@ -59,6 +59,7 @@ def cines(hospitals) -> dict[str, Cine]:
     return {vendor: find_dicom(hospitals[0] / vendor).studies[0].read() for vendor in SCANNERS}
 
 
+@pytest.mark.slow
 def test_simulated_hospitals_come_back_with_the_phantoms_ejection_fraction(hospitals, tmp_path):
     folder, truth = hospitals
     summary = prepare(folder, tmp_path / "cases", "dicom", key=bytes(32), num_processes=1)
@@ -72,6 +73,7 @@ def test_simulated_hospitals_come_back_with_the_phantoms_ejection_fraction(hospi
         assert cases[vendor].info.field_strength_t == SCANNERS[vendor].field_strength_t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vendor", SCANNERS)
 def test_without_masks_heart_end_diastole_and_end_systole_are_found(cines, vendor):
     cine = cines[vendor]
@@ -82,6 +84,7 @@ def test_without_masks_heart_end_diastole_and_end_systole_are_found(cines, vendo
     assert abs((1 - volumes[es] / volumes[ed]) - loop_ef(cine.masks)) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vendor", SCANNERS)
 def test_phases_in_another_order_are_noticed(cines, vendor):
     blind = replace(cines[vendor], masks=None)
@@ -96,6 +99,7 @@ def test_phases_in_another_order_are_noticed(cines, vendor):
         normalise(next(one for one in shuffled if not in_order(one, centre)))
 
 
+@pytest.mark.slow
 def test_two_phases_alone_are_told_apart(cines):
     cine = cines["GE"]
     volumes = lv_voxels(cine.masks)
@@ -103,6 +107,7 @@ def test_two_phases_alone_are_told_apart(cines):
     assert find_frames(replace(cine, images=cine.images[pair], masks=None)) == (1, 0)
 
 
+@pytest.mark.slow
 def test_an_ejection_fraction_from_elsewhere_counts_only_without_masks(cines):
     cine = cines["Siemens"]
     blind = normalise(replace(cine, masks=None, ef=0.43))
@@ -119,6 +124,7 @@ def test_nothing_that_moves_is_no_heart(value, code):
         normalise(still)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [pytest.param("acdc", marks=real), pytest.param("mnms", marks=real)])
 def test_real_hearts_are_found_from_two_frames(data):
     found = find_acdc(REAL / "acdc", [0]) if data == "acdc" else find_mnms(REAL / "mnms")

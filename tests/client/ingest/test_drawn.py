@@ -181,6 +181,7 @@ def site(tmp_path):
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_the_index_says_where_the_masks_come_from_and_an_index_without_the_column_is_read(site, tmp_path):
     with (site / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -202,6 +203,7 @@ def test_the_index_says_where_the_masks_come_from_and_an_index_without_the_colum
         read_index(site)
 
 
+@pytest.mark.slow
 def test_check_counts_what_is_drawn_and_what_each_patient_can_be_used_for(site, capsys):
     report = check(site)
     assert report.contours == {"drawn": 1, "partial": 2, "none": 1}
@@ -216,6 +218,7 @@ def test_check_counts_what_is_drawn_and_what_each_patient_can_be_used_for(site, 
     assert "3 patients can be trained on (GE 3), 2 of them drawn in part: for style statistics only" in sentence
 
 
+@pytest.mark.slow
 def test_the_page_shades_what_nobody_drew(site):
     by_kind = {}
     for case in load_cases(site):
@@ -225,6 +228,7 @@ def test_the_page_shades_what_nobody_drew(site):
     assert page.count('class="undrawn" d="M') >= 2 and "drawn in part" in page and "not drawn: unknown" in page
 
 
+@pytest.mark.slow
 def test_patients_drawn_in_part_have_a_style_and_no_slice_for_the_generator(site, prior):
     patients = {patient.name: patient for patient in load_patients(site, prior, ("GE",))}
     cases = {case.info.group: case for case in load_cases(site) if case.info.contours}
@@ -235,6 +239,7 @@ def test_patients_drawn_in_part_have_a_style_and_no_slice_for_the_generator(site
         assert patient.measured.all() == whole and patient.known.all()
 
 
+@pytest.mark.slow
 def test_a_case_with_another_label_is_none(site):
     case = load_cases(site)[0]
     masks = case.masks.copy()

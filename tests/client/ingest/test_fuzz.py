@@ -22,6 +22,7 @@ def job(seeds, path) -> Job:
     return Job(str(path), str(seeds.study), path.name.startswith("masks"))
 
 
+@pytest.mark.slow
 def test_a_thousand_damaged_files_end_as_cases_or_codes(tmp_path, seeds):
     counts = fuzz(tmp_path, 1000, seed=1)
     outcomes: Counter[str] = Counter()
@@ -36,6 +37,7 @@ def test_a_thousand_damaged_files_end_as_cases_or_codes(tmp_path, seeds):
     assert {form for form, _ in counts} == set(seeds.all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1"])
 def test_damaged_lossless_jpeg_ends_as_an_image_or_a_code(tmp_path, seeds, syntax):
     """What only GDCM writes; in this process, so that a decoder that dies is seen."""
@@ -51,6 +53,7 @@ def test_damaged_lossless_jpeg_ends_as_an_image_or_a_code(tmp_path, seeds, synta
             assert unusable.code in REASONS
 
 
+@pytest.mark.slow
 def test_undamaged_every_seed_is_a_case(tmp_path, seeds):
     for name, content in seeds.all().items():
         path = tmp_path / name.replace(" ", "-")

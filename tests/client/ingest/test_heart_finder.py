@@ -45,6 +45,7 @@ def errors_mm(cine: Cine, frames: tuple[int, int]) -> tuple[float, float]:
     return tuple(float(np.hypot(*((np.array(a) - b) * cine.spacing_mm[1:]))) for a, b in zip(found, true, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vendor", SCANNERS)
 def test_in_simulated_scans_heart_and_ventricle_are_found(cines, vendor):
     cine = cines[vendor]
@@ -52,6 +53,7 @@ def test_in_simulated_scans_heart_and_ventricle_are_found(cines, vendor):
     assert heart < 10 and ventricle < 3
 
 
+@pytest.mark.slow
 def test_a_heart_at_the_image_s_edge_is_found_where_it_is(cines):
     cine = cines["Philips"]
     heart = find_centre(cine)
@@ -63,6 +65,7 @@ def test_a_heart_at_the_image_s_edge_is_found_where_it_is(cines):
     assert np.abs((shift - first) * cine.spacing_mm[1:]).max() < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vendor", SCANNERS)
 def test_the_cavity_s_areas_follow_its_volume_over_the_cycle(cines, vendor):
     cine = cines[vendor]
@@ -72,6 +75,7 @@ def test_the_cavity_s_areas_follow_its_volume_over_the_cycle(cines, vendor):
     assert areas.shape == (12,) and likeness > 0.8
 
 
+@pytest.mark.slow
 def test_without_masks_a_case_is_centred_on_its_heart_in_the_child_processes_too(hospitals, tmp_path):
     for path in hospitals.rglob("masks.nii.gz"):
         path.rename(path.with_suffix(".hidden"))
@@ -105,6 +109,7 @@ def test_what_moves_and_is_no_heart_keeps_the_centre_of_motion_and_a_warning():
     assert (found.ed, found.es) == find_frames(orient(cine), find_centre(orient(cine)))
 
 
+@pytest.mark.slow
 def test_masks_decide_where_they_are(cines):
     found = normalise(cines["GE"])
     assert found.warnings == () and found.ed == int(lv_voxels(cines["GE"].masks).argmax())

@@ -307,6 +307,7 @@ def test_nifti_layouts_say_no_name(tmp_path, out, call, layout):
     assert not any(number in printed for number in (b"770", b"707"))
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_patients_like_others(tmp_path, out, call):
     names = [os.fsdecode(name) for name in (b"CANARY-\xff", b"CANARY-\xfe")]
     for name in names:

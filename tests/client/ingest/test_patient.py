@@ -104,6 +104,7 @@ def test_mnms2_gives_the_disease_of_its_table(tmp_path):
     assert known(tmp_path / "out") == [("", ""), ("", ""), ("", "FALL")]
 
 
+@pytest.mark.slow
 def test_dicom_gives_the_sex_that_classic_and_enhanced_files_name(tmp_path):
     sexes = ["F", "O", lambda z, t: "FM"[t % 2], lambda z, t: "M" if z else ""]
     for number, sex in enumerate(sexes):
@@ -115,6 +116,7 @@ def test_dicom_gives_the_sex_that_classic_and_enhanced_files_name(tmp_path):
     assert known(tmp_path / "out") == [("", ""), ("", ""), ("F", ""), ("F", ""), ("M", "")]
 
 
+@pytest.mark.slow
 def test_a_simulated_hospital_tells_the_sex_in_its_headers_and_no_pathology(tmp_path):
     write_hospital(tmp_path / "scans", "Philips", 3, num_slices=6, num_phases=8, seed=2, prefix="x")
     prepare(tmp_path / "scans", tmp_path / "out", "dicom", key=KEY, num_processes=1)

@@ -73,6 +73,7 @@ def test_mnms_patients_of_three_vendors_prepare_alike(tmp_path):
     assert check(tmp_path / "out").num_labelled == 3
 
 
+@pytest.mark.slow
 def test_a_siemens_study_with_one_series_per_slice_gives_one_case(tmp_path):
     source = REAL / "dicom" / "siemens_vida_cine"
     found = find_dicom(source)

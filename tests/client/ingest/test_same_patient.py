@@ -232,6 +232,7 @@ def test_what_an_anonymiser_writes_for_everybody_is_no_person(tmp_path, filling)
     assert prepare(source, tmp_path / "out", "dicom", key=KEY).warnings == {}
 
 
+@pytest.mark.slow
 def test_a_table_gives_no_ejection_fraction_to_a_number_of_two_issuers(tmp_path):
     source = tmp_path / "scans"
     for index, (number, issuer) in enumerate([("1", "A"), ("01", "B"), ("2", "A")]):

@@ -163,6 +163,7 @@ def test_a_study_is_evaluated_where_its_test_patients_are(finished, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_stage_is_done_once_and_asked_again_it_charges_nothing(finished):
     before = (finished.path / "federated_evaluation.json").read_bytes()
     lines = (finished.path / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -175,6 +176,7 @@ def test_the_stage_is_done_once_and_asked_again_it_charges_nothing(finished):
     assert len(Ledger(finished.path / "sites" / "a" / "test_ledger").charges()) == 1
 
 
+@pytest.mark.slow
 def test_the_noise_asked_for_is_that_of_the_target(finished):
     config = finished.config
     config.evaluation.federated_epsilon = 2.0

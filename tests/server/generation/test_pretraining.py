@@ -52,6 +52,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, config, monkeypatch
         pretrain(other, tmp_path / "whole.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_with_an_earlier_prior(tmp_path, config):
     pretrain(config, tmp_path / "first.safetensors")
     config.pretrain.start = str(tmp_path / "first.safetensors")

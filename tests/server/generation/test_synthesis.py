@@ -35,6 +35,7 @@ def test_labels_are_measured_on_the_masks_and_follow_the_request(prior):
     assert len({case.info.pseudonym for case in made.cases}) == 12
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_cases_and_the_prior_stays_as_it_was(prior):
     before = {name: value.detach().clone() for name, value in prior.generator.trainable().items()}
     other = shared_generator(prior)

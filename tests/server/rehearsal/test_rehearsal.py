@@ -159,6 +159,7 @@ def test_what_would_stop_a_site_is_found(study, write_cases, damage, code):
         show(facts)
 
 
+@pytest.mark.slow
 def test_a_study_that_has_its_quorum_can_start_without_a_site(study):
     run = study("federation.min_sites=2")
     (run.path / "sites" / "b" / "train" / INDEX_NAME).unlink()

@@ -167,6 +167,7 @@ def test_real_patients_maps_are_shown_only_where_it_was_allowed(run):
     assert page.count("data:image/png") == 1 + 1
 
 
+@pytest.mark.slow
 def test_a_deployed_study_says_nothing_that_is_true_of_simulated_patients_only(run):
     """Its settings are the default ones, whose hospitals would be simulated: they decide nothing, and are not shown."""
     shutil.rmtree(run.path / "sites")  # these are elsewhere

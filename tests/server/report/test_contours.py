@@ -138,6 +138,7 @@ def test_contours_of_other_patients_and_without_a_segmenter_are_left_out(run):
     assert outlined_patients(run, held_out_sets(run, "segmentation"), predictions_of(run)) == []
 
 
+@pytest.mark.slow
 def test_real_patients_are_shown_only_where_that_is_allowed(run, tmp_path):
     assert _outlined(run, predictions_of(run), shown=[]) == []
     assert len(_outlined(run, predictions_of(run), shown=["hospitals"])) == 2

@@ -224,6 +224,7 @@ def test_unusable_model_files_are_named(tmp_path, tiny):
         load_regressor(path)
 
 
+@pytest.mark.slow
 def test_resnet50_learns_one_batch_in_five_steps(cases):
     torch.manual_seed(0)
     model = Regressor(0.4)

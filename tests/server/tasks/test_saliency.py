@@ -121,6 +121,7 @@ def test_maps_move_with_the_image():
     torch.testing.assert_close(moved.roll((-8, 4), (1, 2))[:, 24:40, 24:40], still[:, 24:40, 24:40], rtol=0.05, atol=0)
 
 
+@pytest.mark.slow
 def test_maps_leave_the_network_as_it_was(left_model):
     images, _ = left_square(2, seed=1)
     with torch.inference_mode():
@@ -195,6 +196,7 @@ def test_scores_are_means_over_patients_with_an_interval():
     assert scores["all"]["n_patients"] == 4 and scores["all"]["share_in_heart"] == pytest.approx(2.5 / 4)
 
 
+@pytest.mark.slow
 def test_a_study_attributes_some_patients_of_every_vendor_and_skips_those_without_masks(make_study, monkeypatch):
     run = make_study()
     cases = hearts(5)

@@ -63,6 +63,7 @@ def test_it_looks_at_pixels_only(shipped, rendered):
     assert measured_ef(shipped, blind) == measured_ef(shipped, rendered[:3])
 
 
+@pytest.mark.slow
 def test_it_takes_no_contraction_for_granted(shipped, rendered):
     """The same image as ED and as ES ejects little, wide or contracted; the phase alone would suggest 0.44.
 

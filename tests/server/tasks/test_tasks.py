@@ -92,6 +92,7 @@ def test_unknown_labels_are_refused_with_the_file_s_name(folder, tmp_path, capsy
     assert path.name in capsys.readouterr().err and not out.exists()
 
 
+@pytest.mark.slow
 def test_a_segmenter_is_trained_on_folders_and_tested_by_vendor(folder, tmp_path, write_cases, capsys):
     first = load_cases(folder)[0]
     save_case(folder, replace(first, masks=np.zeros_like(first.masks)))

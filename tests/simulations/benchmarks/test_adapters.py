@@ -41,6 +41,7 @@ def test_style_errors_vanish_with_the_noise(tmp_path, tiny_prior, write_cases):
     assert errors[1] < 0.2 * errors[0]
 
 
+@pytest.mark.slow
 def test_it_prints_and_writes_what_it_measured(tmp_path, tiny_prior, write_cases, monkeypatch, capsys):
     for name in ("a", "b", "out"):
         write_cases(tmp_path / name, "GE", 3, seed=ord(name[0]))

@@ -40,6 +40,7 @@ def test_the_knee_is_where_all_figures_stay_near_the_reference():
     assert knee([*curve[:2], replace(curve[2], distance=0.03), replace(curve[3], distance=0.02)], reference) == 8
 
 
+@pytest.mark.slow
 def test_the_distance_to_itself_is_nothing_and_to_other_noise_is_not(prior):
     segmenter = load_segmenter()
     first, images = measure(prior, prior_alone(prior), segmenter, CONFIG, SEED, None)

@@ -46,6 +46,7 @@ def test_compressed_copies_hold_the_same_pixels(tmp_path):
         assert (one.pixel_array == other.pixel_array).all()
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_run_that_made_every_case(tmp_path):
     write_studies(tmp_path / "scans", 3 * NUM_SLICES * NUM_PHASES)
     figures = peak_memory(tmp_path / "scans", tmp_path / "cases", 1)

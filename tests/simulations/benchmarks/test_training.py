@@ -34,12 +34,14 @@ def test_the_plain_way_computes_in_float32_where_the_other_may_not():
     assert list(seen.values()) == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.slow
 def test_times_have_a_ratio():
     seconds = step_seconds(load("default", SMALL).regression, num_repeats=1)
     ours, plain, ratio = seconds.values()
     assert ratio == plain / ours > 0
 
 
+@pytest.mark.slow
 def test_both_networks_answer_the_same_patients(tmp_path):
     cases = [disc_case(f"p{i}", ef, seed=i) for i, ef in enumerate((0.2, 0.4, 0.6))]
     for case in cases:

@@ -92,6 +92,7 @@ def test_orientation_without_masks_comes_from_the_header(tmp_path, view):
     assert np.abs(plain.frames - turned.frames).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_without_masks_heart_and_frames_are_found_by_what_moves(tmp_path):
     write_study(tmp_path / "scans", masks=False)
     cine = find_dicom(tmp_path / "scans").studies[0].read()

@@ -186,6 +186,7 @@ def test_segmentations_of_two_phases_give_the_case_of_the_same_masks_as_nifti(tm
     assert b"CANARY" not in written
 
 
+@pytest.mark.slow
 def test_an_ejection_fraction_is_found_by_the_patients_number_in_the_header(tmp_path):
     write_images(tmp_path / "scans")
     (tmp_path / "table.csv").write_text("PatientID,ef_percent\nCANARY-1,37.5\n")

@@ -155,6 +155,7 @@ def test_a_table_may_have_other_columns_separators_and_line_ends(tmp_path, text)
     assert read_ef_table(tmp_path / "table.csv") == pytest.approx({"007": 0.555, "B": 0.2})
 
 
+@pytest.mark.slow
 def test_an_ejection_fraction_of_the_table_enters_cases_without_masks_only(tmp_path):
     write_plain(tmp_path / "scans", ["A", "B", "C"], masks=False)
     labels = beat(0)[1]
@@ -397,6 +398,7 @@ def _names(root) -> str:
     return table.read_text() if table.exists() else ""
 
 
+@pytest.mark.slow
 def test_masks_may_lack_and_an_ejection_fraction_may_stand_in_the_table(tmp_path):
     write_plain(tmp_path / "scans", ["A", "B"], masks=False)
     write_nifti(tmp_path / "scans" / "masks" / "B.nii.gz", np.zeros_like(beat(1)[1]).T)  # nothing drawn yet
@@ -494,6 +496,7 @@ def test_mnms2_frames_and_masks_must_fit(tmp_path):
 # the command line
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_label_map_and_a_table_and_says_what_to_look_at(tmp_path, capsys):
     write_plain(tmp_path / "scans", ["A"])
     write_plain(tmp_path / "bare", ["CANARY-A", "B"], masks=False)

@@ -88,6 +88,7 @@ def source(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_contours_become_labels_and_the_rest_is_unknown(source, tmp_path):
     summary = prepare(source, tmp_path / "out", "sunnybrook", key=KEY)
     assert (summary.num_cases, summary.refused) == (3, {"not-in-table": 1})
