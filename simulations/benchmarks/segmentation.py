@@ -3,8 +3,12 @@
 `python -m fedcmr.simulations.benchmarks.segmentation networks --train DIR... --test DIR... --out DIR` trains one
 segmenter per network on the same cases and tests all of them on the same patients; `losses` does the same with every
 loss, and `sources` with real cases, synthetic ones, synthetic and then real ones, and none at all (the public
-segmenter, which has seen rendered hearts only). `--minutes` gives each of them the same time, else all take
-`segmentation.num_steps` steps. Trained segmenters stay in `--out`: the same command resumes where it was interrupted.
+segmenter, which has seen rendered hearts only). The last row of `networks` is the mean of all networks' probabilities.
+`--minutes` gives each training the same time, else all take `segmentation.num_steps` steps. Trained segmenters stay in
+`--out`: the same command resumes where it was interrupted.
+
+Without `--test` the training patients are divided into `--folds`: each is tested by a segmenter that has not seen it.
+So a choice can be made on development patients alone.
 
 A difference is taken patient by patient: the row's mean Dice minus that of the first row. Times are those of the
 trainings here, on however many cores torch may use.
@@ -12,6 +16,7 @@ trainings here, on however many cores torch may use.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from fedcmr.server.evaluation.score import mean_interval
 from fedcmr.server.settings import SEGMENTATION_LOSSES, Config, load
@@ -53,11 +60,38 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row: a name, how to get its segmenter, and the file that it is kept in."""
+    """One row: a name, how to get its segmenter, and the file that it is kept in, if it has one of its own."""
 
     name: str
     make: Callable[[], Segmenter]
-    path: Path = SHIPPED_SEGMENTER
+    path: Path | None = SHIPPED_SEGMENTER
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is trained on and what is tested on: everything at once, or one part of a cross-validation.
+
+    Attributes:
+        train: Real cases.
+        tests: Name -> test patients.
+        out: Where the trained segmenters are kept.
+    """
+
+    train: Sequence[Case]
+    tests: dict[str, list[Case]]
+    out: Path
+
+
+class MeanOfSegmenters(Segmenter):
+    """The mean of several segmenters' probabilities; all have the grid of the first."""
+
+    def __init__(self, members: Sequence[Segmenter]) -> None:
+        super().__init__(members[0].architecture)
+        self.network = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As of `Segmenter`: logarithms of the mean probabilities."""
+        return torch.stack([member(images).log_softmax(2) for member in self.network]).logsumexp(0)  # type: ignore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,22 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def candidates(
     what: str,
-    real: Sequence[Case],
+    fold: Fold,
     synthetic: Sequence[Case],
     config: Config,
-    out: Path,
     device: torch.device,
     minutes: float | None,
 ) -> Iterator[Candidate]:
     """The rows of a comparison, the first of which the others are compared with."""
+    real = fold.train
 
     def trained(
         name: str, cases: Sequence[Case], start: Callable[[], Segmenter] | None = None, **changes: object
     ) -> Candidate:
         settings = replace(config.segmentation, **changes)  # type: ignore[arg-type]
+        path = fold.out / f"{name.replace(' ', '_')}.safetensors"
 
         def make() -> Segmenter:
-            path = out / f"{name.replace(' ', '_')}.safetensors"
             if path.is_file():
                 return load_segmenter(path)
             begun = time.monotonic()
@@ -94,11 +128,12 @@ def candidates(
             save_segmenter(path, model, {"minutes": (time.monotonic() - begun) / 60, "settings": asdict(settings)})
             return load_segmenter(path)
 
-        return Candidate(name, make, out / f"{name.replace(' ', '_')}.safetensors")
+        return Candidate(name, make, path)
 
     if what == "networks":
-        for network in NETWORKS:
-            yield trained(network, real, network=network, width=DEFAULT_WIDTHS[network])
+        rows = [trained(network, real, network=network, width=DEFAULT_WIDTHS[network]) for network in NETWORKS]
+        yield from rows
+        yield Candidate("mean of all", lambda: MeanOfSegmenters([row.make() for row in rows]).eval(), None)
     elif what == "losses":
         for loss in SEGMENTATION_LOSSES:
             yield trained(loss, real, loss=loss)
@@ -113,22 +148,35 @@ def candidates(
         yield Candidate("rendered only", load_segmenter)
 
 
-def compare(rows: Sequence[Candidate], tests: dict[str, list[Case]], config: Config, device: torch.device) -> list[Row]:
-    """Train and test every candidate; see `table_of` for what a row holds."""
+def compare(folds: Sequence[Sequence[Candidate]], tests: Sequence[dict[str, list[Case]]], config: Config) -> list[Row]:
+    """Train and test every candidate; see `table_of` for what a row holds.
+
+    Args:
+        folds: The candidates of every fold, the same in each.
+        tests: The test patients of every fold, by the same names; a test set's figures are of those of all folds.
+        config: Settings.
+    """
+    device = pick_device(config.device)
     results: list[Row] = []
-    first: dict[str, np.ndarray] = {}
-    for candidate in rows:
-        model = candidate.make().to(device)
+    first: dict[str, NDArray[np.float64]] = {}
+    for of_folds in zip(*folds, strict=True):
+        models = [candidate.make().to(device) for candidate in of_folds]
+        minutes = [_minutes_of(candidate) for candidate in of_folds]
         row: Row = {
-            "name": candidate.name,
-            "network": asdict(model.architecture),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "minutes": checkpoint.load_metadata(candidate.path).get("minutes"),
+            "name": of_folds[0].name,
+            "network": asdict(models[0].architecture),
+            "parameters": sum(parameter.numel() for parameter in models[0].parameters()),
+            "minutes": math.fsum(minutes) if all(minutes) else None,
             "test": {},
         }
-        for name, cases in tests.items():
+        for name in tests[0]:
+            cases = [case for of_fold in tests for case in of_fold[name]]
             begun = time.monotonic()
-            found = predict_masks(model, cases)
+            found = [
+                labels
+                for model, of_fold in zip(models, tests, strict=True)
+                for labels in predict_masks(model, of_fold[name])
+            ]
             seconds = (time.monotonic() - begun) / len(cases)
             values = per_patient(cases, found)
             figures = score_values(values, [case.info.vendor for case in cases], config.evaluation.num_bootstrap, 0)
@@ -144,6 +192,36 @@ def compare(rows: Sequence[Candidate], tests: dict[str, list[Case]], config: Con
             }
         results.append(row)
     return results
+
+
+def divided(cases: Sequence[Case], num_folds: int) -> list[tuple[list[Case], list[Case]]]:
+    """Training and test patients of every fold of a cross-validation; the scans of a patient are in one fold.
+
+    Raises:
+        UserError: There are fewer patients than folds.
+    """
+    patients = sorted({case.info.group or case.info.pseudonym for case in cases})
+    if not 2 <= num_folds <= len(patients):
+        raise UserError(f"--folds is {num_folds}: with {len(patients)} training patients take 2 to {len(patients)}")
+    number = {patient: i % num_folds for i, patient in enumerate(patients)}
+    of_case = [number[case.info.group or case.info.pseudonym] for case in cases]
+    return [
+        (
+            [case for case, n in zip(cases, of_case, strict=True) if n != k],
+            [case for case, n in zip(cases, of_case, strict=True) if n == k and _can_judge(case)],
+        )
+        for k in range(num_folds)
+    ]
+
+
+def _minutes_of(candidate: Candidate) -> float:
+    """Minutes that a segmenter's training took; 0 where it was not trained here."""
+    return float(checkpoint.load_metadata(candidate.path).get("minutes", 0)) if candidate.path else 0.0
+
+
+def _can_judge(case: Case) -> bool:
+    """Whether a segmenter is tested on this case: people drew all of its masks."""
+    return is_segmented(case) and can_test(case)
 
 
 def _lv_at_ed(cases: Sequence[Case], found: Sequence[torch.Tensor]) -> list[float]:
@@ -191,7 +269,6 @@ def table_of(results: Sequence[Row], test: str) -> Table:
 def _run(options: argparse.Namespace) -> None:
     config = load(options.config, options.set)
     device = pick_device(config.device)
-    options.out.mkdir(parents=True, exist_ok=True)
     task = task_named("segmentation")
     real = training_cases(task, options.train)
     synthetic = training_cases(task, options.synthetic)
@@ -200,20 +277,27 @@ def _run(options: argparse.Namespace) -> None:
             "no training cases: give folders of cases with --train"
             + (" or --synthetic" if options.what == "sources" else "")
         )
-    tests = {}
-    for folder in options.test:
-        tests[folder.name] = [case for case in load_cases(folder) if is_segmented(case) and can_test(case)]
-        if not tests[folder.name]:
-            raise UserError(f"{folder} holds no case with complete masks: nothing can be tested there")
-    rows = candidates(options.what, real, synthetic, config, options.out, device, options.minutes)
-    results = compare(list(rows), tests, config, device)
+    if options.test:
+        tests = {folder.name: [case for case in load_cases(folder) if _can_judge(case)] for folder in options.test}
+        for folder in options.test:
+            if not tests[folder.name]:
+                raise UserError(f"{folder} holds no case with complete masks: nothing can be tested there")
+        folds = [Fold(real, tests, options.out)]
+    else:
+        parts = divided(real, options.folds)
+        folds = [Fold(train, {"held out": test}, options.out / f"fold{k}") for k, (train, test) in enumerate(parts)]
+    for fold in folds:
+        fold.out.mkdir(parents=True, exist_ok=True)
+    rows = [list(candidates(options.what, fold, synthetic, config, device, options.minutes)) for fold in folds]
+    results = compare(rows, [fold.tests for fold in folds], config)
     facts = {"what": options.what, "num_training_cases": len(real), "num_synthetic_cases": len(synthetic)}
+    facts["folds"] = None if options.test else options.folds
     facts["minutes"] = options.minutes
     facts["torch_threads"] = torch.get_num_threads()
     path = options.out / f"{options.what}.json"
     write_atomically(path, (json.dumps({**facts, "rows": results}, indent=2) + "\n").encode())
     console = Console(width=max(Console().width, 130))  # a narrower terminal wraps lines, not cells
-    for name in tests:
+    for name in folds[0].tests:
         console.print(table_of(results, name))
     print(f"wrote {path}")
 
@@ -227,7 +311,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--synthetic", type=Path, nargs="*", default=[], metavar="DIR", help="folders of synthetic cases"
     )
-    parser.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of test patients")
+    parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="folders of test patients")
+    parser.add_argument(
+        "--folds", type=int, default=3, metavar="N", help="parts of a cross-validation, without --test (default: 3)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="trained segmenters and the figures")
     parser.add_argument("--minutes", type=float, help="of each training (default: segmentation.num_steps)")
     parser.add_argument("--config", default="default", help="name or path of a config")

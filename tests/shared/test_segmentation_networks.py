@@ -10,7 +10,7 @@ import torch
 from fedcmr.server.settings import load
 from fedcmr.shared.case import Case, CaseInfo
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.tasks.segmentation.inference import predict_masks, predict_probabilities
+from fedcmr.shared.tasks.segmentation.inference import one_heart, predict_masks, predict_probabilities
 from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
 from fedcmr.shared.tasks.segmentation.segmenter import (
     SHIPPED_SEGMENTER,
@@ -101,6 +101,19 @@ def test_beyond_the_field_of_view_of_the_network_there_is_background():
     )[0]
     assert torch.allclose(likely.sum(2), torch.ones_like(likely.sum(2)), atol=1e-5)
     assert (likely.argmax(2)[:, :, 0] == 0).all() and (likely.argmax(2)[:, :, 48, 48] == 3).all()
+
+
+def test_what_lies_apart_from_the_heart_is_background():
+    labels = torch.zeros(5, 32, 32, dtype=torch.uint8)
+    for z in (0, 1, 3, 4):  # the cavity is missed in the middle, where muscle still joins its halves
+        labels[z, 8:20, 8:20], labels[z, 10:18, 10:18] = 2, 3
+    labels[2, 8:20, 8:20] = 2
+    labels[1, 8:16, 2:8] = 1
+    heart = labels.clone()
+    labels[0, 26:30, 26:30], labels[4, 28:30, 2:4] = 3, 1  # as of stomach and liver
+    kept = one_heart(labels)
+    assert torch.equal(kept, heart) and labels[0, 27, 27] == 3
+    assert torch.equal(one_heart(torch.zeros_like(labels)), torch.zeros_like(labels))
 
 
 def test_the_header_of_a_file_is_plain_json(tmp_path):

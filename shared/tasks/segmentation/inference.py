@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
-from fedcmr.shared.case import Case
+from fedcmr.shared.case import BACKGROUND, LV, MYO, RV, Case
 from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, probabilities
 from fedcmr.shared.views import grid_of, resampled, slice_pairs
 
@@ -14,9 +17,30 @@ def predict_masks(segmenter: Segmenter, cases: Sequence[Case]) -> list[Tensor]:
     """Labels of every case on its own grid; each of shape (2, Z, H, W), uint8.
 
     The network sees the images on its own grid; its probabilities are brought to the case's, where the likeliest label
-    is taken. Beyond the network's field of view there is background.
+    is taken. Beyond the network's field of view there is background. Of every phase `one_heart` is kept.
     """
-    return [likely.argmax(2).to(torch.uint8).transpose(0, 1) for likely in predict_probabilities(segmenter, cases)]
+    stacks = (likely.argmax(2).to(torch.uint8).transpose(0, 1) for likely in predict_probabilities(segmenter, cases))
+    return [torch.stack([one_heart(labels) for labels in stack]) for stack in stacks]
+
+
+def one_heart(labels: Tensor) -> Tensor:
+    """Labels of a stack without what lies apart: the largest connected left ventricle and the largest right one.
+
+    Cavity and muscle are one region here. Where a slice in the middle is missed, each of them alone falls apart, and
+    its larger part is not always the heart's.
+
+    Args:
+        labels: Shape (Z, H, W), uint8 0..3; left as it is.
+    """
+    found = labels.numpy()
+    kept = _largest_part((found == LV) | (found == MYO)) | _largest_part(found == RV)
+    return torch.from_numpy(np.where(kept, found, BACKGROUND).astype(np.uint8))
+
+
+def _largest_part(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part, across corners too, of a region in (Z, H, W)."""
+    parts, num = ndimage.label(region, np.ones((3, 3, 3)))
+    return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])) if num > 1 else region
 
 
 def predict_probabilities(segmenter: Segmenter, cases: Sequence[Case]) -> list[Tensor]:

@@ -1,13 +1,16 @@
 """The comparison of segmenters: every row is trained once, tested, and compared with the first."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fedcmr.shared.case import load_cases
 from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
-from fedcmr.simulations.benchmarks.segmentation import main
+from fedcmr.shared.tasks.segmentation.segmenter import Architecture, Segmenter, probabilities
+from fedcmr.simulations.benchmarks.segmentation import MeanOfSegmenters, divided, main
 
 SMALL = ["width=8", "size_px=32", "crop_px=32", "pixel_mm=4", "num_steps=1", "batch_size=2"]
 SETTINGS = [word for setting in SMALL for word in ("--set", f"segmentation.{setting}")]
@@ -46,13 +49,41 @@ def test_losses_are_compared_patient_by_patient(folders):
     assert other["difference"] == pytest.approx(other["dice"]["mean"] - first["dice"]["mean"])
 
 
+def test_without_test_patients_each_is_tested_by_a_segmenter_that_has_not_seen_it(folders, capsys):
+    train = ["--train", str(folders / "real"), "--out", str(folders / "out"), *SETTINGS, "--set", "device=cpu"]
+    assert main(["losses", *train, "--set", "evaluation.num_bootstrap=100"]) == 0
+    rows = json.loads((folders / "out" / "losses.json").read_text())["rows"]
+    assert rows[0]["test"]["held out"]["n_patients"] == 3 and (folders / "out/fold2/dice.safetensors").is_file()
+    assert main(["losses", *train, "--folds", "9"]) == 2
+    assert "--folds is 9: with 3 training patients take 2 to 3" in capsys.readouterr().err
+
+
+def test_the_scans_of_a_patient_are_in_one_fold(folders):
+    cases = [
+        replace(case, info=replace(case.info, pseudonym=f"{name}{i}", group=f"patient{i}"))
+        for name in ("real", "made")
+        for i, case in enumerate(load_cases(folders / name))
+    ]
+    parts = divided(cases, 2)
+    assert sorted(case.info.pseudonym for _, test in parts for case in test) == sorted(c.info.pseudonym for c in cases)
+    for train, test in parts:
+        assert train and test and not {case.info.group for case in train} & {case.info.group for case in test}
+
+
+def test_the_mean_of_segmenters_has_the_mean_of_their_probabilities():
+    members = [Segmenter(Architecture("unet", 8, 32, 4.0)).eval() for _ in range(2)]
+    images = torch.randn(1, 2, 32, 32)
+    expected = sum(probabilities(member, images) for member in members) / 2
+    torch.testing.assert_close(probabilities(MeanOfSegmenters(members).eval(), images), expected)
+
+
 @pytest.mark.slow
 def test_networks_are_compared(folders, monkeypatch):
     from fedcmr.simulations.benchmarks import segmentation
 
     monkeypatch.setattr(segmentation, "DEFAULT_WIDTHS", dict.fromkeys(NETWORKS, 8))
     rows = run(folders, "networks")
-    assert [row["network"]["network"] for row in rows] == list(NETWORKS)
+    assert [row["name"] for row in rows] == [*NETWORKS, "mean of all"]
     assert all(row["parameters"] > 0 for row in rows) and torch.get_num_threads() >= 1
 
 
