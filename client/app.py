@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict, UserConfig
@@ -21,17 +20,11 @@ from fedcmr.client.code_hash import code_sha256
 from fedcmr.client.evaluation_patients import check_test_folder
 from fedcmr.client.ledger import Ledger, dataset_of
 from fedcmr.client.policy import SiteSettings, load_site, refusal
-from fedcmr.client.rehearsal import Rehearsed, invented_patients
+from fedcmr.client.rehearsal import Rehearsed
 from fedcmr.client.release import Refused, charged
 from fedcmr.client.request_time import estimated_seconds
-from fedcmr.client.training import (
-    Execution,
-    LocalSteps,
-    cached_patients,
-    cached_prior,
-    private_update,
-)
-from fedcmr.shared.adapters import Adapter
+from fedcmr.client.subject import subject_of
+from fedcmr.client.training import Execution, LocalSteps
 from fedcmr.shared.checkpoint import Arrays, from_bytes, to_bytes
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
@@ -45,7 +38,6 @@ from fedcmr.shared.records import (
     PRIVATE,
     REHEARSAL,
     REHEARSED_EVALUATION,
-    STATISTICS,
     UNKNOWN_SITE,
     EvaluationRequest,
     Request,
@@ -57,7 +49,6 @@ from fedcmr.shared.records import (
     pack_reply,
     pack_sums,
     read_planned,
-    update_shapes,
 )
 from fedcmr.shared.site_facts import facts_line
 
@@ -142,7 +133,8 @@ def respond(
     The order is part of the guarantee: the ledger is charged before training, and what leaves is what was committed.
     Before the charge nothing is computed from patients but what does not depend on the request: that their folder can
     be read ("data-unreadable" says that they cannot, until the site repairs them) and that they are at least
-    `min_patients`; for gradients, those of them who are drawn whole in a slice at least.
+    `min_patients`; for gradients, those of them who are drawn whole in a slice at least, and for the segmenter those of
+    whom people drew something.
 
     Where it is `rehearsed`, nothing is charged, and after the last check invented patients take the place of the real
     ones: see `fedcmr.client.rehearsal`.
@@ -159,8 +151,7 @@ def respond(
         raise Refused("bad-request") from None
     _check_agreed(site, request.sites)
     try:
-        prior = cached_prior(site.prior_path)
-        patients = cached_patients(site.data_path, site.prior_path, site.vendor_names, site.policy.contours)
+        subject = subject_of(site, request)
         dataset = dataset_of(site.data_path)
     except Exception as error:  # of whatever kind: one code for a folder that the site has to repair
         raise Refused("data-unreadable") from error
@@ -168,34 +159,27 @@ def respond(
     code = refusal(
         site.policy,
         mechanism,
-        num_patients=sum(request.task == STATISTICS or len(patient.images) > 0 for patient in patients),
+        num_patients=subject.num_patients,
         server_round=request.server_round,
         num_views=request.num_views,
     )
     if code is not None:
         raise Refused(code)
-    if prior.sha256 != request.prior_sha256:
+    if subject.sha256 != request.prior_sha256:
         raise Refused("prior-mismatch")
-    part = prior.generator.trainable(cast(Adapter, request.adapter))
-    trainable = {name: tuple(parameter.shape) for name, parameter in part.items()}
-    shapes = update_shapes(request.task, trainable, len(site.vendors), len(prior.style_mean))
+    shapes = subject.shapes
     try:
-        start = decode(content[ARRAYS], trainable)
+        start = decode(content[ARRAYS], subject.trainable)
     except (KeyError, ValueError):
         raise Refused("bad-request") from None
 
-    if rehearsed is not None:
-        patients = invented_patients(site)
     steps, execution = LocalSteps.of(request), Execution(device, site.policy.max_seconds)
-    if request.task != STATISTICS:
-        adapter = cast(Adapter, request.adapter)
-        seconds = estimated_seconds(site.folder, prior, adapter, mechanism, steps, execution)
+    if subject.learner is not None:
+        seconds = estimated_seconds(site.folder, subject.learner, subject.part, mechanism, steps, execution)
         _check_time(site, seconds)
 
     def update() -> Arrays:
-        numbers = [site.vendors[vendor] for vendor in site.vendor_names]
-        tell_failure = _teller(site.folder)
-        return private_update(prior, patients, request.task, start, mechanism, numbers, steps, execution, tell_failure)
+        return subject.update(rehearsed is not None, start, mechanism, steps, execution, _teller(site.folder))
 
     def reply() -> bytes:
         arrays = update()

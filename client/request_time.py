@@ -8,15 +8,14 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from fedcmr.client.training import Execution, LocalSteps, dummy_patient, patient_gradient
-from fedcmr.shared.adapters import Adapter
+from fedcmr.client.training import AnyPatient, Execution, Learner, LocalSteps
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import one_core_each
-from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import Mechanism
 
 PACE_NAME = "pace.json"
@@ -28,21 +27,21 @@ TIMED_VIEWS = 4
 
 def estimated_seconds(
     folder: Path,
-    prior: Prior,
-    adapter: Adapter,
+    learner: Learner[AnyPatient],
+    part: Mapping[str, torch.nn.Parameter],
     mechanism: Mechanism,
     steps: LocalSteps,
     execution: Execution,
 ) -> float:
-    """How long `fedcmr.client.training.fine_tune` will take here, from work on dummy patients.
+    """How long `fedcmr.client.training.private_steps` will take here, from work on dummy patients.
 
     An estimate above `execution.max_seconds`, for which a request would be refused, is never an old one: the machine
     may have been busy when it was measured.
 
     Args:
         folder: The site's, with what was measured before; one that cannot be written costs a measurement every time.
-        prior: Its generator is left as it was.
-        adapter: The adapter: which part of it is trained.
+        learner: What would be trained; left as it was.
+        part: Its trainable part.
         mechanism: How many steps, on the site's public number of patients, so that the answer to a request does not
             tell the real one.
         steps: With how many views.
@@ -52,7 +51,7 @@ def estimated_seconds(
     num_views = min(steps.num_views, TIMED_VIEWS)
     at_once = torch.get_num_threads() if device.type == "cpu" else 1
     waves = math.ceil(mechanism.divisor / at_once)
-    kind = f"{adapter}, {num_views} views, {at_once} at once, {device}, prior {prior.sha256}"
+    kind = f"{learner.name}, {num_views} views, {at_once} at once, {device}"
 
     def of_request(wave_s: float) -> float:
         return mechanism.num_steps * waves * wave_s * steps.num_views / num_views
@@ -60,26 +59,32 @@ def estimated_seconds(
     measured = _measured(folder)
     if kind in measured and of_request(measured[kind][0]) <= execution.max_seconds:
         return of_request(measured[kind][0])
-    wave_s = _wave_seconds(prior, adapter, num_views, at_once, device)
+    wave_s = _wave_seconds(learner, part, num_views, at_once, device)
     with contextlib.suppress(OSError):
         content = json.dumps(measured | {kind: (wave_s, time.time())}, indent=1)
         write_atomically(folder / PACE_NAME, content.encode())
     return of_request(wave_s)
 
 
-def _wave_seconds(prior: Prior, adapter: Adapter, num_views: int, at_once: int, device: torch.device) -> float:
+def _wave_seconds(
+    learner: Learner[AnyPatient],
+    part: Mapping[str, torch.nn.Parameter],
+    num_views: int,
+    at_once: int,
+    device: torch.device,
+) -> float:
     """Seconds for the gradients of so many dummy patients at once; the second time, for the first one warms up."""
-    generator = prior.generator.to(device)
-    values = {name: parameter.detach().clone() for name, parameter in generator.trainable(adapter).items()}
+    learner.network.to(device)
+    values = {name: parameter.detach().clone() for name, parameter in part.items()}
     elapsed_s = 0.0
-    with generator.holding(values) as parameters:
+    with learner.holding(values) as parameters:
         chosen = list(parameters.values())
         for _ in range(2):
             started = time.perf_counter()
             list(
                 one_core_each(
-                    lambda patient: patient_gradient(generator, patient, num_views, 0, chosen),
-                    [dummy_patient()] * at_once,
+                    lambda patient: learner.gradient(patient, num_views, 0, chosen),
+                    [learner.nobody] * at_once,
                 )
             )
             elapsed_s = time.perf_counter() - started

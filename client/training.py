@@ -11,8 +11,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -71,6 +73,37 @@ class Patient:
         known = torch.zeros(len(self.styles), dtype=torch.bool)
         known[self.vendors] = True
         return known
+
+
+class Named(Protocol):
+    """A patient, whatever else is known: the name seeds the views."""
+
+    @property
+    def name(self) -> str:
+        """The case's group: a pseudonym."""
+
+
+AnyPatient = TypeVar("AnyPatient", bound=Named)
+
+
+@dataclass(frozen=True)
+class Learner(Generic[AnyPatient]):
+    """A network of which a site trains a part, and how one patient's gradient is found.
+
+    Attributes:
+        name: What is trained, with the fingerprint of its public weights; the key of what was measured on this machine.
+        network: Left as it was by whoever trains it.
+        holding: Within, the part with these names holds these values and is all that gradients flow to.
+        gradient: From a patient, the number of views, their seed and the parameters to the gradient of the patient's
+            mean loss over the views, flattened, shape (D,). Its time must not depend on the patient.
+        nobody: An empty patient.
+    """
+
+    name: str
+    network: torch.nn.Module
+    holding: Callable[[Mapping[str, Tensor]], AbstractContextManager[dict[str, torch.nn.Parameter]]]
+    gradient: Callable[[AnyPatient, int, int, Sequence[torch.nn.Parameter]], NDArray[np.float64]]
+    nobody: AnyPatient
 
 
 @dataclass(frozen=True)
@@ -165,15 +198,15 @@ def load_patients(
 
 def cached_prior(path: Path | None) -> Prior:
     """The public prior, read once per process."""
-    return _prior_of(path, _modified_ns(path))
+    return _prior_of(path, modified_ns(path))
 
 
 def cached_patients(
     folder: Path, prior_path: Path | None, vendors: tuple[str, ...] | None = None, contours: str = "any"
 ) -> list[Patient]:
     """`load_patients`, once per process: a process of the simulation answers round after round."""
-    modified_ns = _modified_ns(folder / INDEX_NAME)
-    return _patients_of(folder, modified_ns, prior_path, _modified_ns(prior_path), vendors, contours)
+    index_ns, prior_ns = modified_ns(folder / INDEX_NAME), modified_ns(prior_path)
+    return _patients_of(folder, index_ns, prior_path, prior_ns, vendors, contours)
 
 
 def private_update(
@@ -261,6 +294,43 @@ def fine_tune(
     execution: Execution,
     tell_failure: Callable[[], None] | None = None,
 ) -> Arrays:
+    """`private_steps` on the generator: patients without a slice that is drawn whole are never sampled.
+
+    Args:
+        generator: Left as it was.
+        patients: All of the site's usable patients.
+        arrays: The trainable part to start from; its names say which adapter's it is.
+        mechanism: As in `private_steps`, like the others.
+        steps: What a step does.
+        execution: Where and how fast.
+        tell_failure: For a patient's failure.
+    """
+    whole = [patient for patient in patients if len(patient.images)]
+    learner = generator_learner(generator)
+    return private_steps(learner, whole, arrays, mechanism, steps, execution, tell_failure, len(patients))
+
+
+def generator_learner(generator: GenerativeModel, name: str = "generator") -> Learner[Patient]:
+    """The generator, of which the adapter is trained."""
+
+    def gradient(
+        patient: Patient, num_views: int, seed: int, parameters: Sequence[torch.nn.Parameter]
+    ) -> NDArray[np.float64]:
+        return patient_gradient(generator, patient, num_views, seed, parameters)
+
+    return Learner(name, generator, generator.holding, gradient, dummy_patient())
+
+
+def private_steps(
+    learner: Learner[AnyPatient],
+    patients: Sequence[AnyPatient],
+    arrays: Mapping[str, NDArray[np.float32]],
+    mechanism: Mechanism,
+    steps: LocalSteps,
+    execution: Execution,
+    tell_failure: Callable[[], None] | None = None,
+    num_patients: int | None = None,
+) -> Arrays:
     """Patient-level DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1) on a trainable part.
 
     Guarantees: per step one Poisson-subsampled Gaussian mechanism; neighbours differ by one patient of this site. Who
@@ -272,16 +342,16 @@ def fine_tune(
     the zero vector. A step computes `num_gradients` of them, of a dummy patient where a patient was not sampled or does
     not exist, so that neither its time nor its memory shows how many there were: a patient's slices are drawn into a
     fixed number of views. What the time still shows is whether the site has more patients than its public number.
-    Patients without a slice that is drawn whole are never sampled.
 
     Args:
-        generator: Left as it was.
-        patients: All of the site's usable patients.
-        arrays: The trainable part to start from; its names say which adapter's it is.
+        learner: What is trained; left as it was.
+        patients: Who may be sampled.
+        arrays: The trainable part to start from.
         mechanism: What makes a step private.
         steps: What a step does.
         execution: Where and how fast.
         tell_failure: Called within the `except` of a patient's failure, so that the site's own people learn of it.
+        num_patients: All of the site's usable patients; None where these are all.
 
     Returns:
         What to add to each of `arrays`.
@@ -289,16 +359,15 @@ def fine_tune(
     Raises:
         TimeoutError: The steps took longer than `max_seconds`.
     """
-    generator.to(execution.device)
-    whole = [patient for patient in patients if len(patient.images)]
+    learner.network.to(execution.device)
+    size = num_gradients(len(patients) if num_patients is None else num_patients, mechanism)
     deadline = time.monotonic() + execution.max_seconds
     rng: Rng = os_generator() if mechanism.private else np.random.default_rng([steps.seed, steps.server_round])
-    with generator.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
+    with learner.holding({name: torch.from_numpy(array) for name, array in arrays.items()}) as parameters:
         for step in range(mechanism.num_steps):
-            sampled = [whole[index] for index in poisson_sample(len(whole), mechanism.sample_rate, rng)]
-            size = num_gradients(len(patients), mechanism)
+            sampled = [patients[index] for index in poisson_sample(len(patients), mechanism.sample_rate, rng)]
             mean = _mean_gradient(
-                generator, sampled, size, parameters, mechanism, steps, step, rng, deadline, tell_failure
+                learner, sampled, size, parameters, mechanism, steps, step, rng, deadline, tell_failure
             )
             _descend(parameters, steps.learning_rate * mean)
         return {name: parameter.detach().cpu().numpy() - arrays[name] for name, parameter in parameters.items()}
@@ -317,8 +386,8 @@ def dummy_patient() -> Patient:
 
 
 def _mean_gradient(
-    generator: GenerativeModel,
-    sampled: list[Patient],
+    learner: Learner[AnyPatient],
+    sampled: list[AnyPatient],
     size: int,
     parameters: Mapping[str, torch.nn.Parameter],
     mechanism: Mechanism,
@@ -331,12 +400,12 @@ def _mean_gradient(
     """One step's mean over the sampled patients, clipped and noised where that is requested; shape (D,)."""
     dimension = sum(parameter.numel() for parameter in parameters.values())
     chosen = list(parameters.values())
-    dummy = dummy_patient()
+    nobody = learner.nobody
 
-    def gradient(patient: Patient) -> NDArray[np.float64]:
+    def gradient(patient: AnyPatient) -> NDArray[np.float64]:
         seed = view_seed(steps.seed, steps.server_round, step, patient.name)
         try:
-            return patient_gradient(generator, patient, steps.num_views, seed, chosen)
+            return learner.gradient(patient, steps.num_views, seed, chosen)
         except Exception:
             if not mechanism.private:
                 raise
@@ -345,12 +414,12 @@ def _mean_gradient(
             return np.zeros(dimension)
 
     def gradients() -> Iterator[NDArray[np.float64]]:
-        patients = sampled + [dummy] * (size - len(sampled))
+        patients = sampled + [nobody] * (size - len(sampled))
         results = one_core_each(gradient, patients) if chosen[0].device.type == "cpu" else map(gradient, patients)
         for patient, result in zip(patients, results, strict=True):
             if time.monotonic() > deadline:
                 raise TimeoutError("Expected the work to take at most policy.max_seconds.")
-            if patient is not dummy:
+            if patient is not nobody:
                 yield result
 
     expected_batch_size = mechanism.sample_rate * mechanism.divisor if mechanism.private else max(len(sampled), 1)
@@ -411,23 +480,23 @@ def _descend(parameters: Mapping[str, torch.nn.Parameter], update: NDArray[np.fl
             offset += parameter.numel()
 
 
-def _modified_ns(path: Path | None) -> int:
+def modified_ns(path: Path | None) -> int:
     """Part of a cache's key: a file that was written again is read again."""
     return path.stat().st_mtime_ns if path and path.exists() else 0
 
 
 @functools.lru_cache(maxsize=2)
-def _prior_of(path: Path | None, modified_ns: int) -> Prior:
+def _prior_of(path: Path | None, file_ns: int) -> Prior:
     return load_prior(path)
 
 
 @functools.lru_cache(maxsize=8)
 def _patients_of(
     folder: Path,
-    modified_ns: int,
+    index_ns: int,
     prior_path: Path | None,
-    prior_modified_ns: int,
+    prior_ns: int,
     vendors: tuple[str, ...] | None,
     contours: str,
 ) -> list[Patient]:
-    return load_patients(folder, _prior_of(prior_path, prior_modified_ns), vendors, contours)
+    return load_patients(folder, _prior_of(prior_path, prior_ns), vendors, contours)

@@ -26,7 +26,7 @@ MAIN_TASK = "ejection_fraction"
 """The task that every study has: the report's headline, the sites' evaluation and the audits are of its network."""
 CROSS_VENDOR_KINDS = ("synthetic", "real")
 SEGMENTATION_LOSSES = ("moving", "fixed", "cross_entropy", "dice")
-"""See `fedcmr.server.tasks.segmentation.losses`."""
+"""See `fedcmr.shared.tasks.segmentation.losses`."""
 BASELINES = (
     "predict_the_mean",
     "prior_only",
@@ -141,6 +141,8 @@ class PrivacyConfig:
     sample_rate: float = 1.0
     statistics_share: float = 0.5
     statistics_clip: float = 4.0
+    segmenter_share: float = 0.5
+    segmenter_clip: float = 0.1
 
     def __post_init__(self) -> None:
         _check(
@@ -159,6 +161,13 @@ class PrivacyConfig:
         _check(0 < self.sample_rate <= 1, "privacy.sample_rate", "in (0, 1]", self.sample_rate)
         _check(0 < self.statistics_share < 1, "privacy.statistics_share", "in (0, 1)", self.statistics_share)
         _check(self.statistics_clip > 0, "privacy.statistics_clip", "> 0", self.statistics_clip)
+        _check(0 < self.segmenter_share < 1, "privacy.segmenter_share", "in (0, 1)", self.segmenter_share)
+        _check(
+            self.segmenter_clip > 0 and math.isfinite(self.segmenter_clip),
+            "privacy.segmenter_clip",
+            "> 0",
+            self.segmenter_clip,
+        )
 
 
 @dataclass
@@ -175,6 +184,8 @@ class FederationConfig:
     min_sites: int | None = None
     trim: int = 0
     reply_timeout_s: float = 3600.0
+    segmenter_rounds: int = 0
+    segmenter_learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
         _check(self.adapter in ("auto", *ADAPTERS), "federation.adapter", f"in {('auto', *ADAPTERS)}", self.adapter)
@@ -197,6 +208,13 @@ class FederationConfig:
         )
         _check(self.trim >= 0, "federation.trim", ">= 0", self.trim)
         _check(self.reply_timeout_s > 0, "federation.reply_timeout_s", "> 0", self.reply_timeout_s)
+        _check(self.segmenter_rounds >= 0, "federation.segmenter_rounds", ">= 0", self.segmenter_rounds)
+        _check(
+            self.segmenter_learning_rate > 0,
+            "federation.segmenter_learning_rate",
+            "> 0",
+            self.segmenter_learning_rate,
+        )
 
 
 @dataclass
@@ -380,6 +398,12 @@ class Config:
         # Which tasks there are is asked where a study begins (`fedcmr.server.tasks.registry.tasks_of`).
         _check(MAIN_TASK in self.tasks, "tasks", f"to hold {MAIN_TASK}", self.tasks)
         _check(len(set(self.tasks)) == len(self.tasks), "tasks", "to differ from each other", self.tasks)
+        _check(
+            self.federation.segmenter_rounds == 0 or "segmentation" in self.tasks,
+            "tasks",
+            "to hold segmentation, for federation.segmenter_rounds above 0",
+            self.tasks,
+        )
         _check(self.device in ("auto", "cpu", "cuda"), "device", "in ('auto', 'cpu', 'cuda')", self.device)
         if self.hospitals.source != "phantom":
             _check(

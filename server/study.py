@@ -11,7 +11,7 @@ from functools import cached_property
 from fedcmr.server.dataset.datasheet import study_facts
 from fedcmr.server.dataset.writer import write_release
 from fedcmr.server.evaluation.tables import predict_the_mean
-from fedcmr.server.experiments import combined_ef
+from fedcmr.server.experiments import combined_ef, federated_segmenter
 from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import (
     REGRESSOR_STAGE,
@@ -193,6 +193,10 @@ def _federated_evaluation(study: Study) -> None:
     evaluate_at_sites(study.grid, study.run)
 
 
+def _federated_segmenter(study: Study) -> None:
+    federated_segmenter.test_segmenters(study.run)
+
+
 def _predict_the_mean(study: Study) -> None:
     efs = [info.ef for info in read_index(study.run.path / "synthetic")]
     held_out = test_sets(study.run)
@@ -246,6 +250,13 @@ STAGES = (
         _federated_evaluation,
         ("regressor",),
         lambda config: config.evaluation.federated,
+    ),
+    Stage(
+        federated_segmenter.STAGE,
+        "the public segmenter as it is and as the sites have tuned it, tested beside the study's own",
+        _federated_segmenter,
+        ("federation",),
+        lambda config: config.federation.segmenter_rounds > 0,
     ),
     Stage(
         "predict_the_mean",

@@ -1,6 +1,6 @@
 """Wire format: what the server requests, what a site may answer, and the check at each end.
 
-    server -> site   {"arrays": the generator's trainable part, "config": a `Request`}
+    server -> site   {"arrays": the trainable part of generator or segmenter, "config": a `Request`}
     site -> server   {"reply": {"site", "code"}, "arrays": the private update}     no arrays unless the code is "ok"
 
     server -> site   {"arrays": a trained model, "config": an `EvaluationRequest`}
@@ -39,7 +39,8 @@ REHEARSED_EVALUATION = "rehearsed-evaluation"
 MAX_PLANNED = 16
 """Different releases that a study plans; equal ones are one release of more steps."""
 
-STATISTICS, GRADIENTS = "statistics", "gradients"
+STATISTICS, GRADIENTS, SEGMENTER = "statistics", "gradients", "segmenter"
+"""Tasks of a round: statistics of the style vectors, gradient steps on the generator, and on the public segmenter."""
 STYLE_MEAN, STYLE_SQUARE = "style_mean", "style_square"
 
 EJECTION_FRACTION = "ejection_fraction"
@@ -117,10 +118,11 @@ class Request(_Wire):
     """What the server requests from a site in one round; `configs/default.yaml` explains the settings.
 
     Attributes:
-        task: "statistics" (round 1) or "gradients".
+        task: "statistics" (round 1), "gradients", or "segmenter", which a site of an earlier version does not know and
+            refuses as "bad-request".
         run_id: Name of the whole run, the same after a restart: with the round, the key of the site's ledger.
-        prior_sha256: The public prior that the trainable part belongs to.
-        adapter: Which part of the generator is trainable, names and shapes.
+        prior_sha256: The public prior that the trainable part belongs to; in a "segmenter" round the public segmenter.
+        adapter: Which part of the generator is trainable, names and shapes; of the segmenter it is always the same.
         private: False only in a study without privacy, which each site's policy must allow.
         max_grad_norm: L2 clip of a patient's gradient; of a patient's style vector in the statistics task.
         sample_rate: Poisson sampling over patients; 1 in the statistics task.
@@ -152,8 +154,8 @@ class Request(_Wire):
         as_statistics = self.sample_rate == 1 and self.local_steps == NUM_STEPS
         if not (
             all(map(math.isfinite, numbers))
-            and self.task in (STATISTICS, GRADIENTS)
-            and (self.task == GRADIENTS or as_statistics)
+            and self.task in (STATISTICS, GRADIENTS, SEGMENTER)
+            and (self.task != STATISTICS or as_statistics)
             and self.adapter in ADAPTERS
             and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
             and self.server_round >= 1
@@ -300,7 +302,7 @@ def update_shapes(task: str, trainable: Shapes, num_vendors: int, style_size: in
     """Names and shapes of a task's update: the style statistics by vendor, or one delta per trainable array.
 
     Args:
-        task: `STATISTICS` or `GRADIENTS`.
+        task: One of `STATISTICS`, `GRADIENTS` and `SEGMENTER`.
         trainable: Names and shapes of the trainable part.
         num_vendors: Number of vendors that the site declares; rows of the statistics, by the vendors' names.
         style_size: K, columns of the statistics.

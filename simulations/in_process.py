@@ -81,6 +81,6 @@ def gradient_rounds(
 ) -> FederationState:
     """A study's rounds of gradients alone; the share of the budget for style statistics stays set aside."""
     state = replace(state, server_round=1)
-    while state.server_round < state.num_rounds(config):
+    while state.server_round < state.generator_rounds(config):
         state, _ = run_round(state, sites, config, ask)
     return state

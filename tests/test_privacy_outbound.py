@@ -15,7 +15,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.common.serde import message_to_proto
 
 from fedcmr.client import app as client_app
-from fedcmr.client import training
+from fedcmr.client import subject, training
 from fedcmr.client.ingest import prepare
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.client.training import Patient
@@ -79,7 +79,7 @@ def test_an_update_has_the_same_bytes_whatever_the_data(make_study, prior, monke
     is_statistics = task == STATISTICS
     sizes, contents = set(), set()
     for number, kind in enumerate(("few", "many", "long", "nan", "zero"), start=1):
-        monkeypatch.setattr(client_app, "cached_patients", lambda *_, kind=kind: patients_like(kind))
+        monkeypatch.setattr(subject, "cached_patients", lambda *_, kind=kind: patients_like(kind))
         request = usual_request(
             task=task,
             run_id=f"{number:016x}",
@@ -182,7 +182,7 @@ def test_a_canary_in_dicom_in_a_path_and_in_an_exception_is_nowhere_but_at_its_s
             raise RuntimeError(f"{CANARY} cannot be read: {site / CANARY} \udcff")
         return real(generator, patients, *args, **kwargs)
 
-    broken = client_app.cached_patients(site / CANARY, tiny_prior, ("GE",))[0].name
+    broken = subject.cached_patients(site / CANARY, tiny_prior, ("GE",))[0].name
     monkeypatch.setattr(training, "fine_tune", fails_at_one_site)
     capfd.readouterr()
     caplog.clear()

@@ -333,6 +333,7 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
             f"- Unit: {privacy['unit']}. A patient scanned at two sites spends both sites' epsilons, added up.",
             f"- Accountant: {privacy['accountant']}.",
             *([f"- At delta = 1e-5, which many papers compare at: epsilon = {smaller:.2f}."] if smaller else []),
+            *_segmenter_rounds(privacy),
             "- Not covered: the choice of settings by somebody who saw the scans.",
             "",
             "| site | epsilon | delta |",
@@ -340,6 +341,13 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
             *(f"| {name} | {epsilon} | {privacy['delta']:g} |" for name, epsilon in spent),
         ]
     )
+
+
+def _segmenter_rounds(privacy: Mapping[str, Any]) -> list[str]:
+    """What of the epsilon is not this folder's."""
+    rounds = privacy.get("segmenter_rounds")
+    what = "one round" if rounds == 1 else f"{rounds} rounds"
+    return [f"- The same epsilon covers {what} in which the sites tuned the public segmenter."] if rounds else []
 
 
 def _span(values: Collection[float]) -> str:

@@ -205,7 +205,7 @@ def status(coordinator: Coordinator, run: RunFolder | None) -> dict[str, Any]:
         sites = read_study(run)
         facts["run"] = {
             "round": rounds[-1]["round"] if rounds else 0,
-            "num_rounds": run.config.federation.num_rounds,
+            "num_rounds": run.config.federation.num_rounds + run.config.federation.segmenter_rounds,
             "stages": sorted(run.stage_seconds()),
             "sites": len(sites),
             "quorum": quorum(run.config.federation, len(sites)),

@@ -1,6 +1,7 @@
 """Names of a study's models for the reader, and their order in tables."""
 
 MAIN_MODEL = "synthetic_only"
+FEDERATED_SEGMENTER, PUBLIC_SEGMENTER = "federated_segmenter", "public_segmenter"
 ALL, WITHOUT = "all", "without "
 """Rows of the cross-vendor evaluation: trained on all vendors, and the prefix of a row that leaves one out."""
 NAMES = {
@@ -9,10 +10,22 @@ NAMES = {
     "federated_without_privacy": "sites, without privacy",
     "prior_only": "public prior only",
     "predict_the_mean": "guess the mean",
+    FEDERATED_SEGMENTER: "public segmenter, tuned at the sites",
+    PUBLIC_SEGMENTER: "public segmenter",
 }
 FAMILIES = {"epsilon_": "sites, epsilon {}", "local_only_": "site {} alone", "without_": "without site {}"}
 """Models of which a study has several: prefix of their keys, and their name."""
-_ORDER = (MAIN_MODEL, "pooled_real", "federated_without_privacy", "prior_only", *FAMILIES, "", "predict_the_mean")
+_ORDER = (
+    MAIN_MODEL,
+    FEDERATED_SEGMENTER,
+    "pooled_real",
+    "federated_without_privacy",
+    "prior_only",
+    PUBLIC_SEGMENTER,
+    *FAMILIES,
+    "",
+    "predict_the_mean",
+)
 """Order of the models, from the best case for the sites' data to the baseline without images; "" is any other model."""
 
 

@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from fedcmr.server.federation.noise_plan import plan_noise
+from fedcmr.server.federation.noise_plan import SegmenterPart, plan_noise
 from fedcmr.server.settings import PrivacyConfig
 from fedcmr.shared.adapters import ADAPTERS, Adapter
 from fedcmr.shared.privacy import Release
-from fedcmr.shared.records import GRADIENTS, STATISTICS
+from fedcmr.shared.records import GRADIENTS, SEGMENTER, STATISTICS
 from fedcmr.shared.style_statistics import NUM_STEPS
 
 LEAST_SIGNAL: Mapping[Adapter, float] = {"norm_affine": 1.2, "lora": 0.3}
@@ -29,22 +29,38 @@ Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
 
 
-def plan_adapter(adapter: Adapter, privacy: PrivacyConfig, num_gradient_steps: int, num_rounds: int = 1) -> Plan:
+def plan_adapter(
+    adapter: Adapter,
+    privacy: PrivacyConfig,
+    num_gradient_steps: int,
+    num_rounds: int = 1,
+    segmenter: SegmenterPart | None = None,
+) -> Plan:
     """The least noise with which a whole run with this adapter stays within the target.
 
     The two steps of the private mean, with noise s each, cost as much as one with s / sqrt(2). With "statistics" they
     spend the whole budget, with any other adapter `statistics_share` of it. The gradient steps are divided evenly among
-    `num_rounds` rounds.
+    `num_rounds` rounds. Steps on the segmenter come first: the budget of all else is what their share leaves.
     """
     target, delta = privacy.target_epsilon, privacy.target_delta
-    if adapter == "statistics":
+    if adapter == "statistics" and segmenter is not None:
+        rate, steps, rounds = privacy.sample_rate, segmenter.num_steps, segmenter.num_rounds
+        parts = plan_noise(target, delta, rate, steps, 1 - segmenter.share, rounds)
+        plan = {STATISTICS: _two_steps(parts.statistics), SEGMENTER: parts.gradients}
+    elif adapter == "statistics":
         statistics = plan_noise(target, delta, 1.0, 1, 1 / NUM_STEPS).gradients
         plan = {STATISTICS: replace(statistics, num_steps=NUM_STEPS)}
     else:
-        parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, privacy.statistics_share, num_rounds)
-        statistics = Release(parts.statistics.noise_multiplier * math.sqrt(NUM_STEPS), 1.0, NUM_STEPS)
-        plan = {STATISTICS: statistics, GRADIENTS: parts.gradients}
+        share = privacy.statistics_share
+        parts = plan_noise(target, delta, privacy.sample_rate, num_gradient_steps, share, num_rounds, segmenter)
+        plan = {STATISTICS: _two_steps(parts.statistics), GRADIENTS: parts.gradients}
+        plan |= {SEGMENTER: parts.segmenter} if parts.segmenter else {}
     return plan
+
+
+def _two_steps(statistics: Release) -> Release:
+    """The two steps of the private mean, in the place of one release that costs as much."""
+    return Release(statistics.noise_multiplier * math.sqrt(NUM_STEPS), 1.0, NUM_STEPS)
 
 
 def signal_to_noise(gradients: Release, nominal_patients: Iterable[int], num_parameters: int) -> float:

@@ -1,8 +1,9 @@
 """The course of a federation: its rounds one after another, each saved, and the shared generator at the end.
 
 Round 1 requests the private statistics of each site's styles, the others private gradient steps on the part of the
-generator that the study's adapter trains (`fedcmr.server.federation.adapters`). The state is saved after every round,
-so that an interruption loses one round at most.
+generator that the study's adapter trains (`fedcmr.server.federation.adapters`), and after these, where
+`federation.segmenter_rounds` says so, private gradient steps on a part of the public segmenter. The state is saved
+after every round, so that an interruption loses one round at most.
 """
 
 import time
@@ -12,12 +13,21 @@ from dataclasses import replace
 from fedcmr.server.federation.participation import participation, prior_styles, sentences
 from fedcmr.server.federation.round import describe, run_round
 from fedcmr.server.federation.senders import read_nodes
-from fedcmr.server.federation.state import FederationState, StudySite, check_delta, initial_state, quorum, read_study
+from fedcmr.server.federation.state import (
+    FEDERATED_SEGMENTER_NAME,
+    FederationState,
+    StudySite,
+    check_delta,
+    initial_state,
+    quorum,
+    read_study,
+)
 from fedcmr.server.federation.strategy import Grid, SitesByFlower
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.records import STATISTICS
+from fedcmr.shared.tasks.segmentation.segmenter import public_sha256
 
 PATIENCE = 2
 """Rounds in a row that may miss their quorum: an honest site can miss one, for example after a crash."""
@@ -27,8 +37,9 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
     """Run the rounds that are still to do, then write the shared generator.
 
     Writes `checkpoints/round_NNNN.safetensors` after every round (0: the start), a line of `metrics.jsonl` per round
-    and `generator.safetensors`. An interrupted run resumes from its newest readable checkpoint, with the same run id,
-    so that no site is charged twice for a round.
+    and `generator.safetensors`; where there are rounds for the segmenter, also `federated_segmenter.safetensors`. An
+    interrupted run resumes from its newest readable checkpoint, with the same run id, so that no site is charged twice
+    for a round.
 
     Raises:
         UserError: The delta is too large for a site, all sites refused, fewer connected than the quorum, the study has
@@ -51,6 +62,8 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
         run.log(state.choice)
     if state.prior_sha256 != prior.sha256:
         raise UserError(f"{folder} belongs to another prior: give that one as 'prior', or a new run folder")
+    if settings.segmenter_rounds and state.segmenter_sha256 != public_sha256():
+        raise UserError(f"{folder} belongs to another public segmenter than this version's: take a new run folder")
     logged = {line["round"] for line in run.rounds()}
     for line in state.rounds:  # an interruption between a checkpoint and its line
         if line["round"] not in logged:
@@ -65,6 +78,7 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
         line = {
             "stage": "federation",
             "round": state.server_round,
+            "task": happened.request.task,
             "adapter": state.adapter,
             **happened.attendance(),
             "bytes_down": happened.replies.bytes_down,
@@ -83,6 +97,8 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
             "folder"
         )
     vendors = {site: tuple(facts.vendors) for site, facts in sites.items()}
+    if settings.segmenter_rounds:
+        state.publish_segmenter(run.path / FEDERATED_SEGMENTER_NAME, config)
     published = state.publish(run.path / "generator.safetensors", vendors, config.privacy.target_delta)
     for sentence in sentences(participation(state.rounds, sites), prior_styles(published)):
         run.log(sentence)

@@ -15,11 +15,33 @@ class NoisePlan:
 
     Attributes:
         statistics: One release of the statistics of the style vectors; every patient takes part.
-        gradients: All private gradient steps of the run.
+        gradients: All private gradient steps of the run on the generator.
+        segmenter: Those on the segmenter; None where there are none.
     """
 
     statistics: Release
     gradients: Release
+    segmenter: Release | None = None
+
+
+@dataclass(frozen=True)
+class SegmenterPart:
+    """The segmenter's part of a plan.
+
+    Attributes:
+        share: Part of mu squared of the whole run that goes to it, in (0, 1).
+        num_rounds: Rounds, at least 1; a site charges each by itself.
+        num_steps: Private gradient steps over all rounds, a multiple of them.
+    """
+
+    share: float
+    num_rounds: int
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        _check(0 < self.share < 1, "share in (0, 1)", self.share)
+        _check(self.num_rounds >= 1 and self.num_steps >= 1, "num_rounds and num_steps >= 1", self)
+        _check(self.num_steps % self.num_rounds == 0, "num_rounds that divides the steps", self.num_rounds)
 
 
 def plan_noise(
@@ -29,6 +51,7 @@ def plan_noise(
     num_gradient_steps: int,
     statistics_share: float,
     num_rounds: int = 1,
+    segmenter: SegmenterPart | None = None,
 ) -> NoisePlan:
     """The least noise with which the style statistics and all gradient steps together stay within the target.
 
@@ -43,8 +66,10 @@ def plan_noise(
         target_delta: Delta of the guarantee, in (0, 1).
         sample_rate: Probability with which a gradient step samples a patient, in (0, 1].
         num_gradient_steps: Number of gradient steps over all rounds.
-        statistics_share: Part of mu squared that goes to the statistics, in (0, 1).
+        statistics_share: Part of mu squared that goes to the statistics, in (0, 1); with a segmenter, of what that
+            leaves.
         num_rounds: Rounds among which the gradient steps are divided evenly; a site charges each round by itself.
+        segmenter: What goes to steps on the segmenter, at the same sample rate; None for nothing.
     """
     _check(0 < target_epsilon < math.inf, "finite target_epsilon > 0", target_epsilon)
     _check(0 < target_delta < 1, "target_delta in (0, 1)", target_delta)
@@ -57,12 +82,21 @@ def plan_noise(
     def plan(noise_multiplier: float) -> NoisePlan:
         mu_squared = num_gradient_steps * (sample_rate / noise_multiplier) ** 2
         statistics = math.sqrt((1 - statistics_share) / statistics_share / mu_squared)
-        return NoisePlan(Release(statistics, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
+        parts = (Release(statistics, 1.0, 1), Release(noise_multiplier, sample_rate, num_gradient_steps))
+        if segmenter is None:
+            return NoisePlan(*parts)
+        whole = mu_squared / (1 - statistics_share) / (1 - segmenter.share)
+        noise = sample_rate * math.sqrt(segmenter.num_steps / (segmenter.share * whole))
+        return NoisePlan(*parts, Release(noise, sample_rate, segmenter.num_steps))
+
+    def in_rounds(release: Release, rounds: int) -> float:
+        return rounds * privacy_filter.cost(replace(release, num_steps=release.num_steps // rounds))
 
     def excess(log_noise: float) -> float:
         planned = plan(math.exp(log_noise))
-        of_round = replace(planned.gradients, num_steps=num_gradient_steps // num_rounds)
-        spent = privacy_filter.cost(planned.statistics) + num_rounds * privacy_filter.cost(of_round)
+        spent = privacy_filter.cost(planned.statistics) + in_rounds(planned.gradients, num_rounds)
+        if segmenter is not None and planned.segmenter is not None:
+            spent += in_rounds(planned.segmenter, segmenter.num_rounds)
         return privacy_filter.epsilon(spent, target_delta) / target_epsilon - 0.9975
 
     upper = math.log(sample_rate * math.sqrt(num_gradient_steps / (1 - statistics_share)))  # mu = 1

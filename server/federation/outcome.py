@@ -8,10 +8,14 @@ from fedcmr.server.federation.state import read_study
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.shared import checkpoint
 from fedcmr.shared.provenance import Provenance
+from fedcmr.shared.records import SEGMENTER
 
 
 def privacy_spent(run: RunFolder) -> dict[str, Any]:
-    """The report's `privacy`, from the requests to every site; epsilon is None where privacy was off."""
+    """The report's `privacy`, from the requests to every site; epsilon is None where privacy was off.
+
+    `segmenter_rounds` is there only where such rounds were requested: they are part of the same epsilon.
+    """
     _, metadata = checkpoint.load(run.path / "generator.safetensors")
     sites = {
         name: {
@@ -24,6 +28,12 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
     }
     spent = [site["epsilon"] for site in sites.values() if site["epsilon"] is not None]
     smaller = [site["epsilon_at_1e-5"] for site in sites.values() if site["epsilon_at_1e-5"] is not None]
+    tuning = {
+        entry["round"]
+        for site in metadata["sites"].values()
+        for entry in site["releases"]
+        if entry["task"] == SEGMENTER and entry["charged"]
+    }
     accountants = sorted({site["accountant"] for site in metadata["sites"].values() if site["accountant"]})
     return {
         "unit": "one patient at one site, added or removed",
@@ -32,6 +42,7 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
         "epsilon": max(spent, default=None),
         "epsilon_at_1e-5": max(smaller, default=None),
         "sites": sites,
+        **({"segmenter_rounds": len(tuning)} if tuning else {}),
     }
 
 

@@ -20,6 +20,7 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import (
     INTERNAL_ERROR,
     OK,
+    SEGMENTER,
     STATISTICS,
     UNCHARGED_CODES,
     UNKNOWN_SITE,
@@ -99,7 +100,7 @@ def run_round(
         UserError: Every site that got the request refused. The round is not counted.
     """
     request = make_request(config, state, state.server_round + 1, sites)
-    replies = ask(request, state.arrays)
+    replies = ask(request, state.arrays_of(request.task))
     answers = _checked(request, state, sites, replies.replies)
     _raise_if_all_refused(request.server_round, answers, replies.num_requested)
     updates = {answer.site: answer.arrays for answer in answers if answer.arrays is not None}
@@ -108,7 +109,8 @@ def run_round(
     if missing == 0 and request.task == STATISTICS:
         after = state.after_statistics(updates, sites, request)
     elif missing == 0:
-        after = state.after_gradients(updates, config.federation.ema_decay, config.federation.trim)
+        settings = config.federation
+        after = state.after_gradients(updates, settings.ema_decay, settings.trim, request.task)
     releases = _with_releases(state.releases, request, answers, sites, replies.num_requested)
     after = replace(after, server_round=request.server_round, releases=releases)
     return after, Round(request, answers, replies, missing)
@@ -116,7 +118,7 @@ def run_round(
 
 def requested_shapes(request: Request, state: FederationState, sites: Mapping[str, StudySite]) -> dict[str, Shapes]:
     """Site -> names and shapes of the update that answers a request."""
-    trainable = {name: array.shape for name, array in state.arrays.items()}
+    trainable = {name: array.shape for name, array in state.arrays_of(request.task).items()}
     style_size = len(next(iter(state.style_mean.values())))
     return {name: update_shapes(request.task, trainable, len(site.vendors), style_size) for name, site in sites.items()}
 
@@ -129,7 +131,8 @@ def describe(line: Mapping[str, Any], num_rounds: int, num_sites: int) -> str:
     parts += [f"{line['silent']} silent"] if line["silent"] else []
     parts += [f"{line['missing']} short of the quorum, nothing changed"] if line["missing"] else []
     epsilon = "no privacy" if line["epsilon"] is None else f"epsilon {line['epsilon']:.2f}"
-    return f"round {line['round']} of {num_rounds}: {', '.join(parts)}, {epsilon}, {line['elapsed_s']:.0f} s"
+    of_what = " (segmenter)" if line["task"] == SEGMENTER else ""
+    return f"round {line['round']} of {num_rounds}{of_what}: {', '.join(parts)}, {epsilon}, {line['elapsed_s']:.0f} s"
 
 
 def _checked(

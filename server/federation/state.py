@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedcmr.server.federation.adapters import Plan, choose_adapter, plan_adapter
+from fedcmr.server.federation.noise_plan import SegmenterPart
 from fedcmr.server.federation.vendor_styles import vendor_styles
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config, FederationConfig, PrivacyConfig
@@ -22,12 +24,14 @@ from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
 from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of
 from fedcmr.shared.provenance import PRIVATE_REAL, Provenance, from_json
-from fedcmr.shared.records import GRADIENTS, STATISTICS, Request
+from fedcmr.shared.records import GRADIENTS, SEGMENTER, STATISTICS, Request
 from fedcmr.shared.site_facts import facts_line, read_facts
 from fedcmr.shared.style import MEAN_KEY, STD_KEY
 from fedcmr.shared.style_statistics import NUM_STEPS
+from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter, public_sha256, save_segmenter
 
 STUDY_NAME = "study.json"
+FEDERATED_SEGMENTER_NAME = "federated_segmenter.safetensors"
 SMALL_DELTA = 1e-5
 """Delta at which the report also gives epsilon, whatever the study's delta: many papers compare at this value."""
 ATTENDANCE = ("round", "answered", "refused", "dropped", "silent", "missing")
@@ -61,6 +65,9 @@ class FederationState:
         plan: The noise of the whole run, planned once; None without privacy.
         order: Order of the Renyi filter with which the plan and the sites account for subsampled steps; None where
             every step uses all patients (`fedcmr.shared.privacy_filter`).
+        segmenter: The segmenter's trainable part after the last aggregation; empty where the study has no such rounds.
+        segmenter_ema: Its average, which is published.
+        segmenter_sha256: The public segmenter that this part belongs to; "" without such rounds.
         server_round: Number of finished rounds.
         arrays: The trainable part after the last aggregation.
         ema: Exponential moving average of the trainable part over rounds; this is published.
@@ -83,10 +90,14 @@ class FederationState:
     releases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     order: int | None = None
+    segmenter: Arrays = field(default_factory=dict)
+    segmenter_ema: Arrays = field(default_factory=dict)
+    segmenter_sha256: str = ""
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of the last finished round."""
         groups = {"arrays": self.arrays, "ema": self.ema, MEAN_KEY: self.style_mean, STD_KEY: self.style_std}
+        groups |= {"segmenter": self.segmenter, "segmenter_ema": self.segmenter_ema}
         metadata = {
             "run_id": self.run_id,
             "prior_sha256": self.prior_sha256,
@@ -97,6 +108,7 @@ class FederationState:
             "releases": self.releases,
             "rounds": self.rounds,
             "order": self.order,
+            "segmenter_sha256": self.segmenter_sha256,
         }
         checkpoint.save(checkpoint.round_path(folder, self.server_round), _flat(groups), metadata)
 
@@ -111,7 +123,8 @@ class FederationState:
         if newest is None:
             return None
         arrays, metadata = newest
-        groups: dict[str, Arrays] = {"arrays": {}, "ema": {}, MEAN_KEY: {}, STD_KEY: {}}
+        names = ("arrays", "ema", MEAN_KEY, STD_KEY, "segmenter", "segmenter_ema")
+        groups: dict[str, Arrays] = {name: {} for name in names}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = array
@@ -123,12 +136,28 @@ class FederationState:
             ema=groups["ema"],
             style_mean=groups[MEAN_KEY],
             style_std=groups[STD_KEY],
+            segmenter=groups["segmenter"],
+            segmenter_ema=groups["segmenter_ema"],
             **values,
         )
 
-    def num_rounds(self, config: Config) -> int:
-        """Number of rounds of the whole run; with the "statistics" adapter it is 1."""
+    def generator_rounds(self, config: Config) -> int:
+        """Number of rounds for the generator, the first ones; with the "statistics" adapter it is 1."""
         return 1 if self.adapter == "statistics" else config.federation.num_rounds
+
+    def num_rounds(self, config: Config) -> int:
+        """Number of rounds of the whole run: the generator's, then the segmenter's."""
+        return self.generator_rounds(config) + config.federation.segmenter_rounds
+
+    def task_of(self, server_round: int, config: Config) -> str:
+        """What a round, counted from 1, asks for."""
+        if server_round == 1:
+            return STATISTICS
+        return GRADIENTS if server_round <= self.generator_rounds(config) else SEGMENTER
+
+    def arrays_of(self, task: str) -> Arrays:
+        """The trainable part that a round of a task sends."""
+        return self.segmenter if task == SEGMENTER else self.arrays
 
     def after_statistics(
         self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request
@@ -142,7 +171,9 @@ class FederationState:
             style_std=self.style_std | {vendor: std for vendor, (_, std) in found.items()},
         )
 
-    def after_gradients(self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0) -> "FederationState":
+    def after_gradients(
+        self, updates: Mapping[str, Arrays], ema_decay: float, trim: int = 0, task: str = GRADIENTS
+    ) -> "FederationState":
         """This state with the equally weighted mean of the sites' updates added; the average moves towards the result.
 
         Args:
@@ -150,15 +181,12 @@ class FederationState:
             ema_decay: Decay of the moving average, in [0, 1).
             trim: This many of the smallest and of the largest values of every entry are left out of its mean: the
                 coordinate-wise trimmed mean of Yin et al. (2018), https://arxiv.org/abs/1803.01498, definition 2.
+            task: `GRADIENTS` or `SEGMENTER`: what the updates are of.
         """
-        arrays, averages = {}, {}
-        for name, array in self.arrays.items():
-            values = np.stack([updates[site][name] for site in sorted(updates)]).astype(np.float64)
-            if trim > 0:
-                values = np.sort(values, axis=0)[trim:-trim]
-            arrays[name] = np.asarray(array + values.mean(axis=0), np.float32)
-            average = ema_decay * self.ema[name].astype(np.float64) + (1 - ema_decay) * arrays[name]
-            averages[name] = np.asarray(average, np.float32)
+        if task == SEGMENTER:
+            arrays, averages = _aggregated(self.segmenter, self.segmenter_ema, updates, ema_decay, trim)
+            return replace(self, segmenter=arrays, segmenter_ema=averages)
+        arrays, averages = _aggregated(self.arrays, self.ema, updates, ema_decay, trim)
         return replace(self, arrays=arrays, ema=averages)
 
     def max_epsilon(self, delta: float) -> float | None:
@@ -174,6 +202,20 @@ class FederationState:
         runs.
         """
         return {site: _epsilon(charged_releases(entries), delta, self.order) for site, entries in self.releases.items()}
+
+    def publish_segmenter(self, path: Path, config: Config) -> None:
+        """Write the public segmenter with the average of its trainable part; a file of `save_segmenter`."""
+        segmenter = load_segmenter()
+        facts = {
+            "run_id": self.run_id,
+            "public_sha256": self.segmenter_sha256,
+            "num_rounds": config.federation.segmenter_rounds,
+            "private": self.plan is not None,
+            "epsilon_of_the_whole_run": self.max_epsilon(config.privacy.target_delta),
+            "delta": config.privacy.target_delta if self.plan is not None else None,
+        }
+        with segmenter.holding({name: torch.from_numpy(array) for name, array in self.segmenter_ema.items()}):
+            save_segmenter(path, segmenter, facts)
 
     def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> Arrays:
         """Write the shared generator: `trainable/<name>`, and under `MEAN_KEY` and `STD_KEY` each vendor's style.
@@ -213,19 +255,41 @@ class FederationState:
         return arrays
 
 
+def _aggregated(
+    arrays: Arrays, ema: Arrays, updates: Mapping[str, Arrays], ema_decay: float, trim: int
+) -> tuple[Arrays, Arrays]:
+    """A trainable part and its average after a round, as `FederationState.after_gradients` says."""
+    after: Arrays = {}
+    averages: Arrays = {}
+    for name, array in arrays.items():
+        values = np.stack([updates[site][name] for site in sorted(updates)]).astype(np.float64)
+        if trim > 0:
+            values = np.sort(values, axis=0)[trim:-trim]
+        after[name] = np.asarray(array + values.mean(axis=0), np.float32)
+        average = ema_decay * ema[name].astype(np.float64) + (1 - ema_decay) * after[name]
+        averages[name] = np.asarray(average, np.float32)
+    return after, averages
+
+
 def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) -> FederationState:
     """The state before round 1: the adapter, its trainable part, the prior's styles, and the noise of the whole run."""
     privacy, federation = config.privacy, config.federation
+    segmenter_rounds = federation.segmenter_rounds
+    segmenter_part, segmenter_arrays = None, {}
+    if segmenter_rounds:
+        steps = segmenter_rounds * federation.local_steps
+        segmenter_part = SegmenterPart(privacy.segmenter_share, segmenter_rounds, steps)
+        segmenter_arrays = _copied(load_segmenter().trainable())
     num_rounds = federation.num_rounds - 1  # rounds of gradients
     num_steps = num_rounds * federation.local_steps
     parts = {adapter: prior.generator.trainable(adapter) for adapter in ADAPTERS}
     sizes = {adapter: sum(parameter.numel() for parameter in parts[adapter].values()) for adapter in ADAPTERS[1:]}
-    plan = plan_adapter("norm_affine", privacy, num_steps, num_rounds) if privacy.enabled else None
+    plan = plan_adapter("norm_affine", privacy, num_steps, num_rounds, segmenter_part) if privacy.enabled else None
     nominal_patients = [facts.nominal_patients for facts in sites.values()]
     adapter, choice = choose_adapter(federation.adapter, plan[GRADIENTS] if plan else None, nominal_patients, sizes)
     if plan and adapter == "statistics":
-        plan = plan_adapter(adapter, privacy, num_steps, num_rounds)
-    arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parts[adapter].items()}
+        plan = plan_adapter(adapter, privacy, num_steps, num_rounds, segmenter_part)
+    arrays = _copied(parts[adapter])
     vendors = sorted({vendor for facts in sites.values() for vendor in facts.vendors})
     style_size = len(prior.style_mean)
     return FederationState(
@@ -240,7 +304,15 @@ def initial_state(config: Config, prior: Prior, sites: Mapping[str, StudySite]) 
         ema=dict(arrays),
         style_mean={vendor: np.zeros(style_size, np.float32) for vendor in vendors},
         style_std={vendor: np.ones(style_size, np.float32) for vendor in vendors},
+        segmenter=segmenter_arrays,
+        segmenter_ema=dict(segmenter_arrays),
+        segmenter_sha256=public_sha256() if segmenter_rounds else "",
     )
+
+
+def _copied(part: Mapping[str, torch.nn.Parameter]) -> Arrays:
+    """The values of a trainable part."""
+    return {name: parameter.detach().cpu().numpy().copy() for name, parameter in part.items()}
 
 
 def make_request(
@@ -255,21 +327,26 @@ def make_request(
         sites: Sites of the study, so that a site which accounts with other facts refuses; None skips this check.
     """
     privacy, federation = config.privacy, config.federation
-    task = STATISTICS if server_round == 1 else GRADIENTS
-    is_statistics = task == STATISTICS
+    task = state.task_of(server_round, config)
+    is_statistics, is_segmenter = task == STATISTICS, task == SEGMENTER
+    clips = {
+        STATISTICS: privacy.statistics_clip,
+        GRADIENTS: privacy.max_grad_norm,
+        SEGMENTER: privacy.segmenter_clip,
+    }
     return Request(
         task=task,
         run_id=state.run_id,
         server_round=server_round,
-        prior_sha256=state.prior_sha256,
+        prior_sha256=state.segmenter_sha256 if is_segmenter else state.prior_sha256,
         adapter=state.adapter,
         private=state.plan is not None,
         noise_multiplier=float(state.plan[task].noise_multiplier) if state.plan else 0.0,
         sample_rate=1.0 if is_statistics else float(privacy.sample_rate),
-        max_grad_norm=float(privacy.statistics_clip if is_statistics else privacy.max_grad_norm),
+        max_grad_norm=float(clips[task]),
         target_delta=float(privacy.target_delta),
         local_steps=NUM_STEPS if is_statistics else federation.local_steps,
-        learning_rate=float(federation.learning_rate),
+        learning_rate=float(federation.segmenter_learning_rate if is_segmenter else federation.learning_rate),
         num_views=federation.num_views,
         seed=config.seed,
         sites="\n".join(facts_line(name, s.vendors, s.nominal_patients) for name, s in sorted((sites or {}).items())),

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -59,17 +60,16 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
     """
     config, sites = run.config, read_study(run)
     state = initial_state(config, prior, sites)
-    rounds = {make_request(config, state, number, sites) for number in {1, state.num_rounds(config)}}
-    requests = {request.task: request for request in sorted(rounds, key=lambda request: request.server_round)}
-    counts = dict.fromkeys(requests, 1)
-    counts[list(requests)[-1]] = state.num_rounds(config) - (len(requests) - 1)
+    tasks = [state.task_of(number, config) for number in range(1, state.num_rounds(config) + 1)]
+    counts = Counter(tasks)
+    requests = {task: make_request(config, state, tasks.index(task) + counts[task], sites) for task in counts}
     planned = plan(requests, counts) if state.plan else []
     facts: dict[str, Any] = {
         "sites": {name: {"codes": {}, "seconds": {}, "epsilon": None} for name in sites},
         "unnamed": [],
         "connected": 0,
         "quorum": {task: quorum(config.federation, len(sites), task) for task in requests},
-        "rounds": counts,
+        "rounds": dict(counts),
         "round_s": {},
         "delta": config.privacy.target_delta if state.plan else None,
     }
@@ -78,7 +78,7 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
     facts["connected"] = len(node_ids)
     for task, request in requests.items():
         started = time.monotonic()
-        replies = connected.rehearse(request, state.arrays, planned, node_ids)
+        replies = connected.rehearse(request, state.arrays_of(task), planned, node_ids)
         facts["round_s"][task] = round(time.monotonic() - started, 1)
         found, unnamed = outcomes(replies, requested_shapes(request, state, sites))
         facts["unnamed"] += unnamed

@@ -107,8 +107,9 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
             Where they are known: `matrix`, {"synthetic" | "real": {vendor | "all" | "without <vendor>": {test vendor |
             "all": score}}}; `matrix_differences`, {kind: {"without <vendor>": {test vendor | "all": paired difference
             to "all"}}}; `segmentation`, {test set: {vendor | "all": figures of `score_masks`}}; `tasks`, {task: its
-            other models' `baselines`, {model: as `segmentation`}, and `matrix`, as above}; `subgroups`, {test set:
-            {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
+            other models' `baselines`, {model: as `segmentation`}, `matrix`, as above, and `differences` of the tuned
+            segmenter's Dice to the public one's, {test set: {vendor | "all": paired difference}}}; `subgroups`, {test
+            set: {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
             mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}.
         inputs: Predictions, images and curves for the figures.
         folder: The run folder; its `audit.json`, if there is one, becomes a section.

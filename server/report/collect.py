@@ -20,6 +20,7 @@ from fedcmr.server.evaluation.subgroups import SubgroupTables, subgroup_tables
 from fedcmr.server.evaluation.tables import as_text_table
 from fedcmr.server.experiments.combined_ef import combined_scores, read_weight
 from fedcmr.server.experiments.cross_vendor import cross_vendor_scores
+from fedcmr.server.experiments.federated_segmenter import segmenter_differences
 from fedcmr.server.experiments.models import TestSets, read_predictions, table_of
 from fedcmr.server.experiments.models import test_sets as held_out_sets
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
@@ -194,9 +195,12 @@ def _other_tasks(
     """The parts of the tasks besides the main one: the trained network's figures, and in `tasks` all others."""
     parts: dict[str, Any] = {}
     for name, models in predictions.items():
-        scores = score_models(run, name, {model: publishable(name, by_set) for model, by_set in models.items()})
+        shown = {model: publishable(name, by_set) for model, by_set in models.items()}
+        scores = score_models(run, name, shown)
         parts[TASKS[name].part] = scores.pop(MAIN_MODEL, {})
         parts.setdefault("tasks", {})[name] = {"baselines": scores, **_cross_vendor(run, publishable, name)}
+        if differences := segmenter_differences(shown, run.config):
+            parts["tasks"][name]["differences"] = differences
     return parts
 
 

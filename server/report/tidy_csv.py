@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fedcmr.server.evaluation.export import figures_of
-from fedcmr.server.experiments.names import MAIN_MODEL
+from fedcmr.server.experiments.names import FEDERATED_SEGMENTER, MAIN_MODEL
 
 Number = int | float | None
 
@@ -72,6 +72,10 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
             for test_set, tables in test_sets.items():
                 for group, score in tables.items():
                     yield from _figures((task, model, test_set, group), score)
+        for test_set, tables in (parts.get("differences") or {}).items():
+            for group, score in tables.items():
+                values = {**score, "ci95": {"difference_points": score["ci95"]}}
+                yield from _figures((f"{task} minus public segmenter", FEDERATED_SEGMENTER, test_set, group), values)
         yield from _cross_vendor(parts, f"{task} ")
     yield from _cross_vendor(report)
     for test_set, facts in (report.get("subgroups") or {}).items():

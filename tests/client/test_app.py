@@ -9,7 +9,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 
 from fedcmr.client import app as client_app
 from fedcmr.client import ledger as client_ledger
-from fedcmr.client import policy, training
+from fedcmr.client import policy, subject, training
 from fedcmr.client.app import app, site_folder
 from fedcmr.client.code_hash import code_sha256
 from fedcmr.client.deployment.connection import examine
@@ -187,7 +187,9 @@ def test_work_that_takes_too_long_is_refused_before_its_charge_or_stopped_after_
 def test_what_the_time_estimate_says_does_not_depend_on_the_patients(make_study, arrays, request_of, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        client_app, "estimated_seconds", lambda *given: asked.append((given[2], given[3].divisor)) or 0.0
+        client_app,
+        "estimated_seconds",
+        lambda *given: asked.append((given[1].name.partition(",")[0], given[3].divisor)) or 0.0,
     )
     site = make_study(num_patients=9).path / "sites" / "a"
     assert code_of(ask(site, pack_request(arrays, request_of()))) == OK
@@ -245,7 +247,7 @@ def test_an_exceptions_text_never_leaves_the_site(site, arrays, request_of, monk
     if where == "Request":
         monkeypatch.setattr(client_app.Request, "from_config", broken)
     else:
-        monkeypatch.setattr(client_app, where, broken)
+        monkeypatch.setattr(subject if hasattr(subject, where) else client_app, where, broken)
     reply = ask(site, pack_request(arrays, request_of()))
     assert code_of(reply) == ("data-unreadable" if where == "cached_patients" else INTERNAL_ERROR)
     assert CANARY not in repr(reply) and CANARY not in str(vars(reply))

@@ -9,7 +9,7 @@ import torch
 
 from fedcmr.client import request_time as pace
 from fedcmr.client.request_time import KEPT_S, PACE_NAME, estimated_seconds
-from fedcmr.client.training import Execution, LocalSteps, fine_tune
+from fedcmr.client.training import Execution, LocalSteps, fine_tune, generator_learner
 from fedcmr.shared.privacy import Mechanism
 
 CPU = Execution(torch.device("cpu"))
@@ -24,7 +24,8 @@ def estimate(prior, tmp_path):
     def make(num_patients=4, num_steps=2, max_seconds=1e9, **changes):
         mechanism = replace(MECHANISM, num_steps=num_steps, nominal_patients=num_patients)
         execution = replace(CPU, max_seconds=max_seconds)
-        return estimated_seconds(tmp_path, prior, "norm_affine", mechanism, replace(STEPS, **changes), execution)
+        learner, part = generator_learner(prior.generator), prior.generator.trainable()
+        return estimated_seconds(tmp_path, learner, part, mechanism, replace(STEPS, **changes), execution)
 
     return make
 
@@ -82,5 +83,10 @@ def test_a_file_that_makes_no_sense_is_measured_over(estimate, measurements, tmp
 
 def test_a_folder_that_cannot_be_written_costs_a_measurement_every_time(prior, measurements, tmp_path):
     missing = tmp_path / "missing"
-    found = [estimated_seconds(missing, prior, "norm_affine", MECHANISM, STEPS, CPU) for _ in range(2)]
+    found = [
+        estimated_seconds(
+            missing, generator_learner(prior.generator), prior.generator.trainable(), MECHANISM, STEPS, CPU
+        )
+        for _ in range(2)
+    ]
     assert found == [12.0, 4.0]

@@ -15,13 +15,14 @@ from torch import Tensor
 from fedcmr.server.settings import Config
 from fedcmr.server.tasks.base import PatientValues, Section, Task
 from fedcmr.server.tasks.facts import versions
-from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, can_teach, can_test, prepare_examples
+from fedcmr.server.tasks.segmentation.examples import NEEDS, Examples, can_test, prepare_examples
 from fedcmr.server.tasks.segmentation.scores import as_text_table, disclosable, per_patient, score_values
 from fedcmr.server.tasks.segmentation.training import train_on_cases
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.tasks.segmentation.inference import predict_masks
 from fedcmr.shared.tasks.segmentation.segmenter import FORMAT, Segmenter, load_segmenter, save_segmenter
+from fedcmr.shared.tasks.segmentation.teaching import can_teach
 from fedcmr.shared.views import Grid
 
 PART = "segmentation"
@@ -108,6 +109,7 @@ class Segmentation(Task[Segmenter, Examples, list[Tensor]]):
             return None
         others = (report.get("tasks") or {}).get("segmentation") or {}
         shown = {"baselines": others.get("baselines") or {}, "matrix": others.get("matrix") or {}}
+        shown["differences"] = others.get("differences") or {}
         scores = [score for groups in report[PART].values() for score in groups.values()]
         shown["in_part"] = any({*(score.get("n_drawn") or {}).values()} - {score["n_patients"]} for score in scores)
         return Section("segmentation/section.html", shown)

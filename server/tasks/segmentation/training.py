@@ -17,7 +17,6 @@ from torch import Tensor
 from fedcmr.server.generation.pretraining import simulate_hearts
 from fedcmr.server.settings import SegmentationConfig
 from fedcmr.server.tasks.segmentation.examples import Examples, prepare_examples, random_views
-from fedcmr.server.tasks.segmentation.losses import LOSSES, SegmentationLoss
 from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, identity_of, train
 from fedcmr.server.training.schedule import cosine, ema_decay
 from fedcmr.server.training.state import TrainingState
@@ -26,6 +25,7 @@ from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.tasks.segmentation.inference import predict_masks
+from fedcmr.shared.tasks.segmentation.losses import LOSSES, SegmentationLoss
 from fedcmr.shared.tasks.segmentation.segmenter import FORMAT, Architecture, Segmenter, save_segmenter, segment
 from fedcmr.shared.views import Grid
 

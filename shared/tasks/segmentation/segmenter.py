@@ -1,5 +1,9 @@
 """The segmenter: a network that finds ventricles and muscle on ED/ES pairs of short-axis slices, and its file."""
 
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from fedcmr.shared import checkpoint as checkpoints
 from fedcmr.shared.case import LV
 from fedcmr.shared.device import autocast
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.holding import holding
 from fedcmr.shared.resources import resource
 from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
 from fedcmr.shared.views import NETWORK_GRID, Grid
@@ -19,6 +24,7 @@ from fedcmr.shared.views import NETWORK_GRID, Grid
 SHIPPED_SEGMENTER = resource("shared/weights/segmenter.safetensors")
 FORMAT = "fedcmr-segmenter-1"
 NUM_LABELS = LV + 1
+TRAINABLE = re.compile(r"upcat_1\.convs\..*\.adn\.N\.|final_conv\.")
 PREDICT_PIXELS = 128 * NETWORK_GRID.size_px**2
 """Pixels of a phase in a batch of predictions, which bounds the memory."""
 
@@ -83,6 +89,27 @@ class Segmenter(nn.Module):
         logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
         return logits.reshape(len(images), 2, NUM_LABELS, *images.shape[-2:])
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What a federation may train, by name, in the order of the names; 200 numbers of the shipped segmenter.
+
+        The affine parameters of the U-Net's last decoder level and the output layer. All else is frozen, because the
+        privacy noise grows with the square root of the count of numbers. Running statistics of a normalisation layer
+        are no parameters: they stay the public ones.
+
+        Raises:
+            ValueError: The network is none of which a federation trains a part.
+        """
+        if self.architecture.network != "unet":
+            raise ValueError(f"Expected a U-Net, got {self.architecture.network!r}.")
+        parameters = self.network.named_parameters()
+        return {name: parameter for name, parameter in sorted(parameters) if TRAINABLE.match(name)}
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
+        """See `fedcmr.shared.holding.holding`, for `trainable`."""
+        with holding(self, self.trainable(), values) as parameters:
+            yield parameters
+
 
 @torch.inference_mode()
 def probabilities(segmenter: Segmenter, images: Tensor) -> Tensor:
@@ -141,3 +168,8 @@ def load_segmenter(path: Path | None = None) -> Segmenter:
             f"{path} is not a segmenter of this version: make one with 'fedcmr-server train --task segmentation'"
         ) from None
     return segmenter.eval().requires_grad_(False)
+
+
+def public_sha256() -> str:
+    """SHA-256 of the shipped segmenter's file, in hex: a site and the server compare it before any round."""
+    return hashlib.sha256(SHIPPED_SEGMENTER.read_bytes()).hexdigest()

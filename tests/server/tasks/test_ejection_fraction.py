@@ -9,7 +9,6 @@ from fedcmr.server.tasks.ejection_fraction import training as regression
 from fedcmr.server.tasks.ejection_fraction.examples import prepare_examples
 from fedcmr.server.tasks.ejection_fraction.saliency import saliency_share
 from fedcmr.server.tasks.ejection_fraction.training import batch_indices, regression_loss
-from fedcmr.server.tasks.segmentation.examples import is_segmented
 from fedcmr.server.training.augmentation import augment_pairs, blur
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared import checkpoint
@@ -17,6 +16,7 @@ from fedcmr.shared.case import LV, NOT_DRAWN, Case, CaseInfo
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.ejection_fraction.network import FORMAT, Prediction, Regressor, load_regressor, save_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices, patient_ef
+from fedcmr.shared.tasks.segmentation.teaching import is_segmented
 from fedcmr.shared.views import warp
 from tests.server.disc_case import disc_case
 

@@ -14,7 +14,7 @@ from fedcmr.server.evaluation.export import as_csv
 from fedcmr.server.report.tidy_csv import tidy_rows
 from fedcmr.server.settings import Config, SegmentationConfig, load
 from fedcmr.server.tasks.registry import TASKS, task_of_model
-from fedcmr.server.tasks.segmentation.examples import is_segmented, prepare_examples
+from fedcmr.server.tasks.segmentation.examples import prepare_examples
 from fedcmr.server.tasks.segmentation.scores import overlap_and_distance, score_masks
 from fedcmr.server.tasks.segmentation.training import train_on_cases
 from fedcmr.shared.case import ED, ES, LV, MYO, RV, load_cases, save_case
@@ -24,6 +24,7 @@ from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.shared.tasks.ejection_fraction.network import Regressor, save_regressor
 from fedcmr.shared.tasks.segmentation.inference import predict_masks
 from fedcmr.shared.tasks.segmentation.segmenter import SHIPPED_SEGMENTER, load_segmenter
+from fedcmr.shared.tasks.segmentation.teaching import is_segmented
 from fedcmr.shared.views import Grid
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedcmr.server.settings import SEGMENTATION_LOSSES
-from fedcmr.server.tasks.segmentation.losses import FINAL, LOSSES, SegmentationLoss, moving
 from fedcmr.shared.case import LV, MYO, NOT_DRAWN
+from fedcmr.shared.tasks.segmentation.losses import FINAL, LOSSES, SegmentationLoss, moving
 
 
 def batch(seed: int = 0):
@@ -62,3 +62,10 @@ def test_images_that_nobody_drew_teach_nothing(name):
     logits = torch.randn(2, 4, 8, 8, requires_grad=True)
     SegmentationLoss(LOSSES[name])(logits, torch.full((2, 8, 8), NOT_DRAWN, dtype=torch.uint8), 0.7).backward()
     assert logits.grad is not None and logits.grad.abs().max() < 1e-6
+
+
+def test_the_way_of_equal_time_gives_the_same_loss():
+    logits, masks = batch()
+    for weights in LOSSES.values():
+        quick, equal = (SegmentationLoss(weights, equal_time)(logits, masks, 0.5) for equal_time in (False, True))
+        assert float(quick) == pytest.approx(float(equal), rel=1e-6)

@@ -50,10 +50,11 @@ class SegmentationLoss:
 
     Args:
         weights: Weights of both by the share of the training that is done.
+        equal_time: Whether masks without `NOT_DRAWN` go the longer way too, so that the time does not tell them apart.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
+    def __init__(self, weights: Weights, equal_time: bool = False) -> None:
+        self._weights, self._equal_time = weights, equal_time
         self._dice = MaskedDiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
     def __call__(self, logits: Tensor, masks: Tensor, done: float) -> Tensor:
@@ -67,17 +68,17 @@ class SegmentationLoss:
         cross_entropy, dice = self._weights(done)
         loss = torch.zeros((), device=logits.device)
         if cross_entropy:
-            loss = loss + cross_entropy * _partial_cross_entropy(logits, masks)
+            loss = loss + cross_entropy * _partial_cross_entropy(logits, masks, self._equal_time)
         if dice:
             drawn = masks != NOT_DRAWN
             loss = loss + dice * self._dice(logits, masks.where(drawn, 0)[:, None], drawn[:, None].float())
         return loss
 
 
-def _partial_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+def _partial_cross_entropy(logits: Tensor, masks: Tensor, equal_time: bool) -> Tensor:
     """The mean over all pixels; see `SegmentationLoss`."""
     drawn = masks != NOT_DRAWN
-    if drawn.all():
+    if not equal_time and drawn.all():
         return F.cross_entropy(logits, masks.long())
     likely = logits.log_softmax(1)
     of_label = likely.gather(1, masks.where(drawn, 0).long()[:, None])[:, 0]
