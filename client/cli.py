@@ -26,7 +26,7 @@ from fedcmr.client.trainable import described, trainable
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
-from fedcmr.shared.site_facts import parse_vendors
+from fedcmr.shared.site_facts import parse_vendors, vendor_argument
 from fedcmr.shared.version import add_version
 
 console = Console(highlight=False)
@@ -91,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--vendor",
-        choices=VENDORS,
-        help="of the scanners, for scans that name none; overrides nothing "
+        type=vendor_argument,
+        metavar="V",
+        help=f"of the scanners, one of {', '.join(VENDORS)}, for scans that name none; overrides nothing "
         "that scans say. Repeat the call with it to give a vendor to cases that had none",
     )
     sub.add_argument(

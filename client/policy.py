@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedcmr.shared.case import VENDORS
+from fedcmr.shared.case import VENDORS, known_vendor
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Mechanism, largest_delta
 from fedcmr.shared.progress import console
-from fedcmr.shared.settings_file import read_settings
+from fedcmr.shared.settings_file import check_keys, read_settings
 from fedcmr.shared.site_facts import check_vendors
 
 SITE_FILE = "site.yaml"
@@ -253,8 +253,6 @@ def load_site(path: Path) -> SiteSettings:
     except UserError as error:
         raise UserError(f"{error}. {REMEDY}") from None
     try:
-        if "folder" in node:
-            raise UserError("Key 'folder' not in 'SiteSettings'.")
         if "vendor" in node and "vendors" not in node and "nominal_patients" in node:
             # A file of a version that knew one vendor a site.
             node["vendors"] = {node.pop("vendor"): node["nominal_patients"]}
@@ -267,6 +265,9 @@ def load_site(path: Path) -> SiteSettings:
                 raise UserError("Expected ledger_replica once, got it as ledger_witness too.")
             node["ledger_replica"] = node.pop("ledger_witness")
             _warn_renamed(path)
+        check_keys(node, SiteSettings, no_keys=("folder",))
+        if isinstance(node.get("vendors"), DictConfig):
+            node["vendors"] = {known_vendor(str(name)): number for name, number in node["vendors"].items()}
         merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), node)
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
     except UserError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.delivery import cli as delivery
 from fedcmr.server.deployment import cli as deployment
 from fedcmr.server.formatting import seconds
@@ -18,10 +19,10 @@ from fedcmr.shared.case import VENDORS
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.site_facts import vendor_argument
 from fedcmr.shared.version import add_version
 
 Command = Callable[[argparse.Namespace], None]
-Parser = argparse.ArgumentParser
 WIDE = 120
 """Columns of the printed table where the output is no terminal."""
 
@@ -33,20 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: command(options))
 
 
-def _parser() -> Parser:
+def _parser() -> SettingsParser:
     """Commands and their options."""
-    parser = Parser(prog="fedcmr-server", description=__doc__.replace("`", ""))
+    parser = SettingsParser(prog="fedcmr-server", description=__doc__.replace("`", ""))
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    settings = Parser(add_help=False)
-    settings.add_argument(
-        "--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)"
-    )
-    settings.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
 
-    def add(name: str, command: Command, text: str, more: str, *parents: Parser) -> Parser:
-        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}", parents=parents)
+    def add(name: str, command: Command, text: str, more: str, settings: bool = False) -> SettingsParser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
         sub.set_defaults(command=command)
+        if settings:
+            sub.add_argument(
+                "--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)"
+            )
+            sub.add_settings()
         return sub
 
     again = "The same command again resumes where it stopped."
@@ -55,7 +56,7 @@ def _parser() -> Parser:
         _pretrain,
         "train the public prior on simulated hearts",
         f"No patient is involved and no privacy is spent. {again}",
-        settings,
+        settings=True,
     )
     sub.add_argument("--out", type=Path, required=True, help="the prior's file, ending in .safetensors")
     sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train pretrain.num_steps)")
@@ -65,7 +66,7 @@ def _parser() -> Parser:
         _segmenter,
         "train the public segmenter that measures generated images",
         f"On simulated hearts only, so that it is an independent evaluator. {again}",
-        settings,
+        settings=True,
     )
     sub.add_argument("--out", type=Path, required=True, help="the segmenter's file, ending in .safetensors")
     sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train all its steps)")
@@ -82,7 +83,7 @@ def _parser() -> Parser:
     sub.add_argument(
         "--vendor",
         action="append",
-        choices=VENDORS,
+        type=vendor_argument,
         metavar="V",
         help=f"in this style only, may be given again; one of {', '.join(VENDORS)}",
     )
@@ -96,7 +97,7 @@ def _parser() -> Parser:
         "train a task's network on folders of cases",
         "A ResNet50 that predicts the ejection fraction, or a U-Net that finds the ventricles and the muscle. Cases "
         f"without the labels that the task learns are left out and counted. {again}",
-        settings,
+        settings=True,
     )
     sub.add_argument("--task", default="ejection_fraction", help="ejection_fraction (default) or segmentation")
     sub.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
@@ -112,7 +113,7 @@ def _parser() -> Parser:
         "no image and no patient's own value is written: a site can evaluate at home and give away no more "
         "than the table it chooses. Groups of fewer than 5 patients are joined, and the figures of patients that "
         "are not simulated are rounded.",
-        settings,
+        settings=True,
     )
     sub.add_argument("--model", type=Path, required=True, metavar="MODEL", help="file that 'train' or a run wrote")
     sub.add_argument("--test", type=Path, nargs="+", required=True, metavar="DIR", help="folders of cases")
@@ -194,6 +195,7 @@ def _train(options: argparse.Namespace) -> None:
     from fedcmr.server.tasks.registry import task_named
 
     config, task = _config(options), task_named(options.task)
+    device = pick_device(config.device)
     _check_suffix(options.out)
     if options.out.exists():
         raise UserError(f"{options.out} exists: give a new file as --out")
@@ -201,7 +203,7 @@ def _train(options: argparse.Namespace) -> None:
     print(f"{len(cases)} cases, {task.num_steps(config)} steps -> {options.out}", file=sys.stderr)
     unfinished = options.out.with_name(options.out.stem + ".unfinished.safetensors")
     begun = time.monotonic()
-    model = task.train(cases, config, pick_device(config.device), checkpoint=unfinished)
+    model = task.train(cases, config, device, checkpoint=unfinished)
     taken = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
     print(f"{taken}, trained in {seconds(time.monotonic() - begun)}", file=sys.stderr)
     card = task.save(options.out, model, cases, config, of_folders(options.data))
@@ -241,7 +243,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    return load(options.config, options.set)
+    return load(options.config, options.settings)
 
 
 def _check_suffix(path: Path) -> None:

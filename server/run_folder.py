@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Iterator
@@ -117,6 +118,13 @@ class RunFolder:
             raise UserError(f"{self.path} is in use by another process: wait for it or give another --out") from None
         _locked[place] = self
 
+    def unlock(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        _locked.pop(self.path.resolve(), None)
+
 
 _locked: weakref.WeakValueDictionary[Path, RunFolder] = weakref.WeakValueDictionary()
 """The folders that this process has locked."""
@@ -143,6 +151,35 @@ def open_run(path: Path, config: Config) -> RunFolder:
     run = RunFolder(path, config)
     run.lock()
     return run
+
+
+@contextmanager
+def begun_run(path: Path, config: Config) -> Iterator[RunFolder]:
+    """Open a run folder as `open_run` does; where the body fails before anything is finished, nothing is left of it.
+
+    Otherwise a mistake that shows only here, such as a wrong `data_root`, would keep the folder's name from the
+    corrected command. What took time is kept: a finished stage, or a single case or scan.
+    """
+    is_there, is_new = path.is_dir(), not (path / CONFIG_NAME).is_file()
+    run = open_run(path, config)
+    try:
+        yield run
+    except UserError:
+        if is_new and not run.stage_seconds() and not _holds_work(path):
+            for part in path.iterdir():
+                if part.is_dir() and not part.is_symlink():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
+            _locked.pop(path.resolve(), None)
+            if not is_there:
+                path.rmdir()
+        raise
+
+
+def _holds_work(path: Path) -> bool:
+    """Whether a case, a scan or a checkpoint was written."""
+    return any(file.suffix in (".npz", ".dcm", ".safetensors") for file in path.rglob("*"))
 
 
 def load_run(path: Path) -> RunFolder:

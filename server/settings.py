@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedcmr.shared.adapters import ADAPTERS, EARLIER_NAMES
-from fedcmr.shared.case import VENDORS
+from fedcmr.shared.case import VENDORS, known_vendor
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import console
-from fedcmr.shared.settings_file import check_plain, read_settings
+from fedcmr.shared.settings_file import check_keys, check_plain, read_settings
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 MAIN_TASK = "ejection_fraction"
@@ -63,6 +63,18 @@ def _is_nominal(value: Any, depth: int = 2) -> bool:
     return value is None or (type(value) is int and value >= 1)
 
 
+def _with_known_vendors(given: Any) -> Any:
+    """Public numbers of patients by site and vendor, the vendors spelt as `VENDORS` does."""
+    if not isinstance(given, Mapping):
+        return given
+    return {
+        site: {known_vendor(str(name)): number for name, number in numbers.items()}
+        if isinstance(numbers, Mapping)
+        else numbers
+        for site, numbers in given.items()
+    }
+
+
 @dataclass
 class HospitalsConfig:
     """Which hospitals take part; see `configs/default.yaml` for each key."""
@@ -80,6 +92,8 @@ class HospitalsConfig:
     def __post_init__(self) -> None:
         sources = ("phantom", "acdc", "prepared")
         _check(self.source in sources, "hospitals.source", f"in {sources}", self.source)
+        self.vendors = [known_vendor(vendor) for vendor in self.vendors]
+        self.nominal_patients = _with_known_vendors(self.nominal_patients)
         for vendor in self.vendors:
             _check(vendor in VENDORS, "hospitals.vendors", f"in {VENDORS}", vendor)
         _check(len(self.vendors) >= 1, "hospitals.vendors", "to name at least one vendor", self.vendors)
@@ -236,6 +250,7 @@ class SynthesisConfig:
         _check(self.num_steps >= 1, "synthesis.num_steps", ">= 1", self.num_steps)
         _check(0 <= self.t_start < 1, "synthesis.t_start", "in [0, 1)", self.t_start)
         _check(self.batch_size >= 1, "synthesis.batch_size", ">= 1", self.batch_size)
+        self.vendor_shares = {known_vendor(vendor): share for vendor, share in self.vendor_shares.items()}
         shares = self.vendor_shares
         _check(
             all(vendor in VENDORS and share >= 0 for vendor, share in shares.items()),
@@ -451,6 +466,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
             layers.append(_checked_layer(layers[0], file))
         given = OmegaConf.from_dotlist(list(overrides))
         _rename_old(given, "the overrides")
+        check_keys(given, Config, "overrides", RENAMED_KEYS)
         merged = OmegaConf.merge(*layers, given)
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -470,6 +486,7 @@ def _checked_layer(schema: Any, path: Path) -> Any:
     """One YAML file, merged alone first so that an error names the file it came from."""
     layer = read_settings(path)
     _rename_old(layer, str(path))
+    check_keys(layer, Config, str(path), RENAMED_KEYS)
     try:
         OmegaConf.merge(schema, layer)
     except OmegaConfBaseException as error:

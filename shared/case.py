@@ -51,6 +51,12 @@ PATHOLOGY = re.compile(r"[A-Za-z0-9+_-]{1,16}")
 """A short code such as DCM: never free text, which may hold a name."""
 
 
+def known_vendor(text: str) -> str:
+    """The vendor that a text names in any case, with spaces, dashes or underscores; the text itself where none."""
+    spelt = {vendor.casefold(): vendor for vendor in VENDORS}
+    return spelt.get(" ".join(text.casefold().replace("-", " ").replace("_", " ").split()), text)
+
+
 @dataclass(frozen=True)
 class CaseInfo:
     """A row of `cases.csv`; folders of earlier versions do not have the last columns.

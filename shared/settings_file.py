@@ -3,8 +3,11 @@
 Studies' configs, their overrides, `site.yaml` and `coordinator.yaml` all come through here.
 """
 
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -66,6 +69,93 @@ def check_plain(text: str, where: str) -> None:
         if depth > MAX_DEPTH:
             raise UserError(f"{line}: expected lists and blocks at most {MAX_DEPTH} deep")
     _check_node(cast(Any, yaml.compose(text, Loader=yaml.SafeLoader)), where)
+
+
+def check_keys(
+    given: Mapping[Any, Any],
+    schema: type,
+    where: str = "",
+    renamed: Mapping[str, str] | None = None,
+    no_keys: Collection[str] = (),
+) -> None:
+    """Refuse keys that a schema has not, and name those that were probably meant.
+
+    Args:
+        given: Keys and values, blocks as mappings.
+        schema: A dataclass; its fields that are dataclasses are blocks.
+        where: Names the file, or the overrides, in the error.
+        renamed: Names of earlier versions and what they are today, both with their block.
+        no_keys: Fields of the schema that no file may set.
+
+    Raises:
+        UserError: There is such a key.
+    """
+    known, blocks = [key for key in _keys(schema) if key not in no_keys], list(_blocks(schema))
+    for key in _given_keys(given, known, blocks):
+        if key in known or key in blocks:
+            continue
+        meant = _nearest(key, known, renamed or {})
+        hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
+        raise UserError(f"{where and where + ': '}no setting is called {key[:64]!r}{hint}")
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Full names of all settings, blocks not counted."""
+    for name, kind in _fields(schema):
+        if is_dataclass(kind):
+            yield from _keys(cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _blocks(schema: type, prefix: str = "") -> Iterator[str]:
+    """Full names of all blocks."""
+    for name, kind in _fields(schema):
+        if is_dataclass(kind):
+            yield prefix + name
+            yield from _blocks(cast(type, kind), f"{prefix}{name}.")
+
+
+def _fields(schema: type) -> Iterator[tuple[str, Any]]:
+    kinds = get_type_hints(schema)
+    for field in fields(schema):
+        yield field.name, kinds[field.name]
+
+
+def _given_keys(
+    given: Mapping[Any, Any], known: Collection[str], blocks: Collection[str], prefix: str = ""
+) -> Iterator[str]:
+    """Full names of what is given; of a block that there is not, the first that is in it."""
+    for name, value in given.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key in blocks:
+            yield from _given_keys(value, known, blocks, f"{key}.")
+        else:  # what is in a setting that is a mapping, such as numbers by site, is no setting
+            yield key if key in known else _first_leaf(key, value)
+
+
+def _first_leaf(key: str, value: Any) -> str:
+    while isinstance(value, Mapping) and value:
+        name, value = next(iter(value.items()))
+        key = f"{key}.{name}"
+    return key
+
+
+def _nearest(key: str, known: Collection[str], renamed: Mapping[str, str]) -> list[str]:
+    """The settings of the same name in other blocks, or those spelt nearly so."""
+    name = _last(key)
+    same = [other for other in known if _last(other) == name] or [
+        today for old, today in renamed.items() if _last(old) == name
+    ]
+    if same:
+        return same
+    close = get_close_matches(key, known, n=2, cutoff=0.8)
+    names = get_close_matches(name, sorted({_last(other) for other in known}), n=2, cutoff=0.75)
+    return close or [other for other in known if _last(other) in names]
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _check_node(node: yaml.Node | None, where: str) -> None:

@@ -4,10 +4,11 @@ Site and coordinator write them down independently (`site.yaml`; `study.json` an
 the same: they divide sums, and they say which vendor's style an answer describes.
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedcmr.shared.case import VENDORS
+from fedcmr.shared.case import VENDORS, known_vendor
 from fedcmr.shared.errors import UserError
 
 
@@ -35,6 +36,14 @@ def check_vendors(vendors: Mapping[str, int], nominal_patients: int) -> None:
         raise UserError(f"Expected nominal_patients {expected}, got {nominal_patients!r}.")
 
 
+def vendor_argument(text: str) -> str:
+    """A vendor of a command line, in any case."""
+    vendor = known_vendor(text)
+    if vendor not in VENDORS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(VENDORS)}, got {text!r}")
+    return vendor
+
+
 def parse_vendors(words: Sequence[str], nominal_patients: int) -> dict[str, int]:
     """The value of `--vendor`: one vendor alone, or several with numbers, as `Siemens=40 Philips=20`.
 
@@ -44,6 +53,7 @@ def parse_vendors(words: Sequence[str], nominal_patients: int) -> dict[str, int]
     vendors: dict[str, int] = {}
     for word in words:
         name, separator, number = word.partition("=")
+        name = known_vendor(name)
         if name not in VENDORS or name in vendors:
             raise UserError(f"--vendor: expected each of {', '.join(VENDORS)} at most once, got {word!r}")
         if (separator and not number.isdecimal()) or (not separator and len(words) > 1):

@@ -13,7 +13,7 @@ from fedcmr.server.generation.synthesis import EF_RANGE, SharedGenerator, synthe
 from fedcmr.server.run_folder import load_run
 from fedcmr.server.settings import Config, load
 from fedcmr.server.study import Study as RunOfStudy
-from fedcmr.shared.case import UNKNOWN, Case, load_cases
+from fedcmr.shared.case import UNKNOWN, Case, known_vendor, load_cases
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.simulations import run as study
@@ -123,7 +123,7 @@ def synthesize(
     else:
         study = study if isinstance(study, Study) else Study(Path(study))
         config, prior, generator = study.config, study.prior, study.generator
-        vendors = sorted(generator.styles) if vendor is None else [vendor]
+        vendors = sorted(generator.styles) if vendor is None else [known_vendor(vendor)]
         if not set(vendors) <= set(generator.styles):
             raise UserError(f"{study.path} has not learnt {vendor!r}: expected one of {sorted(generator.styles)}")
     names = [vendors[index % len(vendors)] for index in range(number)]

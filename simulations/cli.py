@@ -4,13 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedcmr.shared.errors import run_command
+from fedcmr.server.command_line import SettingsParser
+from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.version import add_version
 
 
 def main() -> int:
     """Parse the command line and run the study."""
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         prog="fedcmr-simulate",
         description="Simulate a study on this machine: hospitals with their scanners, private federated training, the "
         "synthetic data set, the regressor and the report. The same command again resumes where it was interrupted.",
@@ -24,15 +25,18 @@ def main() -> int:
     parser.add_argument(
         "--until",
         metavar="STAGE",
-        help="stop after this stage: hospitals, prepare, federation, synthesis ...; 'prepare' readies a folder for "
-        "'flwr run'",
+        help="stop after this stage: hospitals, prepare, federation, synthesis ...",
     )
     parser.add_argument(
         "--rehearsal", action="store_true", help="prepare, then only rehearse the study: nothing is trained or charged"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, for example privacy.target_epsilon=3"
+        "--flower",
+        action="store_true",
+        help="let the sites answer under Flower's own simulation (Ray) instead of in one process tree; slower, and "
+        "needs a source checkout with flwr[simulation]",
     )
+    parser.add_settings()
     arguments = parser.parse_args()
     return run_command(lambda: _run(arguments))
 
@@ -41,16 +45,18 @@ def _run(arguments: argparse.Namespace) -> None:
     # Imported here: `--help` and a mistyped setting wait for neither torch nor Flower.
     from fedcmr.simulations.config import default_folder, load_study
 
-    config = load_study(arguments.config, arguments.overrides)
+    config = load_study(arguments.config, arguments.settings)
     from fedcmr.simulations.run import rehearse, simulate
     from fedcmr.simulations.summary import print_summary
 
     out = arguments.out or default_folder(arguments.config)
     print(f"study {arguments.config}: {config.hospitals.source} hospitals -> {out}", file=sys.stderr)
+    if arguments.rehearsal and arguments.flower:
+        raise UserError("--rehearsal is for one process tree: leave --flower out")
     if arguments.rehearsal:
         rehearse(config, out)
         return
-    run = simulate(config, out, arguments.until)
+    run = simulate(config, out, arguments.until, arguments.flower)
     print_summary(run)
 
 

@@ -32,7 +32,15 @@ class Engine:
     pid: int
     environment: dict[str, str]
 
-    def run(self, run_folder: Path, num_sites: int, num_cores: int, timeout_s: float | None = None) -> str:
+    def run(
+        self,
+        run_folder: Path,
+        num_sites: int,
+        num_cores: int,
+        timeout_s: float | None = None,
+        until: str = "",
+        stream: bool = False,
+    ) -> str:
         """`flwr run` of a study whose cases are prepared; returns what it showed.
 
         Args:
@@ -40,6 +48,8 @@ class Engine:
             num_sites: SuperNodes, one per site.
             num_cores: For all ClientApps together; each takes one.
             timeout_s: None waits for ever.
+            until: The last stage to do; empty for all.
+            stream: Whether its output goes to the standard error output as it comes; nothing is returned then.
         """
         federation = f"num-supernodes={num_sites} client-resources-num-cpus=1 init-args-num-cpus={num_cores}"
         command = [
@@ -51,18 +61,19 @@ class Engine:
             "--federation-config",
             federation,
             "--run-config",
-            f'run-dir="{run_folder.resolve()}"',
+            f'run-dir="{run_folder.resolve()}" until="{until}"',
         ]
         done = subprocess.run(
             command,
             env=self.environment,
-            capture_output=True,
+            stdout=sys.stderr if stream else subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=timeout_s,
             cwd=run_folder,
             check=False,
         )
-        return done.stdout + done.stderr
+        return done.stdout or ""
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class InProcessGrid(Grid):
             message.metadata.__dict__["_message_id"] = str(self._num_messages)
         if not queue:
             return []
-        description = f"round {queue[0].metadata.group_id}: sites"
+        description = f"round {queue[0].metadata.group_id}: sites that have answered"
         answers = self._answer_in_workers(queue, timeout) if self._num_workers else self._answer_here(queue)
         return list(track(answers, description, total=len(queue)))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +12,19 @@ from pathlib import Path
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
 from fedcmr.client.trainable import trainable
+from fedcmr.server.experiments.preconditions import check_can_run
 from fedcmr.server.federation.state import StudySite, check_delta, write_study
 from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
-from fedcmr.server.run_folder import RunFolder, open_run
+from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
-from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.permissions import make_private, private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder
 from fedcmr.simulations.baselines import run_baselines
+from fedcmr.simulations.flower_engine import simulating_superlink
 from fedcmr.simulations.grid import make_grid, run_server_app
 from fedcmr.simulations.hospital import write_hospital
 
@@ -49,26 +50,46 @@ class Hospital:
     test: Path | None = None
 
 
-def simulate(config: Config, out: Path, until: str | None = None) -> RunFolder:
+def simulate(config: Config, out: Path, until: str | None = None, under_flower: bool = False) -> RunFolder:
     """Run the study, or resume it.
 
     Args:
         config: The settings.
         out: The run folder.
         until: The last of `STAGES` to do; None for all.
+        under_flower: Whether the sites answer under Flower's own simulation (Ray), and not in this process tree.
 
     Raises:
         UserError: Something that the user can correct.
     """
     if until is not None and until not in (names := [stage.name for stage in STAGES]):
         raise UserError(f"--until: expected one of {', '.join(names)}, got {until!r}")
-    load_prior(None if config.prior is None else Path(config.prior))  # a study is not begun with one that is damaged
-    tasks_of(config)
-    run = open_run(out, config)
-    if not run_stages(Study(run), SITE_STAGES, until):
-        with make_grid(run) as grid:
-            run_server_app(grid, {"run-dir": str(run.path.resolve()), "until": until or ""})
+    check_can_run(config)
+    _check_sites(config)
+    with begun_run(out, config) as run:
+        if not run_stages(Study(run), SITE_STAGES, until):
+            if under_flower:
+                _run_under_flower(run, until or "")
+            else:
+                with make_grid(run) as grid:
+                    run_server_app(grid, {"run-dir": str(run.path.resolve()), "until": until or ""})
     return run
+
+
+def _run_under_flower(run: RunFolder, until: str) -> None:
+    """The ServerApp's stages under Flower's simulation; no process of it is left.
+
+    Raises:
+        UserError: Flower did not start, or the study did not come to its end.
+    """
+    last = next(stage for stage in STAGES if stage.name == (until or STAGES[-1].name))
+    run.unlock()  # the ServerApp is another process and takes it
+    with tempfile.TemporaryDirectory(prefix="fedcmr-flower-") as folder, simulating_superlink(Path(folder)) as engine:
+        engine.run(run.path, len(run.site_names()), _cores(), until=until, stream=True)
+    if last.wanted(run.config) and not last.has_parts and not run.is_done(last.name):
+        raise UserError(
+            f"the study has not come to {last.name}: what Flower showed above, and {run.path / LOG_NAME}, say why"
+        )
 
 
 def rehearse(config: Config, out: Path) -> None:
@@ -81,6 +102,23 @@ def rehearse(config: Config, out: Path) -> None:
     with make_grid(run) as grid:
         run_server_app(grid, {"run-dir": str(run.path.resolve()), "rehearsal": True})
     show(json.loads((run.path / FILE_NAME).read_text(encoding="utf-8")))
+
+
+def _check_sites(config: Config) -> None:
+    """Look, before a run folder is made, whether the sites are where the settings say and their numbers can be.
+
+    Raises:
+        UserError: They are not.
+    """
+    hospitals = config.hospitals
+    names = [_site_name(vendor, index) for index, vendor in enumerate(hospitals.vendors)]
+    if hospitals.source != "phantom":
+        root = Path(config.data_root or "")
+        if not root.is_dir():
+            raise UserError(f"data_root={root} is not a folder: give the one that holds the scans")
+        names = _prepared_names(root) if hospitals.source == "prepared" else list(hospitals.acdc_train_folds)
+    if not isinstance(hospitals.nominal_patients, Mapping):  # numbers by site and vendor are looked at with the cases
+        check_delta(config.privacy, dict.fromkeys(names, hospitals.nominal_patients or hospitals.num_train))
 
 
 def _write_hospitals(study: Study) -> None:
@@ -107,8 +145,6 @@ def _prepare(study: Study) -> None:
     run, config = study.run, study.config
     source = config.hospitals.source
     root = Path(config.data_root) if config.data_root is not None else Path()
-    if source != "phantom" and not root.is_dir():
-        raise UserError(f"data_root={root} is not a folder: give the one that holds the scans")
     sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, root)
     check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
@@ -176,21 +212,30 @@ def _prepare_acdc(run: RunFolder, root: Path) -> list[Hospital]:
 
 def _use_prepared(run: RunFolder, root: Path) -> list[Hospital]:
     """Sites whose cases are prepared already: DATA_ROOT/SITE/train is used in place, DATA_ROOT/SITE/test is copied."""
+    sites = []
+    for name in _prepared_names(root):
+        site = _hospital(run.config, name, (root / name / "train").resolve())
+        test = root / name / "test"
+        sites.append(replace(site, test=test.resolve()) if test.is_dir() else site)
+    check_delta(run.config.privacy, {site.name: site.nominal_patients for site in sites})
+    for site in sites:  # only now: what is wrong with a site leaves no copy behind
+        if site.test is not None:
+            copy = private_folder(run.path / "test" / "hospitals") / site.name
+            shutil.copytree(site.test, copy, dirs_exist_ok=True)
+            make_private(copy)
+    return sites
+
+
+def _prepared_names(root: Path) -> list[str]:
+    """The sites of a folder of prepared cases.
+
+    Raises:
+        UserError: There is none.
+    """
     names = sorted(path.parent.parent.name for path in root.glob("*/train/cases.csv"))
     if not names:
         raise UserError(f"{root} holds no SITE/train/cases.csv: prepare the sites with 'fedcmr-client prepare'")
-    sites = []
-    for name in names:
-        train = (root / name / "train").resolve()
-        site = _hospital(run.config, name, train)
-        test = root / name / "test"
-        if test.is_dir():
-            site = replace(site, test=test.resolve())
-            copy = private_folder(run.path / "test" / "hospitals") / name
-            shutil.copytree(test, copy, dirs_exist_ok=True)
-            make_private(copy)
-        sites.append(site)
-    return sites
+    return names
 
 
 def _cores() -> int:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.site_facts import vendor_argument
 
 if TYPE_CHECKING:
     from fedcmr.client.fetch.source import Source
@@ -46,7 +47,7 @@ def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", p
         "--vendor",
         action="append",
         default=[],
-        choices=VENDORS,
+        type=vendor_argument,
         metavar="V",
         help=f"cases of this style only, may be given again; one of {', '.join(VENDORS)}",
     )

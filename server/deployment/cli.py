@@ -139,10 +139,10 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         _run,
         "run a study over the registered sites, to its report",
         "With --resume it resumes after the last finished round, and no site is charged twice.",
+        settings=True,
     )
     sub.add_argument("folder", **folder)
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: DIR/runs/CONFIG)")
-    sub.add_argument("--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)")
     sub.add_argument(
         "--test",
         type=Path,
@@ -150,10 +150,9 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         default=[],
         metavar="CASES",
         help="folders of prepared public cases to evaluate the trained model on; for a new run folder. Sites "
-        "evaluate it on their own test patients with --set evaluation.federated=true",
+        "evaluate it on their own test patients with evaluation.federated=true",
     )
     sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
-    sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings, for example seed=1")
     sub.add_argument(
         "--rehearsal",
         action="store_true",
@@ -303,7 +302,7 @@ def _run(options: argparse.Namespace) -> None:
     if not there and options.resume:
         raise UserError(f"{out} holds no run to go on with: leave --resume out")
     if not there:
-        make_run(coordinator, out, options.config, options.set, options.test)
+        make_run(coordinator, out, options.config, options.settings, options.test)
     run_study(coordinator, out)
     results = federated_results(load_run(out))
     if results is not None:
@@ -319,7 +318,7 @@ def _rehearse(coordinator: "Coordinator", options: argparse.Namespace) -> None:
 
     if options.resume or options.out is not None:
         raise UserError("--rehearsal has a run folder of its own: leave --resume and --out out")
-    show(rehearse_study(coordinator, options.config, options.set, options.test))
+    show(rehearse_study(coordinator, options.config, options.settings, options.test))
 
 
 def _status(options: argparse.Namespace) -> None:

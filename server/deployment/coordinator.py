@@ -24,7 +24,7 @@ from fedcmr.server.federation.state import StudySite, study_site
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.records import SITE_NAME
-from fedcmr.shared.settings_file import read_settings
+from fedcmr.shared.settings_file import check_keys, read_settings
 from fedcmr.shared.site_facts import check_vendors
 
 COORDINATOR_FILE = "coordinator.yaml"
@@ -120,6 +120,7 @@ def load_coordinator(folder: Path) -> Coordinator:
     if not path.exists():
         raise UserError(f"{path} is missing: make the folder with 'fedcmr-server init'")
     node = read_settings(path)
+    check_keys(node, Coordinator, str(path), no_keys=("folder",))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Coordinator), node)
         settings = cast(Coordinator, OmegaConf.to_object(merged))

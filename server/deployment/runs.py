@@ -25,12 +25,12 @@ from fedcmr.server.deployment.services import (
     running_pid,
     serverapp_runs,
 )
+from fedcmr.server.experiments.preconditions import check_can_run
 from fedcmr.server.federation.participation import participation
 from fedcmr.server.federation.senders import write_nodes
 from fedcmr.server.federation.state import check_delta, quorum, read_study, write_study
 from fedcmr.server.run_folder import RunFolder, load_run, open_run
 from fedcmr.server.settings import load
-from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.shared.case import read_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
@@ -63,20 +63,24 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
         if not read_index(path):
             raise UserError(f"--test {path} holds no case: prepare one with 'fedcmr-client prepare'")
     settings = load(config, overrides)
-    tasks_of(settings)
+    check_can_run(settings)
     if not tests and not settings.evaluation.federated:
         raise UserError(
             "a new run needs --test: folders of prepared cases that the trained model is evaluated on; or, where the "
-            "sites shall evaluate it on theirs, --set evaluation.federated=true"
+            "sites shall evaluate it on theirs, evaluation.federated=true"
         )
     check_delta(settings.privacy, {name: site.nominal_patients for name, site in sites.items()})
     require_services(coordinator)
     run = open_run(out, settings)
-    for path in tests:
-        copy = private_folder(run.path / "test") / path.resolve().name
-        shutil.copytree(path, copy, dirs_exist_ok=True)
-        make_private(copy)
-    write_study(run, sites)
+    try:
+        for path in tests:
+            copy = private_folder(run.path / "test") / path.resolve().name
+            shutil.copytree(path, copy, dirs_exist_ok=True)
+            make_private(copy)
+        write_study(run, sites)
+    except BaseException:  # also an interruption: a run without its test patients could not be resumed
+        shutil.rmtree(out)
+        raise
 
 
 def require_services(coordinator: Coordinator) -> None:

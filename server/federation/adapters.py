@@ -25,6 +25,12 @@ Set by `simulations.benchmarks.adapters` on simulated hospitals. The norm-affine
 in its parameters changes the images little, and the signal in them is strong. So with today's numbers of parameters
 "auto" never stops at the norm-affine adapter."""
 
+IN_WORDS: Mapping[Adapter, str] = {
+    "statistics": "the sites release the style statistics of their scans, and no gradients",
+    "norm_affine": "gradients train the scales and shifts of the generator's normalisation",
+    "lora": "gradients train low-rank updates of the generator's layers (LoRA)",
+}
+
 Plan = dict[str, Release]
 """Task -> what one site will release for it over the whole run."""
 
@@ -95,14 +101,19 @@ def choose_adapter(
     """
     for adapter in ADAPTERS:
         if adapter == setting:
-            return adapter, f"adapter {adapter}: as federation.adapter says"
+            return adapter, f"adapter {adapter}: {IN_WORDS[adapter]}; as federation.adapter says"
     if gradients is None:
-        return ADAPTERS[-1], f"adapter {ADAPTERS[-1]}: no noise without privacy"
+        last = ADAPTERS[-1]
+        return last, f"adapter {last}: {IN_WORDS[last]}; the largest, as there is no noise without privacy"
     sizes = list(nominal_patients)
     signals = {adapter: signal_to_noise(gradients, sizes, num) for adapter, num in num_parameters.items()}
     paid = [adapter for adapter, signal in signals.items() if signal >= LEAST_SIGNAL[adapter]]
     chosen = max(paid, key=ADAPTERS.index, default=ADAPTERS[0])
     measured = ", ".join(
-        f"{adapter} {signal:.2f} (least {LEAST_SIGNAL[adapter]:g})" for adapter, signal in signals.items()
+        f"{signal:.2f} with {adapter}, which needs {LEAST_SIGNAL[adapter]:g}" for adapter, signal in signals.items()
     )
-    return chosen, f"adapter {chosen}: signal to noise {measured}"
+    why = "so that gradients are worth their noise" if paid else "so that gradients would be little but noise"
+    return chosen, (
+        f"adapter {chosen}: {IN_WORDS[chosen]}. By the sites' public numbers of patients the signal to noise of a "
+        f"whole run of gradients is {measured}: {why}"
+    )

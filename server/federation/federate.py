@@ -59,7 +59,7 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
     if state is None:
         state = initial_state(config, prior, sites)
         state.save(folder)
-        run.log(state.choice)
+        run.log(state.described(config))
     if state.prior_sha256 != prior.sha256:
         raise UserError(f"{folder} belongs to another prior: give that one as 'prior', or a new run folder")
     if settings.segmenter_rounds and state.segmenter_sha256 != public_sha256():

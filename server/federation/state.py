@@ -159,6 +159,16 @@ class FederationState:
         """The trainable part that a round of a task sends."""
         return self.segmenter if task == SEGMENTER else self.arrays
 
+    def described(self, config: Config) -> str:
+        """The adapter and why it was chosen, and why there are fewer rounds than the settings say, where there are."""
+        planned, num_rounds = config.federation.num_rounds, self.generator_rounds(config)
+        if num_rounds == planned:
+            return self.choice
+        return (
+            f"{self.choice}. Style statistics are released once, so the {planned} rounds of federation.num_rounds "
+            f"become {num_rounds}"
+        )
+
     def after_statistics(
         self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request
     ) -> "FederationState":

@@ -20,7 +20,7 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.kinds import kind_of, make
 from fedcmr.shared.models.prior import load_prior, save_prior
-from fedcmr.shared.progress import track
+from fedcmr.shared.progress import track_parts
 from fedcmr.shared.style import style_moments, style_vectors
 from fedcmr.shared.views import augment
 
@@ -70,9 +70,9 @@ def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
     """Draw, slice and render hearts over the whole range of ejection fractions."""
     images, masks, styles = [], [], []
     chunk = 50
-    for start in track(range(0, num_hearts, chunk), "simulating hearts"):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-        hearts = draw_hearts(min(chunk, num_hearts - start), generator, STACK_SLICES)
+    for part in track_parts(num_hearts, chunk, "simulating hearts"):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + part.start)
+        hearts = draw_hearts(part.stop - part.start, generator, STACK_SLICES)
         chosen = torch.rand(len(hearts), STACK_SLICES, generator=generator).argsort(1)[:, :SLICES_PER_HEART]
         d = distances(hearts, slice_positions(hearts, STACK_SLICES).gather(1, chosen.sort(1).values))
         labels, rendered = masks_from(d), render(hearts, d, generator)

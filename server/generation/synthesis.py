@@ -1,6 +1,6 @@
 """Synthetic patients: heart shapes over the whole range of ejection fractions, rendered by the shared generator."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.base import Condition, GenerativeModel, Sampler
 from fedcmr.shared.models.prior import Prior
-from fedcmr.shared.progress import track
+from fedcmr.shared.progress import track_parts
 from fedcmr.shared.style import MEAN_KEY, STD_KEY, StyleDistribution, style_vectors
 from fedcmr.shared.views import PIXEL_MM
 
@@ -163,9 +163,8 @@ def _make(
                 raise UserError(
                     "generator.safetensors does not fit the prior's trainable part: run the federation again"
                 ) from None
-        starts: Iterable[int] = range(0, len(names), _HEARTS_PER_CHUNK)
-        for start in starts if description is None else track(starts, description):
-            part = slice(start, min(start + _HEARTS_PER_CHUNK, len(names)))
+        for part in track_parts(len(names), _HEARTS_PER_CHUNK, description):
+            start = part.start
             guide, condition = _guides(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
             images = _generate(generator, guide, condition, config, rng, device)
             masks, raw = condition.masks, prior.raw(condition.style)

@@ -72,6 +72,7 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
         "rounds": dict(counts),
         "round_s": {},
         "delta": config.privacy.target_delta if state.plan else None,
+        "adapter": state.described(config),
     }
     connected = SitesByFlower(grid, config.federation, len(sites), read_nodes(run))
     node_ids = connected.wait(len(sites), 0)
@@ -164,6 +165,7 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     rounds_s = sum(facts["rounds"][task] * seconds for task, seconds in facts["round_s"].items())
     coordinator = facts["coordinator"]
     lines = [f"a site refused without its name: {code}; see errors.log at each site" for code in facts["unnamed"]]
+    lines.append(facts["adapter"])
     lines.append(f"{sum(facts['rounds'].values())} rounds would take about {_time(rounds_s)}, as the slowest site")
     if "synthesis_s" in coordinator:
         lines.append(

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedcmr.server.training.schedule import Schedule
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.progress import track
+from fedcmr.shared.progress import show_share
 
 LOG_EVERY = 20
 SMOOTHING = 0.99
@@ -54,6 +54,12 @@ class Budget:
         """The used share, from 1 on nothing is left."""
         share = num_steps / self.num_steps
         return share if self.minutes is None else max(share, elapsed_s / (60 * self.minutes))
+
+    def describe(self, num_steps: int, elapsed_s: float) -> str:
+        """What was used, in the words of the progress bar."""
+        if self.minutes is None:
+            return f"step {num_steps} of {self.num_steps}"
+        return f"step {num_steps}, {elapsed_s / 60:.1f} of {self.minutes:g} minutes"
 
 
 @dataclass(frozen=True)
@@ -115,16 +121,15 @@ def train(
         for logged in state.history:
             log(*logged)
     started = time.monotonic() - state.elapsed_s
-    for _ in track(range(state.num_steps, budget.num_steps), description):
-        done = budget.used(state.num_steps, state.elapsed_s)
-        if done >= 1:
-            break
-        take_step(state, loss_of_step, recipe, done)
-        state.elapsed_s = time.monotonic() - started
-        if state.num_steps % LOG_EVERY == 0:
-            _log(state, description, log, remedy)
-        if checkpoints and state.num_steps % checkpoints.every == 0 and state.num_steps < budget.num_steps:
-            state.save(checkpoints.path, checkpoints.identity)
+    with show_share(description) as tell:
+        while (done := budget.used(state.num_steps, state.elapsed_s)) < 1:
+            tell(done, budget.describe(state.num_steps, state.elapsed_s))
+            take_step(state, loss_of_step, recipe, done)
+            state.elapsed_s = time.monotonic() - started
+            if state.num_steps % LOG_EVERY == 0:
+                _log(state, description, log, remedy)
+            if checkpoints and state.num_steps % checkpoints.every == 0 and state.num_steps < budget.num_steps:
+                state.save(checkpoints.path, checkpoints.identity)
     if state.recent:
         _log(state, description, log, remedy)
     if checkpoints and checkpoints.kept:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.version import add_version
 from fedcmr.simulations.audit.file_names import SIMULATED_PAIRS
@@ -20,8 +21,8 @@ def main() -> int:
     return run_command(lambda: _run(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> SettingsParser:
+    parser = SettingsParser(
         prog="fedcmr-audit",
         description="Attack what sites release. A passed audit is evidence, no proof; a failed one of canaries refutes "
         "the claim with 95 % confidence. With a run folder the figures also go to RUN/audit.json, from where "
@@ -107,14 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_study(parser: argparse.ArgumentParser, help_of_run: str) -> None:
+def _add_study(parser: SettingsParser, help_of_run: str) -> None:
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help=help_of_run)
     parser.add_argument("--seed", type=int, default=0, help="of invented patients (default: 0)")
     parser.add_argument("--prior", type=Path, help="public prior, without RUN (default: the one that ships)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="key=value", help="settings other than the default ones"
-    )
+    parser.add_settings()
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -132,11 +132,11 @@ def copies(arguments: argparse.Namespace) -> dict[str, Any]:
 def _study(arguments: argparse.Namespace) -> tuple[Config, Prior, RunFolder | None]:
     """Settings, prior and the run folder, if there is one."""
     if arguments.run is None:
-        config = load("default", arguments.set)
+        config = load("default", arguments.settings)
         path = arguments.prior or (Path(config.prior) if config.prior else None)
         return config, load_prior(path), None
-    if arguments.set:
-        raise UserError("--set is for audits without a run folder: RUN has settings of its own")
+    if arguments.settings:
+        raise UserError("settings are for audits without a run folder: RUN has settings of its own")
     run = load_run(arguments.run)
     return run.config, load_prior(run.prior_path()), run
 

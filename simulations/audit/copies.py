@@ -17,7 +17,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from fedcmr.shared.case import Case, is_heart
-from fedcmr.shared.progress import track
+from fedcmr.shared.progress import track_parts
 from fedcmr.shared.views import IMAGE_SIZE, slice_pairs, with_heart
 
 Float = NDArray[np.float64]
@@ -124,8 +124,7 @@ def compare(synthetic: Pairs, real: Pairs) -> Nearest:
     distance = np.full((num, len(real.names)), 2.0)
     index = np.zeros(distance.shape, np.int64)
     shifts = [(dy, dx) for dy in SHIFTS_PX for dx in SHIFTS_PX]
-    for start in track(range(0, len(real.images), CHUNK), "comparing images"):
-        part = slice(start, min(start + CHUNK, len(real.images)))
+    for part in track_parts(len(real.images), CHUNK, "comparing images"):
         some = Pairs(real.images[part], real.masks[part], real.owner[part], real.names)
         best = torch.full((num, len(some.images)), -1.0)
         for shift in shifts:
@@ -136,7 +135,7 @@ def compare(synthetic: Pairs, real: Pairs) -> Nearest:
             found = 1 - best[:, column].double().numpy()
             nearer = found < distance[:, owner]
             distance[nearer, owner] = found[nearer]
-            index[nearer, owner] = start + column
+            index[nearer, owner] = part.start + column
     return Nearest(distance, index)
 
 

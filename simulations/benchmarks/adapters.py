@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcmr.client.training import Patient, load_patients, style_statistics, view_seed
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.federation.adapters import plan_adapter, signal_to_noise
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state
 from fedcmr.server.federation.vendor_styles import vendor_styles
@@ -59,7 +60,7 @@ class Site:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.adapters", description=__doc__)
+    parser = SettingsParser(prog="python -m fedcmr.simulations.benchmarks.adapters", description=__doc__)
     add_version(parser)
     parser.add_argument(
         "--cases", type=Path, nargs="+", required=True, metavar="DIR", help="prepared cases, one site each"
@@ -77,9 +78,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=2, help="runs with noise drawn anew (default: %(default)s)")
     parser.add_argument("--prior", type=Path, help="public prior (default: the one that ships with the project)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="key=value", help="settings other than the default ones"
-    )
+    parser.add_settings()
     options = parser.parse_args()
     return run_command(lambda: _benchmark(options))
 
@@ -92,13 +91,13 @@ def _benchmark(options: argparse.Namespace) -> None:
     held_out = [patient for folder in options.held_out for patient in load_patients(folder, prior)]
     sizes = sorted({min(num, *(len(site.patients) for site in sites)) for num in options.patients})
     subsets = {num: [Site(site.vendor, site.patients[:num]) for site in sites] for num in sizes}
-    device = pick_device(load("default", options.set).device)
+    device = pick_device(load("default", options.settings).device)
     views = fixed_views(held_out)
     before = held_out_loss(prior.generator.to(device), views)
     tasks = [(adapter, num, target) for adapter in options.adapters for num in sizes for target in options.epsilons]
     rows = []
     for adapter, num, target in track(tasks, "fine-tuning"):
-        settings = with_target(options.set, adapter, target)
+        settings = with_target(options.settings, adapter, target)
         draws = options.draws if settings.privacy.enabled else 1
         states = [federate(prior, subsets[num], settings, device) for _ in range(draws)]
         after = [adapted_loss(prior.generator, state.ema, views) for state in states]
@@ -119,7 +118,12 @@ def _benchmark(options: argparse.Namespace) -> None:
         )
     targets = [target for target in options.epsilons if target < math.inf]
     style_rows = [
-        {"patients": num, "epsilon": target, "share": share, **style_errors(subsets[num], options.set, target, share)}
+        {
+            "patients": num,
+            "epsilon": target,
+            "share": share,
+            **style_errors(subsets[num], options.settings, target, share),
+        }
         for num in sizes
         for target in targets
         for share in SHARES

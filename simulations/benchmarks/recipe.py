@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.settings import Config, RegressionConfig, load
 from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
@@ -64,7 +65,7 @@ def recipes(config: RegressionConfig) -> dict[str, Recipe]:
 
 def main() -> int:
     """Train, ask, print the table, write JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.recipe", description=__doc__)
+    parser = SettingsParser(prog="python -m fedcmr.simulations.benchmarks.recipe", description=__doc__)
     add_version(parser)
     parser.add_argument("--synthetic", type=Path, required=True, metavar="DIR", help="synthetic cases of a study")
     parser.add_argument(
@@ -77,14 +78,14 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives the networks, 94 MB each")
     parser.add_argument("--rows", metavar="A;B", help="some of the rows, besides the full recipe (default: all)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings, as of fedcmr-simulate")
+    parser.add_settings()
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures there")
     options = parser.parse_args()
     return run_command(lambda: _benchmark(options))
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    config = load("default", options.set)
+    config = load("default", options.settings)
     rows = recipes(config.regression)
     chosen = list(rows) if options.rows is None else [FULL, *filter(None, options.rows.split(";"))]
     unknown = sorted(set(chosen) - set(rows))

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.evaluation.score import mean_interval
 from fedcmr.server.settings import SEGMENTATION_LOSSES, Config, load
 from fedcmr.server.tasks.folders import training_cases
@@ -267,7 +268,7 @@ def table_of(results: Sequence[Row], test: str) -> Table:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = load(options.config, options.set)
+    config = load(options.config, options.settings)
     device = pick_device(config.device)
     task = task_named("segmentation")
     real = training_cases(task, options.train)
@@ -303,9 +304,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="segmentation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = SettingsParser(prog="segmentation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("networks", "losses", "sources"))
     parser.add_argument("--train", type=Path, nargs="*", default=[], metavar="DIR", help="folders of real cases")
     parser.add_argument(
@@ -318,9 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="trained segmenters and the figures")
     parser.add_argument("--minutes", type=float, help="of each training (default: segmentation.num_steps)")
     parser.add_argument("--config", default="default", help="name or path of a config")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, may be given again"
-    )
+    parser.add_settings()
     add_version(parser)
     return parser
 

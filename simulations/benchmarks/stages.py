@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.version import add_version
@@ -22,11 +23,11 @@ GRACE_S = 5.0
 
 def main() -> int:
     """Run a study in a new folder and print what each stage took."""
-    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.stages", description=__doc__)
+    parser = SettingsParser(prog="python -m fedcmr.simulations.benchmarks.stages", description=__doc__)
     add_version(parser)
     parser.add_argument("--config", default="default", help="name or path (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="run folder, new or empty (default: a temporary one)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_settings()
     options = parser.parse_args()
     return run_command(lambda: _measure(options))
 
@@ -35,7 +36,7 @@ def _measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary) / "run"
         command = [sys.executable, "-m", "fedcmr.simulations.cli", "--config", options.config, "--out", str(out)]
-        total, peak_kb = watched([*command, *options.overrides], "fedcmr-simulate")
+        total, peak_kb = watched([*command, *options.settings], "fedcmr-simulate")
         stages = load_run(out).stage_seconds()
     table = Table(title=f"fedcmr-simulate --config {options.config}", title_justify="left")
     table.add_column("stage")

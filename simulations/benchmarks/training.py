@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.settings import Config, RegressionConfig, load
 from fedcmr.server.tasks.ejection_fraction.examples import Examples
@@ -65,18 +66,18 @@ WAYS: dict[str, type[Regressor]] = {"this project's": Regressor, "plain float32"
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m fedcmr.simulations.benchmarks.training", description=__doc__)
+    parser = SettingsParser(prog="python -m fedcmr.simulations.benchmarks.training", description=__doc__)
     add_version(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="train both ways on these cases, too")
     parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="and ask them about these")
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings, as of fedcmr-simulate")
+    parser.add_settings()
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     options = parser.parse_args()
     return run_command(lambda: _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> None:
-    config = load("default", options.set)
+    config = load("default", options.settings)
     figures: dict[str, Any] = {
         "machine": {
             "cores": os.cpu_count(),

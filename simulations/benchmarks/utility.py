@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcmr.client.ingest.prepare import prepare
+from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.evaluation.score import METRICS, Score
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.experiments.models import read_predictions
@@ -70,7 +71,7 @@ Predictions = dict[str, dict[str, dict[str, Any]]]
 def main() -> int:
     """Run the studies, print the tables, write JSON on request."""
     what, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         prog="python -m fedcmr.simulations.benchmarks.utility",
         description=what,
         epilog=details,
@@ -107,14 +108,14 @@ def main() -> int:
     )
     parser.add_argument("--mnms", type=Path, metavar="DIR", help="also predict the patients of this M&Ms folder")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_settings()
     options = parser.parse_args()
     return run_command(lambda: _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> None:
     # The rows take the place of the baselines below; until then evaluation.cross_vendor may need one of them.
-    config = load(options.config, ["evaluation.baselines=[pooled_real]", *options.overrides])
+    config = load(options.config, ["evaluation.baselines=[pooled_real]", *options.settings])
     # As fedcmr-simulate does: the folders' own settings are read from other working directories too.
     config.prior = config.prior and str(Path(config.prior).resolve())
     config.data_root = config.data_root and str(Path(config.data_root).resolve())

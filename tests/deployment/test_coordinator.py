@@ -152,6 +152,24 @@ def test_without_services_every_command_says_so(folder, key, tmp_path, write_cas
     assert "nothing was running" in capsys.readouterr().out
 
 
+def test_a_mistake_is_told_before_a_run_folder_is_made(folder, key, tmp_path, write_cases, monkeypatch, capsys):
+    """`--resume` could not put right what the folder's settings say."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("fedcmr.server.deployment.runs.require_services", lambda _: None)
+    assert register(folder, key) == 0
+    write_cases(tmp_path / "patients", "GE", 2, seed=1)
+    for setting, told in (("device=cuda", "no CUDA device"), ("prior=nowhere.safetensors", "nowhere.safetensors")):
+        assert server("run", folder, "--test", tmp_path / "patients", setting) == 2
+        assert told in capsys.readouterr().err and not (folder / "runs").exists()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    assert server("run", folder, "--test", tmp_path / "patients") == 2
+    assert not (folder / "runs" / "default").exists()
+
+
 def test_a_run_needs_sites_and_patients_to_judge_on(folder, key, tmp_path, write_cases, capsys):
     write_cases(tmp_path / "patients", "GE", 2, seed=1)
     assert server("run", folder, "--test", tmp_path / "patients") == 2

@@ -71,6 +71,44 @@ def test_a_wrong_setting_is_one_line_that_names_it(overrides, named, capsys):
     assert named in error
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("num_rounds=3", "federation.num_rounds"),
+        ("synthesis.num_tta=1", "regression.num_tta"),
+        ("privcy.enabled=false", "privacy.enabled"),
+        ("privacy.target_epsiln=3", "privacy.target_epsilon"),
+        ("target_epsiln=3", "privacy.target_epsilon"),
+        ("flip=false", "regression.augmentation.flip"),
+        ("rung=lora", "federation.adapter"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["file", "override"])
+def test_a_key_that_there_is_not_is_answered_with_the_one_that_was_meant(override, meant, layer, tmp_path):
+    key, value = override.split("=")
+    if layer == "file":
+        *blocks, name = key.split(".")
+        (tmp_path / "own.yaml").write_text("".join(f"{block}:\n  " for block in blocks) + f"{name}: {value}\n")
+        arguments = (tmp_path / "own.yaml",)
+    else:
+        arguments = ("default", [override])
+    with pytest.raises(UserError, match=rf"no setting is called '{key}'; did you mean {meant}") as raised:
+        load(*arguments)
+    assert layer != "file" or "own.yaml" in str(raised.value)
+
+
+def test_a_key_of_several_blocks_is_answered_with_all_of_them():
+    with pytest.raises(UserError, match=r"federation\.learning_rate or regression\.learning_rate"):
+        load("default", ["learning_rate=1"])
+
+
+def test_vendors_are_known_in_any_case():
+    overrides = ["hospitals.vendors=[siemens,ge]", "synthesis.vendor_shares={PHILIPS: 2}"]
+    config = load("default", [*overrides, "hospitals.nominal_patients={a: {united-imaging: 9}}"])
+    assert config.hospitals.vendors == ["Siemens", "GE"] and config.synthesis.vendor_shares == {"Philips": 2.0}
+    assert config.hospitals.nominal_patients == {"a": {"United Imaging": 9}}
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("privacy: [unclosed")

@@ -133,3 +133,20 @@ def test_a_file_that_is_none_is_not_waited_for(tmp_path):
 def test_a_path_with_a_dollar_alone_stays_a_path():
     assert load("default", ["data_root=/data/$cans"]).data_root == "/data/$cans"
     assert json.dumps(load("default", ["data_root=/a&b*c"]).data_root) == '"/a&b*c"'
+
+
+def test_a_key_without_its_block_is_answered_with_the_whole_key(tmp_path):
+    (tmp_path / SITE_FILE).write_text("name: a\nvendors: {ge: 9}\nnominal_patients: 9\nmax_epsilon: 3\n")
+    with pytest.raises(UserError, match=r"no setting is called 'max_epsilon'; did you mean policy\.max_epsilon\?"):
+        load_site(tmp_path)
+    (tmp_path / COORDINATOR_FILE).write_text("name: study\nsuperlink_prt: 1\n")
+    with pytest.raises(UserError, match=r"coordinator\.yaml: .*did you mean superlink_port\?"):
+        load_coordinator(tmp_path)
+
+
+def test_a_sites_vendors_are_known_in_any_case_and_no_key_of_its_file_is_a_setting(tmp_path):
+    (tmp_path / SITE_FILE).write_text("name: a\nvendors: {siemens: 9, united imaging: 4}\nnominal_patients: 9\n")
+    assert load_site(tmp_path).vendors == {"Siemens": 9, "United Imaging": 4}
+    (tmp_path / SITE_FILE).write_text("name: a\nvendors: {GE: 9}\nnominal_patients: 9\nfolder: x\n")
+    with pytest.raises(UserError, match="no setting is called 'folder'"):
+        load_site(tmp_path)

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from fedcmr.client import cli as client_cli
+from fedcmr.server import cli as server_cli
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.site_facts import check_vendors, facts_line, parse_vendors, read_facts
 
@@ -69,3 +71,27 @@ def test_the_line_does_not_depend_on_the_order_and_every_fact_changes_it():
         facts_line("a", {"Siemens": 40, "GE": 20}, 51),
     ]
     assert len({line, *others}) == 5 and "\n" not in line
+
+
+def test_vendors_of_a_command_line_are_known_in_any_case():
+    assert parse_vendors(["siemens=40", "United_IMAGING=20"], 50) == {"Siemens": 40, "United Imaging": 20}
+    assert parse_vendors(["ge"], 9) == {"GE": 9}
+    with pytest.raises(UserError, match="at most once"):
+        parse_vendors(["GE=4", "ge=4"], 8)
+
+
+@pytest.mark.parametrize(
+    ("parser", "words"),
+    [
+        (server_cli._parser, ["synthesize", "run", "--out", "x"]),
+        (client_cli._parser, ["prepare", "--format", "dicom", "a", "b"]),
+        (client_cli._parser, ["fetch", "x", "--from", "y:1"]),
+    ],
+    ids=["synthesize", "prepare", "fetch"],
+)
+def test_every_command_with_a_vendor_knows_it_in_any_case(parser, words, capsys):
+    for text, vendor in (("siemens", "Siemens"), ("GE", "GE"), ("united-imaging", "United Imaging")):
+        assert parser().parse_args([*words, "--vendor", text]).vendor in (vendor, [vendor])
+    with pytest.raises(SystemExit):
+        parser().parse_args([*words, "--vendor", "acme"])
+    assert "expected one of Siemens, Philips" in capsys.readouterr().err

@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 
+from fedcmr.server.deployment.services import start_time
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared import checkpoint
+from fedcmr.simulations import flower_engine
+from fedcmr.simulations import run as run_module
 from fedcmr.simulations.flower_engine import simulating_superlink
 from fedcmr.simulations.grid import make_grid, run_server_app
 
@@ -52,3 +55,20 @@ def test_flwr_run_gives_what_the_in_process_grid_gives(make_study, write_cases, 
     assert reports[0]["privacy"]["epsilon"] == pytest.approx(reports[1]["privacy"]["epsilon"], rel=1e-9)
     generators = [checkpoint.load(path / "generator.safetensors")[0] for path in (run.path, reference.path)]
     assert {n: a.shape for n, a in generators[0].items()} == {n: a.shape for n, a in generators[1].items()}
+
+
+def test_the_command_runs_a_study_under_flower_and_leaves_no_process(make_study, write_cases, monkeypatch, capfd):
+    pytest.importorskip("ray", reason="flwr[simulation] is not installed")
+    run = make_study(*SMALL, "federation.num_rounds=2")
+    write_cases(run.path / "test" / "hospitals", "GE", 3, seed=9)
+    run.mark_done("prepare", 1.0)
+    pids = []
+    until_up = flower_engine._wait_until_up
+    monkeypatch.setattr(
+        flower_engine, "_wait_until_up", lambda process, *rest: (pids.append(process.pid), until_up(process, *rest))
+    )
+    monkeypatch.setattr(run_module, "SITE_STAGES", ())
+    done = run_module.simulate(run.config, run.path, "synthesis", under_flower=True)
+    assert done.is_done("synthesis") and not done.is_done("regressor")
+    assert len(pids) == 1 and start_time(pids[0]) is None
+    assert "round 2 of 2: 3 of 3 sites" in capfd.readouterr().err

@@ -1,12 +1,15 @@
 """What a simulated study takes from its settings, and what it never takes from its cases."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from fedcmr.server.settings import load
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.provenance import SIMULATED_SCANS
+from fedcmr.simulations import run as run_module
 from fedcmr.simulations.run import nominal_patients, simulate
 
 
@@ -40,6 +43,60 @@ def test_the_public_number_of_patients_is_the_settings_and_not_the_count_of_case
     assert [sites[name]["provenance"]["kind"] for name in "ab"] == ["private", "simulated"]
     for name, number in (("a", 12), ("b", 7)):
         assert f"nominal_patients: {number}" in (run.path / "sites" / name / "site.yaml").read_text()
+
+
+@pytest.mark.parametrize("kind", ["typo", "no acdc", "no sites", "delta", "site without a number", "empty site"])
+def test_a_mistake_leaves_no_run_folder_in_the_way_of_the_corrected_command(
+    kind, root, tmp_path, tiny_prior, write_cases
+):
+    (tmp_path / "other").mkdir()
+    source, place, more = {
+        "typo": ("prepared", tmp_path / "rot", ()),
+        "no acdc": ("acdc", tmp_path / "other", ()),
+        "no sites": ("prepared", tmp_path / "other", ()),
+        "delta": ("prepared", root, ("privacy.target_delta=0.5",)),
+        "site without a number": ("prepared", root, ("hospitals.nominal_patients={a: 12}",)),
+        "empty site": ("prepared", root, ()),
+    }[kind]
+    write_cases(root / "a" / "test", "GE", 2, seed=5)
+    if kind == "empty site":
+        (root / "c" / "train").mkdir(parents=True)
+        (root / "c" / "train" / "cases.csv").write_text("pseudonym,vendor,field_strength_t,ef,group\n")
+    common = [f"prior={tiny_prior}", "device=cpu", "hospitals.nominal_patients=12"]
+    wrong = load("default", [f"hospitals.source={source}", f"data_root={place}", *common, *more])
+    with pytest.raises(UserError):
+        simulate(wrong, tmp_path / "run", until="prepare")
+    assert not (tmp_path / "run").exists()
+    if kind == "empty site":
+        shutil.rmtree(root / "c")
+    right = load("default", ["hospitals.source=prepared", f"data_root={root}", *common])
+    assert simulate(right, tmp_path / "run", until="prepare").is_done("prepare")
+
+
+def test_a_folder_that_was_there_stays_and_so_does_what_took_time(root, tmp_path, tiny_prior, monkeypatch):
+    config = load(
+        "default",
+        ["hospitals.source=prepared", f"data_root={root}", f"prior={tiny_prior}", "hospitals.nominal_patients=12"],
+    )
+
+    def fail_after_a_case(study):
+        (study.run.path / "sites").mkdir()
+        (study.run.path / "sites" / "p.npz").touch()
+        raise UserError("the disk is full")
+
+    stages = tuple(replace(stage, do=fail_after_a_case) for stage in run_module.SITE_STAGES if stage.name == "prepare")
+    monkeypatch.setattr(run_module, "SITE_STAGES", tuple(replace(stage, needs=()) for stage in stages))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="disk"):
+        simulate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "sites" / "p.npz").exists() and (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(tmp_path, monkeypatch, tiny_prior):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="device=cuda"):
+        simulate(load("smoke", ["device=cuda", f"prior={tiny_prior}"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_acdc_takes_the_published_splits_size():

@@ -159,8 +159,10 @@ def test_left_to_itself_a_study_takes_the_adapter_its_sites_can_pay_for(make_stu
     run = make_study("federation.adapter=auto", "privacy.target_epsilon=0.1", num_patients=0)
     state = initial_state(run.config, prior, read_study(run))
     assert state.adapter == "statistics" and "signal to noise" in state.choice
+    assert "the 3 rounds of federation.num_rounds become 1" in state.described(run.config)
     run.config.privacy.enabled = False
-    assert initial_state(run.config, prior, read_study(run)).adapter == "lora"
+    state = initial_state(run.config, prior, read_study(run))
+    assert state.adapter == "lora" and state.described(run.config) == state.choice
 
 
 def test_a_bad_reply_is_dropped_and_the_round_goes_on(make_study, prior):

@@ -1,12 +1,15 @@
 """The training loop: against the same steps written out, and interrupted at any step."""
 
 import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fedcmr.server.training import loop
 from fedcmr.server.training.loop import LOG_EVERY, Budget, Checkpoints, Recipe, train
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared import checkpoint
@@ -53,6 +56,28 @@ def assert_equal(first: TrainingState, second: TrainingState) -> None:
         for name, value in a.state_dict().items():
             assert torch.equal(value, b.state_dict()[name]), name
     assert (first.num_steps, first.loss, first.history) == (second.num_steps, second.loss, second.history)
+
+
+def shares(monkeypatch, **budget) -> list[tuple[float, str]]:
+    told: list[tuple[float, str]] = []
+
+    @contextmanager
+    def note(description):
+        yield lambda share, text: told.append((share, text))
+
+    monkeypatch.setattr(loop, "show_share", note)
+    run(**budget)
+    return told
+
+
+def test_progress_is_the_share_of_the_budget_also_by_the_clock(monkeypatch):
+    """A training by the clock once counted its steps out of all that a longer one would take, and stayed at 0 %."""
+    assert shares(monkeypatch, num_steps=4) == [(k / 4, f"step {k} of 4") for k in range(4)]
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 6.0 * next(clock)))
+    told = shares(monkeypatch, num_steps=1_000_000, minutes=0.5)
+    assert [round(share, 2) for share, _ in told] == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert told[2][1] == "step 2, 0.2 of 0.5 minutes"
 
 
 def test_it_takes_the_steps_that_are_written_out_here():
