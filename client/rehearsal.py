@@ -24,6 +24,7 @@ from fedcmr.shared.privacy import Release
 from fedcmr.shared.progress import console
 from fedcmr.shared.records import INTERNAL_ERROR
 from fedcmr.shared.style import STYLE_NAMES
+from fedcmr.shared.views import Grid
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Rehearsed:
         return arrays
 
 
-def invented_patients(site: SiteSettings) -> list[Patient]:
-    """As many as the site's public number, all of them nobody."""
-    nobody = replace(dummy_patient(), styles=torch.zeros(len(site.vendors), len(STYLE_NAMES)))
+def invented_patients(site: SiteSettings, grid: Grid) -> list[Patient]:
+    """As many as the site's public number, all of them nobody, on the generator's grid."""
+    nobody = replace(dummy_patient(grid), styles=torch.zeros(len(site.vendors), len(STYLE_NAMES)))
     return [nobody] * site.nominal_patients

@@ -76,7 +76,7 @@ def _generator(site: SiteSettings, request: Request) -> Subject:
     shapes = {name: tuple(parameter.shape) for name, parameter in part.items()}
 
     def update(invented: bool, arrays: Arrays, mechanism: Mechanism, *how: Any) -> Arrays:
-        chosen = invented_patients(site) if invented else patients
+        chosen = invented_patients(site, prior.grid) if invented else patients
         numbers = [site.vendors[vendor] for vendor in site.vendor_names]
         return private_update(prior, chosen, request.task, arrays, mechanism, numbers, *how)
 

@@ -31,7 +31,7 @@ from fedcmr.shared.privacy import Mechanism, Rng, os_generator, poisson_sample, 
 from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
 from fedcmr.shared.style import STYLE_NAMES, style_vector
 from fedcmr.shared.style_statistics import two_step_mean
-from fedcmr.shared.views import IMAGE_SIZE, augment, drawn_whole, slice_pairs, with_heart
+from fedcmr.shared.views import MAX_SHIFT_MM, Grid, augment, drawn_whole, slice_pairs, with_heart
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Patient:
 
     Attributes:
         name: The case's group: a pseudonym. Seeds the patient's views.
-        images: Shape (Z, 2, 64, 64), ED and ES, float32 in [-1, 1].
-        masks: Shape (Z, 2, 64, 64), uint8 labels 0..3.
+        images: Shape (Z, 2, H, W) on the generator's grid, ED and ES, float32 in [-1, 1].
+        masks: Shape (Z, 2, H, W), uint8 labels 0..3.
         styles: Shape (V, K), the standardised style vectors of the patient's scans by vendor, in the order of the
             site's vendors; zeros where the patient has no scan of one, or nobody drew the region.
         vendors: Shape (Z,), int64: which row of `styles` each slice belongs to.
@@ -144,13 +144,13 @@ class Execution:
 def patient_of(
     name: str, images: Tensor, masks: Tensor, prior: Prior, vendors: Tensor | None = None, num_vendors: int = 1
 ) -> Patient:
-    """A patient from whole stacks, (Z, 2, 64, 64) each, of which at least one slice shows the heart.
+    """A patient from whole stacks on the prior's grid, (Z, 2, H, W) each, of which at least one slice shows the heart.
 
     Args:
         name: As in `Patient`.
         images: The stacks of all of the patient's scans.
         masks: Likewise.
-        prior: Standardises the style vectors.
+        prior: Says the grid, and standardises the style vectors.
         vendors: As in `Patient`; None where the site has one vendor.
         num_vendors: Number of vendors at the site.
     """
@@ -161,7 +161,7 @@ def patient_of(
     measured = torch.zeros(styles.shape, dtype=torch.bool)
     for number in vendors.unique().tolist():
         own = vendors == number
-        raw = style_vector(images[own], masks[own])
+        raw = style_vector(images[own], masks[own], prior.grid.pixel_mm)
         styles[number] = prior.standardise(raw)
         measured[number] = raw.isfinite() | drawn_whole(masks[own]).all()  # a region that is not there has no style
     whole = drawn_whole(masks)  # what is not known must not be rendered as background
@@ -177,7 +177,7 @@ def load_patients(
 
     Args:
         folder: A folder of prepared cases.
-        prior: Standardises the style vectors.
+        prior: Says the grid, and standardises the style vectors.
         vendors: Vendors that the site declares, in the order of their style vectors; None for those of the cases.
         contours: `policy.contours` of the site.
 
@@ -186,7 +186,7 @@ def load_patients(
     """
     slices: dict[str, list[tuple[Tensor, Tensor, str]]] = {}
     for case in usable_cases(folder, vendors, Counter(), contours):
-        slices.setdefault(group_of(case.info), []).append((*slice_pairs(case), case.info.vendor))
+        slices.setdefault(group_of(case.info), []).append((*slice_pairs(case, prior.grid), case.info.vendor))
     names = sorted({vendor for parts in slices.values() for *_, vendor in parts}) if vendors is None else list(vendors)
     patients = []
     for name, parts in slices.items():
@@ -318,7 +318,7 @@ def generator_learner(generator: GenerativeModel, name: str = "generator") -> Le
     ) -> NDArray[np.float64]:
         return patient_gradient(generator, patient, num_views, seed, parameters)
 
-    return Learner(name, generator, generator.holding, gradient, dummy_patient())
+    return Learner(name, generator, generator.holding, gradient, dummy_patient(generator.architecture.grid))
 
 
 def private_steps(
@@ -378,9 +378,9 @@ def num_gradients(num_patients: int, mechanism: Mechanism) -> int:
     return max(mechanism.divisor, num_patients) if mechanism.private else 0
 
 
-def dummy_patient() -> Patient:
-    """Nobody: one empty slice, whose gradient takes as long as anybody's."""
-    images = torch.zeros(1, 2, IMAGE_SIZE, IMAGE_SIZE)
+def dummy_patient(grid: Grid) -> Patient:
+    """Nobody: one empty slice on the generator's grid, whose gradient takes as long as anybody's."""
+    images = torch.zeros(1, 2, grid.size_px, grid.size_px)
     no_vendor = torch.zeros(1, dtype=torch.int64)
     return Patient("", images, images.to(torch.uint8), torch.zeros(1, len(STYLE_NAMES)), no_vendor)
 
@@ -456,7 +456,8 @@ def patient_gradient(
     device = parameters[0].device
     rng = torch.Generator().manual_seed(seed)
     index = torch.randint(len(patient.images), (num_views,), generator=rng)
-    images, masks = augment(patient.images[index], patient.masks[index], rng)
+    shift_px = MAX_SHIFT_MM / generator.architecture.grid.pixel_mm
+    images, masks = augment(patient.images[index], patient.masks[index], rng, max_shift_px=shift_px)
     condition = Condition(masks, patient.slice_styles[index]).to(device)
     with autocast(device):
         loss = generator.loss(images.to(device), condition, rng).mean()

@@ -117,8 +117,27 @@ class GeneratorConfig:
     """The generative model that `fedcmr-server pretrain` trains; a study takes the one in its prior's file."""
 
     kind: str = "flow_matching"
+    size_px: int = 64
+    pixel_mm: float = 2.0
+    patch: int = 2
+    channels: list[int] = field(default_factory=lambda: [64, 96, 128])
 
     def __post_init__(self) -> None:
+        step = 2 ** (len(self.channels) - 1) * self.patch
+        _check(1 <= self.patch <= 8, "generator.patch", "in 1..8", self.patch)
+        _check(
+            1 <= len(self.channels) <= 8 and all(16 <= n <= 2048 and n % 16 == 0 for n in self.channels),
+            "generator.channels",
+            "1 to 8 multiples of 16 up to 2048",
+            self.channels,
+        )
+        _check(
+            16 <= self.size_px <= 512 and self.size_px % max(step, 16) == 0,
+            "generator.size_px",
+            f"a multiple of {max(step, 16)} up to 512",
+            self.size_px,
+        )
+        _check(0.5 <= self.pixel_mm <= 4, "generator.pixel_mm", "in 0.5..4", self.pixel_mm)
         if self.kind != "flow_matching":  # MONAI's networks take seconds to load
             from fedcmr.shared.models.kinds import KINDS
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcmr.shared.case import LV, MYO, NOT_DRAWN, RV, is_heart
+from fedcmr.shared.views import PIXEL_MM
 
 STYLE_NAMES = (
     "lv_mean",
@@ -31,8 +32,8 @@ MEAN_KEY, STD_KEY = "code_mean", "code_std"
 """Groups of arrays in checkpoints and published generators: each vendor's mean and standard deviation. The names are
 those of the first version: all versions' files are read alike, and `tests/test_recorded_weights.py` hashes them."""
 
-BAND_PX = 5
-"""Width of the peri-cardiac band, in pixels of the networks' grid (2 mm each)."""
+BAND_MM = 10.0
+"""Width of the peri-cardiac band."""
 MAX_STYLE = 5.0
 """Standardised style vectors are limited to +- this before they reach the generator."""
 
@@ -70,41 +71,44 @@ def style_moments(raw_vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return known.mean(0), known.std(0), correlation
 
 
-def style_vector(images: Tensor, masks: Tensor) -> Tensor:
+def style_vector(images: Tensor, masks: Tensor, pixel_mm: float = PIXEL_MM) -> Tensor:
     """Raw style vector of one patient, averaged over its slices and both frames.
 
     Args:
         images: Shape (N, 2, H, W), float32 in [-1, 1].
         masks: Shape (N, 2, H, W), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
+        pixel_mm: In-plane pixel. Sharpness and noise are those of the pixels: vectors of two grids do not compare.
 
     Returns:
         Shape (K,), in the order of `STYLE_NAMES`; NaN where the patient does not have the region, or nobody drew it.
     """
-    return style_vectors(images[None], masks[None])[0]
+    return style_vectors(images[None], masks[None], pixel_mm)[0]
 
 
-def regions(masks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def regions(masks: Tensor, pixel_mm: float = PIXEL_MM) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """LV cavity, myocardium, RV cavity, the peri-cardiac band and the background.
 
     Args:
         masks: Shape (N, C, H, W), uint8 labels 0..3 and 255 (`NOT_DRAWN`).
+        pixel_mm: In-plane pixel.
 
     Returns:
         Five tensors of the masks' shape, bool, of which exactly one is true in every pixel that is drawn, and none in
         the others.
     """
     heart = is_heart(masks)
-    near = F.max_pool2d(heart.float(), 2 * BAND_PX + 1, stride=1, padding=BAND_PX) > 0
+    band_px = round(BAND_MM / pixel_mm)
+    near = F.max_pool2d(heart.float(), 2 * band_px + 1, stride=1, padding=band_px) > 0
     drawn = masks != NOT_DRAWN
     return masks == LV, masks == MYO, masks == RV, near & ~heart & drawn, ~near & drawn
 
 
-def style_vectors(images: Tensor, masks: Tensor) -> Tensor:
+def style_vectors(images: Tensor, masks: Tensor, pixel_mm: float = PIXEL_MM) -> Tensor:
     """`style_vector` of B patients at once: (B, N, 2, H, W) -> (B, K)."""
     batch, height, width = len(images), *images.shape[-2:]
     flat = images.reshape(-1, 1, height, width)
     labels = masks.reshape(-1, 1, height, width)
-    lv, myo, rv, band, background = regions(labels)
+    lv, myo, rv, band, background = regions(labels, pixel_mm)
 
     def per_patient(values: Tensor, region: Tensor) -> Tensor:
         """Mean over a region of all of a patient's images, shape (B,); NaN for an empty region."""

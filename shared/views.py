@@ -11,9 +11,9 @@ from torch import Tensor
 from fedcmr.shared.case import ED, ES, LV, NOT_DRAWN, Case
 
 IMAGE_SIZE = 64
-"""Height and width of the networks' images in pixels."""
+"""Height and width in pixels of the images of the ejection fraction's network, and of the first generators."""
 PIXEL_MM = 2.0
-"""In-plane pixel of the networks' images: 128 mm, the left ventricle with its surroundings."""
+"""In-plane pixel of these images: 128 mm, the left ventricle with its surroundings."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Grid:
         return tuple(shape) == (self.size_px,) * 2 and all(abs(mm - self.pixel_mm) < 1e-6 for mm in spacing_mm)
 
 
+MAX_SHIFT_MM = 6.0
+"""Random views are shifted by up to this."""
 NETWORK_GRID = Grid(IMAGE_SIZE, PIXEL_MM)
-"""The grid of the generator and of the ejection fraction's network."""
+"""The grid of the ejection fraction's network. A generator has that of its file, by default this one."""
 
 
 def grid_of(case: Case) -> tuple[float, float]:
@@ -98,7 +100,7 @@ def augment(
     generator: torch.Generator,
     max_rotation_deg: float = 30.0,
     max_scale: float = 0.1,
-    max_shift_px: float = 3.0,
+    max_shift_px: float = MAX_SHIFT_MM / PIXEL_MM,
 ) -> tuple[Tensor, Tensor]:
     """Random rotation, scale and shift, one draw per image; ED and ES move together.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedcmr.shared.case import ED, ES, LV, MYO, RV
-from fedcmr.shared.views import IMAGE_SIZE, PIXEL_MM
+from fedcmr.shared.views import NETWORK_GRID, Grid
 
 NUM_HARMONICS = 3
 """In-plane shape deviates from a circle by angular harmonics of order 2, 3 and 4."""
@@ -87,6 +87,7 @@ class Distances:
         rv: Distance to the right ventricle's cavity, before the LV's wall is subtracted from it.
         atrium: Distance to the left atrium, above the mitral plane; positive everywhere below it.
         angle: Polar angle around the LV's axis, radians.
+        pixel_mm: In-plane pixel, a number.
     """
 
     endo: Tensor
@@ -94,6 +95,7 @@ class Distances:
     rv: Tensor
     atrium: Tensor
     angle: Tensor
+    pixel_mm: float
 
 
 def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tensor | None = None) -> Hearts:
@@ -173,16 +175,15 @@ def slice_positions(hearts: Hearts, num_slices: int) -> Tensor:
     return hearts.stack_start[:, None] + (hearts.stack_end - hearts.stack_start)[:, None] * share
 
 
-def distances(hearts: Hearts, positions: Tensor, size: int = IMAGE_SIZE, pixel_mm: float = PIXEL_MM) -> Distances:
+def distances(hearts: Hearts, positions: Tensor, grid: Grid = NETWORK_GRID) -> Distances:
     """Signed distances of every pixel of every slice at ED and ES.
 
     Args:
         hearts: N hearts.
         positions: Shape (N, S), slice centres in mm below the ED mitral plane.
-        size: Height and width in pixels.
-        pixel_mm: In-plane pixel.
+        grid: The pixels.
     """
-    axis = (torch.arange(size) - (size - 1) / 2) * pixel_mm
+    axis = (torch.arange(grid.size_px) - (grid.size_px - 1) / 2) * grid.pixel_mm
     share = (positions / hearts.length[:, None])[:, :, None]
     centre = hearts.centre[:, None] + hearts.axis_tilt[:, None] * (share - 0.5)
     x = axis[None, None, None, :] - centre[:, :, 0, None, None]
@@ -190,7 +191,7 @@ def distances(hearts: Hearts, positions: Tensor, size: int = IMAGE_SIZE, pixel_m
     angle, r = torch.atan2(y, x), (x**2 + y**2).sqrt()
     parts = [_phase_distances(hearts, positions, angle, r, x, y, phase) for phase in (ED, ES)]
     endo, epi, rv, atrium = (torch.stack(pair, dim=2) for pair in zip(*parts, strict=True))
-    return Distances(endo, epi, rv, atrium, angle[:, :, None].expand_as(endo))
+    return Distances(endo, epi, rv, atrium, angle[:, :, None].expand_as(endo), grid.pixel_mm)
 
 
 def masks_from(d: Distances) -> Tensor:

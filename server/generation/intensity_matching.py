@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcmr.shared.style import STYLE_NAMES, regions, style_vectors
+from fedcmr.shared.views import PIXEL_MM
 
 MAX_GAIN = 2.5
 """Largest change of contrast, up or down: a flat region is not stretched into noise, nor a textured one flattened."""
@@ -19,13 +20,14 @@ _MEANS = ("lv_mean", "myo_mean", "rv_mean", "band_mean", "background_mean")
 _STDS = ("lv_std", "myo_std", None, "band_std", "background_std")  # the style vector does not say how even the RV is
 
 
-def match_intensities(images: Tensor, masks: Tensor, raw_style: Tensor) -> Tensor:
+def match_intensities(images: Tensor, masks: Tensor, raw_style: Tensor, pixel_mm: float = PIXEL_MM) -> Tensor:
     """Map the grey values of each heart's regions to the means and standard deviations of its style vector.
 
     Args:
         images: Shape (N, S, 2, H, W), float32 in [-1, 1].
         masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
         raw_style: Shape (N, K), raw style vectors in the order of `STYLE_NAMES`.
+        pixel_mm: In-plane pixel.
 
     Returns:
         Shape (N, S, 2, H, W) in [-1, 1]. A region that a heart does not have is left out.
@@ -33,7 +35,7 @@ def match_intensities(images: Tensor, masks: Tensor, raw_style: Tensor) -> Tenso
     num = len(images)
     flat = masks.flatten(0, 1)
     mapped, weights = torch.zeros_like(images), torch.zeros_like(images)
-    for region, mean_name, std_name in zip(regions(flat), _MEANS, _STDS, strict=True):
+    for region, mean_name, std_name in zip(regions(flat, pixel_mm), _MEANS, _STDS, strict=True):
         inside = region.float().reshape(num, -1)
         size = inside.sum(1).clamp(min=1)
         values = images.reshape(num, -1)
@@ -52,7 +54,9 @@ def match_intensities(images: Tensor, masks: Tensor, raw_style: Tensor) -> Tenso
     return (mapped / weights).clamp(-1, 1)
 
 
-def match_noise(images: Tensor, masks: Tensor, raw_style: Tensor, rng: torch.Generator) -> Tensor:
+def match_noise(
+    images: Tensor, masks: Tensor, raw_style: Tensor, rng: torch.Generator, pixel_mm: float = PIXEL_MM
+) -> Tensor:
     """Add white noise up to the noise level of each heart's style vector; an image that has it already stays.
 
     Args:
@@ -60,12 +64,13 @@ def match_noise(images: Tensor, masks: Tensor, raw_style: Tensor, rng: torch.Gen
         masks: Shape (N, S, 2, H, W), uint8 labels 0..3.
         raw_style: Shape (N, K), raw style vectors in the order of `STYLE_NAMES`.
         rng: Source of the noise.
+        pixel_mm: In-plane pixel.
 
     Returns:
         Shape (N, S, 2, H, W) in [-1, 1].
     """
     level = STYLE_NAMES.index("noise_level")
-    has = torch.nan_to_num(style_vectors(images, masks)[:, level])
+    has = torch.nan_to_num(style_vectors(images, masks, pixel_mm)[:, level])
     # Mean absolute values of normal noise, whose squares add up; the encoder's filter keeps its standard deviation.
     missing = (raw_style[:, level].clamp(min=0) ** 2 - has**2).clamp(min=0) * math.pi / 2
     noise = torch.randn(images.shape, generator=rng)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
 from fedcmr.server.generation.rendering import render
-from fedcmr.server.settings import Config, PretrainConfig
+from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
 from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, train
 from fedcmr.server.training.schedule import cosine, ema_decay
 from fedcmr.server.training.state import Network, TrainingState
@@ -19,10 +19,11 @@ from fedcmr.shared.device import autocast, pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.kinds import kind_of, make
+from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.models.prior import load_prior, save_prior
 from fedcmr.shared.progress import track_parts
 from fedcmr.shared.style import style_moments, style_vectors
-from fedcmr.shared.views import augment
+from fedcmr.shared.views import MAX_SHIFT_MM, NETWORK_GRID, Grid, augment
 
 STACK_SLICES = 8
 SLICES_PER_HEART = 4
@@ -40,12 +41,13 @@ class PublicHearts:
     """The prior's training set: M = hearts x slices images.
 
     Attributes:
-        images: Shape (M, 2, 64, 64), uint8, 0..255 for -1..1.
-        masks: Shape (M, 2, 64, 64), uint8 labels.
+        images: Shape (M, 2, H, W), uint8, 0..255 for -1..1.
+        masks: Shape (M, 2, H, W), uint8 labels.
         styles: Shape (M, K), standardised.
         style_mean: Shape (K,).
         style_std: Shape (K,).
         style_correlation: Shape (K, K).
+        pixel_mm: In-plane pixel.
     """
 
     images: Tensor
@@ -54,19 +56,21 @@ class PublicHearts:
     style_mean: Tensor
     style_std: Tensor
     style_correlation: Tensor
+    pixel_mm: float
 
     def chosen(self, index: Tensor | slice) -> Tensor:
-        """Chosen images, shape (N, 2, 64, 64), float32 in [-1, 1]."""
+        """Chosen images, shape (N, 2, H, W), float32 in [-1, 1]."""
         return self.images[index].float() / 127.5 - 1
 
     def draw(self, num: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Random views of `num` random images: images, masks, style vectors."""
         index = torch.randint(len(self.images), (num,), generator=rng)
-        images, masks = augment(self.chosen(index), self.masks[index], rng, max_rotation_deg=60)
+        shift_px = MAX_SHIFT_MM / self.pixel_mm
+        images, masks = augment(self.chosen(index), self.masks[index], rng, max_rotation_deg=60, max_shift_px=shift_px)
         return images, masks, self.styles[index]
 
 
-def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
+def simulate_hearts(num_hearts: int, seed: int, grid: Grid = NETWORK_GRID) -> PublicHearts:
     """Draw, slice and render hearts over the whole range of ejection fractions."""
     images, masks, styles = [], [], []
     chunk = 50
@@ -74,15 +78,15 @@ def simulate_hearts(num_hearts: int, seed: int) -> PublicHearts:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + part.start)
         hearts = draw_hearts(part.stop - part.start, generator, STACK_SLICES)
         chosen = torch.rand(len(hearts), STACK_SLICES, generator=generator).argsort(1)[:, :SLICES_PER_HEART]
-        d = distances(hearts, slice_positions(hearts, STACK_SLICES).gather(1, chosen.sort(1).values))
+        d = distances(hearts, slice_positions(hearts, STACK_SLICES).gather(1, chosen.sort(1).values), grid)
         labels, rendered = masks_from(d), render(hearts, d, generator)
-        styles.append(style_vectors(rendered, labels).repeat_interleave(SLICES_PER_HEART, dim=0))
+        styles.append(style_vectors(rendered, labels, grid.pixel_mm).repeat_interleave(SLICES_PER_HEART, dim=0))
         images.append(((rendered + 1) * 127.5).round().to(torch.uint8).flatten(0, 1))
         masks.append(labels.flatten(0, 1))
     raw = torch.cat(styles)
     mean, std, correlation = style_moments(raw)
     standardised = torch.nan_to_num((raw - mean) / std, nan=0.0)
-    return PublicHearts(torch.cat(images), torch.cat(masks), standardised, mean, std, correlation)
+    return PublicHearts(torch.cat(images), torch.cat(masks), standardised, mean, std, correlation, grid.pixel_mm)
 
 
 def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
@@ -99,7 +103,8 @@ def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        hearts = simulate_hearts(config.pretrain.num_hearts, config.seed)
+        grid = architecture_of(config.generator).grid
+        hearts = simulate_hearts(config.pretrain.num_hearts, config.seed, grid)
         result = train_prior(config, hearts, out.with_suffix(".checkpoint"), minutes)
         card = _card(config, result)
         scale = (hearts.style_mean, hearts.style_std, hearts.style_correlation)
@@ -148,7 +153,7 @@ def train_prior(config: Config, hearts: PublicHearts, checkpoint: Path, minutes:
     def identity(part: str) -> str:
         s = settings
         values = [part, config.seed, s.start, s.num_hearts, s.batch_size, s.learning_rate, s.ema_decay]
-        return json.dumps([*values, config.generator.kind])
+        return json.dumps([*values, asdict(config.generator)])
 
     def batch(step: int) -> tuple[Tensor, Condition, torch.Generator]:
         rng = torch.Generator().manual_seed(config.seed * 7_368_787 + step)
@@ -193,15 +198,24 @@ def train_prior(config: Config, hearts: PublicHearts, checkpoint: Path, minutes:
 
 def _first_model(config: Config) -> tuple[GenerativeModel, str | None]:
     """The model before its first step, and the SHA-256 of the prior that it comes from, if any."""
-    start, kind = config.pretrain.start, config.generator.kind
+    start, kind, architecture = config.pretrain.start, config.generator.kind, architecture_of(config.generator)
     if start is None:
-        return make(kind), None
+        return make(kind, architecture), None
     prior = load_prior(Path(start))
     if kind_of(prior.generator) != kind:
         raise UserError(
             f"pretrain.start: {start} is of kind {kind_of(prior.generator)}, expected {kind} as in generator.kind"
         )
+    if prior.generator.architecture != architecture:
+        raise UserError(f"pretrain.start: {start} has other sizes or another grid than the settings of 'generator'")
     return prior.generator, prior.sha256
+
+
+def architecture_of(settings: GeneratorConfig) -> Architecture:
+    """The sizes of the network and the grid of its images."""
+    return Architecture(
+        tuple(settings.channels), patch=settings.patch, size_px=settings.size_px, pixel_mm=settings.pixel_mm
+    )
 
 
 def _state(model: Network) -> TrainingState[Network]:
@@ -224,6 +238,7 @@ def _card(config: Config, result: Pretrained) -> dict[str, Any]:
     return {
         "command": "fedcmr-server pretrain",
         "kind": config.generator.kind,
+        "pixels": f"{config.generator.size_px} of {config.generator.pixel_mm:g} mm",
         "seed": config.seed,
         "num_hearts": config.pretrain.num_hearts,
         "num_steps": result.num_steps,

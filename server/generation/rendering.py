@@ -14,14 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedcmr.server.generation.heart_shapes import Distances, Hearts
-from fedcmr.shared.views import PIXEL_MM
+from fedcmr.shared.views import IMAGE_SIZE, PIXEL_MM
+
+FIELD_MM = IMAGE_SIZE * PIXEL_MM
+"""Field of view in which a smooth field has the number of bumps that is said here; a wider one has more."""
 
 
 class _Dice:
     """Random numbers per heart (the same for all its slices), per slice, or per pixel."""
 
-    def __init__(self, num_hearts: int, num_slices: int, size: int, generator: torch.Generator):
+    def __init__(self, num_hearts: int, num_slices: int, size: int, pixel_mm: float, generator: torch.Generator):
         self.shape = (num_hearts, num_slices, size)
+        self.pixel_mm = pixel_mm
         self.generator = generator
 
     def heart(self, low: float, high: float) -> Tensor:
@@ -33,8 +37,9 @@ class _Dice:
         return self.heart(0, 1) < probability
 
     def field(self, cells: int, per_phase: bool = False) -> Tensor:
-        """A smooth standard-normal field with about `cells` bumps a side; shape (N, S, 1 or 2, H, W)."""
+        """A smooth standard-normal field with about `cells` bumps in 128 mm; shape (N, S, 1 or 2, H, W)."""
         num_hearts, num_slices, size = self.shape
+        cells = max(1, round(cells * size * self.pixel_mm / FIELD_MM))
         phases = 2 if per_phase else 1
         coarse = torch.randn(num_hearts * num_slices, phases, cells, cells, generator=self.generator)
         # Neighbouring slices show the same surroundings: half of a field is common to the stack.
@@ -57,7 +62,7 @@ def render(hearts: Hearts, d: Distances, generator: torch.Generator) -> Tensor:
         Shape (N, S, 2, H, W), float32 in [-1, 1], scaled per heart by percentiles as prepared scans are.
     """
     num_hearts, num_slices, _, size, _ = d.endo.shape
-    dice = _Dice(num_hearts, num_slices, size, generator)
+    dice = _Dice(num_hearts, num_slices, size, d.pixel_mm, generator)
     image = _thorax(hearts, d, dice)
     image = _heart(hearts, image, d, dice)
     return _scan(image, dice)
@@ -80,7 +85,7 @@ def _mix(below: Tensor, above: Tensor | float, share: Tensor) -> Tensor:
 def _thorax(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     """Surroundings, (N, S, 2, H, W): lung, chest wall by the RV, organs below, all with wavy borders."""
     size = dice.shape[2]
-    axis = (torch.arange(size) - (size - 1) / 2) * PIXEL_MM
+    axis = (torch.arange(size) - (size - 1) / 2) * dice.pixel_mm
     turn = (hearts.rv_angle - math.pi)[:, None, None, None, None] + dice.heart(-0.5, 0.5)
     x = axis * torch.cos(turn) + axis[:, None] * torch.sin(turn)
     y = -axis * torch.sin(turn) + axis[:, None] * torch.cos(turn)
@@ -148,7 +153,7 @@ def _papillary(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
     """Papillary muscles and trabeculae inside the cavity, as shares (N, S, 2, H, W)."""
     cavity = _soft(d.endo, 1.0)
     # Equivalent radius of the cavity per slice and phase places the muscles.
-    radius = ((d.endo < 0).sum(dim=(-1, -2), keepdim=True) * PIXEL_MM**2 / math.pi).sqrt()
+    radius = ((d.endo < 0).sum(dim=(-1, -2), keepdim=True) * d.pixel_mm**2 / math.pi).sqrt()
     depth = -d.endo
     share = torch.zeros_like(d.endo)
     for side in (-1, 1):
@@ -169,13 +174,18 @@ def _papillary(hearts: Hearts, d: Distances, dice: _Dice) -> Tensor:
 def _scan(image: Tensor, dice: _Dice) -> Tensor:
     """Blur, shading, noise, gamma; scaled per heart to the 1st and 99th percentile and to [-1, 1]."""
     num_hearts, _, _, size, _ = image.shape
-    sigma = dice.heart(0.15, 0.8)
-    taps = torch.arange(-3, 4, dtype=torch.float32)
+    sigma = dice.heart(0.15, 0.8) * (PIXEL_MM / dice.pixel_mm)
+    reach = math.ceil(6.0 / dice.pixel_mm)
+    taps = torch.arange(-reach, reach + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (taps / sigma.reshape(-1, 1)) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)
     grouped = image.reshape(num_hearts, -1, size, size).transpose(0, 1)
-    grouped = F.conv2d(F.pad(grouped, (0, 0, 3, 3), mode="reflect"), kernel[:, None, :, None], groups=num_hearts)
-    grouped = F.conv2d(F.pad(grouped, (3, 3, 0, 0), mode="reflect"), kernel[:, None, None, :], groups=num_hearts)
+    grouped = F.conv2d(
+        F.pad(grouped, (0, 0, reach, reach), mode="reflect"), kernel[:, None, :, None], groups=num_hearts
+    )
+    grouped = F.conv2d(
+        F.pad(grouped, (reach, reach, 0, 0), mode="reflect"), kernel[:, None, None, :], groups=num_hearts
+    )
     image = grouped.transpose(0, 1).reshape(image.shape)
 
     image = image * torch.exp(dice.heart(0.0, 0.35) * dice.field(2))

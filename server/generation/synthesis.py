@@ -22,7 +22,7 @@ from fedcmr.shared.models.base import Condition, GenerativeModel, Sampler
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.progress import track_parts
 from fedcmr.shared.style import MEAN_KEY, STD_KEY, StyleDistribution, style_vectors
-from fedcmr.shared.views import PIXEL_MM
+from fedcmr.shared.views import Grid
 
 EF_RANGE = (0.08, 0.80)
 """Ejection fractions requested are spread evenly over this, for every vendor."""
@@ -167,11 +167,18 @@ def _make(
             start = part.start
             guide, condition = _guides(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
             images = _generate(generator, guide, condition, config, rng, device)
-            masks, raw = condition.masks, prior.raw(condition.style)
-            images = match_noise(match_intensities(images, masks, raw), masks, raw, rng)
+            masks, raw, pixel_mm = condition.masks, prior.raw(condition.style), prior.grid.pixel_mm
+            images = match_noise(match_intensities(images, masks, raw, pixel_mm), masks, raw, rng, pixel_mm)
             styles.append(condition.style)
             cases += [
-                _case(f"syn-{start + i:05d}", names[start + i], images[i], masks[i], hearts[start + i : start + i + 1])
+                _case(
+                    f"syn-{start + i:05d}",
+                    names[start + i],
+                    images[i],
+                    masks[i],
+                    hearts[start + i : start + i + 1],
+                    prior.grid,
+                )
                 for i in range(part.stop - start)
             ]
     return SyntheticSet(cases, requested.tolist(), torch.cat(styles))
@@ -219,11 +226,11 @@ def _guides(
 
     With them the condition of the hearts: masks (N, S, 2, H, W), and one style vector for all slices, (N, K).
     """
-    d = distances(hearts, slice_positions(hearts, config.num_slices))
-    masks, guide = masks_from(d), render(hearts, d, rng)
+    d = distances(hearts, slice_positions(hearts, config.num_slices), prior.grid)
+    masks, guide, pixel_mm = masks_from(d), render(hearts, d, rng), prior.grid.pixel_mm
     if styles is None:
-        return guide, Condition(masks, prior.standardise(style_vectors(guide, masks)))
-    return match_intensities(guide, masks, prior.raw(styles)), Condition(masks, styles)
+        return guide, Condition(masks, prior.standardise(style_vectors(guide, masks, pixel_mm)))
+    return match_intensities(guide, masks, prior.raw(styles), pixel_mm), Condition(masks, styles)
 
 
 def _generate(
@@ -245,12 +252,12 @@ def _generate(
     return torch.cat(images).reshape(guide.shape)
 
 
-def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts) -> Case:
+def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts, grid: Grid) -> Case:
     """One heart's (S, 2, H, W) images as a case."""
     num_slices = images.shape[0]
     frames = ((images + 1) / 2).clamp(0, 1).transpose(0, 1).numpy().astype(np.float32)
     labels = masks.transpose(0, 1).numpy()
     spacing_z = float(heart.stack_end - heart.stack_start) / num_slices
     info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym, contours="drawn")
-    spacing_mm = np.array([spacing_z, PIXEL_MM, PIXEL_MM], np.float32)
+    spacing_mm = np.array([spacing_z, grid.pixel_mm, grid.pixel_mm], np.float32)
     return Case(info, np.ascontiguousarray(frames), np.ascontiguousarray(labels), spacing_mm)

@@ -19,12 +19,13 @@ from fedcmr.shared.models.kinds import KINDS, kind_of, make
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.resources import resource
 from fedcmr.shared.style import MAX_STYLE, MEAN_KEY, STD_KEY, STYLE_NAMES, StyleDistribution
+from fedcmr.shared.views import Grid
 
 SHIPPED_PRIOR = resource("shared/weights/prior.safetensors")
 FIRST_KIND = "flow_matching"
 """Files of earlier versions name no kind: there was this one."""
 CORRELATION_KEY = "code_correlation"  # named like `MEAN_KEY` and `STD_KEY`, and for the same reason
-MAX_LEVELS, MAX_CHANNELS, MAX_RES_BLOCKS = 8, 2048, 8
+MAX_LEVELS, MAX_CHANNELS, MAX_RES_BLOCKS, MAX_PATCH, MAX_SIZE_PX = 8, 2048, 8, 8, 512
 """Largest sizes of an architecture that a file may request."""
 
 
@@ -47,6 +48,11 @@ class Prior:
     style_correlation: Tensor
     sha256: str
     made_by: Mapping[str, str]
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the generator's images: whatever it is trained on or told is brought to this one."""
+        return self.generator.architecture.grid
 
     @property
     def styles(self) -> StyleDistribution:
@@ -125,6 +131,8 @@ def _architecture(sizes: dict[str, Any]) -> Architecture:
     channels = architecture.channels
     if not 1 <= len(channels) <= MAX_LEVELS or max(channels) > MAX_CHANNELS:
         raise ValueError
-    if not 1 <= architecture.num_res_blocks <= MAX_RES_BLOCKS:
+    if not 1 <= architecture.num_res_blocks <= MAX_RES_BLOCKS or not 1 <= architecture.patch <= MAX_PATCH:
+        raise ValueError
+    if not 16 <= architecture.size_px <= MAX_SIZE_PX or not 0.1 <= architecture.pixel_mm <= 10:
         raise ValueError
     return architecture

@@ -34,7 +34,6 @@ from fedcmr.shared.progress import track
 from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE
 from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES
 from fedcmr.shared.style_statistics import noise_std, two_step_mean
-from fedcmr.shared.views import IMAGE_SIZE
 from fedcmr.simulations.audit.one_run import CONFIDENCE, Family, chance, guess, highest_provable, lower_bound, p_value
 from fedcmr.simulations.audit.roc import FALSE_ALARM
 from fedcmr.simulations.audit.sites import Build, Round, Run, run_study
@@ -182,7 +181,9 @@ def make_canaries(prior: Prior, adapter: Adapter, seed: int, num_views: int = 1,
     rng = np.random.default_rng(seed)
     if not 1 <= num <= len(STYLE_NAMES):
         raise ValueError(f"Expected num in 1..{len(STYLE_NAMES)}, got {num}.")
-    pools = [[_candidate(f"canary{axis:02d}", axis, rng) for _ in range(POOL)] for axis in range(num)]
+    pools = [
+        [_candidate(f"canary{axis:02d}", axis, prior.grid.size_px, rng) for _ in range(POOL)] for axis in range(num)
+    ]
     if adapter == "statistics":  # no gradient is taken
         return [pool[0] for pool in pools]
     start = {name: parameter.detach().clone() for name, parameter in prior.generator.trainable(adapter).items()}
@@ -236,11 +237,11 @@ def attack(prior: Prior, canaries: Sequence[Patient], runs: Sequence[Run], nomin
     return np.asarray(np.linalg.solve(whole @ whole.T + 4 * np.eye(len(whole)), whole @ rest.T).T, np.float64)
 
 
-def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
+def _candidate(name: str, axis: int, size_px: int, rng: np.random.Generator) -> Patient:
     """One block size for the image and one for the labels, both drawn; a style vector far out along one of its axes."""
-    pattern = _blocks(rng.choice([-1.0, 1.0], (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(2, 17)))
+    pattern = _blocks(rng.choice([-1.0, 1.0], (2, size_px, size_px)), int(rng.integers(2, 17)))
     pattern *= rng.uniform(0.1, 1.0)
-    labels = _blocks(rng.integers(0, 4, (2, IMAGE_SIZE, IMAGE_SIZE)), int(rng.integers(3, 20)))
+    labels = _blocks(rng.integers(0, 4, (2, size_px, size_px)), int(rng.integers(3, 20)))
     styles = torch.zeros(1, len(STYLE_NAMES))
     styles[0, axis] = MAX_STYLE
     images = torch.from_numpy(pattern.astype(np.float32)).expand(NUM_SLICES, -1, -1, -1)
@@ -250,8 +251,9 @@ def _candidate(name: str, axis: int, rng: np.random.Generator) -> Patient:
 
 def _blocks(values: NDArray[Any], side: int) -> NDArray[Any]:
     """Squares of `side` pixels, one value each; shape (2, H, W)."""
-    coarse = values[:, : -(-IMAGE_SIZE // side), : -(-IMAGE_SIZE // side)]
-    return coarse.repeat(side, axis=1).repeat(side, axis=2)[:, :IMAGE_SIZE, :IMAGE_SIZE]
+    size = values.shape[-1]
+    coarse = values[:, : -(-size // side), : -(-size // side)]
+    return coarse.repeat(side, axis=1).repeat(side, axis=2)[:, :size, :size]
 
 
 def _gradient(prior: Prior, parameters: Any, num_views: int, seed: int, canary: Patient) -> Float:

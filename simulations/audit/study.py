@@ -77,7 +77,7 @@ def draw(vendor: str, prior: Prior, rng: np.random.Generator, name: str) -> Pati
         except Unusable:
             continue
         info = CaseInfo(name, vendor, 1.5, found.ef, name)
-        images, masks = slice_pairs(Case(info, found.frames, found.masks, found.spacing_mm))
+        images, masks = slice_pairs(Case(info, found.frames, found.masks, found.spacing_mm), prior.grid)
         return patient_of(name, images, masks, prior)
 
 

@@ -90,7 +90,7 @@ def simulated_patients(num: int, prior: Prior, num_slices: int) -> list[Patient]
     """Patients as a site's cases would give them, from drawn hearts."""
     rng = torch.Generator().manual_seed(0)
     hearts = draw_hearts(num, rng, num_slices)
-    d = distances(hearts, slice_positions(hearts, num_slices))
+    d = distances(hearts, slice_positions(hearts, num_slices), prior.grid)
     stacks = zip(render(hearts, d, rng), masks_from(d), strict=True)
     return [patient_of(f"p{number}", images, masks, prior) for number, (images, masks) in enumerate(stacks)]
 

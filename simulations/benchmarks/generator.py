@@ -160,12 +160,12 @@ def measure(
         reference: The images of many steps; None leaves the distance out.
 
     Returns:
-        The figures and the images, (all slices of all hearts, 2, 64, 64) in [-1, 1].
+        The figures and the images, (all slices of all hearts, 2, H, W) in [-1, 1].
     """
     started = time.perf_counter()
     made = synthesize(prior, shared, config, sorted(shared.styles), seed)
     seconds = time.perf_counter() - started
-    images = torch.cat([slice_pairs(case)[0] for case in made.cases])
+    images = torch.cat([slice_pairs(case, prior.grid)[0] for case in made.cases])
     slopes = style_slopes(prior, shared, config, seed)
     measured = Measured(
         config.t_start,
@@ -182,8 +182,10 @@ def measure(
 
 def measured_styles(prior: Prior, cases: Sequence[Case]) -> Tensor:
     """Standardised style vectors of the images of each case, shape (len(cases), K)."""
-    stacks = [slice_pairs(case) for case in cases]
-    return prior.standardise(torch.cat([style_vectors(images[None], masks[None]) for images, masks in stacks]))
+    stacks = [slice_pairs(case, prior.grid) for case in cases]
+    pixel_mm = prior.grid.pixel_mm
+    raw = [style_vectors(images[None], masks[None], pixel_mm) for images, masks in stacks]
+    return prior.standardise(torch.cat(raw))
 
 
 def style_slopes(prior: Prior, shared: SharedGenerator, config: SynthesisConfig, seed: int) -> dict[str, float]:

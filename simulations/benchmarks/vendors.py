@@ -124,9 +124,9 @@ def codes_of(cases: Sequence[Case], prior: Prior) -> NDArray[np.float32]:
     """Standardised style vectors, shape (len(cases), K), as the sites measure them."""
     styles = []
     for case in cases:
-        images, masks = slice_pairs(case)
+        images, masks = slice_pairs(case, prior.grid)
         keep = with_heart(masks)
-        styles.append(prior.standardise(style_vector(images[keep], masks[keep])))
+        styles.append(prior.standardise(style_vector(images[keep], masks[keep], prior.grid.pixel_mm)))
     return torch.stack(styles).numpy()
 
 
