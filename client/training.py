@@ -36,12 +36,14 @@ from fedcmr.shared.views import MAX_SHIFT_MM, Grid, augment, drawn_whole, slice_
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient as the generator sees it: the slices that hold the heart and are drawn whole; perhaps none.
+    """One patient as the generator sees it: the slices that hold the heart; perhaps none.
+
+    They are drawn whole, unless the generator is told where nobody drew.
 
     Attributes:
         name: The case's group: a pseudonym. Seeds the patient's views.
         images: Shape (Z, 2, H, W) on the generator's grid, ED and ES, float32 in [-1, 1].
-        masks: Shape (Z, 2, H, W), uint8 labels 0..3.
+        masks: Shape (Z, 2, H, W), uint8 labels 0..3, and 255 (`NOT_DRAWN`) for a generator that is told.
         styles: Shape (V, K), the standardised style vectors of the patient's scans by vendor, in the order of the
             site's vendors; zeros where the patient has no scan of one, or nobody drew the region.
         vendors: Shape (Z,), int64: which row of `styles` each slice belongs to.
@@ -164,7 +166,8 @@ def patient_of(
         raw = style_vector(images[own], masks[own], prior.grid.pixel_mm)
         styles[number] = prior.standardise(raw)
         measured[number] = raw.isfinite() | drawn_whole(masks[own]).all()  # a region that is not there has no style
-    whole = drawn_whole(masks)  # what is not known must not be rendered as background
+    # What is not known must not be rendered as background, but by a generator that is told where nobody drew.
+    whole = drawn_whole(masks) | prior.generator.architecture.unknown_labels
     return Patient(name, images[whole], masks[whole], styles, vendors[whole], measured)
 
 

@@ -54,11 +54,25 @@ def _parser() -> SettingsParser:
     sub = add(
         "pretrain",
         _pretrain,
+<<<<<<< HEAD
         "train the public prior on simulated hearts",
         f"No patient is involved and no privacy is spent. {again}",
         settings=True,
+=======
+        "train the public prior on simulated hearts, and on public scans",
+        f"No patient of a site is involved and no privacy is spent. {again}",
+        settings,
+>>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
     )
     sub.add_argument("--out", type=Path, required=True, help="the prior's file, ending in .safetensors")
+    sub.add_argument(
+        "--public",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CASES",
+        help="folders of prepared cases of public data sets to learn from, beside simulated hearts",
+    )
     sub.add_argument("--minutes", type=_positive_float, help="stop by then (default: train pretrain.num_steps)")
 
     sub = add(
@@ -141,7 +155,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     _check_suffix(options.out)
     limit = f"{config.pretrain.num_steps} steps" if options.minutes is None else f"{options.minutes:g} minutes"
     print(f"training the public prior, {limit} -> {options.out}", file=sys.stderr)
-    pretrain(config, options.out, options.minutes)
+    pretrain(config, options.out, options.minutes, options.public)
     print(f"wrote {options.out}")
 
 

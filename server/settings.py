@@ -121,6 +121,7 @@ class GeneratorConfig:
     pixel_mm: float = 2.0
     patch: int = 2
     channels: list[int] = field(default_factory=lambda: [64, 96, 128])
+    unknown_labels: bool = False
 
     def __post_init__(self) -> None:
         step = 2 ** (len(self.channels) - 1) * self.patch
@@ -146,10 +147,11 @@ class GeneratorConfig:
 
 @dataclass
 class PretrainConfig:
-    """Training of the public prior on simulated hearts."""
+    """Training of the public prior on simulated hearts, and on public scans where there are some."""
 
     start: str | None = None
     num_hearts: int = 6000
+    scan_share: float = 0.5
     num_steps: int = 20000
     batch_size: int = 32
     learning_rate: float = 4e-4
@@ -157,6 +159,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _check(self.num_hearts >= 8, "pretrain.num_hearts", ">= 8", self.num_hearts)
+        _check(0 < self.scan_share <= 1, "pretrain.scan_share", "in (0, 1]", self.scan_share)
         _check(self.num_steps >= 1, "pretrain.num_steps", ">= 1", self.num_steps)
         _check(self.batch_size >= 2, "pretrain.batch_size", ">= 2", self.batch_size)
         _check(self.learning_rate > 0, "pretrain.learning_rate", "> 0", self.learning_rate)

@@ -4,6 +4,7 @@ A folder of cases is `cases.csv` (one row per patient, no identifiers) and `case
 """
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -232,6 +233,11 @@ def load_case(folder: Path, info: CaseInfo) -> Case:
         raise UserError(f"{path} is missing although {INDEX_NAME} names it: prepare the folder again") from None
     except Exception as error:  # over a damaged file zipfile, zlib and numpy raise a dozen kinds between them
         raise UserError(f"{path} is not a readable case ({type(error).__name__}): prepare the folder again") from None
+
+
+def fingerprint(case: Case) -> str:
+    """SHA-256 of a case's frames, by which the same scan, prepared alike, is known again."""
+    return hashlib.sha256(case.frames.astype("<f4").tobytes()).hexdigest()
 
 
 def load_cases(folder: str | Path) -> list[Case]:

@@ -1,5 +1,6 @@
 """The whole path on one machine: hospitals, prepared cases, the federation, the study, a summary."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,14 @@ from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
+<<<<<<< HEAD
 from fedcmr.shared.errors import UserError
+=======
+from fedcmr.server.tasks.registry import tasks_of
+from fedcmr.shared.case import fingerprint, load_case, read_index
+from fedcmr.shared.errors import UserError
+from fedcmr.shared.models.prior import Prior, load_prior
+>>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
 from fedcmr.shared.permissions import make_private, private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder
@@ -146,6 +154,11 @@ def _prepare(study: Study) -> None:
     source = config.hospitals.source
     root = Path(config.data_root) if config.data_root is not None else Path()
     sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, root)
+    prior = load_prior(None if config.prior is None else Path(config.prior))
+    for site in sites:
+        _check_unseen(prior, site.train)
+    for index in sorted((run.path / "test").glob("**/cases.csv")):
+        _check_unseen(prior, index.parent)
     check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
         policy = SitePolicy(
@@ -174,6 +187,21 @@ def _prepare(study: Study) -> None:
             ),
         )
     write_study(run, {site.name: StudySite(site.vendors, site.nominal_patients, site.provenance) for site in sites})
+
+
+def _check_unseen(prior: Prior, folder: Path) -> None:
+    """Raise where the public prior has learnt from a patient of a folder, who then is neither private nor a test."""
+    if not prior.has_seen:
+        return
+    num_seen = 0
+    for info in read_index(folder):
+        with contextlib.suppress(UserError):  # a case that cannot be read takes no part
+            num_seen += fingerprint(load_case(folder, info)) in prior.has_seen
+    if num_seen:
+        raise UserError(
+            f"the public prior has learnt from {num_seen} patients of {folder}, who cannot be private or test patients "
+            "of a study with it: leave them out, or take another prior"
+        )
 
 
 def _prepare_phantom(run: RunFolder, root: Path) -> list[Hospital]:

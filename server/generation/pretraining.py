@@ -1,7 +1,8 @@
-"""Trains the public prior: a generative model on simulated hearts with randomised appearance. Costs no privacy."""
+"""Trains the public prior: a generative model on simulated hearts with randomised appearance, and on public scans."""
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
-from fedcmr.server.generation.rendering import render
+from fedcmr.server.generation.public_hearts import (
+    PublicHearts,
+    PublicScans,
+    hide_labels,
+    read_scans,
+    simulate_hearts,
+    with_scans,
+)
 from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
 from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, train
 from fedcmr.server.training.schedule import cosine, ema_decay
 from fedcmr.server.training.state import Network, TrainingState
+from fedcmr.shared.case import fingerprint
 from fedcmr.shared.device import autocast, pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.kinds import kind_of, make
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.models.prior import load_prior, save_prior
+<<<<<<< HEAD
 from fedcmr.shared.progress import track_parts
 from fedcmr.shared.style import style_moments, style_vectors
 from fedcmr.shared.views import MAX_SHIFT_MM, NETWORK_GRID, Grid, augment
+=======
+>>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
 
-STACK_SLICES = 8
-SLICES_PER_HEART = 4
-"""Slices kept of each simulated heart; they share one style vector, as a patient's do."""
 CHECKPOINT_STEPS = 200
 AUTOENCODER_SHARE = 0.25
 """Share of the training for the autoencoder, in models that have one; the U-Net is trained after it."""
@@ -36,6 +44,7 @@ NUM_SCALE_IMAGES = 512
 WARM_UP_STEPS, MAX_GRAD_NORM, WEIGHT_DECAY = 200, 1.0, 0.01
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True)
 class PublicHearts:
     """The prior's training set: M = hearts x slices images.
@@ -90,23 +99,30 @@ def simulate_hearts(num_hearts: int, seed: int, grid: Grid = NETWORK_GRID) -> Pu
 
 
 def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
+=======
+def pretrain(config: Config, out: Path, minutes: float | None = None, public: Sequence[Path] = ()) -> None:
+>>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
     """Train the generative model and write the prior with a card next to it; resumes from `out`'s checkpoint if any.
 
     Args:
         config: `generator`, `pretrain`, `seed` and `device` are used.
         out: The prior's file, ending in .safetensors.
         minutes: Stop by then, with the learning rate brought to zero; None trains `pretrain.num_steps`.
+        public: Folders of prepared public scans to learn from, beside simulated hearts.
 
     Raises:
-        UserError: The folder is not writable, the checkpoint belongs to other settings, or the prior to start
-            from is of another kind.
+        UserError: The folder is not writable, the checkpoint belongs to other settings, the prior to start
+            from is of another kind or size, or a folder holds no public scans.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         grid = architecture_of(config.generator).grid
+        scans = read_scans(public)
         hearts = simulate_hearts(config.pretrain.num_hearts, config.seed, grid)
+        if scans.cases:
+            hearts = with_scans(hearts, scans.cases, grid, partly=config.generator.unknown_labels)
         result = train_prior(config, hearts, out.with_suffix(".checkpoint"), minutes)
-        card = _card(config, result)
+        card = _card(config, result, scans)
         scale = (hearts.style_mean, hearts.style_std, hearts.style_correlation)
         save_prior(out, result.model, *scale, {name: json.dumps(value) for name, value in card.items()})
         out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
@@ -153,11 +169,16 @@ def train_prior(config: Config, hearts: PublicHearts, checkpoint: Path, minutes:
     def identity(part: str) -> str:
         s = settings
         values = [part, config.seed, s.start, s.num_hearts, s.batch_size, s.learning_rate, s.ema_decay]
+        if hearts.num_scanned:
+            scanned = hearts.images[-hearts.num_scanned :]
+            values += [settings.scan_share, hearts.num_scanned, int(scanned.sum(dtype=torch.int64))]
         return json.dumps([*values, asdict(config.generator)])
 
     def batch(step: int) -> tuple[Tensor, Condition, torch.Generator]:
         rng = torch.Generator().manual_seed(config.seed * 7_368_787 + step)
-        images, masks, styles = hearts.draw(settings.batch_size, rng)
+        images, masks, styles = hearts.draw(settings.batch_size, rng, settings.scan_share)
+        if config.generator.unknown_labels:
+            masks = hide_labels(masks, rng)
         return images.to(device), Condition(masks, styles).to(device), rng
 
     num_steps, elapsed_s = 0, 0.0
@@ -214,7 +235,11 @@ def _first_model(config: Config) -> tuple[GenerativeModel, str | None]:
 def architecture_of(settings: GeneratorConfig) -> Architecture:
     """The sizes of the network and the grid of its images."""
     return Architecture(
-        tuple(settings.channels), patch=settings.patch, size_px=settings.size_px, pixel_mm=settings.pixel_mm
+        tuple(settings.channels),
+        patch=settings.patch,
+        size_px=settings.size_px,
+        pixel_mm=settings.pixel_mm,
+        unknown_labels=settings.unknown_labels,
     )
 
 
@@ -233,7 +258,7 @@ def _recipe(settings: PretrainConfig) -> Recipe:
     )
 
 
-def _card(config: Config, result: Pretrained) -> dict[str, Any]:
+def _card(config: Config, result: Pretrained, scans: PublicScans) -> dict[str, Any]:
     """What made the prior, for the file next to it."""
     return {
         "command": "fedcmr-server pretrain",
@@ -241,6 +266,9 @@ def _card(config: Config, result: Pretrained) -> dict[str, Any]:
         "pixels": f"{config.generator.size_px} of {config.generator.pixel_mm:g} mm",
         "seed": config.seed,
         "num_hearts": config.pretrain.num_hearts,
+        "public_scans": scans.sets,
+        "terms": list(scans.terms),
+        "has_seen": sorted(fingerprint(case) for case in scans.cases),
         "num_steps": result.num_steps,
         "batch_size": config.pretrain.batch_size,
         "elapsed_minutes": round(result.elapsed_s / 60, 1),

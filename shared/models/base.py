@@ -26,7 +26,8 @@ class Condition:
     """What an image is to show, and how.
 
     Attributes:
-        masks: Shape (N, 2, H, W), uint8 labels 0..3, ED and ES; H and W divisible by 16.
+        masks: Shape (N, 2, H, W), uint8 labels 0..3, ED and ES; H and W divisible by 16. A model whose architecture
+            has `unknown_labels` may be told 255 where nobody drew.
         style: Shape (N, K), standardised style vectors.
     """
 

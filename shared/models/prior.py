@@ -55,6 +55,11 @@ class Prior:
         return self.generator.architecture.grid
 
     @property
+    def has_seen(self) -> frozenset[str]:
+        """Fingerprints of the public patients whom it has learnt from; see `fedcmr.shared.case.fingerprint`."""
+        return frozenset(json.loads(self.made_by.get("has_seen", "[]")))
+
+    @property
     def styles(self) -> StyleDistribution:
         """The standardised style vectors of the public hearts: mean 0, std 1."""
         return StyleDistribution(

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from fedcmr.server.generation.heart_shapes import masks_from
 from fedcmr.server.generation.intensity_matching import match_intensities
-from fedcmr.server.generation.pretraining import PublicHearts, simulate_hearts, train_prior
+from fedcmr.server.generation.pretraining import train_prior
+from fedcmr.server.generation.public_hearts import PublicHearts, simulate_hearts
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
 from fedcmr.shared.checkpoint import write_atomically

@@ -129,8 +129,8 @@ def test_pretrain_hands_its_settings_over(tmp_path, monkeypatch):
     monkeypatch.setattr("fedcmr.server.generation.pretraining.pretrain", lambda *arguments: calls.append(arguments))
     out = tmp_path / "prior.safetensors"
     assert main(["pretrain", "--out", str(out), "--minutes", "1.5", "--set", "pretrain.num_hearts=8"]) == 0
-    [(config, path, minutes)] = calls
-    assert config.pretrain.num_hearts == 8 and path == out and minutes == 1.5
+    [(config, path, minutes, public)] = calls
+    assert config.pretrain.num_hearts == 8 and path == out and minutes == 1.5 and public == []
 
 
 @pytest.mark.parametrize(

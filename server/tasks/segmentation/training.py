@@ -14,7 +14,7 @@ import torch
 from monai.metrics import compute_dice
 from torch import Tensor
 
-from fedcmr.server.generation.pretraining import simulate_hearts
+from fedcmr.server.generation.public_hearts import simulate_hearts
 from fedcmr.server.settings import SegmentationConfig
 from fedcmr.server.tasks.segmentation.examples import Examples, prepare_examples, random_views
 from fedcmr.server.training.loop import Budget, Checkpoints, Recipe, identity_of, train

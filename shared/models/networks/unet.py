@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from fedcmr.shared.case import LV
+from fedcmr.shared.case import LV, NOT_DRAWN
 from fedcmr.shared.models.networks.low_rank import LowRankLinear
 from fedcmr.shared.style import MAX_STYLE, STYLE_NAMES
 from fedcmr.shared.views import NETWORK_GRID, Grid
@@ -25,6 +25,8 @@ class Architecture:
             times faster at equal width. A latent space has pixels of its own and leaves this out.
         size_px: Height and width of the images.
         pixel_mm: Their in-plane pixel.
+        unknown_labels: Whether the network is told which pixels nobody drew (`NOT_DRAWN`); else these are background to
+            it, and masks must be whole.
     """
 
     channels: tuple[int, ...] = (64, 96, 128)
@@ -33,6 +35,12 @@ class Architecture:
     patch: int = 2
     size_px: int = NETWORK_GRID.size_px
     pixel_mm: float = NETWORK_GRID.pixel_mm
+    unknown_labels: bool = False
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that have a channel in each frame."""
+        return (*range(1, LV + 1), NOT_DRAWN) if self.unknown_labels else tuple(range(1, LV + 1))
 
     @property
     def grid(self) -> Grid:
@@ -57,7 +65,7 @@ class UNet(DiffusionModelUNet):
         patch = patch or architecture.patch
         super().__init__(
             spatial_dims=2,
-            in_channels=image_channels * patch**2 + 2 * LV * (patch * reduction) ** 2,
+            in_channels=image_channels * patch**2 + 2 * len(architecture.labels) * (patch * reduction) ** 2,
             out_channels=image_channels * patch**2,
             channels=channels,
             attention_levels=(False,) * len(channels),
@@ -65,7 +73,7 @@ class UNet(DiffusionModelUNet):
             norm_num_groups=architecture.norm_num_groups,
             num_class_embeds=1,
         )
-        self.patch, self.reduction = patch, reduction
+        self.patch, self.reduction, self.labels = patch, reduction, architecture.labels
         self.to(memory_format=torch.channels_last)
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):
@@ -82,13 +90,13 @@ class UNet(DiffusionModelUNet):
         Args:
             x_t: Shape (N, C, h, w), h and w divisible by 4 times `patch`.
             t: Shape (N,), in [0, 1].
-            masks: Shape (N, 2, H, W), uint8 labels 0..3, H = h * `reduction`.
+            masks: Shape (N, 2, H, W), uint8 labels 0..3 and perhaps 255, H = h * `reduction`.
             style: Shape (N, K), standardised style vectors.
 
         Returns:
             Shape (N, C, h, w).
         """
-        labels = torch.cat([(masks == label).to(x_t.dtype) for label in range(1, LV + 1)], dim=1)
+        labels = torch.cat([(masks == label).to(x_t.dtype) for label in self.labels], dim=1)
         packed = torch.cat(
             [F.pixel_unshuffle(x_t, self.patch), F.pixel_unshuffle(labels, self.patch * self.reduction)], dim=1
         )

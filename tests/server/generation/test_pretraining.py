@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fedcmr.server.generation.pretraining
-from fedcmr.server.generation.pretraining import pretrain, simulate_hearts, train_prior
+from fedcmr.server.generation.pretraining import pretrain, train_prior
+from fedcmr.server.generation.public_hearts import simulate_hearts
 from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig
 from fedcmr.server.training.state import TrainingState
 from fedcmr.shared.errors import UserError

@@ -9,7 +9,7 @@ import torch
 
 from fedcmr.server.cli import main
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
-from fedcmr.server.generation.pretraining import simulate_hearts
+from fedcmr.server.generation.public_hearts import simulate_hearts
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.tasks.segmentation import training as segmentation
 from fedcmr.server.tasks.segmentation.examples import Examples, random_views

@@ -37,7 +37,10 @@ def test_the_shipped_prior_is_a_flow_of_these_very_weights():
         ({"channels": [16] * 9}, "not a prior of this version"),
         ({"num_res_blocks": 1000}, "not a prior of this version"),
         ({"num_res_blocks": [1, 1, 1000]}, "not a prior of this version"),
-        ({"patch": 1}, "not a prior of this version"),
+        ({"tiles": 1}, "not a prior of this version"),
+        ({"patch": 64}, "not a prior of this version"),
+        ({"size_px": 4096}, "not a prior of this version"),
+        ({"pixel_mm": 0}, "not a prior of this version"),
     ],
 )
 def test_what_is_no_prior_is_refused_before_it_is_built(tiny_prior, tmp_path, monkeypatch, change, message):
