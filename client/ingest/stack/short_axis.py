@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.stack.even_stack import even_run, is_complete
-from fedcmr.client.ingest.stack.phases import equal_in_number, in_time
+from fedcmr.client.ingest.stack.phases import MAX_NUM_CUT, equal_in_number, in_time
 from fedcmr.client.ingest.stack.slices import SAME_POSITION_MM, Slice, cine_slices, parallel
 from fedcmr.shared.orientation import BASE_TO_APEX
 
@@ -31,6 +31,9 @@ SAME_STACK_DEG = 20.0
 """Slices whose normals differ by less, and whose places continue each other, are parts of one stack."""
 COVERED, NEXT = 0.6, 1.5
 """Spacings from the nearest slice of a stack, up to which a place lies in it, and up to which it is the next one."""
+SAME_PLAN_DEG, SAME_SPACING = 8.0, 0.1
+"""Slices that differ by more are a part of the stack only where they belong to its series, or are several at its spacing
+and with its phases: a single cine of a valve, or a stack along its annulus, continues no ventricle."""
 SAME_ECHO = 0.1
 """Echo times of one protocol differ by less of their size from slice to slice; another sequence's differ by more."""
 MAX_SHIFT_MM = 2.0
@@ -169,6 +172,9 @@ def _one_per_place(slices: Sequence[Slice]) -> list[Slice]:
 def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     """The stack along the heart's axis with the finest pixels, most slices, and of repeats the last.
 
+    A whole series of which some slices were scanned again, as a series of their own, is a repeat too: the later slices
+    stand in for the first ones at their places, so that the joined stack goes before the series.
+
     Raises:
         Unusable: Two are alike and nothing says which was last.
     """
@@ -179,8 +185,8 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     finest = min(max(one.slices[0].first.PixelSpacing) for one in left)
     left = [one for one in left if max(one.slices[0].first.PixelSpacing) <= CLEARLY_FINER * finest]
 
-    def rank(one: _Candidate) -> tuple[int, bool, float]:
-        return len(one.slices), one.is_one_series, one.series_number
+    def rank(one: _Candidate) -> tuple[int, float, bool]:
+        return len(one.slices), one.series_number, one.is_one_series
 
     *others, best = sorted(left, key=rank)
     if others and rank(others[-1]) == rank(best) and set(others[-1].slices) != set(best.slices):
@@ -204,9 +210,21 @@ def _refuse_a_part(chosen: _Candidate, planes: Sequence[Sequence[Slice]]) -> Non
         if tilt < math.cos(math.radians(SAME_STACK_DEG)) or chosen.slices[0] in plane:
             continue
         alike = [one for one in plane if _same_echo(one, chosen.slices[0])]
+        if tilt < math.cos(math.radians(SAME_PLAN_DEG)) and not _same_plan(alike, chosen, spacing):
+            continue
         apart = np.array([np.abs(kept - one.centre @ normal).min() for one in alike]) / spacing
         if (apart > COVERED).mean() > 0.5 and (apart[apart > COVERED] < NEXT).any():
             raise Unusable("mixed-geometry")
+
+
+def _same_plan(plane: Sequence[Slice], chosen: _Candidate, spacing: float) -> bool:
+    """Whether slices of another orientation were planned with the stack: in its series, or at its spacing with its phases."""
+    if {one.first.SeriesInstanceUID for one in plane} & {one.first.SeriesInstanceUID for one in chosen.slices}:
+        return True
+    gaps = np.diff(sorted({round(one.depth, 1) for one in plane}))
+    num_phases = len(chosen.slices[0].images)
+    even = len(gaps) > 0 and bool((np.abs(gaps - spacing) <= SAME_SPACING * spacing).all())
+    return even and all(abs(len(one.images) - num_phases) <= MAX_NUM_CUT for one in plane)
 
 
 def _others(images: Sequence[Header], planes: Sequence[Sequence[Slice]], chosen: _Candidate) -> Counter[str]:

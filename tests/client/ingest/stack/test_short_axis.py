@@ -178,6 +178,19 @@ def test_a_slice_scanned_again_replaces_the_first_try():
     assert left_out == {"repeated-slices": 1}
 
 
+@pytest.mark.parametrize("as_one_series", [True, False])
+def test_slices_scanned_again_as_a_later_series_replace_those_of_a_whole_series(as_one_series):
+    whole = stack(SeriesNumber=10.0)
+    uid = "1.5.1" if as_one_series else lambda z, t: f"1.5.{z}"
+    found, left_out = find(whole, series([1, 2, 3], SeriesInstanceUID=uid, SeriesNumber=lambda z, t: 30.0 + z))
+    assert_is(found)
+    later = {z for z, position in enumerate(found.images) if position[0].SeriesInstanceUID.startswith("1.5.")}
+    assert later == {1, 2, 3}
+    assert left_out == {}
+    earlier, _ = find(whole, series([1, 2, 3], SeriesInstanceUID=uid, SeriesNumber=2.0))
+    assert uids(earlier) == {whole[0].SeriesInstanceUID}
+
+
 def test_a_repeat_under_stress_replaces_nothing():
     rest = stack(SeriesInstanceUID=lambda z, t: f"1.2.{z}", SeriesNumber=lambda z, t: 10.0 + z)
     stress = series(
@@ -273,6 +286,15 @@ def test_a_stack_in_two_parts_of_other_matrix_or_orientation_is_refused(differen
     upper, lower = series(range(6)), series(range(6, 9), **difference)
     assert code(upper, lower) == "mixed-geometry"
     assert code(upper, lower, long_axis("1.3.1")) == "mixed-geometry"
+
+
+@pytest.mark.parametrize("places", [[-1.3], [-1.2, -1.9, -2.6]], ids=["a valve's cine", "a stack along its annulus"])
+def test_a_valves_cine_beyond_the_base_continues_no_stack(places):
+    found, left_out = find(stack(), series(places, SeriesNumber=30.0, turned_deg=15.0))
+    assert_is(found)
+    assert left_out == {"other-orientation": 1}
+    tilted = series([-1, -2], SeriesInstanceUID="1.2.50", turned_deg=12.0)
+    assert code(stack(SeriesInstanceUID="1.2.50"), tilted) == "mixed-geometry"
 
 
 def test_slices_a_hair_off_are_one_stack():
