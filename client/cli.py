@@ -19,6 +19,7 @@ from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.deployment.cli import add_commands
 from fedcmr.client.fetch.cli import add_fetch
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
+from fedcmr.client.ingest.layouts.layout import SHORT_AXIS
 from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.prepare import REFUSED_NAME, prepare
 from fedcmr.client.ingest.reasons import REASONS
@@ -62,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         "--labels",
         metavar="rv=1,myo=2,lv=3",
         help="for --format plain: what the masks' numbers mean; background=5 leaves one out",
+    )
+    sub.add_argument(
+        "--axes",
+        choices=(SHORT_AXIS,),
+        help="for --format plain, what a header cannot say: every stack is a short axis seen from the apex, its slices "
+        "along the longest voxel side; headers that show a short axis are read all the same",
     )
     sub.add_argument(
         "--ef-table",
@@ -257,6 +264,7 @@ def _prepare(options: argparse.Namespace) -> None:
         issuers_differ=options.issuers_differ,
         contours=options.contours,
         segmenter=options.segmenter,
+        axes=options.axes,
     )
     console.print(f"recorded as {summary.provenance.terms or summary.provenance.kind}", soft_wrap=True)
     console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import unicodedata
 from pathlib import Path
 
 from fedcmr.shared.errors import UserError
@@ -35,8 +36,10 @@ def same_patient(patient_id: str) -> str:
     """What a PatientID (0010,0020; PS3.3 C.7.1.1) has in common with the same number spelt otherwise.
 
     Systems pad a number with zeros or spaces and hang the issuer behind it: `0012345`, `12345` and `12345^MRN` are one
-    patient, whose scans are clipped as one. Letters count, also their case.
+    patient, whose scans are clipped as one. Letters count, also their case; a letter and its accent are one, written
+    together or apart.
     """
+    patient_id = unicodedata.normalize("NFC", patient_id)
     number = next((part.strip() for part in patient_id.split("^") if part.strip()), "")
     return number.lstrip("0") or number[:1]
 

@@ -104,6 +104,7 @@ def prepare(
     keep_suspected: bool = False,
     contours: str = "drawn",
     segmenter: Path | None = None,
+    axes: str | None = None,
 ) -> Summary:
     """Turn every usable study below `source` into a case in `destination`.
 
@@ -134,6 +135,7 @@ def prepare(
             Otherwise such studies are refused, and cases of an earlier call that were warned of are removed.
         contours: "drawn" for those of the scans alone, or "auto" to have a segmenter find what nobody drew.
         segmenter: File of the segmenter for that and for finding the heart; None for the one that ships.
+        axes: For the plain layout, "short-axis" where every stack is one, seen from the apex, and some headers lost it.
         provenance: Where the scans come from; None: what the layout says, private unless it is a public set's own. For
             DICOM then simulated where every file of every case says that this project's generator made it.
 
@@ -151,7 +153,7 @@ def prepare(
 
         load_segmenter(segmenter)  # a file that is none must not cost every case
     kind = LAYOUTS[layout]
-    options = Options(folds, labels, one_study_one_patient, issuers_differ)
+    options = Options(folds, labels, one_study_one_patient, issuers_differ, axes)
     for name in options.given():
         if name not in kind.takes:
             raise UserError(f"--{name.replace('_', '-')} means nothing in the layout {layout}: leave it out")
@@ -169,6 +171,7 @@ def prepare(
             "provenance": (implied if provenance is None else provenance).as_json(),
             "one_study_one_patient": one_study_one_patient or None,
             "issuers_differ": issuers_differ or None,
+            "axes": axes,
             "contours": None if contours == "drawn" else contours,
             "segmenter": None if segmenter is None else hashlib.sha256(segmenter.read_bytes()).hexdigest(),
         }

@@ -13,7 +13,15 @@ REASONS = {
     "unreadable-pixels": "an image's pixels are cut, or stored in a way that cannot be decoded here",
     "constant-image": "the images, or those of end-diastole or end-systole alone, hold no contrast",
     "missing-file": "a frame, a mask or the whole folder of a listed patient is missing: copy it again",
+    "same-name": "different files of one name, so that it is unknown which one is meant: keep one of them, or give "
+    "each a name of its own",
     "unreadable-nifti": "a NIfTI file is damaged: copy it again",
+    "not-a-stack": "a NIfTI file that holds neither a stack (x, y, z) nor a cine (x, y, z, phase) of grey values: "
+    "convert it again from DICOM",
+    "no-voxel-size": "a NIfTI file whose header gives no voxel size: convert it again from DICOM",
+    "not-finite": "a NIfTI file in which no voxel is a finite number: export it again",
+    "no-phases-in-table": "rows of the data set's table whose ED or ES is empty or no whole number: such a patient has "
+    "no contours; fill the columns ED and ES in with the phases that are drawn, counted from 0",
     "conflicting-rows": "two rows of the data set's table contradict each other",
     "not-in-table": "images whose name has no row in the folder's table (cases.csv, or scd_patientdata.csv)",
     "unreadable-contour": "a contour file that is no list of points, two numbers a line: copy it again",
@@ -28,9 +36,13 @@ REASONS = {
     "burned-in-annotation": "images marked as holding burned-in text, which may name the patient: export them without",
     "heart-beyond-crop": "the left ventricle reaches beyond a case's 144 mm: the pixel spacing may be wrong",
     "ambiguous-masks": "one mask file for several studies: keep each next to its own scans",
-    "no-orientation": "a NIfTI file that does not know the patient's axes: convert it again from DICOM",
-    "not-short-axis": "a NIfTI stack whose slices do not lie across the heart's long axis",
+    "no-orientation": "a NIfTI file that does not know the patient's axes: convert it again from DICOM; or give "
+    "--axes short-axis, if you know that all such files are short-axis stacks seen from the apex",
+    "not-short-axis": "a NIfTI stack whose slices do not lie across the heart's long axis: export the short axis; "
+    "where it is one and a tool lost its orientation, convert it again from DICOM, or give --axes short-axis",
     "unreadable-segmentation": "a DICOM segmentation that is damaged, or that does not fit the images it refers to",
+    "segmentation-of-no-phase": "a DICOM segmentation that names several phases for one frame and not the one it was "
+    "drawn on: export it with a reference to that image alone, or take it away to go on without these contours",
     "parser-crashed": "the parser or decoder broke down over a file: it is damaged, or made to do so",
     "too-slow": "a file or study took too long to read",
     "too-large": "files beyond the limits of size, nesting or number of elements, or that need too much memory",
@@ -48,7 +60,12 @@ REASONS = {
     "not-dicom": "files that are not DICOM",
     "damaged-header": "files that begin like DICOM and cannot be parsed",
     "unreadable": "files or folders that this account may not read",
-    "no-regular-file": "links, devices and other things that are not plain files",
+    "no-regular-file": "devices, pipes, links that lead nowhere, and linked folders that are read anyway",
+    "system-file": "files that a system made for itself (._ twins and __MACOSX of a Mac, .DS_Store, Thumbs.db): "
+    "nothing is missing",
+    "archive": "archives (zip, tar, 7z, rar, gz), which are not opened: unpack each into a folder of its own",
+    "other-file": "files that are no part of this layout, or lie where it expects none: see 'prepare --help' for what "
+    "it expects",
     "deflated": "files in a compressed transfer syntax that is refused unopened",
     "dicomdir": "directories of the exported files, which hold no images",
     "not-grayscale": "colour images: reports, maps and screenshots",

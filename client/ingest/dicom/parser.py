@@ -86,16 +86,15 @@ class Parsed:
 
 
 def open_plain(path: Path | str) -> int:
-    """A descriptor of a plain file, never of a link or of something that waits for a writer.
+    """A descriptor of a plain file, or of one that a link leads to, never of something that waits for a writer.
 
     Raises:
         Unusable: It is none, or may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        link = Path(path).is_symlink()
-        raise Unusable("no-regular-file" if link else "unreadable") from error
+        raise Unusable("unreadable") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise Unusable("no-regular-file")

@@ -19,7 +19,6 @@ from fedcmr.client.ingest.burned_in import is_annotated
 from fedcmr.client.ingest.cine import Cine, Findings, Study
 from fedcmr.client.ingest.dicom.elements import Elements, wanted
 from fedcmr.client.ingest.dicom.enhanced import FRAME_ELEMENTS, frame_headers
-from fedcmr.client.ingest.dicom.files import plain_files
 from fedcmr.client.ingest.dicom.grouping import StudyKey, group_studies
 from fedcmr.client.ingest.dicom.header import Header, shared_value
 from fedcmr.client.ingest.dicom.parser import Parsed, parse
@@ -31,6 +30,7 @@ from fedcmr.client.ingest.dicom.segmentation import (
     read_segmentation_header,
     read_segmentations,
 )
+from fedcmr.client.ingest.files import plain_files
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_nifti, relabel
 from fedcmr.client.ingest.patient import agreed_sex
@@ -299,7 +299,8 @@ def read_masks(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) 
     Raises:
         Unusable: It has other phases or labels, or its labels lie outside the images.
     """
-    labels, mask_affine = read_nifti(path)
+    volume = read_nifti(path, labels=True)
+    labels, mask_affine = volume.array, volume.affine
     if labels.ndim != 4 or labels.shape[3] != shape[0]:
         raise Unusable("masks-differ")
     labels = relabel(labels, LABELS)

@@ -6,11 +6,13 @@ the spacing may be nominal, and neither the field strength (1.5 T or 3 T) nor th
 
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.files import find_named, is_system, nifti_stem, plain_files
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_phases, spacing_of
 from fedcmr.client.ingest.patient import pathology_code
@@ -23,6 +25,9 @@ MAX_FIELD_OF_VIEW_MM, USUAL_FIELD_OF_VIEW_MM = 500.0, 384.0
 """No MR scanner sees more than the first along a side; a usual stack, 256 pixels of nominal 1.5 mm, sees the second."""
 LABELS = {0: BACKGROUND, 1: RV, 2: MYO, 3: LV}
 INFO_NAME = "Info.cfg"
+OTHER_SUFFIXES = (".cfg", ".md", ".txt", ".pdf")
+PATIENT = re.compile(r"patient(\d+)", re.IGNORECASE)
+FRAME = re.compile(r"(patient\d+)_frame\d+(?:_gt)?", re.IGNORECASE)
 MAX_INFO_BYTES = 64 * 1024
 
 
@@ -33,14 +38,26 @@ def find_acdc(source: Path, folds: Collection[int] | None = None) -> Findings:
         source: The folder that holds the patients' folders, or one above it.
         folds: Keep patients NNN with (NNN - 1) % 5 in this; None keeps all.
     """
+    left_out, refused = Counter[str](), Counter[str]()
+    folders: dict[str, set[Path]] = defaultdict(set)
+    for path in map(Path, plain_files(source, left_out)):
+        match, stem = PATIENT.fullmatch(path.parent.name), nifti_stem(path.name)
+        if match is not None and (stem is None or stem.lower().startswith("patient")):
+            folders[match[1]].add(path.parent)
+        elif path.suffix.lower() not in OTHER_SUFFIXES:
+            left_out["other-file"] += 1
+    for folder in {*source.glob("*"), *source.glob("*/*")}:  # also an empty one: its patient is missing
+        if (match := PATIENT.fullmatch(folder.name)) and not is_system(folder.parent.name) and folder.is_dir():
+            folders[match[1]] = folders[match[1]] or {folder}
     studies = []
-    for folder in sorted({*source.glob("patient*"), *source.glob("*/patient*")}):
-        match = re.fullmatch(r"patient(\d+)", folder.name)
-        if match is None or not folder.is_dir():
+    for number, places in sorted(folders.items()):
+        if folds is not None and (int(number) - 1) % NUM_FOLDS not in folds:
             continue
-        if folds is None or (int(match[1]) - 1) % NUM_FOLDS in folds:
-            studies.append(Study(match[1], match[1], partial(read_acdc, folder)))
-    return Findings(studies)
+        if len(places) > 1:
+            refused["same-name"] += 1
+        else:
+            studies.append(Study(number, number, partial(read_acdc, places.pop())))
+    return Findings(studies, +refused, +left_out)
 
 
 def read_acdc(folder: Path) -> Cine:
@@ -49,12 +66,17 @@ def read_acdc(folder: Path) -> Cine:
     Raises:
         Unusable: A frame is missing or damaged, or its mask does not fit.
     """
-    masks = sorted(folder.glob(f"{folder.name}_frame[0-9]*_gt.nii.gz"))
-    if len(masks) != 2:
+    # Of a file that somebody unpacked next to itself the compressed one counts.
+    files = {
+        stem.lower(): path for path in sorted(folder.iterdir(), reverse=True) if (stem := _stem(path, folder.name))
+    }
+    masks = sorted(stem for stem in files if stem.endswith("_gt"))
+    if len(masks) != 2 or not all(stem.removesuffix("_gt") in files for stem in masks):
         raise Unusable("missing-file")
-    frames = [path.with_name(path.name.replace("_gt.nii.gz", ".nii.gz")) for path in masks]
-    images, labels, affine = read_phases(frames, masks, LABELS)
-    x_mm, y_mm, z_mm = spacing_of(affine)
+    images, labels, first = read_phases(
+        [files[stem.removesuffix("_gt")] for stem in masks], [files[stem] for stem in masks], LABELS
+    )
+    x_mm, y_mm, z_mm = spacing_of(first.affine)
     field_of_view_mm = max(images.shape[3] * x_mm, images.shape[2] * y_mm)
     if field_of_view_mm > MAX_FIELD_OF_VIEW_MM:  # a finer matrix under a nominal spacing that cannot be
         x_mm, y_mm = (mm * USUAL_FIELD_OF_VIEW_MM / field_of_view_mm for mm in (x_mm, y_mm))
@@ -66,8 +88,15 @@ def read_acdc(folder: Path) -> Cine:
         axes=None,
         vendor="Siemens",
         field_strength_t=math.nan,
-        pathology=_group(folder / INFO_NAME),
+        pathology=_group(find_named(folder, INFO_NAME)),
     )
+
+
+def _stem(path: Path, patient: str) -> str:
+    """The name of a patient's frame or of its mask without the suffix; empty for another file."""
+    stem = None if is_system(path.name) else nifti_stem(path.name)
+    match = None if stem is None else FRAME.fullmatch(stem)
+    return match[0] if match and match[1].lower() == patient.lower() else ""
 
 
 def _group(path: Path) -> str:

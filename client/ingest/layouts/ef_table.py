@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedcmr.client.deidentify import same_patient
 from fedcmr.client.ingest.cine import Cine, Study
+from fedcmr.client.ingest.files import same_name
 from fedcmr.client.ingest.layouts.tables import ejection_fraction, read_rows
 from fedcmr.shared.errors import UserError
 
@@ -39,7 +40,7 @@ def read_ef_table(path: Path) -> dict[str, float]:
     table: dict[str, float] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
-        patient = row["patient"]
+        patient = same_name(row["patient"])
         if not patient:
             raise UserError(f"{path} line {line}: column patient is empty: enter an identifier or leave out the row")
         if patient in table:
@@ -67,7 +68,7 @@ def with_ejection_fractions(studies: Sequence[Study], table: Mapping[str, float]
 
 def names_of(study: Study) -> tuple[str, ...]:
     """What a table may call a study's patient."""
-    return study.spelt, same_patient(study.spelt), study.patient
+    return same_name(study.spelt), same_patient(study.spelt), same_name(study.patient)
 
 
 def _read(study: Study, ef: float) -> Cine:

@@ -7,6 +7,10 @@ from pathlib import Path
 from fedcmr.client.ingest.cine import Findings
 from fedcmr.client.ingest.sandbox import Workers
 
+SHORT_AXIS = "short-axis"
+"""Axes that a header cannot tell: slices along the longest voxel side, columns and rows as a radiologist sees the heart
+from its apex, up to quarter turns."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -17,12 +21,14 @@ class Options:
         labels: What the masks' numbers mean, from theirs to `fedcmr.shared.case`'s; None where nothing is said.
         one_study_one_patient: Each study without a patient's number is a patient of its own.
         issuers_differ: A number of another issuer is another patient.
+        axes: `SHORT_AXIS` where every stack is one, whatever its header says; None where the headers know.
     """
 
     folds: Collection[int] | None = None
     labels: Mapping[int, int] | None = None
     one_study_one_patient: bool = False
     issuers_differ: bool = False
+    axes: str | None = None
 
     def given(self) -> list[str]:
         """Names of the options that say something."""

@@ -4,8 +4,6 @@ Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its ma
 2 myocardium, 3 RV. The field strength is not given; the CSV's columns `Pathology` and `Sex` may be missing.
 """
 
-import csv
-import io
 import math
 from collections import Counter, defaultdict
 from functools import partial
@@ -14,18 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.files import NIFTI_SUFFIXES, find_named, is_system, lookup, nifti_files, nifti_stem
 from fedcmr.client.ingest.layouts.layout import Layout
-from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
-from fedcmr.client.ingest.layouts.tables import MAX_BYTES
+from fedcmr.client.ingest.layouts.nifti import on_grid, patient_axes, read_nifti, relabel, spacing_of
+from fedcmr.client.ingest.layouts.tables import read_rows, whole_number
 from fedcmr.client.ingest.patient import agreed, pathology_code, sex_code
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.vendor import says_vendor, vendor_name
 from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.plain_files import read_plain
 
 LABELS = {0: BACKGROUND, 1: LV, 2: MYO, 3: RV}
 COLUMNS = ("External code", "VendorName", "ED", "ES")
+ALIASES = {name: (name.lower(),) for name in (*COLUMNS, "Sex", "Pathology")}
+IMAGE, MASK = "_sa", "_sa_gt"
 
 
 def find_mnms(source: Path) -> Findings:
@@ -34,27 +34,31 @@ def find_mnms(source: Path) -> Findings:
     Raises:
         UserError: There is no such CSV, or more than one.
     """
-    tables = [rows for path in sorted(source.glob("*.csv")) if (rows := _read_table(path)) is not None]
-    if len(tables) != 1:
-        raise UserError(f"{source}: expected one CSV with the columns {', '.join(COLUMNS)}, got {len(tables)}")
-    images = {path.name.removesuffix("_sa.nii.gz"): path for path in source.rglob("*_sa.nii.gz")}
+    left_out, refused = Counter[str](), Counter[str]()
+    images = nifti_files(source, _code, left_out, refused, known=(".csv",))
     described: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in tables[0]:
-        described[row["External code"]].append(row)
-    studies, refused = [], Counter[str]()
+    for row in _read_table(source):
+        if row["External code"]:
+            described[row["External code"]].append(row)
+    studies, named = [], set()
     for code, rows in described.items():
         row = rows[0]
+        phases = whole_number(row["ED"]), whole_number(row["ES"])
+        image = lookup(code, images)
+        named.add(image)
         if len({tuple(one[column] for column in COLUMNS) for one in rows}) > 1:
             refused["conflicting-rows"] += 1
-        elif code in images and row["ED"].isdecimal() and row["ES"].isdecimal():
-            phases = int(row["ED"]), int(row["ES"])
+        elif phases[0] is None or phases[1] is None:
+            refused["no-phases-in-table"] += 1
+        elif image is None:
+            refused["missing-file"] += 1
+        else:
             sex = agreed(sex_code(one.get("Sex", "")) for one in rows)
             pathology = agreed(pathology_code(one.get("Pathology", "")) for one in rows)
-            read = partial(read_mnms, images[code], row["VendorName"], phases, sex, pathology)
+            read = partial(read_mnms, images[image], row["VendorName"], (phases[0], phases[1]), sex, pathology)
             studies.append(Study(code, code, read))
-        else:
-            refused["missing-file"] += 1
-    return Findings(studies, refused)
+    left_out["not-in-table"] += len(set(images) - named)
+    return Findings(studies, +refused, +left_out)
 
 
 def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", pathology: str = "") -> Cine:
@@ -70,16 +74,17 @@ def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", p
     Raises:
         Unusable: The stack or its mask is missing or damaged, or they do not fit.
     """
-    images, affine = read_nifti(path)
-    masks, _ = read_nifti(path.with_name(path.name.replace("_sa.nii.gz", "_sa_gt.nii.gz")))
-    if images.shape != masks.shape or images.ndim != 4 or max(phases) >= images.shape[3]:
+    image = read_nifti(path)
+    masks = read_nifti(sibling(path, "_gt"), labels=True)
+    masks = on_grid(masks, image) or masks
+    if image.array.shape != masks.array.shape or image.array.ndim != 4 or max(phases) >= image.array.shape[3]:
         raise Unusable("masks-differ")
-    x_mm, y_mm, z_mm = spacing_of(affine)
+    x_mm, y_mm, z_mm = spacing_of(image.affine)
     return Cine(
-        images=images[..., list(phases)].T.astype(np.float32),
-        masks=relabel(masks[..., list(phases)].T, LABELS),
+        images=image.array[..., list(phases)].T.astype(np.float32),
+        masks=relabel(masks.array[..., list(phases)].T, LABELS),
         spacing_mm=(z_mm, y_mm, x_mm),
-        axes=axes_of(affine),
+        axes=patient_axes(image),
         vendor=vendor_name(vendor),
         says_vendor=says_vendor([vendor]),
         field_strength_t=math.nan,
@@ -88,15 +93,35 @@ def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", p
     )
 
 
-def _read_table(path: Path) -> list[dict[str, str]] | None:
-    """The rows of the data set's CSV; None for another file."""
-    try:
-        text = read_plain(path, MAX_BYTES).decode("utf-8-sig")
-        lines = csv.DictReader(io.StringIO(text, newline=""))
-        rows = [{key: value or "" for key, value in row.items() if key} for row in lines]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return None
-    return rows if rows and set(COLUMNS) <= set(rows[0]) else None
+def sibling(path: Path, ending: str) -> Path:
+    """The file beside an image that has its name and an ending, compressed or not; where none is, the likeliest."""
+    stem = nifti_stem(path.name)
+    assert stem is not None
+    names = [f"{stem}{ending}{path.name[len(stem) :]}", *(f"{stem}{ending}{suffix}" for suffix in NIFTI_SUFFIXES)]
+    paths = [find_named(path.parent, name) for name in names]
+    return next((one for one in paths if one.exists()), paths[0])
+
+
+def _code(stem: str) -> str | None:
+    """The patient of a file with a whole cine; empty for its mask."""
+    if stem.lower().endswith(MASK):
+        return ""
+    return stem[: -len(IMAGE)] if stem.lower().endswith(IMAGE) else None
+
+
+def _read_table(source: Path) -> list[dict[str, str]]:
+    """The rows of the data set's CSV, the one of the folder's tables that has its columns."""
+    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() == ".csv" and not is_system(path.name)]
+    tables, trouble = [], ""
+    for path in paths:
+        try:
+            tables.append([row for _, row in read_rows(path, ALIASES, COLUMNS)])
+        except UserError as error:
+            trouble = f"; {error}"
+    if len(tables) != 1:
+        told = trouble if len(paths) == 1 else ""
+        raise UserError(f"{source}: expected one CSV with the columns {', '.join(COLUMNS)}, got {len(tables)}{told}")
+    return tables[0]
 
 
 MNMS = Layout(

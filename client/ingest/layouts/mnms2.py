@@ -7,15 +7,17 @@ and FIELD; codes stand there without the zeros that the folders' names begin wit
 """
 
 import math
+import re
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.files import find_named, nifti_files
 from fedcmr.client.ingest.layouts.layout import Layout
-from fedcmr.client.ingest.layouts.mnms import LABELS
-from fedcmr.client.ingest.layouts.nifti import axes_of, read_phases, spacing_of
-from fedcmr.client.ingest.layouts.tables import read_rows
+from fedcmr.client.ingest.layouts.mnms import LABELS, sibling
+from fedcmr.client.ingest.layouts.nifti import patient_axes, read_phases, spacing_of
+from fedcmr.client.ingest.layouts.tables import read_rows, whole_number
 from fedcmr.client.ingest.patient import agreed, pathology_code
 from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
 
@@ -24,6 +26,8 @@ COLUMNS = {"SUBJECT_CODE": ("subject_code",), "VENDOR": ("vendor",), "FIELD": ("
 PATHOLOGY_COLUMN = {"DISEASE": ("disease",)}
 """Columns that may be missing."""
 PHASES = ("ED", "ES")
+FRAME = re.compile(r"(.+)_SA_(ED|ES)", re.IGNORECASE)
+OTHER = re.compile(r".+_(SA|LA)_(ED|ES|CINE)(_gt)?", re.IGNORECASE)
 
 
 def find_mnms2(source: Path) -> Findings:
@@ -32,29 +36,38 @@ def find_mnms2(source: Path) -> Findings:
     Raises:
         UserError: There is no such table, or a column is missing.
     """
-    rows = read_rows(source / TABLE_NAME, COLUMNS | PATHOLOGY_COLUMN, list(COLUMNS))
-    folders = {path.parent.name: path.parent for path in sorted(source.rglob("*_SA_E[DS].nii.gz"))}
+    rows = read_rows(find_named(source, TABLE_NAME), COLUMNS | PATHOLOGY_COLUMN, list(COLUMNS))
+    left_out, refused = Counter[str](), Counter[str]()
+    files = nifti_files(source, _frame, left_out, refused, known=(".csv",))
+    folders: dict[str, set[Path]] = defaultdict(set)
+    for name, path in files.items():
+        folders[name.rsplit("_", 1)[0]].add(path.parent)
     described: dict[str, set[tuple[str, str]]] = defaultdict(set)
     pathologies: dict[str, set[str]] = defaultdict(set)
     for _, row in rows:
         if row["SUBJECT_CODE"]:
-            code = row["SUBJECT_CODE"].zfill(3)
+            number = whole_number(row["SUBJECT_CODE"])
+            code = (row["SUBJECT_CODE"] if number is None else str(number)).zfill(3)
             described[code].add((row["VENDOR"], row["FIELD"]))
             pathologies[code].add(pathology_code(row.get("DISEASE", "")))
-    studies, refused = [], Counter[str]()
+    studies = []
     for code, descriptions in sorted(described.items()):
+        places = folders.pop(code, set())
         if len(descriptions) > 1:
             refused["conflicting-rows"] += 1
-        elif code not in folders:
+        elif not places:
             refused["missing-file"] += 1
+        elif len(places) > 1:
+            refused["same-name"] += 1
         else:
             vendor, field = descriptions.pop()
-            read = partial(read_mnms2, folders[code], vendor, field, agreed(pathologies[code]))
+            read = partial(read_mnms2, places.pop(), vendor, field, agreed(pathologies[code]), code)
             studies.append(Study(code, code, read))
-    return Findings(studies, refused)
+    left_out["not-in-table"] += len(folders)
+    return Findings(studies, +refused, +left_out)
 
 
-def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "") -> Cine:
+def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "", code: str = "") -> Cine:
     """Both phases of one patient.
 
     Args:
@@ -62,20 +75,19 @@ def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "") -> Ci
         vendor: As the table names it.
         field: Tesla, as the table writes it.
         pathology: As in `Cine`.
+        code: What the files' names begin with; by default the folder's name.
 
     Raises:
         Unusable: A file is missing or damaged, or they do not fit.
     """
-    frames = [folder / f"{folder.name}_SA_{phase}.nii.gz" for phase in PHASES]
-    images, masks, affine = read_phases(
-        frames, [path.with_name(path.name.replace(".nii.gz", "_gt.nii.gz")) for path in frames], LABELS
-    )
-    x_mm, y_mm, z_mm = spacing_of(affine)
+    frames = [sibling(folder / f"{code or folder.name}.nii.gz", f"_SA_{phase}") for phase in PHASES]
+    images, masks, first = read_phases(frames, [sibling(path, "_gt") for path in frames], LABELS)
+    x_mm, y_mm, z_mm = spacing_of(first.affine)
     return Cine(
         images=images,
         masks=masks,
         spacing_mm=(z_mm, y_mm, x_mm),
-        axes=axes_of(affine),
+        axes=patient_axes(first),
         vendor=vendor_name(vendor),
         says_vendor=says_vendor([vendor]),
         field_strength_t=field_strength(_number(field)),
@@ -83,10 +95,16 @@ def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "") -> Ci
     )
 
 
+def _frame(stem: str) -> str | None:
+    """The code of a frame's patient and its phase, in one spelling; empty for a mask, and for what is not read."""
+    match = FRAME.fullmatch(stem)
+    return f"{match[1]}_{match[2].upper()}" if match else ("" if OTHER.fullmatch(stem) else None)
+
+
 def _number(text: str) -> float:
     """NaN for what is no number."""
     try:
-        return float(text)
+        return float(text.replace(",", "."))
     except ValueError:
         return math.nan
 

@@ -6,6 +6,7 @@
     cases.csv                                   optional; columns name, patient, vendor, field_strength_t, and
                                                 ef_fraction or ef_percent
 
+Files may lie in folders below `frames` and `masks`; where two folders hold files of one name, NAME is the path below.
 NAME is a patient; where the table's column `patient` says so, several names are one. What a mask's numbers mean is said
 on the command line: `--labels rv=1,myo=2,lv=3`.
 
@@ -16,7 +17,7 @@ nothing is known. What nobody drew is unknown and not background: see `fedcmr.cl
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,16 +27,15 @@ from numpy.typing import NDArray
 
 from fedcmr.client.deidentify import same_patient
 from fedcmr.client.ingest.cine import Cine, Findings, Study
-from fedcmr.client.ingest.layouts.layout import Layout
-from fedcmr.client.ingest.layouts.nifti import axes_of, read_nifti, relabel, spacing_of
+from fedcmr.client.ingest.files import find_named, lookup, nifti_stem, plain_files
+from fedcmr.client.ingest.layouts.layout import SHORT_AXIS, Layout
+from fedcmr.client.ingest.layouts.nifti import Volume, axes_of, on_grid, read_nifti, relabel, spacing_of
 from fedcmr.client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
 from fedcmr.client.ingest.placeholders import is_placeholder
 from fedcmr.client.ingest.reasons import Unusable
-from fedcmr.client.ingest.stack.short_axis import MAX_TILT_DEG
 from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
 from fedcmr.shared.case import BACKGROUND, LV, MYO, NOT_DRAWN, RV, UNKNOWN, is_heart
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.orientation import BASE_TO_APEX
 
 TABLE_NAME = "cases.csv"
 COLUMNS = {
@@ -46,11 +46,8 @@ COLUMNS = {
     "ef_fraction": ("ef_fraction",),
     "ef_percent": ("ef_percent",),
 }
-SUFFIXES = (".nii.gz", ".nii")
 STRUCTURES = {"background": BACKGROUND, "rv": RV, "myo": MYO, "lv": LV, "undrawn": NOT_DRAWN}
 PHASES = ("ed", "es")
-MAX_GRID_DIFFERENCE = 0.1
-"""Largest distance between the corners of an image and of its mask, as a share of the smallest voxel side."""
 
 
 @dataclass(frozen=True)
@@ -97,41 +94,63 @@ def parse_labels(text: str) -> dict[int, int]:
     return labels
 
 
-def find_plain(source: Path, labels: Mapping[int, int] | None = None) -> Findings:
+def find_plain(source: Path, labels: Mapping[int, int] | None = None, axes: str | None = None) -> Findings:
     """Patients of a plain folder.
 
     Args:
         source: The folder of `frames`.
         labels: From `parse_labels`; needed where there are masks.
+        axes: `SHORT_AXIS` where somebody knows that every stack is one, seen from the apex, whatever its header says.
 
     Raises:
         UserError: There are no frames, masks without `labels`, or the table has a mistake.
     """
-    frames = _files(source / "frames")
-    if not frames:
-        raise UserError(f"{source / 'frames'} holds no NIfTI file: expected NAME.nii.gz, or NAME_ed and NAME_es")
-    masks = _files(source / "masks")
+    refused, left_out = Counter[str](), Counter[str]()
+    frames = _files(find_named(source, "frames"), left_out)
+    if not frames and not left_out:
+        left_out += _others(source)
+        if not left_out:
+            raise UserError(f"{source / 'frames'} holds no NIfTI file: expected NAME.nii.gz, or NAME_ed and NAME_es")
+    masks = _files(find_named(source, "masks"), left_out)
     if masks and labels is None:
         raise UserError(f"{source / 'masks'} needs --labels: say what the numbers mean, for example rv=1,myo=2,lv=3")
-    table_path = source / TABLE_NAME
+    table_path = find_named(source, TABLE_NAME)
     table = _read_table(table_path) if table_path.exists() else None
-    studies, refused, left_out = [], Counter[str](), Counter[str]()
+    studies, unused, undrawn = [], set(table or {}), set(masks)
     for name, phases in sorted(frames.items()):
-        described = Described(name) if table is None else table.get(name)
-        if described is None:
+        row = name if table is None else lookup(name, table)
+        drawn = lookup(name, masks)
+        unused.discard(row or "")
+        undrawn.discard(drawn or "")
+        own = {} if drawn is None else masks[drawn]
+        if row is None:
             refused["not-in-table"] += 1
-        elif set(phases) not in ({""}, set(PHASES)) or not set(masks.get(name, phases)) <= set(phases):
+        elif _twice(phases) or _twice(own):
+            refused["same-name"] += 1
+        elif set(phases) not in ({""}, set(PHASES)) or not set(own) <= set(phases):
             refused["missing-file"] += 1
         else:
-            read = partial(read_plain, phases, masks.get(name), dict(labels or {}), described)
+            described = Described(name) if table is None else table[row]
+            read = partial(
+                read_plain,
+                {phase: paths[0] for phase, paths in phases.items()},
+                {phase: paths[0] for phase, paths in own.items()} or None,
+                dict(labels or {}),
+                described,
+                axes,
+            )
             studies.append(Study(described.patient, name, read, described.spelling))
-    refused["missing-file"] += len(set(table or {}) - set(frames))
-    left_out["masks-without-frames"] += sum(len(masks[name]) for name in set(masks) - set(frames))
+    refused["missing-file"] += len(unused)
+    left_out["masks-without-frames"] += sum(len(masks[name]) for name in undrawn)
     return Findings(studies, +refused, +left_out)
 
 
 def read_plain(
-    frames: Mapping[str, Path], masks: Mapping[str, Path] | None, labels: Mapping[int, int], described: Described
+    frames: Mapping[str, Path],
+    masks: Mapping[str, Path] | None,
+    labels: Mapping[int, int],
+    described: Described,
+    axes: str | None = None,
 ) -> Cine:
     """One patient's stack.
 
@@ -140,29 +159,29 @@ def read_plain(
         masks: The same, of two phases perhaps one; or None.
         labels: What their numbers mean.
         described: What the table says.
+        axes: As in `find_plain`.
 
     Raises:
         Unusable: A file is damaged, has no orientation or another than short axis, or a mask does not fit.
     """
-    images, affine = _stack(frames)
-    if abs(axes_of(affine)[0] @ BASE_TO_APEX) < math.cos(math.radians(MAX_TILT_DEG)):
-        raise Unusable("not-short-axis")
+    image, *others = _volumes(frames)
+    if not image.is_short_axis and axes != SHORT_AXIS:
+        raise Unusable("not-short-axis" if image.knows_axes else "no-orientation")
+    images = _stacked([image, *(_fitted(other, image, axes) for other in others)], "" in frames)
     labelled = None
     if masks is not None:
-        numbers, mask_affine = _stack(masks)
+        numbers = _stacked([_fitted(mask, image, axes) for mask in _volumes(masks, labels=True)], "" in masks)
         drawn = [phase in masks for phase in PHASES] if "ed" in frames else slice(None)
         labelled = np.zeros(images.shape, np.uint8)
         if numbers.shape != labelled[drawn].shape:
             raise Unusable("masks-differ")
-        if not _same_grid(affine, mask_affine, images.shape):
-            raise Unusable("masks-misaligned")
         labelled[drawn] = relabel(numbers, labels)
-    x_mm, y_mm, z_mm = spacing_of(affine)
+    x_mm, y_mm, z_mm = spacing_of(image.affine)
     return Cine(
         images=images.astype(np.float32),
         masks=labelled if labelled is not None and is_heart(labelled).any() else None,
         spacing_mm=(z_mm, y_mm, x_mm),
-        axes=axes_of(affine),
+        axes=axes_of(image.affine) if image.is_short_axis else None,
         vendor=vendor_name(described.vendor) if described.vendor else UNKNOWN,
         field_strength_t=field_strength(described.field_strength_t),
         ef=described.ef,
@@ -171,44 +190,76 @@ def read_plain(
     )
 
 
-def _stack(files: Mapping[str, Path]) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """A cine, or those of its two phases that are there, as (T, Z, H, W), and the affine of the first."""
-    volumes = [read_nifti(files[phase], oriented=True) for phase in sorted(files)]
-    first, affine = volumes[0]
-    if "" in files:
+def _volumes(files: Mapping[str, Path], labels: bool = False) -> list[Volume]:
+    """A cine, or those of its two phases that are there, in temporal order."""
+    return [read_nifti(files[phase], labels=labels) for phase in sorted(files)]
+
+
+def _fitted(volume: Volume, image: Volume, axes: str | None) -> NDArray[np.generic]:
+    """A mask, or another phase, as the image's array has its axes.
+
+    Where somebody knows what the stacks are, files whose headers do not know their axes are taken as their arrays lie.
+
+    Raises:
+        Unusable: It has another shape, or covers other places.
+    """
+    fitted = on_grid(volume, image)
+    if fitted is not None:
+        return fitted.array
+    lost = any(not one.knows_axes or one.is_along_axes for one in (volume, image))
+    if volume.array.shape[:3] != image.array.shape[:3]:
+        raise Unusable("masks-differ")
+    if axes != SHORT_AXIS or not lost:
+        raise Unusable("masks-misaligned" if volume.knows_axes else "no-orientation")
+    return volume.array
+
+
+def _stacked(arrays: Sequence[Volume | NDArray[np.generic]], is_cine: bool) -> NDArray[np.generic]:
+    """A cine, or stacks of one phase each, as (T, Z, H, W)."""
+    first, *others = [one.array if isinstance(one, Volume) else one for one in arrays]
+    if is_cine:
         if first.ndim != 4 or first.shape[3] < 2:
             raise Unusable("no-phases")
-        return first.T, affine
-    if first.ndim != 3 or any(array.shape != first.shape for array, _ in volumes):
+        return first.T
+    if first.ndim != 3 or any(array.shape != first.shape for array in others):
         raise Unusable("masks-differ")
-    if not all(_same_grid(affine, other, first.T.shape) for _, other in volumes):
-        raise Unusable("masks-misaligned")
-    return np.stack([array.T for array, _ in volumes]), affine
+    return np.stack([array.T for array in (first, *others)])
 
 
-def _same_grid(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> bool:
-    """Whether two affines put the corners of a volume (..., Z, H, W) in the same places."""
-    size = np.array(shape[:-4:-1]) - 1
-    corners = np.array([[*(size * corner), 1] for corner in np.ndindex(2, 2, 2)], np.float64)
-    distances_mm = np.linalg.norm(corners @ (one - other).T, axis=1)
-    return bool(distances_mm.max() <= MAX_GRID_DIFFERENCE * min(spacing_of(one)))
+def _files(folder: Path, left_out: Counter[str]) -> dict[str, dict[str, list[Path]]]:
+    """NIfTI files by name and phase, wherever below the folder; one that stands for a name twice is in the list.
 
-
-def _files(folder: Path) -> dict[str, dict[str, Path]]:
-    """NIfTI files by name and phase."""
-    found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
-        if suffix is None or path.is_symlink() or not path.is_file():
+    A name is the file's; where two folders hold files of one name, it is the path below `folder`.
+    """
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in map(Path, plain_files(folder, left_out)) if folder.is_dir() else ():
+        name, phase = nifti_stem(path.name), ""
+        if name is None:
+            left_out["other-file"] += 1
             continue
-        name, phase = path.name.removesuffix(suffix), ""
-        for ending in ("ed", "es"):
+        for ending in PHASES:
             if name.lower().endswith("_" + ending):
                 name, phase = name[:-3], ending
-        # The same name as .nii and .nii.gz: which one is meant is unknown; the empty pair is refused as incomplete.
-        phases = found.setdefault(name, {})
-        phases[phase if phase not in phases else f"{phase} twice"] = path
-    return found
+        found.setdefault((name, phase), []).append(path)
+    scattered = {name for (name, _), paths in found.items() if len({path.parent for path in paths}) > 1}
+    files: dict[str, dict[str, list[Path]]] = {}
+    for (name, phase), paths in found.items():
+        for path in paths:
+            full = str(path.parent.relative_to(folder) / name) if name in scattered else name
+            files.setdefault(full, {}).setdefault(phase, []).append(path)
+    return files
+
+
+def _twice(phases: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether a name stands for two files, as `.nii` and as `.nii.gz`: which one is meant is unknown."""
+    return any(len(paths) > 1 for paths in phases.values())
+
+
+def _others(source: Path) -> Counter[str]:
+    """What lies in a folder without frames."""
+    left_out = Counter[str]()
+    left_out["other-file"] += sum(1 for _ in plain_files(source, left_out))
+    return +left_out
 
 
 def _read_table(path: Path) -> dict[str, Described]:
@@ -245,10 +296,10 @@ def _read_table(path: Path) -> dict[str, Described]:
 
 
 PLAIN = Layout(
-    lambda source, options, workers: find_plain(source, options.labels),
+    lambda source, options, workers: find_plain(source, options.labels, options.axes),
     expects="""\
 frames/NAME.nii.gz (x, y, z, phase), or frames/NAME_ed.nii.gz and NAME_es.nii.gz (x, y, z); masks of the same
 names in masks/ (then give --labels), or none; cases.csv with a column name, and where known patient, vendor,
 field_strength_t, ef_fraction or ef_percent""",
-    takes=("labels",),
+    takes=("labels", "axes"),
 )

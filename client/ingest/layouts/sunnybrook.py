@@ -29,10 +29,10 @@ from PIL import Image, ImageDraw
 
 from fedcmr.client.ingest.burned_in import is_annotated
 from fedcmr.client.ingest.cine import Cine, Findings, Study
-from fedcmr.client.ingest.dicom.files import plain_files
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.dicom.reader import FILES_PER_BATCH, read_file, read_stack
 from fedcmr.client.ingest.dicom.segmentation import Segmentation
+from fedcmr.client.ingest.files import plain_files
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.tables import read_rows
 from fedcmr.client.ingest.patient import pathology_code, sex_code

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from fedcmr.shared.plain_files import read_plain
 MAX_BYTES = 16 * 2**20
 FORMULA_MARKS = ("=", "+", "@", "\t", "\r")
 """What a spreadsheet would run, as in "=cmd|..." (OWASP, CSV injection). A minus sign may begin a number."""
+SEPARATOR_LINE = re.compile(r"sep=[,;\t]\r?\n", re.IGNORECASE)
 MIN_EF, MAX_EF = 0.02, 0.95
 """Outside of these a left ventricle's ejection fraction is a typing error, or per cent taken for a fraction."""
+
+
+WHOLE = re.compile(r"([0-9]{1,9})(?:[.,]0*)?")
 
 
 def read_rows(
@@ -22,7 +27,7 @@ def read_rows(
 ) -> list[tuple[int, dict[str, str]]]:
     """The known columns of a CSV file, row by row; all other columns are dropped unseen.
 
-    Comma, semicolon and tab are told apart by the first line. Empty rows are skipped.
+    Comma, semicolon and tab are told apart by the first line that is not Excel's `sep=;`. Empty rows are skipped.
 
     Args:
         path: UTF-8, with or without a byte order mark.
@@ -47,7 +52,8 @@ def read_rows(
         if isinstance(error, OSError) and error.errno == errno.EINVAL:
             raise UserError(f"{path}: expected a table, got something that is not a regular file") from None
         raise UserError(f"{path} cannot be read as UTF-8 text: save it again as 'CSV UTF-8'") from None
-    first = text.partition("\n")[0]
+    marked = SEPARATOR_LINE.match(text)  # which Excel writes and reads
+    first = text[marked.end() if marked else 0 :].partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
@@ -55,6 +61,8 @@ def read_rows(
     try:
         for cells in reader:
             line = reader.line_num
+            if marked and line == 1:
+                continue
             if not columns:
                 columns = _columns(path, cells, aliases, required)
             elif any(cell.strip() for cell in cells):
@@ -113,6 +121,15 @@ def plain_number(text: str, place: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"{place} is not a finite number")
     return value
+
+
+def whole_number(text: str) -> int | None:
+    """A number from 0 that has no fraction, however it is written: 5, 5.0 or 5,0; None for any other text.
+
+    Programs write whole numbers with a fraction of zero once one row of their column is empty.
+    """
+    match = WHOLE.fullmatch(text.strip())
+    return None if match is None else int(match[1])
 
 
 def ejection_fraction(text: str, place: str, *, percent: bool) -> float:

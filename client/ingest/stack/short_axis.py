@@ -32,8 +32,8 @@ SAME_STACK_DEG = 20.0
 COVERED, NEXT = 0.6, 1.5
 """Spacings from the nearest slice of a stack, up to which a place lies in it, and up to which it is the next one."""
 SAME_PLAN_DEG, SAME_SPACING = 8.0, 0.1
-"""Slices that differ by more are a part of the stack only where they belong to its series, or are several at its spacing
-and with its phases: a single cine of a valve, or a stack along its annulus, continues no ventricle."""
+"""Slices that differ by more are a part of the stack only where they belong to its series, or are several at its
+spacing and with its phases: a single cine of a valve, or a stack along its annulus, continues no ventricle."""
 SAME_ECHO = 0.1
 """Echo times of one protocol differ by less of their size from slice to slice; another sequence's differ by more."""
 MAX_SHIFT_MM = 2.0
@@ -218,7 +218,7 @@ def _refuse_a_part(chosen: _Candidate, planes: Sequence[Sequence[Slice]]) -> Non
 
 
 def _same_plan(plane: Sequence[Slice], chosen: _Candidate, spacing: float) -> bool:
-    """Whether slices of another orientation were planned with the stack: in its series, or at its spacing with its phases."""
+    """Whether slices of another orientation were planned with the stack: in its series, or alike."""
     if {one.first.SeriesInstanceUID for one in plane} & {one.first.SeriesInstanceUID for one in chosen.slices}:
         return True
     gaps = np.diff(sorted({round(one.depth, 1) for one in plane}))

@@ -27,10 +27,10 @@ from pydicom.uid import (
 )
 
 from fedcmr.client.ingest.dicom import parser
-from fedcmr.client.ingest.dicom.files import plain_files
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.dicom.parser import parse
 from fedcmr.client.ingest.dicom.reader import HEADER_ELEMENTS, find_dicom, read_file
+from fedcmr.client.ingest.files import plain_files
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
 from tests.client.ingest.dicom_files import image_dataset, write_image, write_study
@@ -88,21 +88,39 @@ def image(tmp_path) -> Path:
 def test_plain_files_are_found_in_order_and_nothing_else(tmp_path):
     (tmp_path / "b" / "deep").mkdir(parents=True)
     (tmp_path / "folder.dcm").mkdir()
-    for name in ("z", "b/2", "b/1", "b/deep/3", "folder.dcm/in"):
+    (tmp_path / "__MACOSX" / "b").mkdir(parents=True)
+    for name in ("z", "b/1", "b/2", "b/deep/3", "folder.dcm/in", "b/._1", "__MACOSX/b/._1", ".DS_Store", "b/all.ZIP"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to(tmp_path / "z")
-    (tmp_path / "linked folder").symlink_to(tmp_path / "b")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "outside").symlink_to("/etc/passwd")
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind(str(tmp_path / "s"))
         left_out = Counter()
         found = [os.path.relpath(path, tmp_path) for path in plain_files(tmp_path, left_out)]
     assert found == ["z", "b/1", "b/2", "b/deep/3", "folder.dcm/in"]
-    assert left_out == {"no-regular-file": 6}
+    assert left_out == {"no-regular-file": 2, "system-file": 3, "archive": 1}
     (tmp_path / "chosen").symlink_to(tmp_path / "b")
     assert len(list(plain_files(tmp_path / "chosen", left_out))) == 3
+
+
+def test_links_lead_to_files_and_folders_once_and_never_in_circles(tmp_path):
+    for name in ("scans/a", "store/folder/1", "store/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "store" / "pipe")
+    targets = {
+        "b": "store/2",
+        "folder": "store/folder",
+        "folder again": "store/folder",
+        "loop": "scans",
+        "nowhere": "store/gone",
+        "pipe": "store/pipe",
+    }
+    for name, target in targets.items():
+        (tmp_path / "scans" / name).symlink_to(tmp_path / target)
+    left_out = Counter()
+    found = [os.path.relpath(path, tmp_path / "scans") for path in plain_files(tmp_path / "scans", left_out)]
+    assert found == ["a", "b", "folder/1"]
+    assert left_out == {"no-regular-file": 4}
 
 
 def test_folders_and_files_that_may_not_be_read_are_counted(tmp_path, monkeypatch):
@@ -129,12 +147,12 @@ def test_folders_and_files_that_may_not_be_read_are_counted(tmp_path, monkeypatc
         read_file(tmp_path / "b")
 
 
-def test_a_file_that_becomes_something_else_meanwhile_is_not_opened(tmp_path):
+def test_a_file_that_becomes_something_else_meanwhile_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/etc/passwd")
     (tmp_path / "folder").mkdir()
     assert code(tmp_path / "pipe") == "no-regular-file"
-    assert code(tmp_path / "link") == "no-regular-file"
+    assert code(tmp_path / "link") == "not-dicom"
     assert code(tmp_path / "folder") in ("no-regular-file", "unreadable")
     assert code(tmp_path / "gone") == "unreadable"
 
