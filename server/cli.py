@@ -54,15 +54,9 @@ def _parser() -> SettingsParser:
     sub = add(
         "pretrain",
         _pretrain,
-<<<<<<< HEAD
-        "train the public prior on simulated hearts",
-        f"No patient is involved and no privacy is spent. {again}",
-        settings=True,
-=======
         "train the public prior on simulated hearts, and on public scans",
         f"No patient of a site is involved and no privacy is spent. {again}",
-        settings,
->>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
+        settings=True,
     )
     sub.add_argument("--out", type=Path, required=True, help="the prior's file, ending in .safetensors")
     sub.add_argument(

@@ -20,14 +20,9 @@ from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
-<<<<<<< HEAD
-from fedcmr.shared.errors import UserError
-=======
-from fedcmr.server.tasks.registry import tasks_of
 from fedcmr.shared.case import fingerprint, load_case, read_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
->>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
 from fedcmr.shared.permissions import make_private, private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder

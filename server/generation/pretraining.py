@@ -29,12 +29,6 @@ from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.kinds import kind_of, make
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.models.prior import load_prior, save_prior
-<<<<<<< HEAD
-from fedcmr.shared.progress import track_parts
-from fedcmr.shared.style import style_moments, style_vectors
-from fedcmr.shared.views import MAX_SHIFT_MM, NETWORK_GRID, Grid, augment
-=======
->>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
 
 CHECKPOINT_STEPS = 200
 AUTOENCODER_SHARE = 0.25
@@ -44,64 +38,7 @@ NUM_SCALE_IMAGES = 512
 WARM_UP_STEPS, MAX_GRAD_NORM, WEIGHT_DECAY = 200, 1.0, 0.01
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class PublicHearts:
-    """The prior's training set: M = hearts x slices images.
-
-    Attributes:
-        images: Shape (M, 2, H, W), uint8, 0..255 for -1..1.
-        masks: Shape (M, 2, H, W), uint8 labels.
-        styles: Shape (M, K), standardised.
-        style_mean: Shape (K,).
-        style_std: Shape (K,).
-        style_correlation: Shape (K, K).
-        pixel_mm: In-plane pixel.
-    """
-
-    images: Tensor
-    masks: Tensor
-    styles: Tensor
-    style_mean: Tensor
-    style_std: Tensor
-    style_correlation: Tensor
-    pixel_mm: float
-
-    def chosen(self, index: Tensor | slice) -> Tensor:
-        """Chosen images, shape (N, 2, H, W), float32 in [-1, 1]."""
-        return self.images[index].float() / 127.5 - 1
-
-    def draw(self, num: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Random views of `num` random images: images, masks, style vectors."""
-        index = torch.randint(len(self.images), (num,), generator=rng)
-        shift_px = MAX_SHIFT_MM / self.pixel_mm
-        images, masks = augment(self.chosen(index), self.masks[index], rng, max_rotation_deg=60, max_shift_px=shift_px)
-        return images, masks, self.styles[index]
-
-
-def simulate_hearts(num_hearts: int, seed: int, grid: Grid = NETWORK_GRID) -> PublicHearts:
-    """Draw, slice and render hearts over the whole range of ejection fractions."""
-    images, masks, styles = [], [], []
-    chunk = 50
-    for part in track_parts(num_hearts, chunk, "simulating hearts"):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + part.start)
-        hearts = draw_hearts(part.stop - part.start, generator, STACK_SLICES)
-        chosen = torch.rand(len(hearts), STACK_SLICES, generator=generator).argsort(1)[:, :SLICES_PER_HEART]
-        d = distances(hearts, slice_positions(hearts, STACK_SLICES).gather(1, chosen.sort(1).values), grid)
-        labels, rendered = masks_from(d), render(hearts, d, generator)
-        styles.append(style_vectors(rendered, labels, grid.pixel_mm).repeat_interleave(SLICES_PER_HEART, dim=0))
-        images.append(((rendered + 1) * 127.5).round().to(torch.uint8).flatten(0, 1))
-        masks.append(labels.flatten(0, 1))
-    raw = torch.cat(styles)
-    mean, std, correlation = style_moments(raw)
-    standardised = torch.nan_to_num((raw - mean) / std, nan=0.0)
-    return PublicHearts(torch.cat(images), torch.cat(masks), standardised, mean, std, correlation, grid.pixel_mm)
-
-
-def pretrain(config: Config, out: Path, minutes: float | None = None) -> None:
-=======
 def pretrain(config: Config, out: Path, minutes: float | None = None, public: Sequence[Path] = ()) -> None:
->>>>>>> 15b8189 (fedcmr-server pretrain --public: a prior learns from public scans too, whole or drawn in part, and no study takes their patients for private ones)
     """Train the generative model and write the prior with a card next to it; resumes from `out`'s checkpoint if any.
 
     Args:

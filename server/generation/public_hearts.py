@@ -12,7 +12,7 @@ from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_
 from fedcmr.server.generation.rendering import render
 from fedcmr.shared.case import MYO, NOT_DRAWN, RV, Case, load_cases
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.progress import track
+from fedcmr.shared.progress import track_parts
 from fedcmr.shared.provenance import PUBLIC, of_folder
 from fedcmr.shared.style import MAX_STYLE, style_moments, style_vector, style_vectors
 from fedcmr.shared.views import MAX_SHIFT_MM, NETWORK_GRID, Grid, augment, drawn_whole, slice_pairs, with_heart
@@ -75,9 +75,9 @@ def simulate_hearts(num_hearts: int, seed: int, grid: Grid = NETWORK_GRID) -> Pu
     """Draw, slice and render hearts over the whole range of ejection fractions."""
     images, masks, styles = [], [], []
     chunk = 50
-    for start in track(range(0, num_hearts, chunk), "simulating hearts"):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-        hearts = draw_hearts(min(chunk, num_hearts - start), generator, STACK_SLICES)
+    for part in track_parts(num_hearts, chunk, "simulating hearts"):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + part.start)
+        hearts = draw_hearts(part.stop - part.start, generator, STACK_SLICES)
         chosen = torch.rand(len(hearts), STACK_SLICES, generator=generator).argsort(1)[:, :SLICES_PER_HEART]
         d = distances(hearts, slice_positions(hearts, STACK_SLICES).gather(1, chosen.sort(1).values), grid)
         labels, rendered = masks_from(d), render(hearts, d, generator)
