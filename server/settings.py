@@ -178,7 +178,7 @@ class PrivacyConfig:
     statistics_share: float = 0.5
     statistics_clip: float = 4.0
     segmenter_share: float = 0.5
-    segmenter_clip: float = 0.1
+    segmenter_clip: float = 0.03
 
     def __post_init__(self) -> None:
         _check(
@@ -221,7 +221,7 @@ class FederationConfig:
     trim: int = 0
     reply_timeout_s: float = 3600.0
     segmenter_rounds: int = 0
-    segmenter_learning_rate: float = 1.0
+    segmenter_learning_rate: float = 10.0
 
     def __post_init__(self) -> None:
         _check(self.adapter in ("auto", *ADAPTERS), "federation.adapter", f"in {('auto', *ADAPTERS)}", self.adapter)

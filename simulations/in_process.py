@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from fedcmr.client.training import Execution, LocalSteps, Patient, private_update
+from fedcmr.client.segmenter_training import DrawnPatient, segmenter_learner
+from fedcmr.client.training import Execution, LocalSteps, Patient, private_steps, private_update
 from fedcmr.server.federation.round import Ask, Replies, run_round
 from fedcmr.server.federation.senders import Reply
 from fedcmr.server.federation.state import FederationState, StudySite
@@ -16,7 +17,8 @@ from fedcmr.server.settings import Config
 from fedcmr.shared.checkpoint import Arrays
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import Mechanism
-from fedcmr.shared.records import OK, Request, pack_reply
+from fedcmr.shared.records import OK, SEGMENTER, Request, pack_reply
+from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter
 
 MechanismOf = Callable[[Request, int], Mechanism]
 """From a request and a site's public number of patients."""
@@ -31,6 +33,7 @@ class SitesInProcess:
         sites: Site -> its public facts.
         device: Where the generator runs.
         mechanism_of: What makes a release private, by default the request's own; an audit breaks it on purpose.
+        drawn: Site -> those who teach the segmenter, for its rounds; without them it is asked of nobody.
     """
 
     def __init__(
@@ -40,15 +43,20 @@ class SitesInProcess:
         sites: Mapping[str, StudySite],
         device: torch.device,
         mechanism_of: MechanismOf | None = None,
+        drawn: Mapping[str, Sequence[DrawnPatient]] | None = None,
     ):
         self.prior, self.patients, self.sites = prior, patients, sites
         self.execution = Execution(device)
         self.mechanism_of = mechanism_of or (lambda request, nominal_patients: request.mechanism.at(nominal_patients))
+        self.drawn, self.learner = dict(drawn or {}), segmenter_learner(load_segmenter()) if drawn else None
         self.updates: dict[str, Arrays] = {}
         """Site -> what it sent for the last request."""
 
     def train(self, request: Request, arrays: Arrays) -> Replies:
         """Every site's update, in the records in which it would travel."""
+        if request.task == SEGMENTER:
+            self.updates = self._of_segmenter(request, arrays)
+            return reply_with(self.updates)
         self.updates = {
             name: private_update(
                 self.prior,
@@ -63,6 +71,21 @@ class SitesInProcess:
             for name, there in self.patients.items()
         }
         return reply_with(self.updates)
+
+    def _of_segmenter(self, request: Request, arrays: Arrays) -> dict[str, Arrays]:
+        assert self.learner is not None, "rounds for the segmenter need drawn patients"
+        steps = LocalSteps.of(request)
+        return {
+            name: private_steps(
+                self.learner,
+                there,
+                arrays,
+                self.mechanism_of(request, self.sites[name].nominal_patients),
+                steps,
+                self.execution,
+            )
+            for name, there in self.drawn.items()
+        }
 
 
 def reply_with(updates: Mapping[str, Arrays]) -> Replies:

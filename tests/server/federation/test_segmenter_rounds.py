@@ -94,7 +94,7 @@ def test_the_published_segmenter_is_the_public_one_but_for_the_averaged_part(stu
 def test_an_interrupted_run_resumes_to_the_same_segmenter(study, make_study, prior, tmp_path):
     whole = ScriptedGrid(agree())
     federate(whole, study, prior)
-    expected = newest(study)
+    expected, published = newest(study), (study.path / FEDERATED_SEGMENTER_NAME).read_bytes()
     for file in (study.path / "checkpoints").glob("round_0005*"):
         file.unlink()
     (study.path / FEDERATED_SEGMENTER_NAME).unlink()
@@ -106,7 +106,7 @@ def test_an_interrupted_run_resumes_to_the_same_segmenter(study, make_study, pri
     for ours, theirs in ((resumed.segmenter, expected.segmenter), (resumed.segmenter_ema, expected.segmenter_ema)):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(array, theirs[name]) for name, array in ours.items())
-    assert (study.path / FEDERATED_SEGMENTER_NAME).is_file()
+    assert (study.path / FEDERATED_SEGMENTER_NAME).read_bytes() == published
 
 
 def test_a_checkpoint_of_another_public_segmenter_ends_with_a_line(study, prior, monkeypatch):
