@@ -88,9 +88,10 @@ class HospitalsConfig:
     num_phases: int = 10
     acdc_train_folds: dict[str, int] = field(default_factory=lambda: {"A": 1, "B": 2})
     acdc_test_fold: int = 3
+    layouts: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sources = ("phantom", "acdc", "prepared")
+        sources = ("phantom", "acdc", "prepared", "layouts")
         _check(self.source in sources, "hospitals.source", f"in {sources}", self.source)
         self.vendors = [known_vendor(vendor) for vendor in self.vendors]
         self.nominal_patients = _with_known_vendors(self.nominal_patients)
@@ -110,6 +111,20 @@ class HospitalsConfig:
         folds = [*self.acdc_train_folds.values(), self.acdc_test_fold]
         _check(all(0 <= fold < 5 for fold in folds), "hospitals.acdc folds", "in 0..4", folds)
         _check(len(set(folds)) == len(folds), "hospitals.acdc folds", "to be disjoint", folds)
+        _check(
+            self.source != "layouts" or bool(self.layouts),
+            "hospitals.layouts",
+            "to name a site, as hospitals.source is layouts",
+            self.layouts,
+        )
+        known = {"format", "labels", "public", "contours", "axes"}
+        for site, layout in self.layouts.items():
+            _check(
+                "format" in layout and set(layout) <= known,
+                f"hospitals.layouts.{site}",
+                "to have a format, and perhaps labels, public, contours or axes",
+                layout,
+            )
 
 
 @dataclass

@@ -9,7 +9,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from fedcmr.client.ingest.layouts.kinds import LAYOUTS
+from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
 from fedcmr.client.trainable import trainable
@@ -25,7 +28,7 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.permissions import make_private, private_folder
 from fedcmr.shared.privacy import largest_delta
-from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder
+from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder, public
 from fedcmr.simulations.baselines import run_baselines
 from fedcmr.simulations.flower_engine import simulating_superlink
 from fedcmr.simulations.grid import make_grid, run_server_app
@@ -148,7 +151,12 @@ def _prepare(study: Study) -> None:
     run, config = study.run, study.config
     source = config.hospitals.source
     root = Path(config.data_root) if config.data_root is not None else Path()
-    sites = {"phantom": _prepare_phantom, "acdc": _prepare_acdc, "prepared": _use_prepared}[source](run, root)
+    sites = {
+        "phantom": _prepare_phantom,
+        "acdc": _prepare_acdc,
+        "prepared": _use_prepared,
+        "layouts": _prepare_layouts,
+    }[source](run, root)
     prior = load_prior(None if config.prior is None else Path(config.prior))
     for site in sites:
         _check_unseen(prior, site.train)
@@ -259,6 +267,36 @@ def _prepared_names(root: Path) -> list[str]:
     if not names:
         raise UserError(f"{root} holds no SITE/train/cases.csv: prepare the sites with 'fedcmr-client prepare'")
     return names
+
+
+def _prepare_layouts(run: RunFolder, root: Path) -> list[Hospital]:
+    """Sites whose scans lie in DATA_ROOT/SITE/{train,test}, each in a layout of its own; DATA_ROOT/SITE/test is tested.
+
+    People have drawn the test patients' contours, whatever a site's own are.
+    """
+    sites = []
+    for name, given in sorted(run.config.hospitals.layouts.items()):
+        if given["format"] not in LAYOUTS:
+            raise UserError(
+                f"hospitals.layouts.{name}.format is {given['format']}: expected one of {', '.join(LAYOUTS)}"
+            )
+        options: dict[str, Any] = {
+            "labels": parse_labels(given["labels"]) if "labels" in given else None,
+            "provenance": public(given["public"]) if "public" in given else None,
+            "axes": given.get("axes"),
+        }
+        train, test = (run.path / "sites" / name / "train", run.path / "test" / "hospitals" / name)
+        for part, target in (("train", train), ("test", test)):
+            source = root / name / part
+            if not source.is_dir():
+                raise UserError(
+                    f"{source} is not a folder: hospitals.layouts names a site {name}, give its scans there"
+                )
+            contours = given.get("contours", "drawn") if part == "train" else "drawn"
+            key, num_processes = _key(run.config), _cores()
+            prepare(source, target, given["format"], key=key, num_processes=num_processes, contours=contours, **options)
+        sites.append(replace(_hospital(run.config, name, train), test=test))
+    return sites
 
 
 def _cores() -> int:

@@ -3,14 +3,20 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from fedcmr.server.settings import load
+from fedcmr.shared.case import LV, load_cases
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.simulations import run as run_module
 from fedcmr.simulations.run import nominal_patients, simulate
+
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real"
 
 
 def settings(*overrides: str):
@@ -112,3 +118,72 @@ def test_a_site_of_several_vendors_needs_a_number_for_each():
         nominal_patients(two, "b", ["GE"])
     with pytest.raises(UserError, match="several vendors"):
         nominal_patients(settings("hospitals.nominal_patients=9"), "a", ["GE", "Siemens"])
+
+
+@pytest.fixture
+def exports(tmp_path, write_cases):
+    """Scans of two sites as NIfTI: one drawn whole, the other's masks have other numbers and hold the cavity alone."""
+    directions = np.array([[0.0, 0.8, 0.6], [0.6, 0.64, -0.48], [-0.8, 0.48, -0.36]]).T  # slices across an oblique axis
+    for site, part, seed in (("a", "train", 1), ("a", "test", 2), ("b", "train", 3), ("b", "test", 4)):
+        folder = tmp_path / "scans" / site / part
+        write_cases(tmp_path / "made" / site / part, "GE" if site == "a" else "Philips", 3, seed=seed)
+        for name in ("frames", "masks"):
+            (folder / name).mkdir(parents=True)
+        rows = ["name,vendor"]
+        for case in load_cases(tmp_path / "made" / site / part):
+            affine = np.diag([*case.spacing_mm[::-1], 1.0])
+            affine[:3, :3] = directions * case.spacing_mm[::-1]
+            masks = case.masks if site == "a" else (case.masks == LV) * 7
+            for name, values in (("frames", 1000 * case.frames), ("masks", masks.astype(np.uint8))):
+                image = nibabel.Nifti1Image(values.transpose(3, 2, 1, 0).astype(np.float32), affine)
+                nibabel.save(image, folder / name / f"{case.info.pseudonym}.nii.gz")
+            rows.append(f"{case.info.pseudonym},{case.info.vendor}")
+        (folder / "cases.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "scans"
+
+
+def of_layouts(exports, tiny_prior, layouts: str):
+    overrides = [f"data_root={exports}", f"prior={tiny_prior}", f"hospitals.layouts={layouts}"]
+    return load("default", ["hospitals.source=layouts", "hospitals.nominal_patients=20", *overrides])
+
+
+def test_each_site_s_scans_have_a_layout_of_their_own(exports, tmp_path, tiny_prior):
+    config = of_layouts(
+        exports, tiny_prior, "{a: {format: plain, labels: 'rv=1,myo=2,lv=3'}, b: {format: plain, labels: lv=7}}"
+    )
+    run = simulate(config, tmp_path / "run", until="prepare")
+    sites = {name: load_cases(run.path / "sites" / name / "train") for name in "ab"}
+    assert [{case.info.contours for case in sites[name]} for name in "ab"] == [{"drawn"}, {"partial"}]
+    assert len(load_cases(run.path / "test" / "hospitals" / "b")) == 3
+    assert json.loads((run.path / "study.json").read_text())["sites"]["b"]["vendors"] == {"Philips": 20}
+
+
+@pytest.mark.parametrize(
+    ("layouts", "message"),
+    [
+        ("{a: {format: nrrd}}", r"hospitals\.layouts\.a\.format is nrrd: expected one of"),
+        ("{c: {format: plain}}", r"c/train is not a folder: hospitals\.layouts names a site c"),
+        ("{a: {labels: lv=1}}", r"hospitals\.layouts\.a to have a format"),
+        ("{}", r"hospitals\.layouts to name a site"),
+    ],
+)
+def test_a_layout_that_says_too_little_is_one_line(layouts, message, exports, tmp_path, tiny_prior):
+    with pytest.raises(UserError, match=message):
+        simulate(of_layouts(exports, tiny_prior, layouts), tmp_path / "run", until="prepare")
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans in {REAL}")
+def test_the_study_of_three_real_vendors_is_prepared_from_their_own_layouts(tmp_path):
+    config = load("three_vendors", [f"data_root={REAL / 'three_vendors'}", "tasks=[ejection_fraction]"])
+    run = simulate(config, tmp_path / "run", until="prepare")
+    for name, num_train, num_test, contours in (
+        ("siemens", 45, 15, {"drawn"}),
+        ("philips", 45, 15, {"drawn"}),
+        ("ge", 27, 9, {"partial"}),
+    ):
+        train, test = (run.path / "sites" / name / "train", run.path / "test" / "hospitals" / name)
+        assert (len(load_cases(train)), len(load_cases(test))) == (num_train, num_test)
+        assert {case.info.contours for case in load_cases(train)} == contours
+        assert all(np.isfinite(case.info.ef) for case in load_cases(test))
