@@ -26,6 +26,7 @@ MODELS = {
 }
 DISTANCES = ("motion_mm", "heart_mm", "ventricle_mm")
 SEGMENTED = {"acdc3": "ACDC, Siemens", "siemens-test": "M&Ms, Siemens", "philips-test": "M&Ms, Philips"}
+TUNED = {"acdc": "ACDC A and B (20 each)"}
 ONE_VENDOR = {"acdc": ["all"], "hospitals": ["GE", "Philips", "Siemens", "all"]}
 
 
@@ -174,6 +175,25 @@ def segmentation() -> str:
     return markdown(heading, sorted(rows, key=lambda row: row[0]))
 
 
+def federated_segmenter() -> str:
+    """What the sites' rounds bring to the public segmenter, by hospitals and test patients."""
+    rows = []
+    for name, hospitals in TUNED.items():
+        facts = figures(f"federated_segmenter_{name}")
+        for test_set, label in SEGMENTED.items():
+            for row in facts["rows"]:
+                scores = row["test"][test_set]
+                dice, difference = scores["dice"], scores["difference"]
+                low, high = difference["ci95"]
+                is_public = "epsilon" not in row
+                change = f"{difference['difference_points']:+.1f} ({low:+.1f} to {high:+.1f})"
+                values = [f"{dice[part]:.3f}" for part in ("lv", "myo", "rv", "mean")]
+                patients = f"{label} ({scores['n_patients']})"
+                rows.append([hospitals, patients, row["name"], *values, "-" if is_public else change])
+    heading = ["hospitals", "test patients", "segmenter", "Dice LV", "myocardium", "RV", "mean", "points (95 %)"]
+    return markdown(heading, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "utility": utility,
@@ -181,6 +201,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages": stages,
     "contours": contours,
     "segmentation": segmentation,
+    "federated_segmenter": federated_segmenter,
 }
 
 
