@@ -156,9 +156,26 @@ def contours() -> str:
 
 
 def segmentation() -> str:
-    """What a segmenter was trained on, against real patients."""
+    """Segmenters by what they were trained on, against real patients."""
+    heading = ["test patients", "trained on", "Dice LV", "myocardium", "RV", "mean (95 %)", "LV at ED", "EF MAE"]
+    return markdown(heading, sorted(segmentation_rows("segmentation_sources"), key=lambda row: row[0]))
+
+
+def segmentation_networks() -> str:
+    """Segmenters by their network, trained on the same real patients."""
+    facts = {
+        row["name"]: [f"{row['parameters']:,}", "-" if row["minutes"] is None else f"{row['minutes']:.0f}"]
+        for row in figures("segmentation_networks")["rows"]
+    }
+    rows = [[*row[:2], *facts[row[1]], *row[2:]] for row in segmentation_rows("segmentation_networks")]
+    heading = ["test patients", "network", "parameters", "minutes", "Dice LV", "myocardium", "RV", "mean (95 %)"]
+    return markdown([*heading, "LV at ED", "EF MAE"], sorted(rows, key=lambda row: row[0]))
+
+
+def segmentation_rows(name: str) -> list[list[str]]:
+    """Test patients, row and scores of every row of a comparison of segmenters."""
     rows = []
-    for row in figures("segmentation_sources")["rows"]:
+    for row in figures(name)["rows"]:
         for test_set, scores in row["test"].items():
             dice, (low, high) = scores["dice"], scores["ci95"]["dice"]["mean"]
             rows.append(
@@ -171,27 +188,7 @@ def segmentation() -> str:
                     "-" if scores["ef_mae_points"] is None else f"{scores['ef_mae_points']:.1f}",
                 ]
             )
-    heading = ["test patients", "trained on", "Dice LV", "myocardium", "RV", "mean (95 %)", "LV at ED", "EF MAE"]
-    return markdown(heading, sorted(rows, key=lambda row: row[0]))
-
-
-def federated_segmenter() -> str:
-    """What the sites' rounds bring to the public segmenter, by hospitals and test patients."""
-    rows = []
-    for name, hospitals in TUNED.items():
-        facts = figures(f"federated_segmenter_{name}")
-        for test_set, label in SEGMENTED.items():
-            for row in facts["rows"]:
-                scores = row["test"][test_set]
-                dice, difference = scores["dice"], scores["difference"]
-                low, high = difference["ci95"]
-                is_public = "epsilon" not in row
-                change = f"{difference['difference_points']:+.1f} ({low:+.1f} to {high:+.1f})"
-                values = [f"{dice[part]:.3f}" for part in ("lv", "myo", "rv", "mean")]
-                patients = f"{label} ({scores['n_patients']})"
-                rows.append([hospitals, patients, row["name"], *values, "-" if is_public else change])
-    heading = ["hospitals", "test patients", "segmenter", "Dice LV", "myocardium", "RV", "mean", "points (95 %)"]
-    return markdown(heading, rows)
+    return rows
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -201,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages": stages,
     "contours": contours,
     "segmentation": segmentation,
+    "segmentation_networks": segmentation_networks,
     "federated_segmenter": federated_segmenter,
 }
 

@@ -5,7 +5,8 @@ segmenter per network on the same cases and tests all of them on the same patien
 loss, and `sources` with real cases, synthetic ones, synthetic and then real ones, and none at all (the public
 segmenter, which has seen rendered hearts only). The last row of `networks` is the mean of all networks' probabilities.
 `--minutes` gives each training the same time, else all take `segmentation.num_steps` steps. Trained segmenters stay in
-`--out`: the same command resumes where it was interrupted.
+`--out`: the same command resumes where it was interrupted. `--only` names some of the rows, so that several machines
+or cores can share the trainings.
 
 Without `--test` the training patients are divided into `--folds`: each is tested by a segmenter that has not seen it.
 So a choice can be made on development patients alone.
@@ -55,6 +56,9 @@ from fedcmr.shared.version import add_version
 
 DEFAULT_WIDTHS = {"unet": 24, "mednext": 32, "mmnet": 16}
 """What each network is by default here: MedNeXt of size S, the others of about its time per step or less."""
+
+MEAN = "mean of all"
+"""Of all networks that have been trained."""
 
 Row = dict[str, object]
 
@@ -134,7 +138,12 @@ def candidates(
     if what == "networks":
         rows = [trained(network, real, network=network, width=DEFAULT_WIDTHS[network]) for network in NETWORKS]
         yield from rows
-        yield Candidate("mean of all", lambda: MeanOfSegmenters([row.make() for row in rows]).eval(), None)
+
+        def mean() -> Segmenter:
+            there = [row.make() for row in rows if row.path is not None and row.path.is_file()]
+            return MeanOfSegmenters(there or [row.make() for row in rows]).eval()
+
+        yield Candidate(MEAN, mean, None)
     elif what == "losses":
         for loss in SEGMENTATION_LOSSES:
             yield trained(loss, real, loss=loss)
@@ -289,7 +298,10 @@ def _run(options: argparse.Namespace) -> None:
         folds = [Fold(train, {"held out": test}, options.out / f"fold{k}") for k, (train, test) in enumerate(parts)]
     for fold in folds:
         fold.out.mkdir(parents=True, exist_ok=True)
-    rows = [list(candidates(options.what, fold, synthetic, config, device, options.minutes)) for fold in folds]
+    rows = [
+        _only(list(candidates(options.what, fold, synthetic, config, device, options.minutes)), options.only)
+        for fold in folds
+    ]
     results = compare(rows, [fold.tests for fold in folds], config)
     facts = {"what": options.what, "num_training_cases": len(real), "num_synthetic_cases": len(synthetic)}
     facts["folds"] = None if options.test else options.folds
@@ -301,6 +313,19 @@ def _run(options: argparse.Namespace) -> None:
     for name in folds[0].tests:
         console.print(table_of(results, name))
     print(f"wrote {path}")
+
+
+def _only(rows: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
+    """The rows of these names, all where there are none.
+
+    Raises:
+        UserError: There is no such row.
+    """
+    known = [row.name for row in rows]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only: expected some of {', '.join(known)}, got {name}")
+    return [row for row in rows if not names or row.name in names]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -315,6 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folds", type=int, default=3, metavar="N", help="parts of a cross-validation, without --test (default: 3)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="trained segmenters and the figures")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows to make (default: all)")
     parser.add_argument("--minutes", type=float, help="of each training (default: segmentation.num_steps)")
     parser.add_argument("--config", default="default", help="name or path of a config")
     parser.add_settings()

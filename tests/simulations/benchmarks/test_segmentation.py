@@ -49,6 +49,15 @@ def test_losses_are_compared_patient_by_patient(folders):
     assert other["difference"] == pytest.approx(other["dice"]["mean"] - first["dice"]["mean"])
 
 
+def test_some_rows_alone_can_be_made(folders, capsys):
+    rows = run(folders, "networks", "--only", "unet", "mean of all")
+    assert [row["name"] for row in rows] == ["unet", "mean of all"]
+    assert rows[0]["test"]["test"]["dice"] == rows[1]["test"]["test"]["dice"], "the mean of the one that is there"
+    arguments = ["--train", str(folders / "real"), "--out", str(folders / "out"), "--only", "vnet"]
+    assert main(["networks", *arguments]) == 2
+    assert "--only: expected some of unet, mednext, mmnet, mean of all, got vnet" in capsys.readouterr().err
+
+
 def test_without_test_patients_each_is_tested_by_a_segmenter_that_has_not_seen_it(folders, capsys):
     train = ["--train", str(folders / "real"), "--out", str(folders / "out"), *SETTINGS, "--set", "device=cpu"]
     assert main(["losses", *train, "--set", "evaluation.num_bootstrap=100"]) == 0
