@@ -191,6 +191,25 @@ def segmentation_rows(name: str) -> list[list[str]]:
     return rows
 
 
+def federated_segmenter() -> str:
+    """What the sites' rounds bring to the public segmenter, by hospitals and test patients."""
+    rows = []
+    for name, hospitals in TUNED.items():
+        facts = figures(f"federated_segmenter_{name}")
+        for test_set, label in SEGMENTED.items():
+            for row in facts["rows"]:
+                scores = row["test"][test_set]
+                dice, difference = scores["dice"], scores["difference"]
+                low, high = difference["ci95"]
+                is_public = "epsilon" not in row
+                change = f"{difference['difference_points']:+.1f} ({low:+.1f} to {high:+.1f})"
+                values = [f"{dice[part]:.3f}" for part in ("lv", "myo", "rv", "mean")]
+                patients = f"{label} ({scores['n_patients']})"
+                rows.append([hospitals, patients, row["name"], *values, "-" if is_public else change])
+    heading = ["hospitals", "test patients", "segmenter", "Dice LV", "myocardium", "RV", "mean", "points (95 %)"]
+    return markdown(heading, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "utility": utility,
