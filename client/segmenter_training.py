@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from fedcmr.client.trainable import group_of, usable_cases
 from fedcmr.client.training import Learner, modified_ns
-from fedcmr.shared.case import BACKGROUND, INDEX_NAME, NOT_DRAWN
+from fedcmr.shared.case import INDEX_NAME
 from fedcmr.shared.tasks.segmentation.losses import LOSSES, SegmentationLoss
 from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter, public_sha256
 from fedcmr.shared.tasks.segmentation.teaching import can_teach
-from fedcmr.shared.views import Grid, augment, slice_pairs
+from fedcmr.shared.views import Grid, augment_in_equal_time, slice_pairs
 
 LOSS_OF = SegmentationLoss(LOSSES["fixed"], equal_time=True)
 
@@ -104,25 +104,13 @@ def segmenter_gradient(
     device = parameters[0].device
     rng = torch.Generator().manual_seed(seed)
     index = torch.randint(len(patient.images), (num_views,), generator=rng)
-    images, masks = _views(patient.images[index], patient.masks[index], rng)
+    images, masks = augment_in_equal_time(patient.images[index], patient.masks[index], rng)
     # In float32 on a CPU: at this width that is faster than bf16 is.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = segmenter(images.to(device))
     loss = LOSS_OF(logits.flatten(0, 1), masks.to(device).flatten(0, 1), 1.0)
     gradients = torch.autograd.grad(loss, parameters)
     return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
-
-
-def _views(images: Tensor, masks: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`augment`, in a time that does not tell whether somebody is drawn in part.
-
-    With labels one higher, and `NOT_DRAWN` at 0 because eight bits wrap around, no mask is one in part to `augment`. It
-    leaves 0 beyond the edge, which is background but in frames that are drawn in part.
-    """
-    in_part = (masks == NOT_DRAWN).flatten(2).any(2)[:, :, None, None]
-    images, moved = augment(images, masks + 1, rng)
-    moved = moved - 1
-    return images, torch.where((moved == NOT_DRAWN) & ~in_part, BACKGROUND, moved)
 
 
 def nobody(grid: Grid) -> DrawnPatient:

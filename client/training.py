@@ -31,7 +31,7 @@ from fedcmr.shared.privacy import Mechanism, Rng, os_generator, poisson_sample, 
 from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
 from fedcmr.shared.style import STYLE_NAMES, style_vector
 from fedcmr.shared.style_statistics import two_step_mean
-from fedcmr.shared.views import MAX_SHIFT_MM, Grid, augment, drawn_whole, slice_pairs, with_heart
+from fedcmr.shared.views import MAX_SHIFT_MM, Grid, augment_in_equal_time, drawn_whole, slice_pairs, with_heart
 
 
 @dataclass(frozen=True)
@@ -460,7 +460,7 @@ def patient_gradient(
     rng = torch.Generator().manual_seed(seed)
     index = torch.randint(len(patient.images), (num_views,), generator=rng)
     shift_px = MAX_SHIFT_MM / generator.architecture.grid.pixel_mm
-    images, masks = augment(patient.images[index], patient.masks[index], rng, max_shift_px=shift_px)
+    images, masks = augment_in_equal_time(patient.images[index], patient.masks[index], rng, max_shift_px=shift_px)
     condition = Condition(masks, patient.slice_styles[index]).to(device)
     with autocast(device):
         loss = generator.loss(images.to(device), condition, rng).mean()

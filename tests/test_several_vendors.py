@@ -146,7 +146,7 @@ def test_gradients_see_every_slice_with_its_own_vendors_style(tmp_path, prior, m
         seen.append((images, condition.style))
         return loss(images, condition, rng)
 
-    monkeypatch.setattr("fedcmr.client.training.augment", lambda images, masks, rng: (images, masks))
+    monkeypatch.setattr("fedcmr.client.training.augment_in_equal_time", lambda images, masks, rng, **_: (images, masks))
     monkeypatch.setattr(prior.generator, "loss", recorded)
     patient_gradient(prior.generator, patient, 32, seed=1)
     ((images, codes),) = seen

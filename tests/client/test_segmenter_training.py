@@ -18,7 +18,7 @@ from fedcmr.client.training import Execution, LocalSteps, private_steps, view_se
 from fedcmr.shared.case import LV, NOT_DRAWN, load_cases, save_case, write_index
 from fedcmr.shared.privacy import Mechanism, clip_to_norm
 from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter
-from fedcmr.shared.views import NETWORK_GRID, augment, slice_pairs
+from fedcmr.shared.views import NETWORK_GRID, slice_pairs
 from tests.conftest import make_case
 
 CPU = Execution(torch.device("cpu"))
@@ -104,19 +104,6 @@ def test_an_empty_patient_and_one_who_is_drawn_in_part_give_finite_gradients(seg
     part = replace(part, masks=torch.where(part.masks == LV, part.masks, NOT_DRAWN))
     for patient in (nobody(NETWORK_GRID), part):
         assert np.isfinite(segmenter_gradient(segmenter, patient, 2, 0, parameters)).all()
-
-
-def test_views_are_those_of_augment_and_no_mask_of_them_goes_its_longer_way(monkeypatch):
-    """Its own way for masks drawn in part would make their patients' gradients longer by a tenth."""
-    whole = drawn("a", 1, 6)
-    part = torch.where((whole.masks == LV) | (torch.arange(6) % 2 == 0)[:, None, None, None], whole.masks, NOT_DRAWN)
-    seen = []
-    monkeypatch.setattr(segmenter_training, "augment", lambda *given: seen.append(given[1]) or augment(*given))
-    for masks in (whole.masks, part):
-        expected = augment(whole.images, masks, torch.Generator().manual_seed(5))
-        found = segmenter_training._views(whole.images, masks, torch.Generator().manual_seed(5))
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert len(seen) == 2 and not any((masks == NOT_DRAWN).any() for masks in seen)
 
 
 def test_who_is_drawn_whole_or_in_part_takes_part_and_whom_a_program_labelled_does_not(tmp_path):

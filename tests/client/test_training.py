@@ -90,7 +90,9 @@ def test_without_privacy_a_step_differs_in_its_noise_alone(prior, patients, arra
 
 def test_the_gradient_is_that_of_the_mean_loss_over_views(prior, patients, monkeypatch):
     """Views of one patient are averaged before anything is clipped: two equal views give one view's gradient."""
-    monkeypatch.setattr("fedcmr.client.training.augment", lambda images, masks, rng, **how: (images, masks))
+    monkeypatch.setattr(
+        "fedcmr.client.training.augment_in_equal_time", lambda images, masks, rng, **how: (images, masks)
+    )
     seen = []
     loss_at = prior.generator.loss_at
 
