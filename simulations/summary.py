@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedcmr.server.federation.evaluation import federated_table
 from fedcmr.server.report.collect import results_table, who_took_part
+from fedcmr.server.report.summary import from_the_sites
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import MAIN_TASK
 from fedcmr.server.tasks.registry import tasks_of
@@ -35,6 +36,8 @@ def print_summary(run: RunFolder) -> None:
     if (run.path / "report.json").exists():
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
         console.print(results_table(run))
+        if sentence := from_the_sites(report):
+            console.print(sentence, highlight=False, soft_wrap=True)
         for name, task in tasks_of(run.config).items():
             for test_set in report.get(task.part) or {} if name != MAIN_TASK else ():
                 for table in task.tables(report, test_set):

@@ -102,6 +102,7 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
         report: The design's contract: study, privacy, regression, baselines, synthetic, timing, settings, versions;
             `simulated`, whether all sites' scans and all test patients are recorded as simulated; `provenance`, where
             those of each come from, and who took part. What JSON cannot hold (NaN) becomes null.
+            `prior_differences`, {test set: {vendor | "all": paired difference to the baseline `prior_only`}}.
             `combined_ef`, the weight of `fedcmr.server.experiments.combined_ef` with its `test_sets`, {test set: {way:
             {vendor | "all": figures}}}, and `differences`, {test set: {way: {vendor | "all": paired difference}}}.
             Where they are known: `matrix`, {"synthetic" | "real": {vendor | "all" | "without <vendor>": {test vendor |

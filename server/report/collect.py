@@ -24,6 +24,7 @@ from fedcmr.server.experiments.federated_segmenter import segmenter_differences
 from fedcmr.server.experiments.models import TestSets, read_predictions, table_of
 from fedcmr.server.experiments.models import test_sets as held_out_sets
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
+from fedcmr.server.experiments.site_gain import differences_to_prior
 from fedcmr.server.federation.evaluation import federated_results
 from fedcmr.server.federation.outcome import participants, privacy_spent, releases
 from fedcmr.server.federation.participation import sentences
@@ -91,6 +92,7 @@ def write_report(
         "privacy": {**privacy_spent(run), **releases(run)},
         "regression": scores.get(MAIN_MODEL, {}),
         "baselines": {model: score for model, score in scores.items() if model != MAIN_MODEL},
+        "prior_differences": differences_to_prior(predictions, config),
         "uncertainty": _uncertainty(predictions.get(MAIN_MODEL, {})),
         **_cross_vendor(run, publishable),
         **_other_tasks(run, others, publishable),
@@ -158,7 +160,8 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
     def by_test_set(tables: Mapping[str, Any]) -> dict[str, Any]:
         return {name: published(values, rounded=name in real) for name, values in tables.items()}
 
-    parts = {name: by_test_set(report[name]) for name in ("regression", "uncertainty", "subgroups", "saliency")}
+    tables = ("regression", "prior_differences", "uncertainty", "subgroups", "saliency")
+    parts = {name: by_test_set(report[name]) for name in tables}
     parts["baselines"] = {model: by_test_set(tables) for model, tables in report["baselines"].items()}
     for name, others in (report.get("tasks") or {}).items():
         part = TASKS[name].part
@@ -171,8 +174,8 @@ def _published(report: dict[str, Any], sets: Mapping[str, Provenance]) -> dict[s
         if name in report:
             parts[name] = published(report[name], rounded=bool(real))
     if "combined_ef" in report:
-        tables = {key: by_test_set(report["combined_ef"][key]) for key in ("test_sets", "differences")}
-        parts["combined_ef"] = report["combined_ef"] | tables
+        combined = {key: by_test_set(report["combined_ef"][key]) for key in ("test_sets", "differences")}
+        parts["combined_ef"] = report["combined_ef"] | combined
     uncertainty = parts["uncertainty"]
     few = [name for name in uncertainty if name in real and uncertainty[name]["n_patients"] < MIN_GROUP]
     parts["uncertainty"] = {name: figures for name, figures in uncertainty.items() if name not in few}

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedcmr.server.evaluation.disclosure import OTHERS
 from fedcmr.server.experiments.names import MAIN_MODEL
-from fedcmr.server.formatting import HUMAN_POINTS, figure, interval, listed, patients
+from fedcmr.server.formatting import HUMAN_POINTS, figure, interval, listed, patients, signed
 from fedcmr.server.report.provenance import adjective
 
 Report = Mapping[str, Any]
@@ -56,7 +56,8 @@ def findings(report: Report) -> list[str]:
     if score is None or score["mae_points"] is None:
         return [_privacy(report)]
     bounds = score["ci95"]["mae_points"]
-    sentences = [f"The 95 % interval over patients is {interval(bounds, 1)} points." if bounds else ""]
+    sentences = [from_the_sites(report)]
+    sentences.append(f"The 95 % interval over patients is {interval(bounds, 1)} points." if bounds else "")
     guess = _overall(report, "predict_the_mean")
     if guess and guess["mae_points"] is not None:
         better = bounds is not None and bounds[1] < guess["mae_points"]
@@ -74,6 +75,24 @@ def findings(report: Report) -> list[str]:
     sentences.append(f"Experienced readers differ by {HUMAN_POINTS[0]} to {HUMAN_POINTS[1]} points.")
     sentences.append(_privacy(report))
     return [sentence for sentence in sentences if sentence]
+
+
+def from_the_sites(report: Report) -> str:
+    """What the hospitals bring over the public prior alone, on the main test set; empty where that was not tested."""
+    found = ((report.get("prior_differences") or {}).get(_main_test_set(report)) or {}).get("all") or {}
+    difference, bounds = found.get("difference_points"), found.get("ci95")
+    if difference is None or not bounds:
+        return ""
+    compared = f"(patient by patient, 95 % interval {signed(bounds[0], 1)} to {signed(bounds[1], 1)})"
+    if bounds[0] <= 0 <= bounds[1]:
+        return (
+            "What the hospitals bring over the public prior alone: nothing that can be seen, "
+            f"{signed(difference, 1)} points of error {compared}."
+        )
+    kind = "less" if difference < 0 else "more"
+    return (
+        f"What the hospitals bring over the public prior alone: {abs(difference):.1f} points {kind} error {compared}."
+    )
 
 
 def key_figures(report: Report) -> list[tuple[str, str, str]]:

@@ -53,6 +53,10 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
         for test_set, tables in test_sets.items():
             for group, score in tables.items():
                 yield from _figures(("results", model, test_set, group), score)
+    for test_set, tables in (report.get("prior_differences") or {}).items():
+        for group, score in tables.items():
+            values = {**score, "ci95": {"difference_points": score["ci95"]}}
+            yield from _figures(("results minus public prior only", MAIN_MODEL, test_set, group), values)
     for group, score in ((report.get("federated_evaluation") or {}).get("vendors") or {}).items():
         yield from _figures(("results at the sites", MAIN_MODEL, "", group), score)
     combined = report.get("combined_ef") or {}
