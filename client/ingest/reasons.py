@@ -47,7 +47,7 @@ REASONS = {
     "too-slow": "a file or study took too long to read",
     "too-large": "files beyond the limits of size, nesting or number of elements, or that need too much memory",
     "unexpected-error": "the reader failed: please report the kind of scanner and export",
-    "conflicting-copies": "two different files with the number of one image: export the study again",
+    "conflicting-copies": "two different images with the number, place and time of one: export the study again",
     "mixed-patients": "one study with two patients' numbers: export each patient's own",
     "no-patient-id": "studies without a patient's number (PatientID), or with zeros or a word such as UNKNOWN instead, "
     "so that two of them may be one person's: export with numbers or pseudonyms; or --one-study-one-patient, if you "

@@ -50,6 +50,15 @@ def frame_headers(elements: Elements, file: Header) -> list[Header]:
     headers = [_frame(_Groups(own, shared), file, form, number) for number, own in enumerate(per_frame)]
     if len({header.InstanceNumber for header in headers}) > 1:
         return headers
+    if len({header.ImagePositionPatient for header in headers}) == len(headers):
+        # A file per image, or per volume: its frames have one phase, and their order says nothing of it.
+        numbers = [header.InstanceNumber for header in headers]
+        return [
+            replace(
+                header, InstanceNumber=file.InstanceNumber if math.isnan(number) else number, order=file.InstanceNumber
+            )
+            for header, number in zip(headers, numbers, strict=True)
+        ]
     # TemporalPositionIndex is missing or the same in all frames: their order remains.
     return [replace(header, InstanceNumber=number + 1.0) for number, header in enumerate(headers)]
 

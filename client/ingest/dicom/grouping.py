@@ -1,8 +1,7 @@
 """Images -> studies: who belongs together when headers are incomplete or contradict each other."""
 
-import filecmp
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedcmr.client.deidentify import same_patient
@@ -28,26 +27,27 @@ class Grouped:
         spellings: How the files spell each study's PatientID, where that is not the key's own spelling; else empty.
         warnings: What is uncertain about each study's patient, as reason codes.
         refused: Number of studies refused, by reason code.
-        left_out: Number of files left out, by reason code.
     """
 
     studies: dict[StudyKey, list[Header]] = field(repr=False)
     spellings: dict[StudyKey, str] = field(repr=False)
     warnings: dict[StudyKey, tuple[str, ...]] = field(repr=False)
     refused: Counter[str]
-    left_out: Counter[str]
 
 
 def group_studies(
-    images: Iterable[Header], one_study_one_patient: bool = False, issuers_differ: bool = False
+    images: Iterable[Header],
+    one_study_one_patient: bool = False,
+    issuers_differ: bool = False,
+    conflicting: Collection[str] = (),
 ) -> Grouped:
     """Images grouped by StudyInstanceUID, each group with its patient.
 
     A StudyInstanceUID is globally unique (PS3.5, 9), so it decides what belongs together. Images without a PatientID,
     or with a placeholder such as `0000` or `UNKNOWN`, are of the patient whom the study's other images name. A study
     that names no patient is refused: whether two of them are one person's is unknown, and a person who counts as
-    two is protected half as well. Likewise a study that names two patients, and one with two different files of one
-    SOPInstanceUID: it is unknown which image is the right one. Exact copies count once. Numbers that `same_patient`
+    two is protected half as well. Likewise a study that names two patients, and one with two different images of one
+    SOPInstanceUID at one place and time: it is unknown which is the right one. Numbers that `same_patient`
     takes for one are one patient, also where name, birth date or sex say otherwise; that is noted.
 
     A PatientID is unique within its issuer only (PS3.3 C.7.1.1), but one hospital's scanners may name the issuer, spell
@@ -60,30 +60,22 @@ def group_studies(
         issuers_differ: Take a number of another issuer for another patient, because somebody knows. A study that names
             no issuer is refused, and so are studies whose number, name and birth date agree under two issuers: they
             are one person's, and the issuer is spelt in two ways.
+        conflicting: Studies with such images, as `copies.without_copies` finds them.
     """
-    groups: dict[str, dict[tuple[str, int | None], Header]] = {}
-    refused_studies: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
-    copies = set()
+    groups: dict[str, list[Header]] = defaultdict(list)
+    refused_studies = dict.fromkeys(conflicting, "conflicting-copies")
     for image in images:
-        study = groups.setdefault(image.StudyInstanceUID, {})
-        first = study.setdefault((image.SOPInstanceUID, image.frame), image)
-        if first is image or image.path in copies:
-            continue
-        copies.add(image.path)  # once a file, whatever the number of its frames
-        left_out["duplicate"] += 1
-        if not _same_bytes(first, image):
-            refused_studies[image.StudyInstanceUID] = "conflicting-copies"
+        groups[image.StudyInstanceUID].append(image)
     studies: dict[StudyKey, list[Header]] = {}
     spellings: dict[StudyKey, str] = {}
     for study_uid, group in groups.items():
         if study_uid in refused_studies:
             continue
         try:
-            spelling = _spelling(group.values())
+            spelling = _spelling(group)
             number = same_patient(spelling)
             if not is_placeholder(number):
-                patient = f"{number}^^^{_issuer(group.values())}" if issuers_differ else number
+                patient = f"{number}^^^{_issuer(group)}" if issuers_differ else number
             elif one_study_one_patient:
                 patient = study_uid
             else:
@@ -91,14 +83,14 @@ def group_studies(
         except Unusable as unusable:
             refused_studies[study_uid] = unusable.code
             continue
-        studies[patient, study_uid] = list(group.values())
+        studies[patient, study_uid] = group
         spellings[patient, study_uid] = spelling if spelling != patient else ""
     if issuers_differ:
         for key in _of_one_person(studies, spellings):
             refused_studies[key[1]] = "issuers-of-one-person"
             del studies[key], spellings[key]
     warnings = _warnings(studies, spellings, issuers_differ)
-    return Grouped(studies, spellings, warnings, Counter(refused_studies.values()), left_out)
+    return Grouped(studies, spellings, warnings, Counter(refused_studies.values()))
 
 
 def _spelling(images: Iterable[Header]) -> str:
@@ -168,11 +160,3 @@ def _conflicting(studies: Studies) -> frozenset[str]:
             for values, fact in zip(known, (*image.person, sex_code(image.PatientSex)), strict=True):
                 values |= {fact} - {""}
     return frozenset(patient for patient, known in said.items() if any(len(values) > 1 for values in known))
-
-
-def _same_bytes(one: Header, other: Header) -> bool:
-    """Whether two files are copies of each other."""
-    try:
-        return one.path == other.path or filecmp.cmp(one.path, other.path, shallow=False)
-    except OSError:
-        return False

@@ -38,6 +38,7 @@ class Header:
             whether one number stands for several persons, or one person has several numbers.
         issuer: Digest of who issued the PatientID, empty where the file does not say; only compared, and part of the
             keyed hash where the site says that issuers differ.
+        order: InstanceNumber of an Enhanced file that holds one phase, where InstanceNumber is the temporal position.
         pixel_format: How to read the pixels; None in a header that is not from a file.
         pixel_offset: Byte of the file at which the value of PixelData starts, all frames together.
     """
@@ -70,6 +71,7 @@ class Header:
     CardiacNumberOfImages: float = math.nan
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0
+    order: float = math.nan
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain values: thousands of headers travel between processes."""

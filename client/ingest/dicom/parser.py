@@ -27,6 +27,11 @@ MAX_DEPTH = 16
 MAX_VALUE_BYTES = 1024
 """Longest value of an allowed element; the longest in use, ten values of 16 characters, has 170 bytes."""
 WINDOW_BYTES = 2**14
+LAST_IDENTIFYING = 0x0070
+"""The first element of a data set is SpecificCharacterSet, ImageType or another that names the object, up to the
+manufacturer; of the file meta information its length or version."""
+ARCHIVE_MARKS = (b"PK\3\4", b"7z\xbc\xaf", b"Rar!", b"\x1f\x8b")
+"""How zip, 7z, rar and gzip begin."""
 
 DEFLATED = frozenset(
     {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
@@ -130,12 +135,46 @@ class _Parser:
     def parse(self, allowed: Wanted) -> Parsed:
         if self.file_bytes > MAX_FILE_BYTES:
             raise Unusable("too-large")
-        if self.bytes_at(128, 4) != b"DICM":
+        if self.bytes_at(128, 4) == b"DICM":
+            return self._parse_from(132, allowed)
+        if self.bytes_at(0, 8).startswith(ARCHIVE_MARKS):
+            raise Unusable("archive")
+        begin = 4 if self.bytes_at(0, 4) == b"DICM" else 0
+        if not self._begins_a_data_set(begin):
             raise Unusable("not-dicom")
-        meta, start = self._file_meta()
+        try:
+            parsed = self._parse_from(begin, allowed)
+        except (Unusable, struct.error):
+            raise Unusable("not-dicom") from None  # nothing but its first bytes looked like a data set
+        if not parsed.elements.text("SOPInstanceUID"):
+            raise Unusable("not-dicom")
+        return parsed
+
+    def _begins_a_data_set(self, position: int) -> bool:
+        """Whether a file without the preamble of PS3.10, 7.1 begins with an element of group 0002 or 0008.
+
+        Scanners and archives once wrote the data set alone, and every toolkit reads it.
+        """
+        head = self.bytes_at(position, 12)
+        if len(head) < 12:
+            return False
+        for endian in "<>":
+            group, number = struct.unpack_from(f"{endian}HH", head)
+            length = struct.unpack_from(f"{endian}I", head, 4)[0]
+            explicit = head[4:6] in KNOWN_VRS
+            plausible = number <= LAST_IDENTIFYING and (explicit or (endian == "<" and length <= MAX_VALUE_BYTES))
+            if group in (2, 8) and plausible:
+                return True
+        return False
+
+    def _parse_from(self, begin: int, allowed: Wanted) -> Parsed:
+        """The file meta information from a byte on, where there is any, and the data set."""
+        meta, start = self._file_meta(begin)
         syntax = meta.text("TransferSyntaxUID")
         if syntax in DEFLATED:
             raise Unusable("deflated")
+        if not syntax and self.bytes_at(start, 2) == b"\0\10":  # group 0008, written big endian
+            syntax = EXPLICIT_BIG_ENDIAN
         self.endian = ">" if syntax == EXPLICIT_BIG_ENDIAN else "<"
         # The first element decides: some files are not written as their meta information says.
         explicit = self.bytes_at(start + 4, 2) in KNOWN_VRS
@@ -153,10 +192,10 @@ class _Parser:
             index = 0
         return self.window[index : index + count]
 
-    def _file_meta(self) -> tuple[Elements, int]:
+    def _file_meta(self, position: int) -> tuple[Elements, int]:
         """Group 0002, always explicit VR little endian (PS3.10, 7.1), and where the data set starts."""
         self.endian, self.encodings = "<", ["iso8859"]
-        elements, position = Elements("<", self.encodings), 132
+        elements = Elements("<", self.encodings)
         while self.bytes_at(position, 2) == b"\2\0":
             tag, vr, length, start = self._element(position, explicit=True)
             if tag in META:

@@ -6,6 +6,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from fedcmr.client.ingest.dicom.parser import (
 from fedcmr.client.ingest.reasons import Unusable
 
 MAX_ROWS, MAX_FRAMES = 4096, 10_000
+END_OF_IMAGE = b"\xff\xd9"
+"""EOI of JPEG and JPEG-LS, EOC of JPEG 2000."""
 MAX_VOXELS = 2**28
 """Voxels of the largest stack: 512 x 512 pixels, 20 slices and 50 phases."""
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", EXPLICIT_BIG_ENDIAN})
@@ -76,7 +79,7 @@ def pixel_format(parsed: Parsed, rows: int, columns: int) -> PixelFormat:
     stored = _number(elements, "BitsStored", allocated)
     high_bit = _number(elements, "HighBit", stored - 1)
     representation = _number(elements, "PixelRepresentation")
-    num_frames = _number(elements, "NumberOfFrames", 1)
+    num_frames = _number(elements, "NumberOfFrames", 1) or 1  # some write 0 in single images
     if num_frames > MAX_FRAMES:
         raise Unusable("too-large")
     if (
@@ -89,8 +92,8 @@ def pixel_format(parsed: Parsed, rows: int, columns: int) -> PixelFormat:
         raise Unusable("unreadable-pixels")
     if syntax in NATIVE:
         expected = num_frames * rows * columns * allocated // 8
-        # A value has an even length (PS3.5, 7.1.1): one byte may follow.
-        if parsed.pixel_bytes not in (expected, expected + expected % 2):
+        # Padding may follow (PS3.5, 8.1.1, note 1), but no further frame: then NumberOfFrames would be wrong.
+        if parsed.pixel_bytes is None or not 0 <= parsed.pixel_bytes - expected < rows * columns * allocated // 8:
             raise Unusable("unreadable-pixels")
         if parsed.pixel_offset + expected > parsed.file_bytes or (syntax == EXPLICIT_BIG_ENDIAN and allocated == 8):
             raise Unusable("unreadable-pixels")
@@ -157,15 +160,16 @@ def _read_file(images: Sequence[Header], targets: Sequence[NDArray[np.float32]])
     except Unusable:
         raise Unusable("unreadable-pixels") from None
     try:
-        fragments: list[tuple[int, int]] | None = None
+        frames: list[list[tuple[int, int]]] | None = None
         for image, target in zip(images, targets, strict=True):
             form = image.pixel_format
             assert form is not None, "a header from a file"
             if form.TransferSyntaxUID in NATIVE:
                 cells = _native(descriptor, image, form)
             else:
-                fragments = fragments or _fragments(descriptor, image.pixel_offset)
-                cells = _encapsulated(descriptor, image, form, fragments)
+                if frames is None:
+                    frames = _frames(descriptor, image.pixel_offset, form.NumberOfFrames)
+                cells = _encapsulated(descriptor, image, form, frames[image.frame or 0])
             if cells.shape != (image.Rows, image.Columns):
                 raise Unusable("unreadable-pixels")
             _store(cells, form, target)
@@ -188,11 +192,8 @@ def _native(descriptor: int, image: Header, form: PixelFormat) -> NDArray[np.gen
 def _encapsulated(
     descriptor: int, image: Header, form: PixelFormat, fragments: Sequence[tuple[int, int]]
 ) -> NDArray[np.generic]:
-    """The cells of an image that is compressed."""
-    mine = fragments if form.NumberOfFrames == 1 else fragments[image.frame or 0 :][:1]
-    if not mine or (form.NumberOfFrames > 1 and len(fragments) != form.NumberOfFrames):
-        raise Unusable("unreadable-pixels")
-    stream = b"".join(os.pread(descriptor, length, start) for start, length in mine)
+    """The cells of an image that is compressed, from its fragments in the file."""
+    stream = b"".join(os.pread(descriptor, length, start) for start, length in fragments)
     description: dict[str, Any] = {
         "rows": image.Rows,
         "columns": image.Columns,
@@ -217,14 +218,48 @@ def _encapsulated(
     return cells
 
 
+def _frames(descriptor: int, position: int, num_frames: int) -> list[list[tuple[int, int]]]:
+    """Start and length of the fragments of each frame (PS3.5, A.4).
+
+    A frame may be in several. Then the offset table says where frames begin; without one a frame ends where the
+    fragment ends in a codec's end of image, as it does for the JPEG family.
+
+    Raises:
+        Unusable: Fragments and frames do not agree.
+    """
+    table, *fragments = _fragments(descriptor, position)
+    if num_frames == 1 and fragments:
+        return [fragments]
+    if len(fragments) == num_frames:
+        return [[fragment] for fragment in fragments]
+    starts = {start - 8 - (table[0] + table[1]): index for index, (start, _) in enumerate(fragments)}
+    offsets = np.frombuffer(os.pread(descriptor, table[1], table[0]), "<u4").tolist() if table[1] % 4 == 0 else []
+    if offsets:
+        bounds = [starts.get(offset, -1) for offset in offsets]
+    else:
+        ends = [index + 1 for index, one in enumerate(fragments) if _ends_an_image(descriptor, *one)]
+        bounds = [0, *ends[:-1]]
+    if len(bounds) != num_frames or bounds[0] != 0 or any(b <= a for a, b in pairwise(bounds)):
+        raise Unusable("unreadable-pixels")
+    return [fragments[a:b] for a, b in pairwise([*bounds, len(fragments)])]
+
+
+def _ends_an_image(descriptor: int, start: int, length: int) -> bool:
+    """Whether a fragment's last bytes are the end marker of a JPEG stream, padded or not."""
+    tail = os.pread(descriptor, min(length, 4), start + max(length - 4, 0))
+    return tail.rstrip(b"\0").endswith(END_OF_IMAGE)
+
+
 def _fragments(descriptor: int, position: int) -> list[tuple[int, int]]:
-    """Start and length of each fragment after the offset table (PS3.5, A.4), which may be empty and is not needed."""
+    """Start and length of the offset table, which may be empty, and of each fragment (PS3.5, A.4)."""
     fragments: list[tuple[int, int]] = []
     for _ in range(MAX_ELEMENTS_IN_ALL):
         group, number, length = struct.unpack("<HHI", os.pread(descriptor, 8, position))
         tag = group << 16 | number
         if tag == SEQUENCE_END:
-            return fragments[1:]
+            if not fragments:
+                break
+            return fragments
         if tag != ITEM or length == UNDEFINED:
             raise Unusable("unreadable-pixels")
         fragments.append((position + 8, length))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedcmr.client.ingest.burned_in import is_annotated
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.dicom.copies import without_copies
 from fedcmr.client.ingest.dicom.elements import Elements, wanted
 from fedcmr.client.ingest.dicom.enhanced import FRAME_ELEMENTS, frame_headers
 from fedcmr.client.ingest.dicom.grouping import StudyKey, group_studies
@@ -117,10 +118,11 @@ def find_dicom(
             segmentations[found.StudyInstanceUID].append(found)
         else:
             images += found
-    grouped = group_studies(images, one_study_one_patient, issuers_differ)
+    distinct = without_copies(images, workers)
+    left_out["duplicate"] += distinct.num_copies
+    grouped = group_studies(distinct.images, one_study_one_patient, issuers_differ, distinct.conflicting)
     masks = _masks_by_study(mask_files, grouped.studies)
     studies, refused = [], Counter(grouped.refused)
-    left_out += grouped.left_out
     for (patient, study), members in sorted(grouped.studies.items()):
         try:
             stack, other_series = find_stack(members)

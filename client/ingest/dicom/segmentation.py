@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, SegmentationStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
 
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.dicom.segment_names import structures_of
@@ -87,7 +87,7 @@ def read_segmentation_header(path: Path) -> Segmentation:
         Unusable: It holds neither ventricle nor myocardium, says too little, or is damaged.
     """
     try:
-        elements = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS))
+        elements = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS), force=True)
         study, instance = (str(elements.get(name) or "") for name in ("StudyInstanceUID", "SOPInstanceUID"))
         series = {str(item.SeriesInstanceUID) for item in elements.get("ReferencedSeriesSequence") or []}
         structures = structures_of(elements)
@@ -120,7 +120,7 @@ def read_segmentations(paths: Sequence[Path], stack: Stack) -> NDArray[np.uint8]
     drawn: dict[tuple[int, Place], tuple[Path, NDArray[np.bool_]]] = {}
     for path in paths:
         try:
-            elements = pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
+            elements = pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS), force=True)
             planes = list(_planes(elements, stack))
         except (Unusable, MemoryError):
             raise
@@ -174,10 +174,16 @@ def _frames(elements: Dataset) -> NDArray[Any]:
     shape = (int(elements.get("NumberOfFrames") or 1), int(elements.Rows), int(elements.Columns))
     if min(shape) < 1 or math.prod(shape) > MAX_VOXELS or elements.get("SamplesPerPixel", 1) != 1:
         raise Unusable("unreadable-segmentation")
+    if "TransferSyntaxUID" not in elements.file_meta:  # a data set without its preamble
+        implicit = elements.original_encoding[0]
+        elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     if not elements.file_meta.TransferSyntaxUID.is_compressed:
         bits = int(elements.BitsAllocated) * math.prod(shape)
-        if not 0 <= len(elements.PixelData) - math.ceil(bits / 8) <= 1:  # padded to an even number
+        num_bytes = math.ceil(bits / 8)
+        # Padding may follow (PS3.5, 8.1.1, note 1), but no further frame.
+        if not 0 <= len(elements.PixelData) - num_bytes < max(2, bits // shape[0] // 8):
             raise Unusable("unreadable-segmentation")
+        elements.PixelData = elements.PixelData[: num_bytes + num_bytes % 2]
     frames = elements.pixel_array
     frames = frames[None] if frames.ndim == 2 else frames
     if frames.shape != shape:
@@ -224,7 +230,8 @@ class _Finder:
             index = content.get("TemporalPositionIndex")
             places = {place for place in places if index is None or place[0] == int(index) - 1}
         if len(places) > 1:
-            raise Unusable("unreadable-segmentation")
+            one_slice = len({z for _, z in places}) == 1
+            raise Unusable("segmentation-of-no-phase" if one_slice else "unreadable-segmentation")
         return next(iter(places), None)
 
     def _named(self, reference: Dataset) -> list[Place]:

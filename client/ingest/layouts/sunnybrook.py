@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw
 
 from fedcmr.client.ingest.burned_in import is_annotated
 from fedcmr.client.ingest.cine import Cine, Findings, Study
+from fedcmr.client.ingest.dicom.copies import without_copies
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.dicom.reader import FILES_PER_BATCH, read_file, read_stack
 from fedcmr.client.ingest.dicom.segmentation import Segmentation
@@ -81,7 +82,7 @@ def find_sunnybrook(source: Path, workers: Workers) -> Findings:
         else:
             left_out["not-mr-image"] += 1
     originals, sexes = _read_tables(tables)
-    members: dict[str, dict[tuple[str, int | None], Header]] = defaultdict(dict)
+    headers: list[Header] = []
     files = list(images)
     for found in track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)):
         if isinstance(found, Unusable):
@@ -89,17 +90,22 @@ def find_sunnybrook(source: Path, workers: Workers) -> Findings:
         elif isinstance(found, Segmentation):
             left_out["other-segmentation"] += 1
         else:
-            for header in found:
-                own = members[images[str(header.path)]]
-                left_out["duplicate"] += own.setdefault((header.SOPInstanceUID, header.frame), header) is not header
+            headers += found
+    distinct = without_copies(headers, workers, lambda header: images[str(header.path)])
+    left_out["duplicate"] += distinct.num_copies
+    members: dict[str, list[Header]] = defaultdict(list)
+    for header in distinct.images:
+        members[images[str(header.path)]].append(header)
     studies = []
-    for folder, headers in sorted(members.items()):
+    for folder, own in sorted(members.items()):
         patient = originals.get(folder, folder)
         if not PATIENT.fullmatch(patient):
             refused["not-in-table"] += 1
             continue
         try:
-            stack, other_series = find_stack(list(headers.values()))
+            if folder in distinct.conflicting:
+                raise Unusable("conflicting-copies")
+            stack, other_series = find_stack(own)
             if is_annotated(image for position in stack.images for image in position):
                 raise Unusable("burned-in-annotation")
         except Unusable as unusable:

@@ -36,7 +36,8 @@ def in_time(images: Sequence[Header]) -> list[Header]:
 
     TriggerTime (0018,1060) decides. Where it is missing or one and the same for all (Philips may store the dynamic
     scan's or the inversion's time there), InstanceNumber does if it runs evenly: over phases within a slice, or over
-    slices within a phase. Beats differ from slice to slice, so that only a phase's rank counts, not its time.
+    slices within a phase. The last resort are the numbers of Enhanced files of one phase each. Beats differ from slice
+    to slice, so that only a phase's rank counts, not its time.
 
     Raises:
         Unusable: Neither distinguishes the phases.
@@ -55,6 +56,9 @@ def in_time(images: Sequence[Header]) -> list[Header]:
             raise Unusable("ambiguous-phase-order")
     if numbered and len(set(np.diff(sorted(numbers)))) == 1:
         return sorted(images, key=lambda image: image.InstanceNumber)
+    orders = [image.order for image in images]
+    if all(map(math.isfinite, orders)) and len(set(np.diff(sorted(orders)))) == 1 and len(set(orders)) == len(orders):
+        return sorted(images, key=lambda image: image.order)
     raise Unusable("ambiguous-phase-order")
 
 
