@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import indent
 
-from rich.console import Console
 from rich.table import Table
 
 from fedcmr.client.check.folder import HTML_NAME, check, complain, write_report
@@ -25,12 +23,14 @@ from fedcmr.client.ingest.prepare import REFUSED_NAME, prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.client.trainable import described, trainable
 from fedcmr.shared.case import VENDORS
+from fedcmr.shared.console import plain_console
+from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
 from fedcmr.shared.site_facts import parse_vendors, vendor_argument
 from fedcmr.shared.version import add_version
 
-console = Console(highlight=False)
+console = plain_console()
 PREPARE = """\
 Scans -> cases without identifiers. Repeat an interrupted call to resume. What --format expects in SRC:
 
@@ -140,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--num-processes",
         type=_positive,
-        default=os.cpu_count() or 1,
-        help="child processes that read the scans (default: one per core, %(default)s)",
+        default=num_cores(),
+        help="child processes that read the scans (default: one per core that this process may use, %(default)s)",
     )
     sub.set_defaults(command=_prepare)
 

@@ -249,7 +249,7 @@ def load_site(path: Path) -> SiteSettings:
     if not path.exists():
         raise UserError(f"{path}: expected a site's settings there, got no file; write it with 'fedcmr-client init'")
     try:
-        node = read_settings(path)
+        node = read_settings(path, SiteSettings)
     except UserError as error:
         raise UserError(f"{error}. {REMEDY}") from None
     try:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.delivery import cli as delivery
 from fedcmr.server.deployment import cli as deployment
@@ -17,6 +15,7 @@ from fedcmr.server.formatting import seconds
 from fedcmr.server.settings import Config, load
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.console import plain_console
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.site_facts import vendor_argument
@@ -234,7 +233,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report, indent=2, allow_nan=False))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = plain_console(width=None if sys.stdout.isatty() else WIDE)
     for folder in options.test:
         for table in task.tables(report, str(folder)):
             console.print(table)

@@ -19,7 +19,7 @@ from fedcmr.shared.adapters import ADAPTERS, EARLIER_NAMES
 from fedcmr.shared.case import VENDORS, known_vendor
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import console
-from fedcmr.shared.settings_file import check_keys, check_plain, read_settings
+from fedcmr.shared.settings_file import check_keys, read_overrides, read_settings
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 MAIN_TASK = "ejection_fraction"
@@ -497,11 +497,9 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"Expected an override of the form key=value, got {override!r}.")
     layers: list[Any] = [OmegaConf.structured(Config)]
     try:
-        for override in overrides:
-            check_plain(override.partition("=")[2], f"override {override.partition('=')[0][:64]!r}")
         for file in dict.fromkeys([CONFIG_FOLDER / "default.yaml", path]):
             layers.append(_checked_layer(layers[0], file))
-        given = OmegaConf.from_dotlist(list(overrides))
+        given = read_overrides(overrides, Config)
         _rename_old(given, "the overrides")
         check_keys(given, Config, "overrides", RENAMED_KEYS)
         merged = OmegaConf.merge(*layers, given)
@@ -521,7 +519,7 @@ def dump(config: Config) -> str:
 
 def _checked_layer(schema: Any, path: Path) -> Any:
     """One YAML file, merged alone first so that an error names the file it came from."""
-    layer = read_settings(path)
+    layer = read_settings(path, Config)
     _rename_old(layer, str(path))
     check_keys(layer, Config, str(path), RENAMED_KEYS)
     try:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,10 +17,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedcmr.shared.console import plain_console
+
 T = TypeVar("T")
 
 LOG_INTERVAL_S = 15.0
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

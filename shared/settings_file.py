@@ -20,10 +20,11 @@ MAX_BYTES = 64 * 1024
 """Ten times the longest that ships."""
 MAX_DEPTH = 16
 INTERPOLATION = "${"
+NULLS, NULL_TAG = ("", "~", "null"), "tag:yaml.org,2002:null"
 
 
-def read_settings(path: Path) -> DictConfig:
-    """Read a settings file.
+def read_settings(path: Path, schema: type | None = None) -> DictConfig:
+    """Read a settings file; settings of `schema` that are texts come as they are written, also 0123, on or 1:30.
 
     Guarantees:
         What comes back is in the file, letter for letter: no interpolation (OmegaConf would put an environment variable
@@ -37,6 +38,8 @@ def read_settings(path: Path) -> DictConfig:
         text = read_plain(path, MAX_BYTES).decode()
         check_plain(text, str(path))
         node = OmegaConf.create(text)
+        if isinstance(node, DictConfig) and schema is not None:
+            _as_written(node, schema, yaml.compose(text, Loader=yaml.SafeLoader))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except OSError as error:
@@ -69,6 +72,61 @@ def check_plain(text: str, where: str) -> None:
         if depth > MAX_DEPTH:
             raise UserError(f"{line}: expected lists and blocks at most {MAX_DEPTH} deep")
     _check_node(cast(Any, yaml.compose(text, Loader=yaml.SafeLoader)), where)
+
+
+def read_overrides(overrides: Collection[str], schema: type) -> DictConfig:
+    """Settings of the form key=value; those that are texts come as they are written, as in `read_settings`.
+
+    Raises:
+        UserError: A value holds what `check_plain` refuses.
+        yaml.YAMLError: A value that is no text is no YAML.
+    """
+    last = {override.partition("=")[0]: override for override in overrides}
+    texts = {}
+    for key, override in last.items():
+        value, where = override.partition("=")[2], f"override {key[:64]!r}"
+        if _is_text(_kind_of(schema, key)) and value.lower() not in NULLS and value[:1] not in ("'", '"'):
+            if INTERPOLATION in value:
+                raise UserError(f"{where}: expected no interpolation ({INTERPOLATION}); write the value out")
+            texts[key] = value
+        else:
+            check_plain(value, where)
+    given = OmegaConf.from_dotlist([override for key, override in last.items() if key not in texts])
+    for key, value in texts.items():
+        OmegaConf.update(given, key, value, force_add=True)
+    return given
+
+
+def _as_written(given: DictConfig, schema: type, node: yaml.Node | None) -> None:
+    """Put back what YAML took for a number, a truth value or a time although the setting is a text."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    kinds = dict(_fields(schema))
+    for key, value in node.value:
+        kind = kinds.get(key.value)
+        if is_dataclass(kind) and isinstance(given.get(key.value), DictConfig):
+            _as_written(given[key.value], cast(type, kind), value)
+        elif _is_text(kind) and isinstance(value, yaml.ScalarNode) and value.tag != NULL_TAG:
+            given[key.value] = value.value
+        elif (
+            kind == list[str]
+            and isinstance(value, yaml.SequenceNode)
+            and all(isinstance(item, yaml.ScalarNode) and item.tag != NULL_TAG for item in value.value)
+        ):
+            given[key.value] = [item.value for item in value.value]
+
+
+def _kind_of(schema: type, key: str) -> Any:
+    """The type of a setting by its full name; None for one that there is not."""
+    kind: Any = schema
+    for name in key.split("."):
+        kind = dict(_fields(kind)).get(name) if is_dataclass(kind) and isinstance(kind, type) else None
+    return kind
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a setting is a text, perhaps none."""
+    return kind in (str, str | None)
 
 
 def check_keys(

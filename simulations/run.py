@@ -24,6 +24,7 @@ from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
 from fedcmr.shared.case import fingerprint, load_case, read_index
+from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.permissions import make_private, private_folder
@@ -91,7 +92,7 @@ def _run_under_flower(run: RunFolder, until: str) -> None:
     last = next(stage for stage in STAGES if stage.name == (until or STAGES[-1].name))
     run.unlock()  # the ServerApp is another process and takes it
     with tempfile.TemporaryDirectory(prefix="fedcmr-flower-") as folder, simulating_superlink(Path(folder)) as engine:
-        engine.run(run.path, len(run.site_names()), _cores(), until=until, stream=True)
+        engine.run(run.path, len(run.site_names()), numnum_cores(), until=until, stream=True)
     if last.wanted(run.config) and not last.has_parts and not run.is_done(last.name):
         raise UserError(
             f"the study has not come to {last.name}: what Flower showed above, and {run.path / LOG_NAME}, say why"
@@ -142,7 +143,7 @@ def _write_hospitals(study: Study) -> None:
                 hospitals.num_phases,
                 seed=config.seed * 1000 + 2 * index + (part == "test"),
                 prefix=f"{name}-{part}",
-                num_processes=_cores(),
+                num_processes=numnum_cores(),
             )
 
 
@@ -220,7 +221,7 @@ def _prepare_phantom(run: RunFolder, root: Path) -> list[Hospital]:
                 target,
                 "dicom",
                 key=_key(config),
-                num_processes=_cores(),
+                num_processes=numnum_cores(),
                 provenance=SIMULATED_SCANS,
             )
         numbers = nominal_patients(config.hospitals, name, [vendor])
@@ -234,10 +235,10 @@ def _prepare_acdc(run: RunFolder, root: Path) -> list[Hospital]:
     sites = []
     for name, fold in config.hospitals.acdc_train_folds.items():
         train = run.path / "sites" / name / "train"
-        prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=_cores())
+        prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=numnum_cores())
         sites.append(_hospital(config, name, train))
     folds = [config.hospitals.acdc_test_fold]
-    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=_cores())
+    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=numnum_cores())
     return sites
 
 
@@ -293,14 +294,10 @@ def _prepare_layouts(run: RunFolder, root: Path) -> list[Hospital]:
                     f"{source} is not a folder: hospitals.layouts names a site {name}, give its scans there"
                 )
             contours = given.get("contours", "drawn") if part == "train" else "drawn"
-            key, num_processes = _key(run.config), _cores()
+            key, num_processes = _key(run.config), num_cores()
             prepare(source, target, given["format"], key=key, num_processes=num_processes, contours=contours, **options)
         sites.append(replace(_hospital(run.config, name, train), test=test))
     return sites
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _key(config: Config) -> bytes:

@@ -4,7 +4,6 @@ import json
 import resource
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from fedcmr.server.federation.evaluation import federated_table
@@ -13,6 +12,7 @@ from fedcmr.server.report.summary import from_the_sites
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import MAIN_TASK
 from fedcmr.server.tasks.registry import tasks_of
+from fedcmr.shared.console import plain_console
 
 FILES = {
     "report.html": "the report, one file for a browser",
@@ -32,7 +32,7 @@ PIPE_WIDTH = 110
 
 def print_summary(run: RunFolder) -> None:
     """Print the tables of a finished run; for an unfinished one what is there."""
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = plain_console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     if (run.path / "report.json").exists():
         report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
         console.print(results_table(run))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedcmr.shared.errors import UserError
 
@@ -81,7 +81,7 @@ def check_site(folder: Path, as_json: bool, console: Console) -> None:
     else:
         table = Table("", "", "finding")
         for finding in findings:
-            table.add_row(finding.name, "ok" if finding.ok else "[red]wrong[/red]", escape(finding.text))
+            table.add_row(finding.name, Text("ok") if finding.ok else Text("wrong", "red"), finding.text)
         console.print(table)
     troubles = [finding.name for finding in findings if not finding.ok]
     if troubles:

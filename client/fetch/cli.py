@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from fedcmr.shared.case import VENDORS
+from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.site_facts import vendor_argument
 
@@ -97,7 +96,7 @@ def _fetch(options: argparse.Namespace) -> None:
         options.seed or 0,
     )
     fetched = fetch(_source(options), options.out, query, options.patience)
-    Console(highlight=False).print(
+    plain_console().print(
         f"{fetched.num_cases} synthetic cases of {fetched.study} in {options.out}; privacy: {fetched.privacy}",
         soft_wrap=True,
         markup=False,

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedcmr.server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
 from fedcmr.shared.case import VENDORS
+from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.provenance import PRIVATE, PUBLIC_SETS, parse
 from fedcmr.shared.site_facts import parse_vendors
@@ -306,7 +306,7 @@ def _run(options: argparse.Namespace) -> None:
     run_study(coordinator, out)
     results = federated_results(load_run(out))
     if results is not None:
-        Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(federated_table(results))
+        plain_console(width=None if sys.stdout.isatty() else WIDE).print(federated_table(results))
     for sentence in who_took_part(load_run(out)):
         print(sentence)
     print(f"finished: {out / 'report.html'}")
@@ -333,7 +333,7 @@ def _status(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(facts, indent=2))
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = plain_console(width=None if sys.stdout.isatty() else WIDE)
     table = Table(show_header=False)
     for name, value in _lines(facts, out):
         table.add_row(name, value)

@@ -119,7 +119,7 @@ def load_coordinator(folder: Path) -> Coordinator:
     path = folder / COORDINATOR_FILE
     if not path.exists():
         raise UserError(f"{path} is missing: make the folder with 'fedcmr-server init'")
-    node = read_settings(path)
+    node = read_settings(path, Coordinator)
     check_keys(node, Coordinator, str(path), no_keys=("folder",))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Coordinator), node)

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedcmr.server.experiments.models import test_sets
@@ -32,6 +31,7 @@ from fedcmr.server.settings import Config
 from fedcmr.server.tasks.ejection_fraction.calibration import train_calibrated
 from fedcmr.shared.case import Case
 from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.console import plain_console
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior
@@ -149,7 +149,7 @@ def show(facts: Mapping[str, Any]) -> None:
     Raises:
         UserError: The study cannot start; the message gives the reasons.
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = plain_console(width=None if sys.stdout.isatty() else WIDE)
     console.print(table(facts))
     if facts["evaluation"]:
         console.print(rehearsal_evaluation.table(facts["evaluation"]))

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from fedcmr.client.policy import load_site
 from fedcmr.client.training import load_patients
@@ -22,6 +21,7 @@ from fedcmr.server.settings import Config, load
 from fedcmr.shared import checkpoint
 from fedcmr.shared.adapters import Adapter
 from fedcmr.shared.case import INDEX_NAME, Case, load_cases, read_index
+from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.provenance import together
@@ -203,4 +203,4 @@ def _blocks(parts: list[Nearest]) -> NDArray[np.float64]:
 
 
 def _print(table: Any) -> None:
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    plain_console(width=None if sys.stdout.isatty() else 140).print(table)

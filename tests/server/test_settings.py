@@ -27,6 +27,24 @@ def test_overrides_win_over_the_experiment_and_the_defaults():
     assert config.privacy.target_delta == 1e-3  # from default.yaml
 
 
+@pytest.mark.parametrize("name", ["0123", "on", "1:30", "1_000", "1e3", "2026-11-30", "[siemens] export", "a: b", "#1"])
+def test_a_setting_that_is_a_text_comes_as_it_is_written(tmp_path, name):
+    assert load("acdc", [f"data_root={name}"]).data_root == name
+    config = load("acdc", [f"data_root={name}"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml").data_root == name
+    if not set(name) & set("[:#"):
+        (tmp_path / "config.yaml").write_text(f"data_root: {name}\n")
+        assert load(tmp_path / "config.yaml").data_root == name
+
+
+def test_quotes_and_null_mean_in_an_override_what_they_do_in_yaml():
+    assert load("acdc", ["data_root='0123'"]).data_root == "0123"
+    assert load("smoke", ["data_root=somewhere", "data_root=null"]).data_root is None
+    with pytest.raises(UserError, match="interpolation"):
+        load("acdc", ["data_root=${seed}"])
+
+
 def test_a_dumped_config_loads_equal(tmp_path):
     config = load("default", ["privacy.target_epsilon=2.5", "synthesis.vendor_shares={GE: 2}"])
     (tmp_path / "config.yaml").write_text(dump(config))

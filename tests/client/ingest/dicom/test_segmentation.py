@@ -293,7 +293,7 @@ def test_a_phase_may_be_told_by_the_temporal_position_alone(tmp_path):
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
         seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence.append(item)
     seg.save_as(tmp_path / "seg.dcm")
-    with pytest.raises(Unusable, match="unreadable-segmentation"):
+    with pytest.raises(Unusable, match="segmentation-of-no-phase"):
         read_masks(tmp_path)
     for group in seg.PerFrameFunctionalGroupsSequence:
         group.FrameContentSequence[0].TemporalPositionIndex = ES + 1
