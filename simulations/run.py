@@ -92,7 +92,7 @@ def _run_under_flower(run: RunFolder, until: str) -> None:
     last = next(stage for stage in STAGES if stage.name == (until or STAGES[-1].name))
     run.unlock()  # the ServerApp is another process and takes it
     with tempfile.TemporaryDirectory(prefix="fedcmr-flower-") as folder, simulating_superlink(Path(folder)) as engine:
-        engine.run(run.path, len(run.site_names()), numnum_cores(), until=until, stream=True)
+        engine.run(run.path, len(run.site_names()), num_cores(), until=until, stream=True)
     if last.wanted(run.config) and not last.has_parts and not run.is_done(last.name):
         raise UserError(
             f"the study has not come to {last.name}: what Flower showed above, and {run.path / LOG_NAME}, say why"
@@ -143,7 +143,7 @@ def _write_hospitals(study: Study) -> None:
                 hospitals.num_phases,
                 seed=config.seed * 1000 + 2 * index + (part == "test"),
                 prefix=f"{name}-{part}",
-                num_processes=numnum_cores(),
+                num_processes=num_cores(),
             )
 
 
@@ -221,7 +221,7 @@ def _prepare_phantom(run: RunFolder, root: Path) -> list[Hospital]:
                 target,
                 "dicom",
                 key=_key(config),
-                num_processes=numnum_cores(),
+                num_processes=num_cores(),
                 provenance=SIMULATED_SCANS,
             )
         numbers = nominal_patients(config.hospitals, name, [vendor])
@@ -235,10 +235,10 @@ def _prepare_acdc(run: RunFolder, root: Path) -> list[Hospital]:
     sites = []
     for name, fold in config.hospitals.acdc_train_folds.items():
         train = run.path / "sites" / name / "train"
-        prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=numnum_cores())
+        prepare(root, train, "acdc", folds=[fold], key=_key(config), num_processes=num_cores())
         sites.append(_hospital(config, name, train))
     folds = [config.hospitals.acdc_test_fold]
-    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=numnum_cores())
+    prepare(root, run.path / "test" / "acdc", "acdc", folds=folds, key=_key(config), num_processes=num_cores())
     return sites
 
 

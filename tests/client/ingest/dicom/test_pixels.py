@@ -248,7 +248,7 @@ PLAIN = image_of(12, 0).astype("<u2").tobytes()
     [
         ("unreadable-pixels", {"RescaleSlope": "0"}),
         ("unreadable-pixels", {"PixelData": PLAIN[:-2]}),
-        ("unreadable-pixels", {"PixelData": PLAIN + bytes(2)}),
+        ("unreadable-pixels", {"PixelData": PLAIN * 2}),
         ("unreadable-pixels", {"PixelData": PLAIN * 31}),  # pydicom reads it as 31 frames
         ("unreadable-pixels", {"PixelData": b""}),
         ("unreadable-pixels", {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}),
@@ -262,7 +262,7 @@ PLAIN = image_of(12, 0).astype("<u2").tobytes()
         ("not-grayscale", {"PhotometricInterpretation": "PALETTE COLOR"}),
         ("not-grayscale", {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PixelData": PLAIN * 3}),
         ("unplaced-frames", {"NumberOfFrames": 2, "PixelData": PLAIN * 2}),
-        ("unreadable-pixels", {"NumberOfFrames": 0}),
+        ("unreadable-pixels", {"NumberOfFrames": -1}),
         ("too-large", {"NumberOfFrames": 20_000}),
         ("no-geometry", {"Rows": 0}),
         ("no-geometry", {"Columns": None}),

@@ -400,7 +400,7 @@ def _tilted(seg):
 
 
 def _long(seg):
-    seg.PixelData = seg.PixelData + bytes(4)
+    seg.PixelData = seg.PixelData * 2
 
 
 def _huge(seg):
