@@ -235,7 +235,7 @@ def prepare(
         reason = error.strerror or "input/output error"
         raise UserError(f"cannot read {source} or write {destination}: {reason}") from None
     if not known:
-        why = (refused or findings.left_out).most_common()
+        why = [*refused.most_common(), *(+findings.left_out).most_common()]
         reasons = "; ".join(f"{code} {number}: {REASONS[code]}" for code, number in why[:MAX_REASONS])
         more = (
             f"; and {len(why) - MAX_REASONS} more, see {destination / REFUSED_NAME}" if len(why) > MAX_REASONS else ""

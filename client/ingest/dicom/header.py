@@ -39,6 +39,7 @@ class Header:
         issuer: Digest of who issued the PatientID, empty where the file does not say; only compared, and part of the
             keyed hash where the site says that issuers differ.
         order: InstanceNumber of an Enhanced file that holds one phase, where InstanceNumber is the temporal position.
+        AcquisitionTime: HHMMSS as one number, or SeriesTime's where it is missing; tells which of two scans was later.
         pixel_format: How to read the pixels; None in a header that is not from a file.
         pixel_offset: Byte of the file at which the value of PixelData starts, all frames together.
     """
@@ -72,6 +73,7 @@ class Header:
     pixel_format: PixelFormat | None = None
     pixel_offset: int = 0
     order: float = math.nan
+    AcquisitionTime: float = math.nan
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain values: thousands of headers travel between processes."""

@@ -5,6 +5,7 @@ Every file is parsed in a child process; what is no usable MR image is counted b
 """
 
 import hashlib
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from fedcmr.client.ingest.dicom.segmentation import (
     read_segmentation_header,
     read_segmentations,
 )
-from fedcmr.client.ingest.files import plain_files
+from fedcmr.client.ingest.files import nifti_stem, plain_files
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_nifti, relabel
 from fedcmr.client.ingest.patient import agreed_sex
@@ -72,6 +73,8 @@ HEADER_ELEMENTS = {
         "InversionTime",
         "TriggerTime",
         "SeriesNumber",
+        "SeriesTime",
+        "AcquisitionTime",
         "InstanceNumber",
         "ImagePositionPatient",
         "ImageOrientationPatient",
@@ -107,8 +110,11 @@ def find_dicom(
             return find_dicom(source, one, one_study_one_patient, issuers_differ)
     left_out: Counter[str] = Counter()
     files = list(plain_files(source, left_out))
-    mask_files = [Path(path) for path in files if Path(path).name == MASKS_NAME]
-    files = [path for path in files if not path.endswith(f"/{MASKS_NAME}")]
+    mask_files = [Path(path) for path in files if _is_mask_file(path)]
+    files = [path for path in files if not _is_mask_file(path)]
+    packed = {path.parent for path in mask_files if path.name.lower().endswith(".gz")}
+    left_out["duplicate"] += sum(path.parent in packed for path in mask_files) - len(packed)
+    mask_files = [path for path in mask_files if path.parent not in packed or path.name.lower().endswith(".gz")]
     images: list[Header] = []
     segmentations: dict[str, list[Segmentation]] = defaultdict(list)
     for found in track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)):
@@ -147,6 +153,12 @@ def find_dicom(
         studies.append(Study(patient, study, read, grouped.spellings[key], warnings, is_synthetic=says_so and is_ours))
     left_out["other-segmentation"] += sum(map(len, segmentations.values()))
     return Findings(studies, +refused, +left_out)
+
+
+def _is_mask_file(path: str) -> bool:
+    """Whether a file holds a study's masks: `masks.nii.gz`, perhaps unpacked or in capitals."""
+    stem = nifti_stem(Path(path).name)
+    return stem is not None and stem.lower() == nifti_stem(MASKS_NAME)
 
 
 def read_file(path: Path | str) -> list[Header] | Segmentation:
@@ -221,7 +233,14 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         CardiacNumberOfImages=elements.number("CardiacNumberOfImages"),
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
+        AcquisitionTime=_first_number(elements, "AcquisitionTime", "SeriesTime"),
     )
+
+
+def _first_number(elements: Elements, *keywords: str) -> float:
+    """The first of several elements that is a number; NaN where none is."""
+    numbers = (elements.number(keyword) for keyword in keywords)
+    return next((number for number in numbers if not math.isnan(number)), math.nan)
 
 
 def _issuer(elements: Elements) -> str:

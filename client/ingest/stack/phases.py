@@ -99,9 +99,17 @@ def _last_acquisition(images: Sequence[Header]) -> Sequence[Header]:
         if not blocks or image.TriggerTime < blocks[-1][-1].TriggerTime:
             blocks.append([])
         blocks[-1].append(image)
-    lengths = {len(block) for block in blocks}
-    if len(blocks) == 1 or len(lengths) > 1 or lengths.pop() < MIN_PHASES:
+    lengths = [len(block) for block in blocks]
+    if len(blocks) == 1 or max(lengths) - min(lengths) > MAX_NUM_CUT or min(lengths) < MIN_PHASES:
+        return images
+    if max(lengths) > min(lengths) and not all(map(_is_even, blocks)):  # then no beats of other length
         return images
     first, last = (max(block[0].TriggerTime for block in blocks), min(block[-1].TriggerTime for block in blocks))
     longest = max(block[-1].TriggerTime - block[0].TriggerTime for block in blocks)
     return blocks[-1] if last - first > MIN_OVERLAP * longest else images
+
+
+def _is_even(block: Sequence[Header]) -> bool:
+    """Whether an acquisition's times are about equally far apart."""
+    steps = np.diff([image.TriggerTime for image in block])
+    return bool(0 < steps.max() <= MAX_STEP * steps.min())

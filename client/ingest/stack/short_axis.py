@@ -68,9 +68,9 @@ class _Candidate:
         return math.degrees(math.acos(min(1.0, abs(float(self.slices[0].first.normal @ BASE_TO_APEX)))))
 
     @property
-    def series_number(self) -> float:
-        """SeriesNumber of the latest of its series; -inf without one."""
-        return max((_series_number(one) for one in self.slices), default=-math.inf)
+    def latest(self) -> tuple[float, float]:
+        """When the latest of its series was scanned, as `_when` has it."""
+        return max(map(_when, self.slices))
 
 
 def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
@@ -150,9 +150,9 @@ def _one_per_place(slices: Sequence[Slice]) -> list[Slice]:
     beats = [one.beat_ms for one in slices if not math.isnan(one.beat_ms)]
     usual_ms = float(np.median(beats)) if beats else math.nan
 
-    def rank(one: Slice) -> tuple[bool, bool, float]:
+    def rank(one: Slice) -> tuple[bool, bool, tuple[float, float]]:
         usual_beat = not max(one.beat_ms / usual_ms, usual_ms / one.beat_ms) > USUAL_BEAT
-        return abs(len(one.images) - num_phases) <= 1, usual_beat, _series_number(one)
+        return abs(len(one.images) - num_phases) <= 1, usual_beat, _when(one)
 
     places: list[list[Slice]] = []
     for one in sorted(slices, key=lambda one: one.depth):
@@ -185,8 +185,8 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     finest = min(max(one.slices[0].first.PixelSpacing) for one in left)
     left = [one for one in left if max(one.slices[0].first.PixelSpacing) <= CLEARLY_FINER * finest]
 
-    def rank(one: _Candidate) -> tuple[int, float, bool]:
-        return len(one.slices), one.series_number, one.is_one_series
+    def rank(one: _Candidate) -> tuple[int, tuple[float, float], bool]:
+        return len(one.slices), one.latest, one.is_one_series
 
     *others, best = sorted(left, key=rank)
     if others and rank(others[-1]) == rank(best) and set(others[-1].slices) != set(best.slices):
@@ -260,7 +260,9 @@ def _same_echo(one: Slice, other: Slice) -> bool:
     return not abs(ours - theirs) > SAME_ECHO * max(ours, theirs)
 
 
-def _series_number(one: Slice) -> float:
-    """SeriesNumber (0020,0011), which scanners count up; before all others where it is missing."""
+def _when(one: Slice) -> tuple[float, float]:
+    """SeriesNumber (0020,0011), which scanners count up, then the time of day; before all others what is missing."""
+    images = one.images
+    times = [image.AcquisitionTime for image in images if math.isfinite(image.AcquisitionTime)]
     number = one.first.SeriesNumber
-    return number if math.isfinite(number) else -math.inf
+    return number if math.isfinite(number) else -math.inf, max(times, default=-math.inf)

@@ -1,5 +1,7 @@
 """What the standard, or common sense, asks of a reader: forms that scanners and archives write and others read."""
 
+import gzip
+
 import numpy as np
 import pydicom
 import pytest
@@ -164,6 +166,21 @@ def test_a_single_frame_has_the_number_that_the_standard_gives_it(tmp_path):
     write_enhanced_files(tmp_path, [[(0, 3)]], TemporalPositionIndex=lambda number, t: t + 1)
     (header,) = read_file(tmp_path / "000.dcm")
     assert header.InstanceNumber == 4
+
+
+# masks
+
+
+@pytest.mark.parametrize("names", [["masks.nii"], ["Masks.NII.GZ"], ["masks.nii", "masks.nii.gz"]], ids=str)
+def test_masks_may_be_unpacked_or_in_capitals(tmp_path, names):
+    write_study(tmp_path)
+    packed = (tmp_path / "masks.nii.gz").read_bytes()
+    (tmp_path / "masks.nii.gz").unlink()
+    for name in names:
+        (tmp_path / name).write_bytes(packed if name.lower().endswith(".gz") else gzip.decompress(packed))
+    found = find_dicom(tmp_path)
+    assert found.left_out == ({"duplicate": 1} if len(names) > 1 else {})
+    assert np.array_equal(found.studies[0].read().masks, beating_heart()[1])
 
 
 # copies

@@ -191,6 +191,18 @@ def test_slices_scanned_again_as_a_later_series_replace_those_of_a_whole_series(
     assert uids(earlier) == {whole[0].SeriesInstanceUID}
 
 
+@pytest.mark.parametrize("number", [math.nan, 10.0], ids=["without numbers", "of one number"])
+def test_where_the_numbers_of_series_do_not_tell_the_time_of_day_does(number):
+    whole = stack(SeriesNumber=number, AcquisitionTime=101500.5)
+    again = series([1, 2, 3], SeriesNumber=number, AcquisitionTime=102030.0)
+    found, _ = find(whole, again)
+    assert_is(found)
+    later = {z for z, position in enumerate(found.images) if position[0] in again}
+    assert later == {1, 2, 3}
+    second = stack(SeriesNumber=number, AcquisitionTime=102030.0)
+    assert uids(find(whole, second)[0]) == {second[0].SeriesInstanceUID}
+
+
 def test_a_repeat_under_stress_replaces_nothing():
     rest = stack(SeriesInstanceUID=lambda z, t: f"1.2.{z}", SeriesNumber=lambda z, t: 10.0 + z)
     stress = series(
@@ -238,6 +250,18 @@ def test_of_two_acquisitions_in_one_series_the_last_counts():
     ]
     found, _ = find(twice)
     assert_is(found)
+    assert all(one.SOPInstanceUID.endswith(".1") for position in found.images for one in position)
+
+
+def test_of_two_acquisitions_in_one_series_the_last_counts_though_its_beat_was_shorter():
+    twice = [
+        replace(one, InstanceNumber=one.InstanceNumber + 100 * k, SOPInstanceUID=f"{one.SOPInstanceUID}.{k}")
+        for one in stack()
+        for k in (0, 1)
+        if k == 0 or one.TriggerTime < (NUM_PHASES - 1) * 42.0
+    ]
+    found, _ = find(twice)
+    assert_is(found, num_phases=NUM_PHASES - 1)
     assert all(one.SOPInstanceUID.endswith(".1") for position in found.images for one in position)
 
 
