@@ -124,13 +124,13 @@ def candidates(
         def make() -> Segmenter:
             if path.is_file():
                 return load_segmenter(path)
-            begun = time.monotonic()
             unfinished = path.with_suffix(".checkpoint")
             first = start() if start else None
             model = train_on_cases(
                 cases, settings, config.seed, device, unfinished, f"training {name}", None, first, minutes
             )
-            save_segmenter(path, model, {"minutes": (time.monotonic() - begun) / 60, "settings": asdict(settings)})
+            assert model.elapsed_s is not None, "it was trained here"
+            save_segmenter(path, model, {"minutes": model.elapsed_s / 60, "settings": asdict(settings)})
             return load_segmenter(path)
 
         return Candidate(name, make, path)
