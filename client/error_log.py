@@ -6,7 +6,9 @@ noted by a line, and a full log moves to `errors.log.1` over the one before.
 
 import fcntl
 import hashlib
+import re
 import traceback
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,43 @@ LOG_NAME, EARLIER_NAME = "errors.log", "errors.log.1"
 MAX_BYTES = 512 * 1024
 """Size of each of the two files."""
 MAX_ENTRY_CHARS = 8 * 1024
+ENTRY = re.compile(r"(\d{4}-\d\d-\d\dT\S+) (.+) \[[0-9a-f]{12}\](?: again)?")
+REHEARSAL = "rehearsal: "
+"""In front of the code of a request that was only rehearsed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log that begins an entry.
+
+    Attributes:
+        time: UTC, as ISO 8601.
+        code: The code that was sent, or what went wrong in words.
+        rehearsed: Whether the request was only rehearsed.
+    """
+
+    time: str
+    code: str
+    rehearsed: bool
+
+
+def entries_of(text: str) -> list[Entry]:
+    """The entries in a piece of the log, oldest first."""
+    found = (ENTRY.fullmatch(line) for line in text.splitlines())
+    return [
+        Entry(match[1], match[2].removeprefix(REHEARSAL), match[2].startswith(REHEARSAL)) for match in found if match
+    ]
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """All entries of a site's two logs, oldest first."""
+    paths = [folder / EARLIER_NAME, folder / LOG_NAME]
+    return [
+        entry
+        for path in paths
+        if path.is_file()
+        for entry in entries_of(path.read_text(encoding="utf-8", errors="replace"))
+    ]
 
 
 def note(folder: Path, code: str) -> None:

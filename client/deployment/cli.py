@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
+
+WIDE = 120
+"""Columns where the output is no terminal."""
 
 
 def add_commands(commands: Any) -> None:
@@ -19,7 +24,8 @@ def add_commands(commands: Any) -> None:
         "join",
         help="take part in a deployed study until it is stopped",
         description="Runs Flower's SuperNode, and starts it again when it ends. Refuses to start "
-        "where 'check SITE_FOLDER' finds a problem.",
+        "where 'check SITE_FOLDER' finds a problem, and waits for a coordinator that is not up yet. Tells what the "
+        "site answers and refuses; Flower's own output goes to SITE_FOLDER/flwr/supernode.log.",
     )
     sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
     sub.add_argument(
@@ -27,7 +33,23 @@ def add_commands(commands: Any) -> None:
         action="store_true",
         help="load the libraries anew for every message: slower, and no gigabyte of memory between them",
     )
+    sub.add_argument(
+        "--wait",
+        type=_minutes,
+        default=60.0,
+        metavar="MINUTES",
+        help="how long to wait for a coordinator that is not reached; 0: not at all (default: %(default)g)",
+    )
     sub.set_defaults(command=_join)
+
+    sub = commands.add_parser(
+        "status",
+        help="whether the site is joined, what it answered and refused, and what is left of its budget",
+        description="From the site's own files alone; nothing is sent.",
+    )
+    sub.add_argument("site", type=Path, metavar="SITE_FOLDER", help="folder of site.yaml")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.set_defaults(command=_status)
 
     sub = commands.add_parser(
         "service",
@@ -93,7 +115,30 @@ def _join(options: argparse.Namespace) -> None:
     from fedcmr.client.deployment.supernode import join
     from fedcmr.client.policy import load_site
 
-    join(load_site(options.site), preforked=not options.cold)
+    join(load_site(options.site), preforked=not options.cold, wait_minutes=options.wait)
+
+
+def _minutes(text: str) -> float:
+    """A number from 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of minutes from 0, got {text!r}")
+    return value
+
+
+def _status(options: argparse.Namespace) -> None:
+    """Print how the site stands."""
+    from fedcmr.client.policy import load_site
+    from fedcmr.client.status import print_status, read_status
+
+    status = read_status(load_site(options.site))
+    if options.json:
+        print(json.dumps(status, indent=2, allow_nan=False))
+    else:
+        print_status(status, plain_console(width=None if sys.stdout.isatty() else WIDE))
 
 
 def _service(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ Flower unpacks the bundle that it was sent, and then runs what lies in the folde
 run name, id and version. So both are fixed: the bundle by its bytes, and the folder by being the one just unpacked.
 """
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedcmr.client import error_log
 from fedcmr.client.deployment.bundle import BundleRefused, check_bundle, is_unpacked
 from fedcmr.client.policy import load_site
 
@@ -47,13 +49,20 @@ def refuse_agent() -> None:
     command = importlib.import_module("flwr.supercore.cli").flwr_agentapp
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise BundleRefused("code-not-allowed")
+        raise _noted(BundleRefused("code-not-allowed"))
 
     for step in ("install_from_fab", "load_app"):
         getattr(agent, step)  # a Flower that has renamed it runs nothing
         setattr(agent, step, refuse)
     sys.argv[0] = "flwr-agentapp"
     command()
+
+
+def _noted(refused: BundleRefused) -> BundleRefused:
+    """The same, after the site's own people were told in errors.log."""
+    with contextlib.suppress(Exception):  # whatever happens to the log, the refusal stands
+        error_log.note(Path(os.environ[SITE_VARIABLE]), str(refused))
+    return refused
 
 
 def checking(
@@ -75,7 +84,10 @@ def checking(
 
     def checked(fab_file: Path | bytes, install_dir: Path | None = None, skip_prompt: bool = False) -> Path:
         content = fab_file if isinstance(fab_file, bytes) else fab_file.read_bytes()
-        check_bundle(content, allowed)
+        try:
+            check_bundle(content, allowed)
+        except BundleRefused as refused:
+            raise _noted(refused) from None
         folder = unpack(content, install_dir, skip_prompt)
         if not is_unpacked(content, folder):
             shutil.rmtree(folder)

@@ -46,11 +46,17 @@ class Finding:
         name: What.
         text: What was found, or what is wrong and its remedy.
         ok: Whether the site can take part with it.
+        passing: Whether it may be right in a while without anybody's doing at this site.
     """
 
     name: str
     text: str
     ok: bool = True
+    passing: bool = False
+
+
+class NotReached(UserError):  # noqa: N818
+    """The coordinator's machine, or the way there, does not answer: it may not be up yet."""
 
 
 def examine(site: SiteSettings) -> list[Finding]:
@@ -63,17 +69,26 @@ def examine(site: SiteSettings) -> list[Finding]:
         ("key", lambda site: str(checked_node_key(site.folder))),
         ("code", _code),
         ("disk", _disk),
-        ("coordinator", _coordinator),
-        ("certificate", _certificate),
-        ("clock", _clock),
     ]
-    findings = []
-    for name, step in steps:
-        try:
-            findings.append(Finding(name, step(site)))
-        except UserError as error:
-            findings.append(Finding(name, str(error), ok=False))
+    return [*(_finding(site, name, step) for name, step in steps), *examine_way(site)]
+
+
+def examine_way(site: SiteSettings) -> list[Finding]:
+    """Look at the way to the coordinator alone; what lies behind one who is not reached is not looked at."""
+    findings = [_finding(site, "coordinator", _coordinator)]
+    for name, step in (("certificate", _certificate), ("clock", _clock)):
+        if findings[0].passing:
+            findings.append(Finding(name, "not known: the coordinator is not reached", ok=False, passing=True))
+        else:
+            findings.append(_finding(site, name, step))
     return findings
+
+
+def _finding(site: SiteSettings, name: str, step: Callable[[SiteSettings], str]) -> Finding:
+    try:
+        return Finding(name, step(site))
+    except UserError as error:
+        return Finding(name, str(error), ok=False, passing=isinstance(error, NotReached))
 
 
 def address_of(site: SiteSettings) -> tuple[str, int]:
@@ -269,13 +284,13 @@ def _disk(site: SiteSettings) -> str:
 def _coordinator(site: SiteSettings) -> str:
     host, port = address_of(site)
     proxy = proxy_of(host)
-    way = f" through the proxy {proxy.hostname}:{proxy.port}" if proxy else ""
+    way = _through(proxy)
     connection = HTTPConnection(*_first_hop(host, port, proxy), timeout=TIMEOUT_S)
     try:
         _tunnel(connection, host, port, proxy)
         connection.connect()
     except OSError as error:
-        raise UserError(
+        raise NotReached(
             f"{host}:{port} is not reached{way} ({error.strerror or error}): is the name right, may this "
             "machine call out to it, does the coordinator's gateway run?"
         ) from None
@@ -343,6 +358,21 @@ def proxy_of(host: str) -> SplitResult | None:
     if not known:
         raise UserError("https_proxy: expected http://HOST:PORT, the address of a proxy that passes TLS on")
     return proxy
+
+
+def way_to(site: SiteSettings) -> str:
+    """The coordinator's address and the proxy on the way there, in words: "study.example.org:443 directly".
+
+    Raises:
+        UserError: site.yaml names no address, or the environment a proxy of another kind.
+    """
+    host, port = address_of(site)
+    proxy = proxy_of(host)
+    return f"{host}:{port}" + (f"{_through(proxy)} (https_proxy)" if proxy else " directly, no proxy is named")
+
+
+def _through(proxy: SplitResult | None) -> str:
+    return f" through the proxy {proxy.hostname}:{proxy.port}" if proxy else ""
 
 
 def _first_hop(host: str, port: int, proxy: SplitResult | None) -> tuple[str, int]:

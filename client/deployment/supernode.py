@@ -1,4 +1,4 @@
-"""`fedcmr-client join`: Flower's SuperNode with the right flags, started again when it ends.
+"""`fedcmr-client join`: Flower's SuperNode with the right flags, started again when it ends, and told in plain words.
 
 The site calls out only: the SuperNode requests work from the coordinator, over TLS. What it listens on is this
 machine's own loopback, for the executor that runs the ClientApp and is known by a secret: another program of this
@@ -15,12 +15,24 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fedcmr.client.deployment import joining
+from fedcmr.client.deployment.answers import Answers
 from fedcmr.client.deployment.clientapp import SITE_VARIABLE
 from fedcmr.client.deployment.commands import write_commands
-from fedcmr.client.deployment.connection import LOOPBACK, address_of, authority_of, examine
+from fedcmr.client.deployment.connection import (
+    LOOPBACK,
+    Finding,
+    address_of,
+    authority_of,
+    examine,
+    examine_way,
+    way_to,
+)
 from fedcmr.client.deployment.node_key import checked_node_key
+from fedcmr.client.deployment.supernode_log import SuperNodeLog
 from fedcmr.client.policy import SiteSettings
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import console
@@ -31,43 +43,98 @@ WAITS_S = (5.0, 15.0, 30.0, 60.0)
 STEADY_S = 300.0
 """A SuperNode that ran so long starts the waits from the first."""
 STOP_S = 20.0
+WAIT_MINUTES, RETRY_S = 60.0, 10.0
+"""How long `join` waits for a coordinator that is not up yet, and how often it looks."""
+ONLINE = "online: the coordinator knows this site, and its requests are answered as site.yaml allows"
 EXECUTOR_POLL_S = "0.2"
 """How often the executor requests work from the SuperNode next to it; Flower's own pause is a second."""
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 """prctl(2), on Linux."""
 
 
-def join(site: SiteSettings, preforked: bool = True) -> None:
+def join(site: SiteSettings, preforked: bool = True, wait_minutes: float = WAIT_MINUTES) -> None:
     """Run the SuperNode until SIGTERM or SIGINT.
 
     Args:
         site: Its settings.
         preforked: Keep the libraries loaded between messages: see `fedcmr.client.deployment.preforked`.
+        wait_minutes: How long to wait for a coordinator that is not reached before the first connection.
 
     Raises:
-        UserError: The site is not ready: everything that is not is named.
+        UserError: The site is not ready: everything that is not is named. Or it is joined already.
     """
-    troubles = [f"{found.name}: {found.text}" for found in examine(site) if not found.ok]
+    findings = examine(site)
+    _refuse(found for found in findings if not found.passing)
+    with joining.lock(site):
+        os.umask(0o077)  # Flower's own files, and whatever a library leaves behind
+        over = threading.Event()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: over.set())
+        _say(f"site {site.name} calls {way_to(site)}")
+        _wait_for_coordinator(site, over, findings, wait_minutes)
+        threading.Thread(target=Answers(site, _say).follow, args=(over,), daemon=True).start()
+        log = SuperNodeLog(joining.home_of(site), lambda: _tell(site, ONLINE))
+        failures, told = 0, None
+        while not over.is_set():
+            started = time.monotonic()
+            code = _run_once(site, over, preforked, log)
+            if over.is_set():
+                break
+            failures = 0 if time.monotonic() - started > STEADY_S else failures
+            wait_s = WAITS_S[min(failures, len(WAITS_S) - 1)]
+            failures += 1
+            reason = log.reason() or _unreached(site) or f"it ended with code {code}, and {log.path} says why"
+            if reason != told:  # the same reason is told once, however often it is tried
+                _tell(site, f"not connected: {reason}. It is tried again until it is stopped")
+            told = reason
+            over.wait(wait_s)
+    _say("left the study: it may be joined again at any time")
+
+
+def _refuse(findings: Iterable[Finding]) -> None:
+    troubles = [f"{found.name}: {found.text}" for found in findings if not found.ok]
     if troubles:
         raise UserError("the site cannot join: " + "; ".join(troubles))
-    os.umask(0o077)  # Flower's own files, and whatever a library leaves behind
-    over = threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: over.set())
-    failures = 0
-    while not over.is_set():
-        started = time.monotonic()
-        code = _run_once(site, over, preforked)
-        if over.is_set():
-            return
-        failures = 0 if time.monotonic() - started > STEADY_S else failures
-        wait_s = WAITS_S[min(failures, len(WAITS_S) - 1)]
-        failures += 1
-        console.print(f"the SuperNode ended with code {code}; it starts again in {wait_s:.0f} s", highlight=False)
-        over.wait(wait_s)
 
 
-def _run_once(site: SiteSettings, over: threading.Event, preforked: bool) -> int:
+def _wait_for_coordinator(
+    site: SiteSettings, over: threading.Event, findings: Sequence[Finding], wait_minutes: float
+) -> None:
+    """Wait while nothing is wrong but that the coordinator is not reached.
+
+    Raises:
+        UserError: The time is over, or something else is wrong by now.
+    """
+    deadline = time.monotonic() + 60 * wait_minutes
+    waits = False
+    while any(found.passing for found in findings) and not over.is_set():
+        unreached = next(found.text for found in findings if found.passing)
+        if time.monotonic() >= deadline:
+            raise UserError(f"the site cannot join: coordinator: {unreached}; waited {wait_minutes:g} minutes (--wait)")
+        if not waits:
+            _tell(site, f"waiting for the coordinator, {wait_minutes:g} minutes at most (--wait): {unreached}")
+        waits = True
+        over.wait(min(RETRY_S, max(0.0, deadline - time.monotonic())))
+        findings = examine_way(site)
+        _refuse(found for found in findings if not found.passing)
+
+
+def _unreached(site: SiteSettings) -> str | None:
+    """Why the coordinator is not reached now; None where it is."""
+    return next((found.text for found in examine_way(site) if not found.ok), None)
+
+
+def _tell(site: SiteSettings, state: str) -> None:
+    """Tell how the site stands, here and to `fedcmr-client status`."""
+    joining.tell_state(site, state)
+    _say(state)
+
+
+def _say(text: str) -> None:
+    console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _run_once(site: SiteSettings, over: threading.Event, preforked: bool, log: SuperNodeLog) -> int:
     """One SuperNode and its executor, from their start to the end of either."""
     environment = _environment(site)
     # The path of a Unix socket is short, and a site's folder may not be.
@@ -84,16 +151,19 @@ def _run_once(site: SiteSettings, over: threading.Event, preforked: bool) -> int
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for command in commands:
-                processes.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment,
-                        cwd=site.folder,
-                        stdin=subprocess.DEVNULL,
-                        start_new_session=True,
-                        preexec_fn=_end_with_parent,
-                    )
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=site.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
                 )
+                assert process.stdout is not None
+                log.follow(process.stdout)
+                processes.append(process)
             needed = processes[-2:]
             while all(process.poll() is None for process in needed) and not over.wait(0.2):
                 pass

@@ -1,14 +1,19 @@
-"""The coordinator's commands of `fedcmr-server`: init, gateway, service, register, remove, start, run, status, stop."""
+"""The coordinator's commands of `fedcmr-server`, from `init` and `register` to `run`, `status`, `poc` and `stop`."""
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from fedcmr.server.deployment.ports import DELIVERY_PORT, GATEWAY_PORT, HEALTH_PORT, SUPERLINK_PORT
@@ -165,6 +170,30 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     sub.add_argument("folder", **folder)
     sub.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: the newest in DIR/runs)")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument(
+        "--watch",
+        action="store_true",
+        help="show it anew as it changes, until the run has come to its report or Ctrl-C; with --json a line each time",
+    )
+    sub.add_argument(
+        "--every", type=positive, default=10, metavar="SECONDS", help="how often --watch looks (default: %(default)s)"
+    )
+
+    sub = add(
+        "poc",
+        _poc,
+        "rehearse a study between institutions on this machine, with simulated patients",
+        "A coordinator, a SuperLink with TLS and several sites, each step by the command that a coordinator or a site "
+        "would give; then a rehearsal, a small study and its report. No process is left, and of the files only what "
+        "there is to read.",
+        settings=True,
+    )
+    sub.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder")
+    sub.add_argument("--sites", type=positive, default=3, metavar="N", help="number of sites (default: %(default)s)")
+    sub.add_argument("--rehearsal", action="store_true", help="stop after the rehearsal, without a study")
+    sub.add_argument("--stay", action="store_true", help="leave everything running at the end, until Ctrl-C")
+    sub.add_argument("--keep", action="store_true", help="keep all files, keys and simulated patients too")
+    sub.set_defaults(config="smoke")
 
     sub = add("stop", _stop, "stop the services", "A run that is under way ends; 'run --resume' takes it up again.")
     sub.add_argument("folder", **folder)
@@ -327,17 +356,58 @@ def _status(options: argparse.Namespace) -> None:
     from fedcmr.server.run_folder import load_run
 
     coordinator = load_coordinator(options.folder)
-    newest = max((coordinator.folder / "runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, default=None)
-    out = options.out or (newest and newest.parent)
-    facts = status(coordinator, load_run(out) if out else None)
+
+    def look() -> tuple[dict[str, Any], Path | None]:
+        newest = max((coordinator.folder / "runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, default=None)
+        out = options.out or (newest and newest.parent)
+        return status(coordinator, load_run(out) if out else None), out
+
+    if options.watch:
+        _watch(look, options.every, options.json)
+        return
+    facts, out = look()
     if options.json:
         print(json.dumps(facts, indent=2))
-        return
-    console = plain_console(width=None if sys.stdout.isatty() else WIDE)
+    else:
+        _console().print(_table(facts, out))
+
+
+def _watch(look: Callable[[], tuple[dict[str, Any], Path | None]], every_s: float, as_json: bool) -> None:
+    """Show the status anew whenever it has changed, until the run is finished or Ctrl-C."""
+    console, shown = _console(), None
+    with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
+        live = stack.enter_context(Live(console=console)) if console.is_terminal and not as_json else None
+        while True:
+            facts, out = look()
+            if live is not None:
+                live.update(_table(facts, out), refresh=True)
+            elif facts != shown and as_json:
+                print(json.dumps(facts), flush=True)
+            elif facts != shown:
+                console.print(time.strftime("%Y-%m-%d %H:%M:%S"), _table(facts, out))
+            shown = facts
+            if "report" in facts.get("run", {}).get("stages", ()):
+                return
+            time.sleep(every_s)
+
+
+def _console() -> Console:
+    return plain_console(width=None if sys.stdout.isatty() else WIDE)
+
+
+def _table(facts: dict[str, Any], out: Path | None) -> Table:
     table = Table(show_header=False)
     for name, value in _lines(facts, out):
         table.add_row(name, value)
-    console.print(table)
+    return table
+
+
+def _poc(options: argparse.Namespace) -> None:
+    from fedcmr.server.deployment.poc import Poc, run_poc
+
+    poc = Poc(options.folder, options.sites, options.config, options.settings)
+    run_poc(poc, options.rehearsal, options.stay, options.keep)
+    print(f"went the whole way; {poc.folder} has what there is to read, commands.txt first")
 
 
 def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import pytest
 
 from fedcmr.client.code_hash import code_sha256
 from fedcmr.client.deployment.node_key import make_node_key
+from fedcmr.client.deployment.supernode import ONLINE
 from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, write_site
 from fedcmr.server import cli as server_cli
 from fedcmr.server.deployment.coordinator import load_coordinator
@@ -141,9 +142,9 @@ def deployed(tmp_path_factory, tiny_prior):
 
 
 def wait_online(*logs: Path) -> None:
-    """Until each of these SuperNodes has its number from the SuperLink; asking `flwr` for them takes seconds."""
+    """Until each of these sites tells that the SuperLink has taken it in; asking `flwr` for them takes seconds."""
     deadline = time.monotonic() + ONLINE_S
-    while not all("SuperNode ID" in log.read_text() for log in logs):
+    while not all(ONLINE in log.read_text() for log in logs):
         assert time.monotonic() < deadline, [log.read_text()[-2000:] for log in logs]
         time.sleep(0.2)
 

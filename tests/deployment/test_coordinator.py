@@ -199,6 +199,38 @@ def test_status_tells_how_far_a_run_is_and_who_did_not_take_part(folder, make_st
     assert "2 in the last round" in shown and "1 to the quorum" in shown
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+def test_status_is_shown_anew_when_it_changes_until_the_report_is_there(form, folder, monkeypatch, capsys):
+    """Once, not at every look; and Ctrl-C is no error."""
+    run = {"num_rounds": 2, "answered": [], "sites": 1, "quorum": 1, "epsilon": None, "silent": 0, "missing": 0}
+    run |= {"refused": {}, "dropped": {}, "participation": {}}
+    looks = [
+        {"services": {"superlink": True}, "healthy": True, "sites": {}, "run": {**run, "round": 0, "stages": stages}}
+        for stages in ([], [], ["federation"], ["federation"], ["federation", "report"])
+    ]
+    waits = []
+    monkeypatch.setattr("fedcmr.server.deployment.runs.status", lambda *_: looks[len(waits)])
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert server("status", folder, "--watch", "--every", 3, *form) == 0
+    shown = capsys.readouterr().out
+    assert waits == [3] * 4
+    if form:
+        assert [json.loads(line)["run"]["stages"] for line in shown.splitlines()] == [
+            [],
+            ["federation"],
+            ["federation", "report"],
+        ]
+    else:
+        assert shown.count("health") == 3 and "nothing yet" in shown and "federation, report" in shown
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    waits.clear()
+    monkeypatch.setattr("time.sleep", interrupted)
+    assert server("status", folder, "--watch") == 0
+
+
 @pytest.mark.parametrize("text", [None, "name: [", "name: study\ncolour: red\n", "name: study\nhealth_port: 0\n"])
 def test_settings_that_cannot_be_are_one_line(folder, text, capsys):
     path = folder / "coordinator.yaml"

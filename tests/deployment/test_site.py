@@ -247,7 +247,7 @@ def test_a_key_that_others_can_read_any_code_and_few_patients_are_named(site, se
 
 
 def test_a_site_that_is_not_in_order_does_not_join(site, capsys):
-    assert main(["join", str(site)]) == 2
+    assert main(["join", str(site), "--wait", "0"]) == 2
     error = capsys.readouterr().err
     assert "cannot join" in error and "is not reached" in error and "Traceback" not in error
     assert main(["check", str(site)]) == 2

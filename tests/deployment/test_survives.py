@@ -205,7 +205,7 @@ def test_a_site_that_is_not_registered_gets_no_work(deployed, tiny_prior, tmp_pa
             [sys.executable, "-m", "fedcmr.client.cli", "join", str(folder)], stdout=log, stderr=log
         )
     try:
-        wait_for(lambda: "the SuperNode ended with code" in (folder / "join.log").read_text(), "a refusal")
+        wait_for(lambda: "not connected: " in (folder / "join.log").read_text(), "a refusal")
     finally:
         process.terminate()
         process.wait(timeout=60)
