@@ -39,13 +39,13 @@ def _parser() -> SettingsParser:
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Command, text: str, more: str, settings: bool = False) -> SettingsParser:
+    def add(
+        name: str, command: Command, text: str, more: str, settings: bool = False, config: str = "default"
+    ) -> SettingsParser:
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
         sub.set_defaults(command=command)
         if settings:
-            sub.add_argument(
-                "--config", default="default", help="name under configs/ or path of a YAML file (%(default)s)"
-            )
+            sub.add_config(config)
             sub.add_settings()
         return sub
 

@@ -18,6 +18,12 @@ class SettingsParser(argparse.ArgumentParser):
     """
 
     _takes_settings = False
+    _config: str | None = None
+
+    def add_config(self, default: str = "default") -> None:
+        """Add `--config`; the result's `given_config` is None where it was left out, and `config` then the default."""
+        self._config = default
+        self.add_argument("--config", help=f"name under configs/ or path of a YAML file (default: {default})")
 
     def add_settings(self) -> None:
         """Add `key=value ...` and `--set key=value ...`; the result's `settings` has them in the given order."""
@@ -42,4 +48,6 @@ class SettingsParser(argparse.ArgumentParser):
         given = [word for word in words if SETTING.fullmatch(word)]
         found, unknown = super().parse_known_args([word for word in words if not SETTING.fullmatch(word)], namespace)
         found.settings = [*given, *found.set, *found.loose]
+        if self._config is not None:
+            found.given_config, found.config = found.config, found.config or self._config
         return found, unknown

@@ -18,8 +18,14 @@ def main() -> int:
         epilog="example: fedcmr-simulate --config acdc data_root=/data/acdc privacy.target_epsilon=3",
     )
     add_version(parser)
+    parser.add_config()
     parser.add_argument(
-        "--config", default="default", help="name under configs/ or path of a YAML file (default: %(default)s)"
+        "--from",
+        dest="earlier",
+        type=Path,
+        metavar="RUN",
+        help="begin a new run, --out, from what this one has finished, with its settings: for other settings of "
+        "synthesis, regression, segmentation, tasks or evaluation (another baseline) without new private rounds",
     )
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     parser.add_argument(
@@ -43,20 +49,25 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     # Imported here: `--help` and a mistyped setting wait for neither torch nor Flower.
+    from fedcmr.server.run_folder import CONFIG_NAME
     from fedcmr.simulations.config import default_folder, load_study
 
-    config = load_study(arguments.config, arguments.settings)
+    earlier = arguments.earlier
+    if earlier is not None and (arguments.out is None or arguments.rehearsal):
+        raise UserError("--from begins a new run: give its folder as --out, and leave --rehearsal out")
+    name = arguments.config if earlier is None else arguments.given_config or earlier / CONFIG_NAME
+    config = load_study(name, arguments.settings)
     from fedcmr.simulations.run import rehearse, simulate
     from fedcmr.simulations.summary import print_summary
 
     out = arguments.out or default_folder(arguments.config)
-    print(f"study {arguments.config}: {config.hospitals.source} hospitals -> {out}", file=sys.stderr)
+    print(f"study {name}: {config.hospitals.source} hospitals -> {out}", file=sys.stderr)
     if arguments.rehearsal and arguments.flower:
         raise UserError("--rehearsal is for one process tree: leave --flower out")
     if arguments.rehearsal:
         rehearse(config, out)
         return
-    run = simulate(config, out, arguments.until, arguments.flower)
+    run = simulate(config, out, arguments.until, arguments.flower, earlier)
     print_summary(run)
 
 

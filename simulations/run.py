@@ -14,8 +14,9 @@ from typing import Any
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.prepare import prepare
-from fedcmr.client.policy import SitePolicy, SiteSettings, write_site
+from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, write_site
 from fedcmr.client.trainable import trainable
+from fedcmr.server.experiments.continuation import begin_from
 from fedcmr.server.experiments.preconditions import check_can_run
 from fedcmr.server.federation.state import StudySite, check_delta, write_study
 from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
@@ -57,7 +58,13 @@ class Hospital:
     test: Path | None = None
 
 
-def simulate(config: Config, out: Path, until: str | None = None, under_flower: bool = False) -> RunFolder:
+def simulate(
+    config: Config,
+    out: Path,
+    until: str | None = None,
+    under_flower: bool = False,
+    earlier: Path | None = None,
+) -> RunFolder:
     """Run the study, or resume it.
 
     Args:
@@ -65,6 +72,8 @@ def simulate(config: Config, out: Path, until: str | None = None, under_flower: 
         out: The run folder.
         until: The last of `STAGES` to do; None for all.
         under_flower: Whether the sites answer under Flower's own simulation (Ray), and not in this process tree.
+        earlier: A run folder whose finished stages the new one takes over: see
+            `fedcmr.server.experiments.continuation.begin_from`.
 
     Raises:
         UserError: Something that the user can correct.
@@ -72,7 +81,10 @@ def simulate(config: Config, out: Path, until: str | None = None, under_flower: 
     if until is not None and until not in (names := [stage.name for stage in STAGES]):
         raise UserError(f"--until: expected one of {', '.join(names)}, got {until!r}")
     check_can_run(config)
-    _check_sites(config)
+    if earlier is None:
+        _check_sites(config)
+    else:
+        begin_from(earlier, out, config, _take_sites)
     with begun_run(out, config) as run:
         if not run_stages(Study(run), SITE_STAGES, until):
             if under_flower:
@@ -81,6 +93,31 @@ def simulate(config: Config, out: Path, until: str | None = None, under_flower: 
                 with make_grid(run) as grid:
                     run_server_app(grid, {"run-dir": str(run.path.resolve()), "until": until or ""})
     return run
+
+
+def _take_sites(earlier: RunFolder, folder: Path) -> None:
+    """Give a new run folder an earlier run's sites: the same cases and ledgers, as they are the same patients.
+
+    Neither is copied, so the earlier run stays where it is for as long as the new one needs its sites.
+    """
+    for name in earlier.site_names():
+        site = load_site(earlier.path / "sites" / name)
+        place = folder.resolve() / "sites" / name
+
+        def moved(path: Path | None, place: Path = place) -> str | None:
+            return None if path is None else os.path.relpath(path, place)
+
+        write_site(
+            place,
+            replace(
+                site,
+                data=str(moved(site.data_path)),
+                test=moved(site.test_path),
+                ledger=str(moved(site.ledger_path)),
+                ledger_replica=moved(site.replica_path),
+                test_ledger=str(moved(site.test_ledger_path)),
+            ),
+        )
 
 
 def _run_under_flower(run: RunFolder, until: str) -> None:

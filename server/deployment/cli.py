@@ -159,6 +159,14 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
     )
     sub.add_argument("--resume", action="store_true", help="go on with the run folder that is there")
     sub.add_argument(
+        "--from",
+        dest="earlier",
+        type=Path,
+        metavar="RUN",
+        help="begin a new run, --out, from what this one has finished, with its settings, sites and test patients: for "
+        "other settings of synthesis, regression, segmentation, tasks or evaluation, without a new round at the sites",
+    )
+    sub.add_argument(
         "--rehearsal",
         action="store_true",
         help="go the whole way with every site, from its connection "
@@ -187,13 +195,13 @@ def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
         "would give; then a rehearsal, a small study and its report. No process is left, and of the files only what "
         "there is to read.",
         settings=True,
+        config="smoke",
     )
     sub.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder")
     sub.add_argument("--sites", type=positive, default=3, metavar="N", help="number of sites (default: %(default)s)")
     sub.add_argument("--rehearsal", action="store_true", help="stop after the rehearsal, without a study")
     sub.add_argument("--stay", action="store_true", help="leave everything running at the end, until Ctrl-C")
     sub.add_argument("--keep", action="store_true", help="keep all files, keys and simulated patients too")
-    sub.set_defaults(config="smoke")
 
     sub = add("stop", _stop, "stop the services", "A run that is under way ends; 'run --resume' takes it up again.")
     sub.add_argument("folder", **folder)
@@ -315,12 +323,17 @@ def _start(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from fedcmr.server.deployment.coordinator import load_coordinator
-    from fedcmr.server.deployment.runs import make_run, run_study
+    from fedcmr.server.deployment.runs import make_run, require_services, run_study
+    from fedcmr.server.experiments.continuation import begin_from
+    from fedcmr.server.experiments.preconditions import check_can_run
     from fedcmr.server.federation.evaluation import federated_results, federated_table
     from fedcmr.server.report.collect import who_took_part
-    from fedcmr.server.run_folder import load_run
+    from fedcmr.server.run_folder import CONFIG_NAME, load_run
+    from fedcmr.server.settings import load
 
     coordinator = load_coordinator(options.folder)
+    if options.earlier is not None and (options.out is None or options.test or options.rehearsal):
+        raise UserError("--from takes sites and test patients of RUN: give --out, and leave --test and --rehearsal out")
     if options.rehearsal:
         _rehearse(coordinator, options)
         return
@@ -330,7 +343,12 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"{out} is there: --resume continues it, another --out begins anew")
     if not there and options.resume:
         raise UserError(f"{out} holds no run to go on with: leave --resume out")
-    if not there:
+    if not there and options.earlier is not None:
+        require_services(coordinator)
+        config = load(options.given_config or options.earlier / CONFIG_NAME, options.settings)
+        check_can_run(config)
+        begin_from(options.earlier, out, config)
+    elif not there:
         make_run(coordinator, out, options.config, options.settings, options.test)
     run_study(coordinator, out)
     results = federated_results(load_run(out))
