@@ -160,7 +160,11 @@ def _check_sites(config: Config) -> None:
         root = Path(config.data_root or "")
         if not root.is_dir():
             raise UserError(f"data_root={root} is not a folder: give the one that holds the scans")
-        names = _prepared_names(root) if hospitals.source == "prepared" else list(hospitals.acdc_train_folds)
+        names = {
+            "acdc": lambda: list(hospitals.acdc_train_folds),
+            "prepared": lambda: _prepared_names(root),
+            "layouts": lambda: list(_layout_options(hospitals, root)),
+        }[hospitals.source]()
     if not isinstance(hospitals.nominal_patients, Mapping):  # numbers by site and vendor are looked at with the cases
         check_delta(config.privacy, dict.fromkeys(names, hospitals.nominal_patients or hospitals.num_train))
 
@@ -313,28 +317,41 @@ def _prepare_layouts(run: RunFolder, root: Path) -> list[Hospital]:
     People have drawn the test patients' contours, whatever a site's own are.
     """
     sites = []
-    for name, given in sorted(run.config.hospitals.layouts.items()):
-        if given["format"] not in LAYOUTS:
-            raise UserError(
-                f"hospitals.layouts.{name}.format is {given['format']}: expected one of {', '.join(LAYOUTS)}"
-            )
-        options: dict[str, Any] = {
-            "labels": parse_labels(given["labels"]) if "labels" in given else None,
-            "provenance": public(given["public"]) if "public" in given else None,
-            "axes": given.get("axes"),
-        }
+    for name, options in _layout_options(run.config.hospitals, root).items():
+        given = run.config.hospitals.layouts[name]
         train, test = (run.path / "sites" / name / "train", run.path / "test" / "hospitals" / name)
         for part, target in (("train", train), ("test", test)):
             source = root / name / part
-            if not source.is_dir():
-                raise UserError(
-                    f"{source} is not a folder: hospitals.layouts names a site {name}, give its scans there"
-                )
             contours = given.get("contours", "drawn") if part == "train" else "drawn"
             key, num_processes = _key(run.config), num_cores()
             prepare(source, target, given["format"], key=key, num_processes=num_processes, contours=contours, **options)
         sites.append(replace(_hospital(run.config, name, train), test=test))
     return sites
+
+
+def _layout_options(hospitals: HospitalsConfig, root: Path) -> dict[str, dict[str, Any]]:
+    """What `prepare` takes for each site of `hospitals.layouts`, all of them looked at before one is prepared.
+
+    Raises:
+        UserError: A site's folder is not there, or what is said of its layout cannot be.
+    """
+    options = {}
+    for name, given in sorted(hospitals.layouts.items()):
+        if given["format"] not in LAYOUTS:
+            raise UserError(
+                f"hospitals.layouts.{name}.format is {given['format']}: expected one of {', '.join(LAYOUTS)}"
+            )
+        for part in ("train", "test"):
+            if not (root / name / part).is_dir():
+                raise UserError(
+                    f"{root / name / part} is not a folder: hospitals.layouts names a site {name}, give its scans there"
+                )
+        options[name] = {
+            "labels": parse_labels(given["labels"]) if "labels" in given else None,
+            "provenance": public(given["public"]) if "public" in given else None,
+            "axes": given.get("axes"),
+        }
+    return options
 
 
 def _key(config: Config) -> bytes:

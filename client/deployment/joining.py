@@ -15,6 +15,7 @@ from typing import TextIO
 from fedcmr.client.policy import SiteSettings
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import private_opener
 
 LOCK_NAME, STATE_NAME = "join.lock", "join.json"
 PATIENCE_S = 2.0
@@ -33,7 +34,7 @@ def lock(site: SiteSettings) -> TextIO:
         UserError: Another `join` of this site runs: Flower would refuse one of the two again and again.
     """
     home_of(site).mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = (home_of(site) / LOCK_NAME).open("w")
+    file = open(home_of(site) / LOCK_NAME, "w", opener=private_opener)  # noqa: SIM115 - the caller holds it
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -88,6 +88,7 @@ def test_a_join_that_runs_is_seen_and_keeps_a_second_one_out(site, capsys):
     with pytest.raises(Exception, match="is joined already"):
         joining.lock(site)
     held.close()
+    assert not [path for path in (site.folder / "flwr").iterdir() if path.stat().st_mode & 0o077]
     assert status(site, capsys)["join"] is None, "what an ended one told is not how the site stands"
     joining.lock(site).close()
 
