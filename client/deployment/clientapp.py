@@ -93,7 +93,7 @@ def checking(
             shutil.rmtree(folder)
             folder = unpack(content, install_dir, skip_prompt)
             if not is_unpacked(content, folder):
-                raise BundleRefused("code-not-allowed")
+                raise _noted(BundleRefused("code-not-allowed"))
         approved[:] = [folder]
         return folder
 
@@ -102,7 +102,7 @@ def checking(
 
         def load_approved(*words: str) -> Any:
             if approved != [folder_of(*words)]:
-                raise BundleRefused("code-not-allowed")
+                raise _noted(BundleRefused("code-not-allowed"))
             return load(*words)
 
         return load_approved

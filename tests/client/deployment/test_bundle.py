@@ -15,8 +15,9 @@ from flwr.common.config import get_project_dir
 
 from fedcmr.client.code_hash import code_sha256, sha256_of_files
 from fedcmr.client.deployment.bundle import BundleRefused, check_bundle
-from fedcmr.client.deployment.clientapp import checking
+from fedcmr.client.deployment.clientapp import SITE_VARIABLE, checking
 from fedcmr.client.deployment.commands import write_commands
+from fedcmr.client.error_log import read_entries
 from fedcmr.shared.errors import UserError
 from fedcmr.simulations.flower_engine import ROOT
 
@@ -137,6 +138,17 @@ def test_a_checked_bundle_is_loaded_from_where_it_was_unpacked(flower):
     (folder / "client" / "__pycache__").mkdir()
     (folder / "client" / "__pycache__" / "app.cpython-311.pyc").touch()
     assert unpack(bundle()) == folder, "the next message finds it there"
+
+
+def test_a_refused_bundle_is_told_to_the_sites_own_people(flower, tmp_path, monkeypatch):
+    """The coordinator alone once heard of it."""
+    monkeypatch.setenv(SITE_VARIABLE, str(tmp_path))
+    unpack, make_loader = flower
+    with pytest.raises(BundleRefused, match="code-not-allowed"):
+        unpack(packed(files() | {"client/app.py": b"steal()"}))
+    with pytest.raises(BundleRefused, match="code-not-allowed"):
+        make_loader()("fedcmr/fedcmr", "9.9.9", "0" * 8)
+    assert [entry.code for entry in read_entries(tmp_path)] == ["code-not-allowed"] * 2
 
 
 def test_nothing_is_loaded_that_was_not_checked(flower):
