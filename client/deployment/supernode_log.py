@@ -33,7 +33,9 @@ REASONS = (
     ),
     (
         re.compile(r"exit code: 305\b", re.IGNORECASE),
-        "the coordinator does not take the site in: it still knows it from before, for a minute, or it is not up",
+        "the coordinator does not take the site in: it still knows it from before, for a minute, or this site's key is "
+        "not registered there. Remedy, where this lasts: ask whether node_key.pub is registered under this site's name "
+        "('fedcmr-server register')",
     ),
 )
 """What the end of a SuperNode's output means, the surest sign first."""

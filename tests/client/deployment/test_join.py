@@ -134,7 +134,8 @@ def test_the_bound_is_a_number_of_minutes(value, capsys):
     [
         ("Exit Code: 305\nServer error '502 Bad Gateway' for url", "SuperLink does not"),
         ("Exit Code: 305\nClient error '404 Not Found' for url", "same version"),
-        ("Exit Code: 305\n[code: 49] in use", "still knows it from before"),
+        ("Exit Code: 305\n[code: 2004] Failed to activate SuperNode.", "still knows it from before, for a minute, or"),
+        ("Exit Code: 305\n[code: 2004] Failed to activate SuperNode.", "ask whether node_key.pub is registered"),
     ],
 )
 def test_the_end_of_a_supernode_is_told_in_words(text, told):
