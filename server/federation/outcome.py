@@ -31,7 +31,7 @@ def privacy_spent(run: RunFolder) -> dict[str, Any]:
     tuning = {
         entry["round"]
         for site in metadata["sites"].values()
-        for entry in site["releases"]
+        for entry in site.get("releases") or ()  # not in files of earlier versions
         if entry["task"] == SEGMENTER and entry["charged"]
     }
     accountants = sorted({site["accountant"] for site in metadata["sites"].values() if site["accountant"]})
