@@ -77,7 +77,7 @@ def test_a_hostile_site_changes_nothing_but_the_log(deployed, tmp_path):
         deployed.joined("a", "b"),
         process(tmp_path / "node.log", *supernode, home=tmp_path / "flwr", commands=command.parent),
     ):
-        wait_online(tmp_path / "node.log")
+        wait_online(tmp_path / "node.log", told="SuperNode ID")
         done = server("run", deployed.folder, "--out", run, "--test", deployed.test, "--set", *settings)
         assert done == 0, (tmp_path / "node.log").read_text()[-3000:]
 

@@ -114,6 +114,13 @@ def test_what_lies_apart_from_the_heart_is_background():
     kept = one_heart(labels)
     assert torch.equal(kept, heart) and labels[0, 27, 27] == 3
     assert torch.equal(one_heart(torch.zeros_like(labels)), torch.zeros_like(labels))
+    small = torch.zeros_like(labels)
+    small[2, 20:22, 20:22] = 3
+    apart = small.clone()
+    apart[:, 2:10, 2:10] = 2  # a larger piece of muscle that holds no cavity
+    assert torch.equal(one_heart(apart), small)
+    apart[2, 20:22, 20:22] = 0
+    assert torch.equal(one_heart(apart), apart)
 
 
 def test_the_header_of_a_file_is_plain_json(tmp_path):

@@ -27,20 +27,27 @@ def one_heart(labels: Tensor) -> Tensor:
     """Labels of a stack without what lies apart: the largest connected left ventricle and the largest right one.
 
     Cavity and muscle are one region here. Where a slice in the middle is missed, each of them alone falls apart, and
-    its larger part is not always the heart's.
+    its larger part is not always the heart's. Muscle without a cavity is a ventricle only where there is no other.
 
     Args:
         labels: Shape (Z, H, W), uint8 0..3; left as it is.
     """
     found = labels.numpy()
-    kept = _largest_part((found == LV) | (found == MYO)) | _largest_part(found == RV)
+    cavity = found == LV
+    kept = _largest_part(cavity | (found == MYO), cavity) | _largest_part(found == RV)
     return torch.from_numpy(np.where(kept, found, BACKGROUND).astype(np.uint8))
 
 
-def _largest_part(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part, across corners too, of a region in (Z, H, W)."""
+def _largest_part(region: NDArray[np.bool_], core: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """The largest connected part, across corners too, of a region in (Z, H, W): of those that hold some of a core."""
     parts, num = ndimage.label(region, np.ones((3, 3, 3)))
-    return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])) if num > 1 else region
+    if num < 2:
+        return region
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    if core is not None and core.any():
+        sizes[np.setdiff1d(np.arange(num + 1), parts[core])] = 0
+    return parts == int(np.argmax(sizes))
 
 
 def predict_probabilities(segmenter: Segmenter, cases: Sequence[Case]) -> list[Tensor]:

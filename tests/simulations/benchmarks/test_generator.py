@@ -69,7 +69,7 @@ def test_a_generator_that_does_what_is_requested_has_slope_one(prior, monkeypatc
 
     monkeypatch.setattr(prior.generator, "sample", faithful)
     monkeypatch.setattr(
-        "fedcmr.server.generation.synthesis.match_intensities", lambda images, masks, raw_style: images
+        "fedcmr.server.generation.synthesis.match_intensities", lambda images, masks, raw_style, pixel_mm: images
     )  # would be faithful in its place
     slopes = style_slopes(prior, prior_alone(prior), CONFIG, SEED)
     assert slopes["lv_mean"] == pytest.approx(1, abs=0.02)
