@@ -78,7 +78,8 @@ def test_a_site_that_is_taken_in_says_so(site, monkeypatch, handlers, capfd):
 def test_the_proxy_of_the_environment_is_named(site, monkeypatch, handlers, capfd):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setenv("https_proxy", "http://user:secret@proxy.hospital.example:3128")
+    proxy = "http://user:secret@proxy.hospital.example:3128"  # pragma: allowlist secret
+    monkeypatch.setenv("https_proxy", proxy)
     play(monkeypatch, site, "nothing")
     shown = capfd.readouterr().err
     assert "through the proxy proxy.hospital.example:3128 (https_proxy)" in shown and "secret" not in shown
