@@ -155,6 +155,7 @@ def run(make_study):
     return run, cases, main, masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provenance", [SIMULATED_SCANS, PRIVATE_REAL])
 def test_the_report_has_them_by_vendor_beside_the_resnet50(run, tmp_path, provenance):
     run, cases, main, masks = run

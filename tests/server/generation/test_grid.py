@@ -36,12 +36,14 @@ def hearts(grid: Grid, seed: int = 3):
     return render(drawn, d, rng), masks_from(d)
 
 
+@pytest.mark.slow
 def test_its_file_says_it_and_a_file_of_an_earlier_version_has_the_first_one(fine, tiny_prior):
     assert fine.grid == FINE and fine.generator.architecture.patch == 4
     assert load_prior(tiny_prior).grid == load_prior().grid == NETWORK_GRID
     assert load_prior().generator.architecture == Architecture()
 
 
+@pytest.mark.slow
 def test_synthetic_cases_are_on_it(fine):
     config = SynthesisConfig(num_cases=2, num_slices=4, num_steps=2)
     case = synthesize(fine, None, config, ["GE"], seed=0, device_name="cpu").cases[0]
@@ -50,6 +52,7 @@ def test_synthetic_cases_are_on_it(fine):
     assert (case.masks == 3).any()
 
 
+@pytest.mark.slow
 def test_sites_train_on_it(fine, tmp_path, write_cases):
     write_cases(tmp_path / "site", "GE", 2, seed=1)
     patients = load_patients(tmp_path / "site", fine)

@@ -55,6 +55,7 @@ def settings(**generator):
     return Config(device="cpu", generator=GeneratorConfig(**SMALL, **generator), pretrain=pretraining)
 
 
+@pytest.mark.slow
 def test_scans_take_their_share_and_have_their_own_patient_s_style(scans):
     hearts = simulate_hearts(8, 0)
     both = with_scans(hearts, load_cases(scans), NETWORK_GRID, partly=False)
@@ -67,6 +68,7 @@ def test_scans_take_their_share_and_have_their_own_patient_s_style(scans):
     assert is_scan == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_card_says_who_was_learnt_from_and_the_prior_knows_them_again(scans, tmp_path):
     pretrain(settings(), tmp_path / "prior.safetensors", None, [scans])
     card = json.loads((tmp_path / "prior.json").read_text())
@@ -94,6 +96,7 @@ def test_private_scans_and_automatic_contours_teach_no_prior(tmp_path, write_cas
         read_scans([scans])
 
 
+@pytest.mark.slow
 def test_scans_drawn_in_part_teach_a_network_that_is_told(drawn_in_part, tmp_path):
     with pytest.raises(UserError, match=r"set generator\.unknown_labels to true"):
         pretrain(settings(), tmp_path / "blind.safetensors", None, [drawn_in_part])
@@ -119,6 +122,7 @@ def test_a_network_that_is_told_tells_unknown_from_background():
     assert not torch.allclose(first, second)
 
 
+@pytest.mark.slow
 def test_labels_are_hidden_as_half_labelled_sets_hide_them():
     masks = simulate_hearts(50, 0).masks
     hidden = hide_labels(masks, torch.Generator().manual_seed(0))

@@ -30,6 +30,7 @@ def run(folders, what, *more):
     return json.loads((folders / "out" / f"{what}.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_sources_are_real_synthetic_both_and_none(folders, capsys):
     rows = run(folders, "sources", "--synthetic", str(folders / "made"))
     assert [row["name"] for row in rows] == ["real pooled", "synthetic only", "synthetic then real", "rendered only"]
@@ -58,6 +59,7 @@ def test_some_rows_alone_can_be_made(folders, capsys):
     assert "--only: expected some of unet, mednext, mmnet, mean of all, got vnet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_test_patients_each_is_tested_by_a_segmenter_that_has_not_seen_it(folders, capsys):
     train = ["--train", str(folders / "real"), "--out", str(folders / "out"), *SETTINGS, "--set", "device=cpu"]
     assert main(["losses", *train, "--set", "evaluation.num_bootstrap=100"]) == 0

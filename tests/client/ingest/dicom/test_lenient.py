@@ -146,6 +146,7 @@ IMAGE_BY_IMAGE = [[place] for place in np.ndindex(NUM_SLICES, NUM_PHASES)]
 PHASE_BY_PHASE = [[(z, t) for z in range(NUM_SLICES)] for t in range(NUM_PHASES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [IMAGE_BY_IMAGE, PHASE_BY_PHASE], ids=["a file per image", "a file per volume"])
 @pytest.mark.parametrize(
     "elements",
