@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedcmr.client.trainable import group_of, usable_cases
-from fedcmr.client.training import Learner, modified_ns
+from fedcmr.client.training import Learner, flat_gradient, modified_ns
 from fedcmr.shared.case import INDEX_NAME
 from fedcmr.shared.tasks.segmentation.losses import LOSSES, SegmentationLoss
 from fedcmr.shared.tasks.segmentation.segmenter import Segmenter, load_segmenter, public_sha256
@@ -109,8 +109,7 @@ def segmenter_gradient(
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = segmenter(images.to(device))
     loss = LOSS_OF(logits.flatten(0, 1), masks.to(device).flatten(0, 1), 1.0)
-    gradients = torch.autograd.grad(loss, parameters)
-    return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
+    return flat_gradient(loss, parameters)
 
 
 def nobody(grid: Grid) -> DrawnPatient:

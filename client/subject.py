@@ -55,7 +55,11 @@ class Subject:
     @property
     def trainable(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the trainable part, as it comes with the request."""
-        return {name: tuple(parameter.shape) for name, parameter in self.part.items()}
+        return _shapes_of(self.part)
+
+
+def _shapes_of(part: Mapping[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in part.items()}
 
 
 def subject_of(site: SiteSettings, request: Request) -> Subject:
@@ -73,7 +77,6 @@ def _generator(site: SiteSettings, request: Request) -> Subject:
     is_statistics = request.task == STATISTICS
     learner = generator_learner(prior.generator, f"{request.adapter}, prior {prior.sha256}")
     part = prior.generator.trainable(cast(Adapter, request.adapter))
-    shapes = {name: tuple(parameter.shape) for name, parameter in part.items()}
 
     def update(invented: bool, arrays: Arrays, mechanism: Mechanism, *how: Any) -> Arrays:
         chosen = invented_patients(site, prior.grid) if invented else patients
@@ -83,7 +86,7 @@ def _generator(site: SiteSettings, request: Request) -> Subject:
     return Subject(
         sha256=prior.sha256,
         part=part,
-        shapes=update_shapes(request.task, shapes, len(site.vendors), len(prior.style_mean)),
+        shapes=update_shapes(request.task, _shapes_of(part), len(site.vendors), len(prior.style_mean)),
         num_patients=sum(is_statistics or len(patient.images) > 0 for patient in patients),
         learner=None if is_statistics else learner,
         update=update,
@@ -104,7 +107,7 @@ def _segmenter(site: SiteSettings) -> Subject:
     return Subject(
         sha256=sha256,
         part=part,
-        shapes={name: tuple(parameter.shape) for name, parameter in part.items()},
+        shapes=_shapes_of(part),
         num_patients=len(patients),
         learner=learner,
         update=update,

@@ -464,6 +464,11 @@ def patient_gradient(
     condition = Condition(masks, patient.slice_styles[index]).to(device)
     with autocast(device):
         loss = generator.loss(images.to(device), condition, rng).mean()
+    return flat_gradient(loss, parameters)
+
+
+def flat_gradient(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> NDArray[np.float64]:
+    """The gradient of a loss, shape (D,), in the order of the parameters."""
     gradients = torch.autograd.grad(loss, parameters)
     return np.concatenate([gradient.cpu().double().numpy().ravel() for gradient in gradients])
 

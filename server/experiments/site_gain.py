@@ -7,10 +7,7 @@ what the sites' private releases have taught.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from fedcmr.server.evaluation.score import paired_difference
-from fedcmr.server.evaluation.tables import vendor_groups
+from fedcmr.server.evaluation.tables import paired_table
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.settings import Config
 
@@ -26,20 +23,18 @@ def differences_to_prior(predictions: Mapping[str, Mapping[str, Mapping[str, Any
         config: Resamples of the intervals and the seed are used.
 
     Returns:
-        {test set: {vendor | "all": what `paired_difference` returns}}; empty where the study has no such baseline.
+        {test set: what `paired_table` returns}; empty where the study has no such baseline.
     """
     with_sites, without = predictions.get(MAIN_MODEL, {}), predictions.get(PRIOR_ONLY, {})
     return {
-        name: {
-            group: paired_difference(
-                np.asarray(rows["true"])[chosen],
-                np.asarray(rows["predicted"])[..., chosen],
-                np.asarray(without[name]["predicted"])[..., chosen],
-                config.evaluation.num_bootstrap,
-                config.seed,
-            )
-            for group, chosen in vendor_groups(rows["vendors"]).items()
-        }
+        name: paired_table(
+            rows["true"],
+            rows["predicted"],
+            without[name]["predicted"],
+            rows["vendors"],
+            config.evaluation.num_bootstrap,
+            config.seed,
+        )
         for name, rows in with_sites.items()
         if name in without
     }

@@ -55,8 +55,7 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
                 yield from _figures(("results", model, test_set, group), score)
     for test_set, tables in (report.get("prior_differences") or {}).items():
         for group, score in tables.items():
-            values = {**score, "ci95": {"difference_points": score["ci95"]}}
-            yield from _figures(("results minus public prior only", MAIN_MODEL, test_set, group), values)
+            yield from _difference(("results minus public prior only", MAIN_MODEL, test_set, group), score)
     for group, score in ((report.get("federated_evaluation") or {}).get("vendors") or {}).items():
         yield from _figures(("results at the sites", MAIN_MODEL, "", group), score)
     combined = report.get("combined_ef") or {}
@@ -66,8 +65,7 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
                 yield from _figures(("ejection fraction by stack", way, test_set, group), score)
         for way, tables in combined["differences"][test_set].items():
             for group, score in tables.items():
-                values = {**score, "ci95": {"difference_points": score["ci95"]}}
-                yield from _figures(("ejection fraction by stack minus resnet50", way, test_set, group), values)
+                yield from _difference(("ejection fraction by stack minus resnet50", way, test_set, group), score)
     for test_set, tables in (report.get("segmentation") or {}).items():
         for group, score in tables.items():
             yield from _figures(("segmentation", MAIN_MODEL, test_set, group), score)
@@ -78,8 +76,7 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
                     yield from _figures((task, model, test_set, group), score)
         for test_set, tables in (parts.get("differences") or {}).items():
             for group, score in tables.items():
-                values = {**score, "ci95": {"difference_points": score["ci95"]}}
-                yield from _figures((f"{task} minus public segmenter", FEDERATED_SEGMENTER, test_set, group), values)
+                yield from _difference((f"{task} minus public segmenter", FEDERATED_SEGMENTER, test_set, group), score)
         yield from _cross_vendor(parts, f"{task} ")
     yield from _cross_vendor(report)
     for test_set, facts in (report.get("subgroups") or {}).items():
@@ -110,6 +107,11 @@ def _figures(place: tuple[str, str, str, str], values: Mapping[str, Any]) -> Ite
         yield TidyRow(*place, *figure)
 
 
+def _difference(place: tuple[str, str, str, str], score: Mapping[str, Any]) -> Iterator[TidyRow]:
+    """The figures of a paired difference, whose interval is that of the difference."""
+    return _figures(place, {**score, "ci95": {"difference_points": score["ci95"]}})
+
+
 def _cross_vendor(report: Mapping[str, Any], prefix: str = "") -> Iterator[TidyRow]:
     for kind, table in (report.get("matrix") or {}).items():
         for trained_on, groups in (table or {}).items():
@@ -119,8 +121,7 @@ def _cross_vendor(report: Mapping[str, Any], prefix: str = "") -> Iterator[TidyR
         for trained_on, groups in (table or {}).items():
             for group, score in groups.items():
                 if score:
-                    values = {**score, "ci95": {"difference_points": score["ci95"]}}
-                    yield from _figures((f"{prefix}matrix {kind} minus all", trained_on, "", group), values)
+                    yield from _difference((f"{prefix}matrix {kind} minus all", trained_on, "", group), score)
 
 
 def _participation(part: Mapping[str, Any]) -> Iterator[TidyRow]:

@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from fedcmr.client.trainable import group_of
 from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.evaluation.score import mean_interval
 from fedcmr.server.settings import SEGMENTATION_LOSSES, Config, load
 from fedcmr.server.tasks.folders import training_cases
 from fedcmr.server.tasks.registry import task_named
-from fedcmr.server.tasks.segmentation.examples import can_test, is_segmented
 from fedcmr.server.tasks.segmentation.scores import per_patient, score_values
 from fedcmr.server.tasks.segmentation.training import dice, train_on_cases
 from fedcmr.shared import checkpoint
@@ -52,6 +52,7 @@ from fedcmr.shared.tasks.segmentation.segmenter import (
     load_segmenter,
     save_segmenter,
 )
+from fedcmr.shared.tasks.segmentation.teaching import is_segmented
 from fedcmr.shared.version import add_version
 
 DEFAULT_WIDTHS = {"unet": 24, "mednext": 32, "mmnet": 16}
@@ -210,15 +211,15 @@ def divided(cases: Sequence[Case], num_folds: int) -> list[tuple[list[Case], lis
     Raises:
         UserError: There are fewer patients than folds.
     """
-    patients = sorted({case.info.group or case.info.pseudonym for case in cases})
+    patients = sorted({group_of(case.info) for case in cases})
     if not 2 <= num_folds <= len(patients):
         raise UserError(f"--folds is {num_folds}: with {len(patients)} training patients take 2 to {len(patients)}")
     number = {patient: i % num_folds for i, patient in enumerate(patients)}
-    of_case = [number[case.info.group or case.info.pseudonym] for case in cases]
+    of_case = [number[group_of(case.info)] for case in cases]
     return [
         (
             [case for case, n in zip(cases, of_case, strict=True) if n != k],
-            [case for case, n in zip(cases, of_case, strict=True) if n == k and _can_judge(case)],
+            [case for case, n in zip(cases, of_case, strict=True) if n == k and is_segmented(case)],
         )
         for k in range(num_folds)
     ]
@@ -227,11 +228,6 @@ def divided(cases: Sequence[Case], num_folds: int) -> list[tuple[list[Case], lis
 def _minutes_of(candidate: Candidate) -> float:
     """Minutes that a segmenter's training took; 0 where it was not trained here."""
     return float(checkpoint.load_metadata(candidate.path).get("minutes", 0)) if candidate.path else 0.0
-
-
-def _can_judge(case: Case) -> bool:
-    """Whether a segmenter is tested on this case: people drew all of its masks."""
-    return is_segmented(case) and can_test(case)
 
 
 def _lv_at_ed(cases: Sequence[Case], found: Sequence[torch.Tensor]) -> list[float]:
@@ -288,7 +284,7 @@ def _run(options: argparse.Namespace) -> None:
             + (" or --synthetic" if options.what == "sources" else "")
         )
     if options.test:
-        tests = {folder.name: [case for case in load_cases(folder) if _can_judge(case)] for folder in options.test}
+        tests = {folder.name: [case for case in load_cases(folder) if is_segmented(case)] for folder in options.test}
         for folder in options.test:
             if not tests[folder.name]:
                 raise UserError(f"{folder} holds no case with complete masks: nothing can be tested there")

@@ -11,7 +11,6 @@ from fedcmr.server.training.augmentation import augment_pairs
 from fedcmr.shared.case import Case
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.segmentation.teaching import can_teach
-from fedcmr.shared.tasks.segmentation.teaching import is_segmented as is_segmented
 from fedcmr.shared.views import NETWORK_GRID, Grid, augment, slice_pairs
 
 NEEDS = "masks of both ventricles and the muscle at ED and at ES, or marks where they were not drawn"

@@ -24,10 +24,10 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.policy import SitePolicy
 from fedcmr.client.trainable import trainable
 from fedcmr.client.training import load_patients
-from fedcmr.server.tasks.segmentation.examples import can_teach, is_segmented
 from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, STRUCTURES, Case, load_cases
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
+from fedcmr.shared.tasks.segmentation.teaching import can_teach, is_segmented
 from fedcmr.simulations.hospital import write_hospital
 from fedcmr.simulations.scanners.acquisition import SCANNERS
 
