@@ -9,7 +9,6 @@ import ctypes
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from fedcmr.client.deployment.node_key import checked_node_key
 from fedcmr.client.deployment.supernode_log import SuperNodeLog
 from fedcmr.client.policy import SiteSettings
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.free_ports import free_ports
 from fedcmr.shared.progress import console
 
 BIN = Path(sys.executable).parent
@@ -143,7 +143,7 @@ def _run_once(site: SiteSettings, over: threading.Event, preforked: bool, log: S
         write_commands(_commands(site), worker)
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-        port = _free_port()
+        [port] = free_ports(1)  # for the SuperNode's own service
         commands = (
             [[sys.executable, "-P", "-m", "fedcmr.client.deployment.preforked", str(worker)]] if preforked else []
         )
@@ -208,13 +208,6 @@ def _executor(port: int, secret: Path) -> list[str]:
         "--superexec-auth-secret-file",
         str(secret),
     ]
-
-
-def _free_port() -> int:
-    """For the SuperNode's own service, on this machine's loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _environment(site: SiteSettings) -> dict[str, str]:

@@ -8,7 +8,6 @@ in `commands.txt`. No process is left when it ends, however that is, and of the 
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from fedcmr.server.deployment.coordinator import load_coordinator
 from fedcmr.server.deployment.runs import ROOT, status
 from fedcmr.server.settings import load
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.free_ports import free_ports
 
 VENDORS = ("Siemens", "Philips", "GE")
 """Of the simulated hospitals, in turn."""
@@ -208,7 +208,7 @@ def _set_up(poc: Poc) -> None:
         *("--until", "hospitals", "--out", "hospitals", f"hospitals.vendors=[{vendors}]"),
         *(f"hospitals.{name}={value}" for name, value in sizes.items()),
     )
-    port, health, gateway, delivery = _free_ports(4)
+    port, health, gateway, delivery = free_ports(4)
     poc.give(
         "fedcmr-server",
         *("init", "coordinator", "--name", "poc", "--address", "127.0.0.1", "localhost", "--port", port),
@@ -232,15 +232,3 @@ def _set_up(poc: Poc) -> None:
         poc.give("fedcmr-client", "check", f"sites/{site}")
         poc.join(site)
     poc.wait_online()
-
-
-def _free_ports(number: int) -> list[int]:
-    """Ports of this machine that nobody uses now."""
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

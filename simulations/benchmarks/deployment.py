@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from fedcmr.server.federation.state import StudySite
 from fedcmr.server.run_folder import load_run
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError, run_command
+from fedcmr.shared.free_ports import free_ports
 from fedcmr.shared.version import add_version
 from fedcmr.simulations.benchmarks.scale import NUM_PATIENTS, SETTINGS, shared_cases, write_study
 from fedcmr.simulations.grid import make_grid, run_server_app
@@ -78,7 +78,8 @@ def in_process(folder: Path, cases: Path) -> float:
 
 def deployed(folder: Path, cases: Path, flags: list[str]) -> float:
     """Median seconds of a round through Flower's deployment engine."""
-    coordinator = Coordinator("benchmark", ["127.0.0.1"], _free_port(), _free_port(), folder=folder / "coordinator")
+    port, health_port = free_ports(2)
+    coordinator = Coordinator("benchmark", ["127.0.0.1"], port, health_port, folder=folder / "coordinator")
     coordinator.folder.mkdir(parents=True)
     make_authority(coordinator.folder, coordinator.name)
     issue_server_certificate(coordinator.folder, coordinator.addresses)
@@ -139,12 +140,6 @@ def _joined(sites: list[Path], flags: list[str]) -> Iterator[None]:
             process.send_signal(signal.SIGTERM)
         for process in processes:
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
