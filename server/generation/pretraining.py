@@ -196,16 +196,19 @@ def _recipe(settings: PretrainConfig) -> Recipe:
 
 
 def _card(config: Config, result: Pretrained, scans: PublicScans) -> dict[str, Any]:
-    """What made the prior, for the file next to it."""
+    """What made the prior, for the file next to it; whom the prior to start from has seen, this one has seen too."""
+    start, keys = config.pretrain.start, ("public_scans", "terms", "has_seen")
+    made_by = load_prior(Path(start)).made_by if start else {}
+    earlier = {key: json.loads(made_by[key]) for key in keys if key in made_by}
     return {
         "command": "fedcmr-server pretrain",
         "kind": config.generator.kind,
         "pixels": f"{config.generator.size_px} of {config.generator.pixel_mm:g} mm",
         "seed": config.seed,
         "num_hearts": config.pretrain.num_hearts,
-        "public_scans": scans.sets,
-        "terms": list(scans.terms),
-        "has_seen": sorted(fingerprint(case) for case in scans.cases),
+        "public_scans": {**earlier.get("public_scans", {}), **scans.sets},
+        "terms": list(dict.fromkeys([*earlier.get("terms", ()), *scans.terms])),
+        "has_seen": sorted({*earlier.get("has_seen", ()), *(fingerprint(case) for case in scans.cases)}),
         "num_steps": result.num_steps,
         "batch_size": config.pretrain.batch_size,
         "elapsed_minutes": round(result.elapsed_s / 60, 1),

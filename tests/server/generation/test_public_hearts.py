@@ -97,6 +97,18 @@ def test_private_scans_and_automatic_contours_teach_no_prior(tmp_path, write_cas
 
 
 @pytest.mark.slow
+def test_whom_the_prior_to_start_from_has_seen_the_next_one_has_seen_too(scans, tmp_path):
+    pretrain(settings(), tmp_path / "first.safetensors", None, [scans])
+    config = settings()
+    config.pretrain.start = str(tmp_path / "first.safetensors")
+    pretrain(config, tmp_path / "second.safetensors")
+    first, second = (load_prior(tmp_path / f"{name}.safetensors") for name in ("first", "second"))
+    assert len(first.has_seen) == 3 and second.has_seen == first.has_seen
+    card = json.loads((tmp_path / "second.json").read_text())
+    assert card["public_scans"] == {"Sunnybrook": 3} and len(card["terms"]) == 1
+
+
+@pytest.mark.slow
 def test_scans_drawn_in_part_teach_a_network_that_is_told(drawn_in_part, tmp_path):
     with pytest.raises(UserError, match=r"set generator\.unknown_labels to true"):
         pretrain(settings(), tmp_path / "blind.safetensors", None, [drawn_in_part])
