@@ -16,10 +16,11 @@ from fedcmr.client.check.report import CheckReport, as_json, meaning
 from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.deployment.cli import add_commands
 from fedcmr.client.fetch.cli import add_fetch
+from fedcmr.client.ingest.destination import REFUSED_NAME
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.layout import SHORT_AXIS
 from fedcmr.client.ingest.layouts.plain import parse_labels
-from fedcmr.client.ingest.prepare import REFUSED_NAME, prepare
+from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.client.trainable import described, trainable
 from fedcmr.shared.case import VENDORS

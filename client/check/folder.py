@@ -11,8 +11,8 @@ from fedcmr.client.check.contact_sheet import image_of
 from fedcmr.client.check.flags import flags_of
 from fedcmr.client.check.html_report import render_html
 from fedcmr.client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
+from fedcmr.client.ingest.destination import DETAILS_NAME, REFUSED_NAME
 from fedcmr.client.ingest.normalise import MAX_EF_DIFFERENCE
-from fedcmr.client.ingest.prepare import DETAILS_NAME, REFUSED_NAME
 from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names, trains_the_generator
 from fedcmr.shared.case import (
     CASE_SIZE,

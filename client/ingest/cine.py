@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcmr.client.ingest.identity import Identity
+
 
 @dataclass(frozen=True)
 class Cine:
@@ -54,6 +56,8 @@ class Study:
         spelling: How the files spell the patient's number, where that is not `patient` itself; likewise.
         warnings: Codes of `REASONS` that its case will carry.
         is_synthetic: Whether every file says that this project's generator made it, so that it shows no patient.
+        identity: What the files say about the patient, for a comparison with other studies; None where they say
+            nothing but a number.
     """
 
     patient: str = field(repr=False)
@@ -62,6 +66,7 @@ class Study:
     spelling: str = field(default="", repr=False)
     warnings: tuple[str, ...] = ()
     is_synthetic: bool = False
+    identity: Identity | None = field(default=None, repr=False)
 
     @property
     def spelt(self) -> str:

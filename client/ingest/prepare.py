@@ -1,12 +1,13 @@
-"""The loop from a folder of scans to a folder of cases: resumable, in child processes, without identifiers."""
+"""The loop from scans to a folder of cases: resumable, in child processes, without identifiers."""
 
 import hashlib
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from fedcmr.client.deidentify import pseudonym, read_or_make_key
 from fedcmr.client.ingest.burned_in import SUSPECTED, suspect
 from fedcmr.client.ingest.cine import Study
+from fedcmr.client.ingest.destination import FROM_FILES, REFUSED_NAME, Destination, write_json
+from fedcmr.client.ingest.identity import Identity
 from fedcmr.client.ingest.layouts.ef_table import names_of, read_ef_table, with_ejection_fractions
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.layout import Options
@@ -21,30 +24,14 @@ from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.plausibility import check_masks
 from fedcmr.client.ingest.reasons import REASONS, Unusable
 from fedcmr.client.ingest.sandbox import Workers
-from fedcmr.shared.case import (
-    INDEX_NAME,
-    UNKNOWN,
-    Case,
-    CaseInfo,
-    contours_of,
-    load_case,
-    read_index,
-    save_case,
-    write_index,
-)
-from fedcmr.shared.checkpoint import write_atomically
+from fedcmr.shared.case import UNKNOWN, Case, CaseInfo, contours_of, save_case
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.file_names import PREPARED_NAME
-from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.progress import track
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, Provenance, from_json, public
 
-REFUSED_NAME = "refused.json"
-DETAILS_NAME = "details.json"
 MAX_REASONS = 5
 """Reasons in the one line of an error."""
-FROM_FILES = "provenance_from_files"
-"""In `prepared.json`: nobody said where the scans come from, so that it depends on what all of them say."""
 SAVE_INTERVAL_S = 2.0
 """What a crash can cost: cases that the index does not name yet are made again."""
 
@@ -142,106 +129,253 @@ def prepare(
     Raises:
         UserError: There is no usable patient, or the folders, the table or the labels cannot be used.
     """
+    check_source(source, destination)
+    choices = Choices(
+        layout,
+        folds=folds,
+        labels=labels,
+        ef_table=ef_table,
+        provenance=provenance,
+        vendor=vendor,
+        one_study_one_patient=one_study_one_patient,
+        issuers_differ=issuers_differ,
+        keep_suspected=keep_suspected,
+        contours=contours,
+        segmenter=segmenter,
+        axes=axes,
+    )
+    with Preparation(destination, choices, key, num_processes) as preparation:
+        added = preparation.add(source)
+        summary = preparation.finish(added.refused, added.left_out, added.num_unused_rows)
+    if not summary.num_cases:
+        raise UserError(f"{source} holds no usable {layout} patient ({why_none(summary, destination)})")
+    return summary
+
+
+def check_source(source: Path, destination: Path) -> None:
+    """Whether scans can be read from one folder and cases written to the other.
+
+    Raises:
+        UserError: They cannot.
+    """
     if not source.is_dir():
         raise UserError(f"{source} is not a folder: give the one that holds the scans")
     if source.resolve() in (destination.resolve(), *destination.resolve().parents):
         raise UserError(f"{destination} lies inside {source}: choose a destination outside the scans")
-    if contours not in ("drawn", "auto"):
-        raise ValueError(f"Expected contours drawn or auto, got {contours!r}.")
-    if segmenter is not None:
-        from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter  # with torch, which takes seconds
 
-        load_segmenter(segmenter)  # a file that is none must not cost every case
-    kind = LAYOUTS[layout]
-    options = Options(folds, labels, one_study_one_patient, issuers_differ, axes)
-    for name in options.given():
-        if name not in kind.takes:
-            raise UserError(f"--{name.replace('_', '-')} means nothing in the layout {layout}: leave it out")
-    implied = PRIVATE_REAL if kind.public_set is None else public(kind.public_set)
-    table = None if ef_table is None else read_ef_table(ef_table)
-    try:
-        key = read_or_make_key(destination.resolve().parent) if key is None else key
-        settings = {
-            "format": layout,
-            "folds": None if folds is None else sorted(folds),
-            "labels": None if labels is None else {str(number): labels[number] for number in sorted(labels)},
+
+def why_none(summary: Summary, destination: Path) -> str:
+    """Why there is no case, in words, the most frequent reasons first."""
+    why = [*Counter(summary.refused).most_common(), *Counter(summary.left_out).most_common()]
+    reasons = "; ".join(f"{code} {number}: {REASONS[code]}" for code, number in why[:MAX_REASONS])
+    more = f"; and {len(why) - MAX_REASONS} more, see {destination / REFUSED_NAME}" if len(why) > MAX_REASONS else ""
+    return f"{reasons or 'nothing of this layout'}{more}"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may say about how scans become cases; `prepare` says what each means."""
+
+    layout: str
+    folds: Collection[int] | None = None
+    labels: Mapping[int, int] | None = None
+    ef_table: Path | None = None
+    provenance: Provenance | None = None
+    vendor: str | None = None
+    one_study_one_patient: bool = False
+    issuers_differ: bool = False
+    keep_suspected: bool = False
+    contours: str = "drawn"
+    segmenter: Path | None = None
+    axes: str | None = None
+
+    def options(self) -> Options:
+        """What the layout has to know.
+
+        Raises:
+            UserError: Something means nothing in this layout.
+        """
+        options = Options(**{one.name: getattr(self, one.name) for one in fields(Options)})
+        for name in options.given():
+            if name not in LAYOUTS[self.layout].takes:
+                raise UserError(f"--{name.replace('_', '-')} means nothing in the layout {self.layout}: leave it out")
+        return options
+
+    def settings(self, key: bytes, table: Mapping[str, float] | None) -> dict[str, Any]:
+        """What all cases of a folder have in common, as `prepared.json` keeps it."""
+        public_set = LAYOUTS[self.layout].public_set
+        implied = PRIVATE_REAL if public_set is None else public(public_set)
+        settings: dict[str, Any] = {
+            "format": self.layout,
+            "folds": None if self.folds is None else sorted(self.folds),
+            "labels": None
+            if self.labels is None
+            else {str(number): self.labels[number] for number in sorted(self.labels)},
             # With the key: a table of a few patients could be guessed from a plain hash.
             "ef_table": None if table is None else pseudonym(key, json.dumps(sorted(table.items()))),
             "key_check": pseudonym(key, "key check"),
-            "provenance": (implied if provenance is None else provenance).as_json(),
-            "one_study_one_patient": one_study_one_patient or None,
-            "issuers_differ": issuers_differ or None,
-            "axes": axes,
-            "contours": None if contours == "drawn" else contours,
-            "segmenter": None if segmenter is None else hashlib.sha256(segmenter.read_bytes()).hexdigest(),
+            "provenance": (implied if self.provenance is None else self.provenance).as_json(),
+            "one_study_one_patient": self.one_study_one_patient or None,
+            "issuers_differ": self.issuers_differ or None,
+            "axes": self.axes,
+            "contours": None if self.contours == "drawn" else self.contours,
+            "segmenter": None if self.segmenter is None else hashlib.sha256(self.segmenter.read_bytes()).hexdigest(),
         }
-        if provenance is None and layout == "dicom":
+        if self.provenance is None and self.layout == "dicom":
             settings[FROM_FILES] = True
-        known, details, record = _open_destination(destination, settings, vendor)
-        if not keep_suspected:
-            _remove_suspected(destination, known, details)
-        num_known = len(known)
-        with Workers(num_processes) as workers:
-            findings = kind.find(source, options, workers)
-            studies = findings.studies if table is None else with_ejection_fractions(findings.studies, table)
+        return settings
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of one folder of scans.
+
+    Attributes:
+        cases: Pseudonyms of its cases, those that were there before among them.
+        refused: Studies refused, by reason code.
+        left_out: As in `Summary`.
+        identities: What its usable studies say about their patients, by pseudonym of the case.
+        num_unused_rows: Rows of the table of ejection fractions without a study.
+    """
+
+    cases: list[str]
+    refused: Counter[str]
+    left_out: Counter[str]
+    identities: dict[str, Identity]
+    num_unused_rows: int
+
+
+class Preparation:
+    """Scans on their way into a folder of cases: all in one folder, or study by study.
+
+        with Preparation(destination, Choices("dicom")) as preparation:
+            for source in sources:
+                added = preparation.add(source)
+            summary = preparation.finish(refused, left_out)
+
+    Attributes:
+        destination: The folder of cases.
+        key: Secret of the pseudonyms.
+    """
+
+    def __init__(self, destination: Path, choices: Choices, key: bytes | None = None, num_processes: int = 1) -> None:
+        """Open or make the destination.
+
+        Raises:
+            UserError: It, the table, the segmenter or the options cannot be used.
+        """
+        if choices.contours not in ("drawn", "auto"):
+            raise ValueError(f"Expected contours drawn or auto, got {choices.contours!r}.")
+        if choices.segmenter is not None:
+            from fedcmr.shared.tasks.segmentation.segmenter import load_segmenter  # with torch, which takes seconds
+
+            load_segmenter(choices.segmenter)  # a file that is none must not cost every case
+        self.choices, self.options = choices, choices.options()
+        self.table = None if choices.ef_table is None else read_ef_table(choices.ef_table)
+        with _readable(destination):
+            self.key = read_or_make_key(destination.resolve().parent) if key is None else key
+            self.destination = Destination.open(destination, choices.settings(self.key, self.table), choices.vendor)
+            if not choices.keep_suspected:
+                self.destination.remove_suspected()
+        self.num_known = len(self.destination.known)
+        self.workers = Workers(num_processes)
+
+    def __enter__(self) -> "Preparation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.workers.close()
+
+    def add(self, source: Path) -> Added:
+        """Make cases of the usable studies below a folder, and save the index.
+
+        Raises:
+            UserError: The source cannot be read, or the destination not written.
+        """
+        known, details = self.destination.known, self.destination.details
+        with _readable(self.destination.folder, source):
+            findings = LAYOUTS[self.choices.layout].find(source, self.options, self.workers)
+            studies = findings.studies if self.table is None else with_ejection_fractions(findings.studies, self.table)
             # By its own spelling, so that a folder of an earlier version, which knew no other, keeps its cases.
-            jobs = [Job(pseudonym(key, s.spelt, s.study), pseudonym(key, s.patient), s) for s in studies]
-            for job in jobs:
+            found = [Job(pseudonym(self.key, s.spelt, s.study), pseudonym(self.key, s.patient), s) for s in studies]
+            for job in found:
                 if job.pseudonym in known:
                     known[job.pseudonym] = replace(known[job.pseudonym], group=job.group)
-            jobs = [job for job in jobs if job.pseudonym not in known or _lacks_vendor(known[job.pseudonym], vendor)]
+            jobs = [job for job in found if job.pseudonym not in known or self._lacks_vendor(known[job.pseudonym])]
             refused = Counter(findings.refused)
+            segmenter = self.choices.segmenter
             one = partial(
                 prepare_one,
-                destination=destination,
-                expects_ef=table is not None,
-                vendor=vendor,
-                keep_suspected=keep_suspected,
-                contours=contours,
+                destination=self.destination.folder,
+                expects_ef=self.table is not None,
+                vendor=self.choices.vendor,
+                keep_suspected=self.choices.keep_suspected,
+                contours=self.choices.contours,
                 segmenter=None if segmenter is None else segmenter.resolve(),
             )
             saved_at = time.monotonic()
             try:
-                for result in track(workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
+                for result in track(self.workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
                     if isinstance(result, Unusable):
                         refused[result.code] += 1
                         continue
                     known[result.info.pseudonym] = result.info
                     details[result.info.pseudonym] = result.details
                     if time.monotonic() - saved_at > SAVE_INTERVAL_S:
-                        _save(destination, known, details)
+                        self.destination.save()
                         saved_at = time.monotonic()
             finally:
-                if known or (destination / INDEX_NAME).exists():
-                    _save(destination, known, details)
+                self.destination.save()
+        return Added(
+            [job.pseudonym for job in found if job.pseudonym in known],
+            refused,
+            Counter(findings.left_out),
+            {job.pseudonym: job.study.identity for job in found if job.study.identity is not None},
+            0 if self.table is None else len(set(self.table) - {name for study in studies for name in names_of(study)}),
+        )
+
+    def _lacks_vendor(self, info: CaseInfo) -> bool:
+        """Whether a case is to be made again because its vendor may now be known."""
+        return self.choices.vendor is not None and info.vendor == UNKNOWN
+
+    def finish(self, refused: Mapping[str, int], left_out: Mapping[str, int], num_unused_rows: int = 0) -> Summary:
+        """Record where the scans come from and why others became no case.
+
+        Args:
+            refused: Studies refused by all that was added, by reason code.
+            left_out: As in `Summary`.
+            num_unused_rows: As in `Added`.
+        """
+        known, details, record = self.destination.known, self.destination.details, self.destination.record
         warnings = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))
-        if table is not None:
-            warnings["unused-row"] = len(set(table) - {name for study in studies for name in names_of(study)})
-        if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
-            record["provenance"] = SIMULATED_SCANS.as_json()
-            _write_json(destination / PREPARED_NAME, record)
-        summary = Summary(
-            len(known),
-            len(known) - num_known,
-            dict(+refused),
-            dict(+findings.left_out),
-            dict(+warnings),
-            from_json(record["provenance"]),
-        )
-        counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
-        _write_json(destination / REFUSED_NAME, counts)
+        if self.table is not None:
+            warnings["unused-row"] = num_unused_rows
+        with _readable(self.destination.folder):
+            if FROM_FILES in record and known and all(details.get(name, {}).get("synthetic") is True for name in known):
+                record["provenance"] = SIMULATED_SCANS.as_json()
+                write_json(self.destination.folder / PREPARED_NAME, record)
+            summary = Summary(
+                len(known),
+                len(known) - self.num_known,
+                dict(+Counter(refused)),
+                dict(+Counter(left_out)),
+                dict(+warnings),
+                from_json(record["provenance"]),
+            )
+            counts = {"studies": summary.refused, "left_out": summary.left_out, "warnings": summary.warnings}
+            write_json(self.destination.folder / REFUSED_NAME, counts)
+        return summary
+
+
+@contextmanager
+def _readable(destination: Path, source: Path | None = None) -> Iterator[None]:
+    """Turns what the disk refuses into one line, without the error's own text: it may hold a path below the source."""
+    try:
+        yield
     except OSError as error:
-        # Only the reason: the error's own text may hold a path below the source.
         reason = error.strerror or "input/output error"
-        raise UserError(f"cannot read {source} or write {destination}: {reason}") from None
-    if not known:
-        why = [*refused.most_common(), *(+findings.left_out).most_common()]
-        reasons = "; ".join(f"{code} {number}: {REASONS[code]}" for code, number in why[:MAX_REASONS])
-        more = (
-            f"; and {len(why) - MAX_REASONS} more, see {destination / REFUSED_NAME}" if len(why) > MAX_REASONS else ""
-        )
-        raise UserError(f"{source} holds no usable {layout} patient ({reasons or 'nothing of this layout'}{more})")
-    return summary
+        what = f"write {destination}" if source is None else f"read {source} or write {destination}"
+        raise UserError(f"cannot {what}: {reason}") from None
 
 
 def prepare_one(
@@ -291,82 +425,3 @@ def prepare_one(
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     synthetic = {"synthetic": True} if job.study.is_synthetic else {}
     return Prepared(case.info, {**phases, **synthetic, "warnings": warnings})
-
-
-def _lacks_vendor(info: CaseInfo, vendor: str | None) -> bool:
-    """Whether a case is to be made again because its vendor may now be known."""
-    return vendor is not None and info.vendor == UNKNOWN
-
-
-def _open_destination(
-    destination: Path, settings: dict[str, Any], vendor: str | None
-) -> tuple[dict[str, CaseInfo], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Make the folder, or resume in one with the same settings.
-
-    Returns:
-        The cases that are there, their details, and what `prepared.json` now says. Where the files decide on the
-        provenance it says private, and so it stays until all cases have been read.
-    """
-    path = destination / PREPARED_NAME
-    if destination.exists() and not path.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} is not empty and was not made by 'prepare': choose another destination")
-    known: dict[str, CaseInfo] = {}
-    details: dict[str, dict[str, Any]] = {}
-    given: set[str] = set()
-    if (destination / INDEX_NAME).exists():
-        earlier = {"provenance": PRIVATE_REAL.as_json(), **_read_json(path)}
-        if FROM_FILES not in earlier:
-            settings.pop(FROM_FILES, None)  # it was given on the command line, or the files were not read
-        elif settings["provenance"] == PRIVATE_REAL.as_json():
-            earlier["provenance"] = PRIVATE_REAL.as_json()  # what files say is no statement
-        different = [name for name in settings if name != FROM_FILES and earlier.get(name) != settings[name]]
-        if different:
-            names = ", ".join(different)
-            raise UserError(f"{destination} was prepared with another {names}: choose another destination")
-        given = set(earlier.get("vendors_given", []))
-        infos = read_index(destination)
-        there = [i for i in infos if (destination / "cases" / f"{i.pseudonym}.npz").is_file()]
-        known = {i.pseudonym: i if i.contours else _with_contours(destination, i) for i in there}
-        if (destination / DETAILS_NAME).exists():
-            details = {name: entry for name, entry in _read_json(destination / DETAILS_NAME).items() if name in known}
-    private_folder(destination)
-    record = {**settings, "vendors_given": sorted(given | ({vendor} if vendor else set()))}
-    _write_json(path, record)
-    return known, details, record
-
-
-def _with_contours(destination: Path, info: CaseInfo) -> CaseInfo:
-    """The row with what its masks are, which an earlier version did not write; as it is where the case is damaged."""
-    try:
-        return load_case(destination, info).info
-    except UserError:
-        return info
-
-
-def _remove_suspected(destination: Path, known: dict[str, CaseInfo], details: dict[str, dict[str, Any]]) -> None:
-    """Take out what an earlier call kept although its scans seem to show letters: nobody says that they were seen."""
-    for name in [name for name in known if SUSPECTED in details.get(name, {}).get("warnings", [])]:
-        (destination / "cases" / f"{name}.npz").unlink(missing_ok=True)
-        del known[name], details[name]
-
-
-def _save(destination: Path, known: Mapping[str, CaseInfo], details: Mapping[str, Any]) -> None:
-    """Write the index, and before it what it leads to."""
-    _write_json(destination / DETAILS_NAME, details)
-    write_index(destination, list(known.values()))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file that an earlier call wrote."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: choose another destination")
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file atomically."""
-    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

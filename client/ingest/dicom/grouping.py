@@ -1,21 +1,17 @@
 """Images -> studies: who belongs together when headers are incomplete or contradict each other."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from fedcmr.client.deidentify import same_patient
 from fedcmr.client.ingest.dicom.header import Header
-from fedcmr.client.ingest.patient import sex_code
+from fedcmr.client.ingest.identity import Identity, identity_of, identity_warnings, of_one_person
 from fedcmr.client.ingest.placeholders import is_placeholder
 from fedcmr.client.ingest.reasons import Unusable
 
 StudyKey = tuple[str, str]
 """What the files call the patient and the study."""
-Studies = Mapping[StudyKey, Iterable[Header]]
-MAX_NUMBERS = 3
-"""Most patient numbers of one person. A name and birth date that more of them share are what an anonymiser wrote for
-everybody."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,14 @@ class Grouped:
         studies: Images in the order they came.
         spellings: How the files spell each study's PatientID, where that is not the key's own spelling; else empty.
         warnings: What is uncertain about each study's patient, as reason codes.
+        identities: What each study says about its patient.
         refused: Number of studies refused, by reason code.
     """
 
     studies: dict[StudyKey, list[Header]] = field(repr=False)
     spellings: dict[StudyKey, str] = field(repr=False)
     warnings: dict[StudyKey, tuple[str, ...]] = field(repr=False)
+    identities: dict[StudyKey, Identity] = field(repr=False)
     refused: Counter[str]
 
 
@@ -85,12 +83,13 @@ def group_studies(
             continue
         studies[patient, study_uid] = group
         spellings[patient, study_uid] = spelling if spelling != patient else ""
+    identities = {key: identity_of(group, key[0], spellings[key]) for key, group in studies.items()}
     if issuers_differ:
-        for key in _of_one_person(studies, spellings):
+        for key in of_one_person(identities):
             refused_studies[key[1]] = "issuers-of-one-person"
-            del studies[key], spellings[key]
-    warnings = _warnings(studies, spellings, issuers_differ)
-    return Grouped(studies, spellings, warnings, Counter(refused_studies.values()))
+            del studies[key], spellings[key], identities[key]
+    warnings = identity_warnings(identities, issuers_differ)
+    return Grouped(studies, spellings, warnings, identities, Counter(refused_studies.values()))
 
 
 def _spelling(images: Iterable[Header]) -> str:
@@ -108,55 +107,3 @@ def _issuer(images: Iterable[Header]) -> str:
     if len(issuers) != 1:
         raise Unusable("mixed-patients" if issuers else "no-issuer")
     return issuers.pop()
-
-
-def _of_one_person(studies: Studies, spellings: Mapping[StudyKey, str]) -> set[StudyKey]:
-    """Studies whose number, name and birth date are also those of another issuer's patient."""
-    found: dict[tuple[str, tuple[str, str]], set[StudyKey]] = defaultdict(set)
-    for key, images in studies.items():
-        number = same_patient(spellings[key])
-        for person in _persons(images) if not is_placeholder(number) else ():
-            found[number, person].add(key)
-    several = (keys for keys in found.values() if len({patient for patient, _ in keys}) > 1)
-    return {key for keys in several for key in keys}
-
-
-def _warnings(
-    studies: Studies, spellings: Mapping[StudyKey, str], issuers_differ: bool
-) -> dict[StudyKey, tuple[str, ...]]:
-    """What is uncertain about each study's patient."""
-    conflicting = _conflicting(studies)
-    issuers: dict[str, set[str]] = defaultdict(set)
-    patients: dict[tuple[str, str], set[str]] = defaultdict(set)
-    numbers = {key: same_patient(spellings[key] or key[0]) for key in studies}
-    for key, images in studies.items():
-        issuers[numbers[key]] |= {image.issuer for image in images} - {""}
-        for person in _persons(images):
-            patients[person].add(key[0])
-    doubled = {person for person, found in patients.items() if 1 < len(found) <= MAX_NUMBERS}
-    by_issuer = "issuers-apart" if issuers_differ else "several-issuers"
-    warnings = {}
-    for key, images in studies.items():
-        findings = {
-            "conflicting-patient-id": key[0] in conflicting,
-            by_issuer: len(issuers[numbers[key]]) > 1 and not is_placeholder(numbers[key]),
-            "two-numbers-one-person": not doubled.isdisjoint(_persons(images)),
-        }
-        warnings[key] = tuple(code for code, applies in findings.items() if applies)
-    return warnings
-
-
-def _persons(images: Iterable[Header]) -> set[tuple[str, str]]:
-    """Name and birth date, as digests, where a study gives both."""
-    return {image.person for image in images if all(image.person)}
-
-
-def _conflicting(studies: Studies) -> frozenset[str]:
-    """Patients of whom two studies give another name, birth date or sex; what a study does not say agrees with all."""
-    said: dict[str, tuple[set[str], ...]] = {}
-    for (patient, _), images in studies.items():
-        known = said.setdefault(patient, (set(), set(), set()))
-        for image in images:
-            for values, fact in zip(known, (*image.person, sex_code(image.PatientSex)), strict=True):
-                values |= {fact} - {""}
-    return frozenset(patient for patient, known in said.items() if any(len(values) > 1 for values in known))

@@ -150,7 +150,8 @@ def find_dicom(
         is_ours = all(image.Manufacturer == EXPORTER for image in members)
         if says_so and not is_ours:
             warnings += ("synthetic-data",)
-        studies.append(Study(patient, study, read, grouped.spellings[key], warnings, is_synthetic=says_so and is_ours))
+        ours = says_so and is_ours
+        studies.append(Study(patient, study, read, grouped.spellings[key], warnings, ours, grouped.identities[key]))
     left_out["other-segmentation"] += sum(map(len, segmentations.values()))
     return Findings(studies, +refused, +left_out)
 
