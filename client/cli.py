@@ -10,25 +10,24 @@ from textwrap import indent
 
 from rich.table import Table
 
+from fedcmr.client.archive.cli import add_import
 from fedcmr.client.check.folder import HTML_NAME, check, complain, write_report
 from fedcmr.client.check.html_report import facts
 from fedcmr.client.check.report import CheckReport, as_json, meaning
-from fedcmr.client.deidentify import KEY_NAME, read_key
+from fedcmr.client.deidentify import read_key
 from fedcmr.client.deployment.cli import add_commands
 from fedcmr.client.fetch.cli import add_fetch
-from fedcmr.client.ingest.destination import REFUSED_NAME
+from fedcmr.client.ingest.account import print_account
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.layout import SHORT_AXIS
 from fedcmr.client.ingest.layouts.plain import parse_labels
+from fedcmr.client.ingest.options import add_case_options
 from fedcmr.client.ingest.prepare import prepare
-from fedcmr.client.ingest.reasons import REASONS
-from fedcmr.client.trainable import described, trainable
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.console import plain_console
-from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
-from fedcmr.shared.site_facts import parse_vendors, vendor_argument
+from fedcmr.shared.site_facts import parse_vendors
 from fedcmr.shared.version import add_version
 
 console = plain_console()
@@ -98,52 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         "and DICOM of which every file says that fedcmr-server synthesize made it",
     )
     sub.add_argument(
-        "--vendor",
-        type=vendor_argument,
-        metavar="V",
-        help=f"of the scanners, one of {', '.join(VENDORS)}, for scans that name none; overrides nothing "
-        "that scans say. Repeat the call with it to give a vendor to cases that had none",
-    )
-    sub.add_argument(
-        "--one-study-one-patient",
-        action="store_true",
-        help="for --format dicom, take each study without a PatientID, or with a placeholder such as 0000 "
-        "or UNKNOWN, for a patient of its own: only if you know that no patient has two such studies; "
-        "otherwise they are refused",
-    )
-    sub.add_argument(
         "--issuers-differ",
         action="store_true",
         help="for --format dicom, take a PatientID of another issuer (IssuerOfPatientID) for another "
         "patient: only if you know that each issuer numbers its own patients and is spelt in one way; "
         "otherwise a number is one patient whoever issued it",
     )
-    sub.add_argument(
-        "--keep-suspected",
-        action="store_true",
-        help="keep cases whose scans seem to show letters, "
-        "perhaps a name: for whoever has looked at them; they are left out otherwise",
-    )
-    sub.add_argument(
-        "--contours",
-        choices=("drawn", "auto"),
-        default="drawn",
-        help="auto: a segmenter finds what nobody drew; it is kept where it is plausible and the segmenter sure of it, "
-        "and never counts as truth (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--segmenter",
-        type=Path,
-        metavar="FILE",
-        help="of a study's own segmenter, which finds the heart and the contours (default: the one that ships)",
-    )
-    sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} next to DST)")
-    sub.add_argument(
-        "--num-processes",
-        type=_positive,
-        default=num_cores(),
-        help="child processes that read the scans (default: one per core that this process may use, %(default)s)",
-    )
+    add_case_options(sub, _positive)
     sub.set_defaults(command=_prepare)
 
     sub = commands.add_parser(
@@ -224,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--authority", type=Path, metavar="ca.crt", help="the coordinator's certificate authority; copied")
     sub.set_defaults(command=_init)
 
+    add_import(commands, _positive)
     add_commands(commands)
     add_fetch(commands, _positive)
     return parser
@@ -267,21 +228,7 @@ def _prepare(options: argparse.Namespace) -> None:
         segmenter=options.segmenter,
         axes=options.axes,
     )
-    console.print(f"recorded as {summary.provenance.terms or summary.provenance.kind}", soft_wrap=True)
-    console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
-    counts = [
-        ("studies refused", summary.refused),
-        ("left out", summary.left_out),
-        ("to look at", summary.warnings),
-    ]
-    if any(number for _, numbers in counts for number in numbers.values()):
-        table = Table("", "reason", "number", "meaning")
-        for title, numbers in counts:
-            for code, number in sorted(numbers.items()):
-                table.add_row(title, code, str(number), REASONS[code])
-        console.print(table)
-        console.print(f"the same counts are in {options.destination / REFUSED_NAME}", soft_wrap=True)
-    console.print(described(trainable(options.destination)), soft_wrap=True)
+    print_account(summary, options.destination, console)
 
 
 def _check(options: argparse.Namespace) -> None:

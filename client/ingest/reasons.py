@@ -80,6 +80,15 @@ REASONS = {
     "not-cine": "series or slices with too few phases: localisers, late enhancement, perfusion",
     "repeated-slices": "cine series of the same slices that are not the last, or of another sequence: repeats, tagging",
     "other-orientation": "series of another orientation, or with too few slices: long axis, axial, outflow tract",
+    # studies that an archive did not hand over
+    "not-in-archive": "accession numbers or study UIDs of the list of which the archive has no study with MR images",
+    "study-vanished": "studies that the archive named and no longer has: they were deleted or moved",
+    "archive-error": "studies over which the archive answers with an error, three times in a row: see its own log; the "
+    "same command asks for them again",
+    "incomplete-fetch": "studies of which the archive handed over fewer images than it names, three times in a row: "
+    "one may be damaged, or stored in a way that it cannot send; the same command asks for them again",
+    "vendor-not-said": "studies whose scanner's vendor the archive does not say or that name several: leave vendor= "
+    "out of --query, or list the studies that you want",
     # cases that were made all the same
     "burned-in-suspected": "scans that seem to show letters, perhaps a name: look at them; export them without, or "
     "give --keep-suspected where there are none",
