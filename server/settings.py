@@ -398,6 +398,7 @@ class EvaluationConfig:
     baselines: list[str] = field(default_factory=lambda: ["predict_the_mean", "prior_only"])
     epsilons: list[float] = field(default_factory=list)
     cross_vendor: list[str] = field(default_factory=list)
+    fidelity: bool = False
     show_real_images: bool = False
     federated: bool = False
     federated_epsilon: float | None = None

@@ -11,7 +11,7 @@ from functools import cached_property
 from fedcmr.server.dataset.datasheet import study_facts
 from fedcmr.server.dataset.writer import write_release
 from fedcmr.server.evaluation.tables import predict_the_mean
-from fedcmr.server.experiments import combined_ef, federated_segmenter
+from fedcmr.server.experiments import combined_ef, federated_segmenter, fidelity
 from fedcmr.server.experiments.cross_vendor import train_cross_vendor
 from fedcmr.server.experiments.models import (
     REGRESSOR_STAGE,
@@ -189,6 +189,10 @@ def _combined_ef(study: Study) -> None:
     combined_ef.choose_weight(study.run, hearts.cases)
 
 
+def _fidelity(study: Study) -> None:
+    fidelity.compare_with_test_patients(study.run, study.prior)
+
+
 def _federated_evaluation(study: Study) -> None:
     evaluate_at_sites(study.grid, study.run)
 
@@ -236,6 +240,13 @@ STAGES = (
         _main_models,
         ("synthesis",),
         has_parts=True,
+    ),
+    Stage(
+        fidelity.STAGE,
+        "the synthetic hearts next to the test patients: images and anatomy",
+        _fidelity,
+        ("synthesis",),
+        lambda config: config.evaluation.fidelity,
     ),
     Stage(
         combined_ef.STAGE,

@@ -105,7 +105,7 @@ def _nested_study(run: RunFolder, model: str, sites: list[str], privacy: Privacy
     settings = deepcopy(run.config)
     settings.privacy = privacy
     settings.evaluation.baselines, settings.evaluation.epsilons, settings.evaluation.cross_vendor = [], [], []
-    settings.evaluation.federated = False
+    settings.evaluation.federated = settings.evaluation.fidelity = False
     federation = settings.federation  # with fewer sites it requests no more of them than there are
     federation.min_sites = federation.min_sites and min(federation.min_sites, len(sites))
     federation.trim = min(federation.trim, (len(sites) - 1) // 2)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedcmr.server.evaluation.fidelity.anatomy import QUANTITIES
 from fedcmr.server.evaluation.score import FEW_PATIENTS
 from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
 
@@ -34,6 +35,14 @@ DIGITS = {
     "hd95_mm": 1,
     "ef_mae_points": 1,
     "ef_bias_points": 1,
+    "frd": 1,
+    "kid": 2,
+    "precision": 2,
+    "recall": 2,
+    "auc_heart": 2,
+    "auc_image": 2,
+    **{f"{key}{kind}": 1 for key in QUANTITIES for kind in ("_mean", "_sd")},
+    **{f"wasserstein_{key}": 1 for key in QUANTITIES},
 }
 """Decimals of the figures of real patients: enough for a reader, and too few to solve for one patient's value."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedcmr.server.experiments import combined_ef
+from fedcmr.server.experiments import combined_ef, fidelity
 from fedcmr.server.experiments.models import REGRESSOR_STAGE, model_path, predictions_folder, stage_name
 from fedcmr.server.experiments.names import MAIN_MODEL
 from fedcmr.server.federation import evaluation, senders
@@ -36,6 +36,7 @@ NO_MODEL: Mapping[str, tuple[str, ...]] = {
     combined_ef.STAGE: ("tasks", "synthesis", "regression", "segmentation"),
     evaluation.STAGE: ("synthesis", "regression", "evaluation.federated_epsilon"),
     "predict_the_mean": ("synthesis",),
+    fidelity.STAGE: ("synthesis", "evaluation.baselines", "evaluation.num_bootstrap"),
 }
 """Stages that train no model, and the later settings that they depend on."""
 WITHOUT_SYNTHESIS = ("pooled_real", "matrix/real/")
@@ -166,6 +167,8 @@ def _files(run: RunFolder, done: set[str]) -> Iterator[Path]:
         found.append(folder / "checkpoints" / "combined_ef.json")
     if evaluation.STAGE in done:
         found.append(folder / evaluation.FILE_NAME)
+    if fidelity.STAGE in done:
+        found.append(folder / fidelity.PATH)
     if "predict_the_mean" in done:
         found.append(predictions_folder(run) / "predict_the_mean.json")
     for stage in done:

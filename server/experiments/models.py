@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.device import pick_device
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import private_folder
+from fedcmr.shared.provenance import Provenance, of_folder, together
 
 TestSets = list[tuple[str, list[Case]]]
 """Held-out patients by the name of their set."""
@@ -176,6 +177,12 @@ def check_test_patients(run: RunFolder) -> None:
     indices = (read_index(folder) for folders in _test_folders(run).values() for folder in folders)
     if not any(info.ef == info.ef for rows in indices for info in rows):
         raise UserError(f"{run.path / 'test'} holds no test patients: run 'fedcmr-simulate --until prepare' first")
+
+
+def test_provenances(run: RunFolder, names: Iterable[str]) -> dict[str, Provenance]:
+    """Where the patients of every test set come from: of all prepared folders below `test/<name>` together."""
+    folders = {name: [index.parent for index in (run.path / "test" / name).rglob(INDEX_NAME)] for name in names}
+    return {name: together(map(of_folder, paths)) for name, paths in folders.items()}
 
 
 def _test_folders(run: RunFolder) -> dict[str, list[Path]]:

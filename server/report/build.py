@@ -20,6 +20,7 @@ from fedcmr.server.report.agreement import bland_altman, scatter
 from fedcmr.server.report.audit import audit_tables, read_audit
 from fedcmr.server.report.contours import FOUND, READERS, OutlinedPatient, outline_sheet
 from fedcmr.server.report.cross_vendor import KINDS, cross_vendor_parts, cross_vendor_sentences, trained_on
+from fedcmr.server.report.fidelity import ANATOMY, DISTANCES, vendor_rows, why_not_measured
 from fedcmr.server.report.images import Extreme, Row, SampleSheet
 from fedcmr.server.report.limitations import limitations, not_run_note
 from fedcmr.server.report.overlays import OverlayRow, colour_bar, overlay_sheet
@@ -64,6 +65,7 @@ class ReportInputs:
         shown: The test sets whose patients' images may appear: they are simulated, or it was allowed.
         saliency: {vendor: rows of saliency maps of the main model}.
         outlined: Test patients whose contours are shown, those of a vendor one after the other.
+        large: {vendor: images on the generator's grid}, of the section on fidelity.
     """
 
     predictions: Mapping[str, Mapping[str, SetPredictions]] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class ReportInputs:
     shown: Collection[str] = ()
     saliency: Mapping[str, Sequence[OverlayRow]] = field(default_factory=dict)
     outlined: Sequence[OutlinedPatient] = ()
+    large: Mapping[str, SampleSheet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def build_report(report: Mapping[str, Any], inputs: ReportInputs, folder: Path) 
             other models' `baselines`, {model: as `segmentation`}, `matrix`, as above, and `differences` of the tuned
             segmenter's Dice to the public one's, {test set: {vendor | "all": paired difference}}}; `subgroups`, {test
             set: {fact: {group: score}}}; `uncertainty`, {test set: {n_patients,
-            mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}.
+            mean_sd_points, rank_correlation, coverage: [{nominal, observed, ci95}]}}; `fidelity`, what
+            `fedcmr.server.evaluation.fidelity.measure` returns, with the `test_sets` and whether these are `simulated`.
         inputs: Predictions, images and curves for the figures.
         folder: The run folder; its `audit.json`, if there is one, becomes a section.
     """
@@ -163,7 +167,7 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         "model": model_name,
         "training_set": trained_on,
     }
-    groups = groups_of(report)
+    groups, fidelity = groups_of(report), report.get("fidelity")
     # The figure is read at a glance: models that a study has several of are in the table alone.
     table_only = [model_name(key) for key in sorted(report["baselines"], key=model_rank) if family_of(key)]
     return environment.get_template("template.html").render(
@@ -198,7 +202,12 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         subgroups={name: facts for name, facts in (report.get("subgroups") or {}).items() if facts},
         uncertainties=uncertainties(report),
         calibration_figure=calibration(report),
-        sheets=_sheets(inputs),
+        sheets=_sheets(inputs.samples, inputs),
+        large_sheets=_sheets(inputs.large, inputs),
+        fidelity_rows=vendor_rows(fidelity) if fidelity else [],
+        fidelity_gaps=why_not_measured(fidelity) if fidelity else [],
+        fidelity_headings=[heading for heading, _ in DISTANCES.values()],
+        anatomy_headings=list(ANATOMY.values()),
         requested_figure=_requested_figure(report),
         curve_figures={name: figures.training_curves(curves) for name, curves in _curves(inputs).items()},
         stages=_stages(report),
@@ -327,10 +336,10 @@ def _outlined(inputs: ReportInputs) -> list[tuple[str, list[tuple[OutlinedPatien
     return list(by_vendor.items())
 
 
-def _sheets(inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]]:
+def _sheets(samples: Mapping[str, SampleSheet], inputs: ReportInputs) -> list[tuple[str, list[tuple[str, Row, str]]]]:
     """Per vendor its rows, the real one first: "real" or "synthetic", the row, its image."""
     sheets = []
-    for vendor, sheet in sorted(inputs.samples.items()):
+    for vendor, sheet in sorted(samples.items()):
         rows = [("real", sheet.real if inputs.shown else None), ("synthetic", sheet.synthetic)]
         sheets.append(
             (vendor, [(kind, row, figures.sample_sheet(row.images)) for kind, row in rows if row is not None])

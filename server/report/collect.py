@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import platform
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -21,7 +21,8 @@ from fedcmr.server.evaluation.tables import as_text_table
 from fedcmr.server.experiments.combined_ef import combined_scores, read_weight
 from fedcmr.server.experiments.cross_vendor import cross_vendor_scores
 from fedcmr.server.experiments.federated_segmenter import segmenter_differences
-from fedcmr.server.experiments.models import TestSets, read_predictions, table_of
+from fedcmr.server.experiments.fidelity import fidelity_block
+from fedcmr.server.experiments.models import TestSets, read_predictions, table_of, test_provenances
 from fedcmr.server.experiments.models import test_sets as held_out_sets
 from fedcmr.server.experiments.names import MAIN_MODEL, model_name, model_rank
 from fedcmr.server.experiments.site_gain import differences_to_prior
@@ -31,16 +32,17 @@ from fedcmr.server.federation.participation import sentences
 from fedcmr.server.federation.state import read_study
 from fedcmr.server.report.build import ReportInputs, SetPredictions, build_report
 from fedcmr.server.report.contours import OutlinedPatient, outlined_patients
-from fedcmr.server.report.images import Extreme, extremes, sample_sheets
+from fedcmr.server.report.images import NUM_LARGE, Extreme, SampleSheet, extremes, sample_sheets
 from fedcmr.server.report.overlays import overlay_rows
 from fedcmr.server.run_folder import REGRESSOR_NAME, RunFolder
 from fedcmr.server.settings import MAIN_TASK, Config, dump
 from fedcmr.server.tasks.ejection_fraction.model_card import write_model_card
 from fedcmr.server.tasks.ejection_fraction.saliency import score_attributions, study_attributions
 from fedcmr.server.tasks.registry import TASKS, tasks_of
-from fedcmr.shared.case import INDEX_NAME, Case, load_cases
-from fedcmr.shared.provenance import Provenance, of_folder, together
+from fedcmr.shared.case import Case, load_cases
+from fedcmr.shared.provenance import Provenance
 from fedcmr.shared.tasks.ejection_fraction.sums import MIN_GROUP
+from fedcmr.shared.views import Grid
 
 LIBRARIES = ("fedcmr", "flwr", "torch", "monai", "opacus", "numpy")
 
@@ -105,6 +107,7 @@ def write_report(
             **labels,
             "agreement": _agreement(labels, config),
         },
+        **fidelity_block(run),
         "saliency": score_attributions(attributions, config.evaluation.num_bootstrap, config.seed),
         "timing": {"seconds_per_stage": dict(seconds_per_stage), **traffic(run)},
         "settings": _settings(run),
@@ -114,12 +117,14 @@ def write_report(
     allowed = config.evaluation.show_real_images
     shown = [(name, cases) for name, cases in test_sets if allowed or sets[name].is_simulated]
     best, worst = _extremes(predictions.get(MAIN_MODEL, {}), shown)
+    may_be_shown = [case for _, cases in shown for case in cases]
     inputs = ReportInputs(
         predictions={
             model: {name: SetPredictions(**values) for name, values in by_set.items()}
             for model, by_set in predictions.items()
         },
-        samples=sample_sheets(synthetic, [case for _, cases in shown for case in cases]),
+        samples=sample_sheets(synthetic, may_be_shown),
+        large=_large(report, synthetic, may_be_shown),
         best=best,
         worst=worst,
         curves=_curves(run),
@@ -131,6 +136,12 @@ def write_report(
     weights = run.path / REGRESSOR_NAME
     if weights.is_file():
         write_model_card(weights, report["regression"], report["uncertainty"], report["provenance"]["test_sets"])
+
+
+def _large(report: Mapping[str, Any], synthetic: list[Case], real: list[Case]) -> dict[str, SampleSheet]:
+    """A few patients on the grid of the measured fidelity; none where it was not measured."""
+    block = report.get("fidelity")
+    return sample_sheets(synthetic, real, NUM_LARGE, Grid(**block["grid"])) if block and block["groups"] else {}
 
 
 def _disclosable(task_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,12 +245,6 @@ def _combined_ef(
         "differences": {name: parts[1] for name, parts in found.items() if parts},
         "left_out": [name for name, parts in found.items() if not parts],
     }
-
-
-def test_provenances(run: RunFolder, names: Iterable[str]) -> dict[str, Provenance]:
-    """Where the patients of every test set come from: of all prepared folders below `test/<name>` together."""
-    folders = {name: [index.parent for index in (run.path / "test" / name).rglob(INDEX_NAME)] for name in names}
-    return {name: together(map(of_folder, paths)) for name, paths in folders.items()}
 
 
 def who_took_part(run: RunFolder) -> list[str]:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from fedcmr.shared.case import Case
 from fedcmr.shared.tasks.ejection_fraction.stack import middle_slices
-from fedcmr.shared.views import slice_pairs
+from fedcmr.shared.views import NETWORK_GRID, Grid, slice_pairs
 
 NUM_SAMPLES = 5
 """Patients per vendor and row."""
+NUM_LARGE = 2
+"""Patients per vendor and row where images are shown large."""
 NUM_EXTREMES = 4
 NUM_SLICES = 3
 """Slices of a best or worst case, from the part of the stack that the network sees."""
@@ -58,7 +60,9 @@ class Extreme:
     images: NDArray[np.floating]
 
 
-def sample_sheets(synthetic: Sequence[Case], real: Sequence[Case]) -> dict[str, SampleSheet]:
+def sample_sheets(
+    synthetic: Sequence[Case], real: Sequence[Case], num: int = NUM_SAMPLES, grid: Grid = NETWORK_GRID
+) -> dict[str, SampleSheet]:
     """Per vendor: real patients over the whole range of ejection fractions, and synthetic ones with similar values.
 
     Columns are matched by ejection fraction, so that what differs is the image and not the heart's state.
@@ -66,6 +70,8 @@ def sample_sheets(synthetic: Sequence[Case], real: Sequence[Case]) -> dict[str, 
     Args:
         synthetic: Synthetic cases.
         real: Test patients who may be shown.
+        num: Most patients per vendor and row.
+        grid: Of the images.
     """
     sheets = {}
     for vendor in sorted({case.info.vendor for case in synthetic}):
@@ -73,10 +79,10 @@ def sample_sheets(synthetic: Sequence[Case], real: Sequence[Case]) -> dict[str, 
             sorted((c for c in cases if c.info.vendor == vendor and c.info.ef == c.info.ef), key=lambda c: c.info.ef)
             for cases in (synthetic, real)
         )
-        shown = _evenly(scanned)
-        matched = [_take_nearest(made, case.info.ef) for case in shown if made] if shown else _evenly(made)
+        shown = _evenly(scanned, num)
+        matched = [_take_nearest(made, case.info.ef) for case in shown if made] if shown else _evenly(made, num)
         if matched:
-            sheets[vendor] = SampleSheet(_row(matched), _row(shown) if shown else None)
+            sheets[vendor] = SampleSheet(_row(matched, grid), _row(shown, grid) if shown else None)
     return sheets
 
 
@@ -97,9 +103,9 @@ def extremes(cases: Sequence[Case], predicted: Sequence[float]) -> tuple[list[Ex
     return best, worst
 
 
-def _evenly(cases: list[Case]) -> list[Case]:
-    """At most `NUM_SAMPLES` of a sorted list, its ends included."""
-    places = np.linspace(0, len(cases) - 1, NUM_SAMPLES).round().astype(int) if len(cases) > NUM_SAMPLES else None
+def _evenly(cases: list[Case], num: int) -> list[Case]:
+    """At most `num` of a sorted list, its ends included."""
+    places = np.linspace(0, len(cases) - 1, num).round().astype(int) if len(cases) > num else None
     return cases if places is None else [cases[place] for place in places]
 
 
@@ -109,21 +115,21 @@ def _take_nearest(cases: list[Case], ef: float) -> Case:
     return cases.pop(nearest) if len(cases) > 1 else cases[nearest]
 
 
-def _row(cases: list[Case]) -> Row:
-    return Row(np.stack([_middle(case, 1)[0] for case in cases]), [case.info.ef for case in cases])
+def _row(cases: list[Case], grid: Grid) -> Row:
+    return Row(np.stack([_middle(case, 1, grid)[0] for case in cases]), [case.info.ef for case in cases])
 
 
 def _extreme(case: Case, predicted: float) -> Extreme:
     return Extreme(case.info.vendor, case.info.ef, float(predicted), _middle(case, NUM_SLICES))
 
 
-def _middle(case: Case, num: int) -> NDArray[np.float32]:
+def _middle(case: Case, num: int, grid: Grid = NETWORK_GRID) -> NDArray[np.float32]:
     """At most `num` slices, evenly spread over the part of the stack that the network sees.
 
     Returns:
-        Shape (S, 2, 64, 64) in [0, 1].
+        Shape (S, 2, size, size) in [0, 1].
     """
-    stack = slice_pairs(case)[0]
+    stack = slice_pairs(case, grid)[0]
     seen = stack[middle_slices(len(stack))]
     places = ((np.arange(num) + 0.5) * len(seen) / num).astype(int)
     return ((seen[sorted(set(places.tolist()))] + 1) / 2).numpy()

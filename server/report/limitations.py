@@ -59,6 +59,11 @@ def _limitations(report: Mapping[str, Any], shown: Collection[str]) -> Iterator[
             "How a network trained on one vendor's hearts does on another vendor's patients: the cross-vendor "
             "evaluation was not run. A run with evaluation.cross_vendor=[synthetic], in a folder of its own, has it."
         )
+    if not report.get("fidelity"):
+        yield (
+            "How far the synthetic hearts are from real ones in image and anatomy: it was not measured. A run with "
+            "evaluation.fidelity=true, in a folder of its own, has it."
+        )
     if not report.get("uncertainty"):
         yield "Whether the network's predictive uncertainty is calibrated: it was not measured."
     if hidden := hidden_sets(report, shown):

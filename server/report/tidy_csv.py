@@ -98,6 +98,7 @@ def tidy_rows(report: Mapping[str, Any]) -> Iterator[TidyRow]:
     yield from _participation(report["provenance"])
     yield from _audit(report.get("audit") or {})
     yield from _synthetic(report["synthetic"])
+    yield from _fidelity(report.get("fidelity") or {"groups": {}})
     yield from _timing(report["timing"])
 
 
@@ -147,6 +148,16 @@ def _synthetic(synthetic: Mapping[str, Any]) -> Iterator[TidyRow]:
     for vendor, num in synthetic["per_vendor"].items():
         yield TidyRow("synthetic", "", "", vendor, "n_cases", num)
     yield from _figures(("measured against requested", "", "", "all"), synthetic.get("agreement") or {})
+
+
+def _fidelity(block: Mapping[str, Any]) -> Iterator[TidyRow]:
+    yield from _figures(("fidelity", "", "", "all"), block)
+    for vendor, group in block["groups"].items():
+        yield from _figures(("fidelity", "", "", vendor), group)
+        for name, row in group["comparisons"].items():
+            yield from _figures(("fidelity", name, "", vendor), row)
+        for role, row in group["anatomy"].items():
+            yield from _figures(("anatomy", role, "", vendor), row)
 
 
 def _timing(timing: Mapping[str, Any]) -> Iterator[TidyRow]:

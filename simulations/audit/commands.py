@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from fedcmr.client.policy import load_site
 from fedcmr.client.training import load_patients
-from fedcmr.server.experiments.models import test_sets
+from fedcmr.server.experiments.models import test_provenances, test_sets
 from fedcmr.server.federation.state import StudySite, initial_state, read_study
 from fedcmr.server.report.audit import canary_lines, membership_lines
-from fedcmr.server.report.collect import test_provenances
 from fedcmr.server.run_folder import RunFolder, load_run
 from fedcmr.server.settings import Config, load
 from fedcmr.shared import checkpoint

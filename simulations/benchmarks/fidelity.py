@@ -104,29 +104,32 @@ def synthetic_of(real: list[Case], synthetic: list[Case]) -> list[Case]:
 
 def tables(found: Mapping[str, Any]) -> Iterator[Table]:
     """The block as two tables: distances, then anatomy."""
-    distances = Table("group", "synthetic and", "n", *COLUMNS, title="images", title_justify="left")
-    hearts = Table("group", "hearts", "n", *QUANTITIES, title="anatomy: mean (SD)", title_justify="left")
-    for name, group in found["groups"].items():
+    distances = Table("group", "compared", *COLUMNS, title="images", title_justify="left")
+    hearts = Table(
+        "group", "hearts", *QUANTITIES, title="anatomy: mean (SD), Wasserstein distance", title_justify="left"
+    )
+    for key, group in found["groups"].items():
+        name = f"{key}: {group['n_patients']},\n{group['n_half']} a side"
         for comparison, row in group["comparisons"].items():
             cells = [_cell(row, metric, digits) for metric, digits in COLUMNS.items()]
-            distances.add_row(f"{name} ({group['n_patients']})", comparison, f"2 x {group['n_half']}", *cells)
+            distances.add_row(name, comparison, *cells)
         for role, row in group["anatomy"].items():
             values = [(row[f"{key}_mean"], row[f"{key}_sd"]) for key in QUANTITIES]
             cells = ["-" if mean is None else f"{figure(mean, 1)} ({figure(sd, 1)})" for mean, sd in values]
-            hearts.add_row(name, role, str(row["n_patients"]), *cells)
+            hearts.add_row(name, f"{role}: {row['n_patients']}", *cells)
         for comparison, row in group["comparisons"].items():
             cells = [_cell(row, f"wasserstein_{key}", 1) for key in QUANTITIES]
-            hearts.add_row(name, f"Wasserstein, {comparison}", f"2 x {group['n_half']}", *cells)
+            hearts.add_row(name, f"distance, {comparison}", *cells)
     yield distances
     yield hearts
 
 
 def _cell(row: Mapping[str, Any], metric: str, digits: int) -> str:
-    """A figure and its interval; a dash where it was not measured."""
+    """A figure and, below it, its interval; a dash where it was not measured."""
     if row.get(metric) is None:
         return "-"
     bounds = interval(row["ci95"][metric], digits)
-    return figure(row[metric], digits) + (f" ({bounds})" if bounds else "")
+    return figure(row[metric], digits) + (f"\n{bounds}" if bounds else "")
 
 
 if __name__ == "__main__":

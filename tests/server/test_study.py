@@ -41,6 +41,7 @@ def test_a_run_of_an_earlier_version_finds_its_stages_by_name_and_in_order():
         *set(NAMES_OF_0_1) - {"regressor", "prior_only"},
         "combined_ef",
         "federated_segmenter",
+        "fidelity",
     }
     assert stage_name("ejection_fraction", MAIN_MODEL) == "regressor"
     assert stage_name("ejection_fraction", "prior_only") == "prior_only"

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fedcmr.server.evaluation.fidelity.anatomy import QUANTITIES
+from fedcmr.server.evaluation.fidelity.measure import TOO_FEW
 from fedcmr.server.evaluation.score import score
 from fedcmr.server.evaluation.tables import paired_table, table
 from fedcmr.server.federation.participation import participation
@@ -131,6 +133,45 @@ def study(simulated: bool = True) -> tuple[dict, ReportInputs]:
     return report, inputs
 
 
+def fidelity_block() -> dict:
+    """What `fedcmr.server.experiments.fidelity` publishes of two vendors, with a third that has too few patients."""
+    distances = {"frd": 31.4, "kid": -0.02, "precision": 0.81, "recall": 0.6}
+    hearts = {f"wasserstein_{key}": 4.5 for key in QUANTITIES}
+    row = {"n_patients": 15, **distances, **hearts, "auc_heart": 0.84, "auc_image": 0.9}
+    bounds = {name: [value - 0.1, value + 0.1] for name, value in row.items() if name != "n_patients"}
+    without = {key: value for key, value in row.items() if not key.startswith("auc")}
+    fewer = {key: value for key, value in bounds.items() if key in without}
+    comparisons = {
+        "own": {**row, "ci95": bounds},
+        "others": {**without, "ci95": fewer},
+        "halves": {**without, "wasserstein_mass_g": None, "ci95": fewer | {"wasserstein_mass_g": None}},
+        "prior_only": {**row, "ci95": bounds},
+    }
+    means = {f"{key}_{kind}": value for key in QUANTITIES for kind, value in (("mean", 130.25), ("sd", 41.0))}
+    described = {"n_patients": 15, **means, "ci95": {f"{key}_mean": [110.0, 150.0] for key in QUANTITIES}}
+    unknown = described | {"mass_g_mean": None, "mass_g_sd": None}
+    group = {
+        "n_patients": 15,
+        "n_synthetic": 100,
+        "n_prior_only": 40,
+        "n_others": 24,
+        "n_half": 7,
+        "comparisons": comparisons,
+        "anatomy": {"real": unknown, "synthetic": described, "prior_only": described},
+    }
+    return {
+        "test_sets": ["hospitals"],
+        "simulated": False,
+        "grid": {"size_px": 64, "pixel_mm": 2.0},
+        "structures": ["left ventricle at ED"],
+        "n_radiomics": 48,
+        "n_draws": 100,
+        "num_steps": 400,
+        "groups": {"Philips": group, "Siemens": group},
+        "not_measured": {"GE": TOO_FEW},
+    }
+
+
 def full_study() -> tuple[dict, ReportInputs]:
     """`study` with what is not in every run: two cross-vendor evaluations, subgroups, uncertainty, EF classes."""
     report, inputs = study()
@@ -187,6 +228,7 @@ def full_study() -> tuple[dict, ReportInputs]:
     report |= {
         "matrix": kinds,
         "matrix_differences": differences,
+        "fidelity": fidelity_block(),
         "subgroups": {"hospitals": facts, "mnms": {}},
         "uncertainty": {
             "hospitals": {"n_patients": 45, "mean_sd_points": 3.1, "coverage": coverage, "rank_correlation": 0.31},
@@ -215,11 +257,14 @@ def full_study() -> tuple[dict, ReportInputs]:
         for vendor in VENDORS
         for kind in ("Best", "Worst")
     ]
+    large = {
+        vendor: SampleSheet(Row(sheet.synthetic.images[:2], [0.2, 0.3])) for vendor, sheet in inputs.samples.items()
+    }
     sd = [None if i == 7 else float(value) for i, value in enumerate(rng.uniform(0.02, 0.06, 45))]
     predictions = {
         "hospitals": SetPredictions(vendors, predictions.true, predictions.predicted, sd),
         "mnms": SetPredictions(VENDORS, few["true"], few["predicted"]),
     }
     return report, ReportInputs(
-        **{**vars(inputs), "predictions": {"synthetic_only": predictions}, "outlined": outlined}
+        **{**vars(inputs), "predictions": {"synthetic_only": predictions}, "outlined": outlined, "large": large}
     )

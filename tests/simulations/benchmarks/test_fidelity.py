@@ -32,7 +32,13 @@ def test_folders_give_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     options = ["--synthetic", made, "--prior", prior, "--json", tmp_path / "f.json", "--steps", 1, "--draws", 2]
     assert run(monkeypatch, *options, *groups) == 0
     told = capsys.readouterr().out
-    assert "here (8)" in told and "halves" in told and "prior_only" in told and "there: not measured" in told
+    assert (
+        "here: 8" in told
+        and "4 a side" in told
+        and "halves" in told
+        and "prior_only" in told
+        and "there: not measured" in told
+    )
     group = json.loads((tmp_path / "f.json").read_text())["groups"]["here"]
     assert group["n_half"] == 4 and set(group["anatomy"]) == {"real", "synthetic", "prior_only"}
     assert 0 <= group["comparisons"]["prior_only"]["auc_image"] <= 1
