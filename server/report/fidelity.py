@@ -102,7 +102,14 @@ def _anatomy(group: Mapping[str, Any]) -> list[FidelityRow]:
         values = [(row[f"{key}_mean"], row[f"{key}_sd"]) for key in QUANTITIES]
         cells = [("–" if mean is None else f"{figure(mean, 1)} ± {figure(sd, 1)}", "") for mean, sd in values]
         rows.append(FidelityRow(f"{names[role]}, mean ± SD", cells))
-    for name, what in ((OWN, "synthetic from test patients"), (HALVES, "halves of the test patients")):
+    compared = {
+        OWN: "synthetic from test patients",
+        PRIOR_ONLY: "public prior only from them",
+        HALVES: "halves of them",
+    }
+    for name, what in compared.items():
+        if name not in group["comparisons"]:
+            continue
         row = group["comparisons"][name]
         cells = [_cell(row, f"wasserstein_{key}", 1) for key in QUANTITIES]
         rows.append(FidelityRow(f"Wasserstein distance, {what}", cells, name == OWN))

@@ -28,6 +28,7 @@ def test_every_comparison_has_a_row_with_its_intervals_and_the_own_one_stands_ou
     assert "130.2 ± 41.0" in text and "Siemens, 15 patients; 7 a side" in text
     halves = re.search(r"one half of the Siemens patients.*?</tr>", text, re.DOTALL).group()
     assert halves.count("<td>–</td>") == 2  # no network is asked
+    assert text.count("Wasserstein distance, public prior only") == 2
     assert "Not measured for GE: fewer than 8 test patients" in text
 
 
