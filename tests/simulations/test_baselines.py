@@ -82,6 +82,7 @@ def two_sites(make_study, write_cases) -> RunFolder:
         *SMALL,
         "evaluation.baselines=[leave_one_site_out]",
         "evaluation.epsilons=[9]",
+        "evaluation.fidelity=true",
         "synthesis.vendor_shares={Siemens: 3, Philips: 1}",
         max_epsilon=4.0,
         min_patients=2,
@@ -109,6 +110,7 @@ def test_nested_studies_answer_on_all_test_patients_and_spend_from_ledgers_of_th
         metadata = checkpoint.load(nested / "generator.safetensors")[1]
         assert sorted(metadata["sites"]) == sites
         assert all(epsilon / 1.1 < site["epsilon"] <= epsilon for site in metadata["sites"].values())
+        assert not load_run(nested).config.evaluation.fidelity, "the main study's hearts are compared, not these"
         assert not any(site["refused"] for site in metadata["sites"].values())
         if vendor:
             assert json.loads((nested / "report.json").read_text())["synthetic"]["per_vendor"] == {vendor: 4}
