@@ -16,9 +16,9 @@ from tests.server.report.report_study import full_study
 ROOT = Path(__file__).resolve().parents[3]
 DARK = "--blink-settings=preferredColorScheme=0"
 PAPER = {"light": "rgb(250, 249, 246)", "dark": "rgb(18, 20, 22)"}
-NUM_IMAGES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 6 + 6 + 1 + 1
+NUM_IMAGES = 1 + 2 + 2 * 4 + 6 + 1 + 6 + 6 + 6 + 3 + 1 + 1
 """Errors, heat maps, two plots of three vendors and a small test set, cases, calibration, contours, samples, maps,
-requests, curves."""
+large ones, requests, curves."""
 
 pytestmark = [pytest.mark.engine, pytest.mark.tool("chromium")]
 
