@@ -1,14 +1,19 @@
 """What an import is made of, without an archive: queries, lists, bodies, state, patience."""
 
 import datetime
+import fcntl
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom
 import pytest
 
 from fedcmr.client.archive.archive import Answered, Broken, NotFetched, NotReached
+from fedcmr.client.archive.credentials import Certificates
+from fedcmr.client.archive.dimse import NOT_EXPECTED, OUT_OF_RESOURCES, SUCCESS, DimseArchive
 from fedcmr.client.archive.fetching import fetch_study
 from fedcmr.client.archive.finding import Found, FoundStudy, find_studies
 from fedcmr.client.archive.importing import import_studies
@@ -259,6 +264,38 @@ def test_the_originals_are_not_kept_among_the_cases(tmp_path):
     for keep in (tmp_path / "train" / "originals", tmp_path):
         with pytest.raises(UserError, match="--keep"):
             import_studies(Shelf({}), found(), quick(), tmp_path / "train", Choices("dicom"), key=KEY, keep=keep)
+
+
+def test_two_imports_into_one_folder_do_not_meet_and_what_a_killed_one_left_goes(tmp_path):
+    arguments = (Shelf({}), found(), quick(), tmp_path / "site" / "train", Choices("dicom"))
+    left = tmp_path / "site" / "train.fetching" / "p1" / "000000.dcm"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"CANARY")
+    descriptor = os.open(left.parents[1], os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another import"):
+        import_studies(*arguments, key=KEY)
+    assert left.exists()
+    os.close(descriptor)
+    with pytest.raises(UserError, match="no usable patient"):
+        import_studies(*arguments, key=KEY)
+    assert not left.parents[1].exists()
+
+
+def test_the_open_port_takes_what_was_asked_for_once_and_nothing_else(tmp_path):
+    inbox = DimseArchive("PACS", "127.0.0.1", 104, "FEDCMR", 11112, Certificates()).inbox
+
+    def send(uid: str) -> int:
+        request = SimpleNamespace(AffectedSOPInstanceUID=uid)
+        return inbox.receive(SimpleNamespace(request=request, encoded_dataset=lambda: b"image"))
+
+    assert send("1.2") != SUCCESS, "nothing is being fetched"
+    inbox.open(tmp_path, {"1.2", "1.3"})
+    assert [send("9.9"), send("1.2"), send("1.2")] == [NOT_EXPECTED, SUCCESS, NOT_EXPECTED]
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes() == b"image" and path.stat().st_mode & 0o077 == 0
+    inbox.folder = tmp_path / "gone"
+    assert send("1.3") == OUT_OF_RESOURCES and isinstance(inbox.error, OSError)
 
 
 def test_the_state_and_the_digests_of_names_mean_nothing_without_the_key():
