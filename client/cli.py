@@ -14,7 +14,7 @@ from fedcmr.client.archive.cli import add_import
 from fedcmr.client.check.folder import HTML_NAME, check, complain, write_report
 from fedcmr.client.check.html_report import facts
 from fedcmr.client.check.report import CheckReport, as_json, meaning
-from fedcmr.client.deidentify import read_key
+from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.deployment.cli import add_commands
 from fedcmr.client.fetch.cli import add_fetch
 from fedcmr.client.ingest.account import print_account
@@ -23,8 +23,11 @@ from fedcmr.client.ingest.layouts.layout import SHORT_AXIS
 from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.options import add_case_options
 from fedcmr.client.ingest.prepare import prepare
+from fedcmr.client.ingest.refused_list import LIST_NAME, printable
+from fedcmr.client.whois import trace
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.console import plain_console
+from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError, run_command
 from fedcmr.shared.provenance import PRIVATE_REAL, PUBLIC_SETS, SIMULATED_SCANS, public
 from fedcmr.shared.site_facts import parse_vendors
@@ -62,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--labels",
         metavar="rv=1,myo=2,lv=3",
-        help="for --format plain: what the masks' numbers mean; background=5 leaves one out",
+        help="for --format plain and nnunet: what the masks' numbers mean; background=5 leaves one out",
     )
     sub.add_argument(
         "--axes",
         choices=(SHORT_AXIS,),
-        help="for --format plain, what a header cannot say: every stack is a short axis seen from the apex, its slices "
-        "along the longest voxel side; headers that show a short axis are read all the same",
+        help="for --format plain and nnunet, what a header cannot say: every stack is a short axis seen from the apex, "
+        "its slices along the longest voxel side; headers that show a short axis are read all the same",
     )
     sub.add_argument(
         "--ef-table",
@@ -105,6 +108,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_case_options(sub, _positive)
     sub.set_defaults(command=_prepare)
+
+    sub = commands.add_parser(
+        "whois",
+        help="which patient and scans are behind a pseudonym, for who holds the key",
+        description="Reads the scans again and computes their pseudonyms with the site's key: no file links the two. "
+        "What it prints names patients.",
+    )
+    sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' made")
+    sub.add_argument(
+        "pseudonyms",
+        nargs="+",
+        metavar="PSEUDONYM",
+        help="of a case, or of a patient (the column group of cases.csv)",
+    )
+    sub.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} next to DST)")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SRC",
+        help="folders of the scans (default: those that 'prepare' was called with)",
+    )
+    sub.add_argument(
+        "--num-processes",
+        type=_positive,
+        default=num_cores(),
+        help="child processes that read the scans (default: one per core that this process may use, %(default)s)",
+    )
+    sub.set_defaults(command=_whois)
 
     sub = commands.add_parser(
         "check",
@@ -229,6 +262,27 @@ def _prepare(options: argparse.Namespace) -> None:
         axes=options.axes,
     )
     print_account(summary, options.destination, console)
+    if summary.refused or summary.left_out:
+        console.print(f"which ones: {options.destination / LIST_NAME}, which names patients", soft_wrap=True)
+
+
+def _whois(options: argparse.Namespace) -> None:
+    """Print which patient and scans are behind pseudonyms."""
+    key = read_key(options.destination.resolve().parent / KEY_NAME if options.key is None else options.key)
+    found = trace(options.destination, options.pseudonyms, key, options.source, options.num_processes)
+    if found:
+        table = Table("pseudonym", "patient", "accession", "study", "path")
+        for one in found:
+            place = one.place
+            told = (place.patient, place.accession, place.study, place.path)
+            table.add_row(one.pseudonym, *(printable(text) for text in told))
+        console.print(table)
+    missing = len(set(options.pseudonyms) - {one.pseudonym for one in found})
+    if missing:
+        raise UserError(
+            f"{missing} of the pseudonyms {'is' if missing == 1 else 'are'} of no study in these scans: give the "
+            "folder that it was prepared from with --source"
+        )
 
 
 def _check(options: argparse.Namespace) -> None:

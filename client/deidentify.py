@@ -14,6 +14,8 @@ from fedcmr.shared.plain_files import read_plain
 KEY_NAME = "pseudonym.key"
 KEY_BYTES = 32
 MAX_KEY_BYTES = 4096
+KEY_CHECK = "key check"
+"""What a prepared folder holds the pseudonym of, so that another key is told from its own."""
 
 
 def pseudonym(key: bytes, *identity: str) -> str:

@@ -19,7 +19,8 @@ from typing import Any, TextIO
 from fedcmr.server.settings import Config, dump, load
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.permissions import private_opener
+from fedcmr.shared.file_names import PRIVATE_NAME
+from fedcmr.shared.permissions import make_private, private_opener
 from fedcmr.shared.progress import console
 
 CONFIG_NAME, LOG_NAME, METRICS_NAME = "config.yaml", "log.txt", "metrics.jsonl"
@@ -191,6 +192,12 @@ def load_run(path: Path) -> RunFolder:
     if not (path / CONFIG_NAME).is_file():
         raise UserError(f"{path} is not a run folder (no {CONFIG_NAME}): make one with 'fedcmr-simulate --out {path}'")
     return RunFolder(path, load(path / CONFIG_NAME))
+
+
+def copy_cases(folder: Path, copy: Path) -> None:
+    """Copy a folder of prepared cases for this account alone, without what its own site keeps of them."""
+    shutil.copytree(folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PRIVATE_NAME))
+    make_private(copy)
 
 
 def _check_same(path: Path, config: Config) -> None:

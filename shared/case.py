@@ -30,6 +30,7 @@ each may belong to a structure that nobody drew. One label per pixel cannot say 
 cavity is certainly no cavity, and perhaps muscle or background, is lost.
 """
 ED, ES = 0, 1
+PHASE_NAMES = ("ed", "es")
 
 VENDORS = ("Siemens", "Philips", "GE", "Canon", "United Imaging")
 UNKNOWN = "unknown"

@@ -2,6 +2,8 @@
 
 PREPARED_NAME = "prepared.json"
 """In every prepared folder: settings, the key's check and, under `provenance`, where the scans come from."""
+PRIVATE_NAME = "private"
+"""In a prepared folder and in a run folder: what is for the eyes of the folder's owner; no copy of cases holds it."""
 MASKS_NAME = "masks.nii.gz"
 """Next to a study's DICOM files: its labels, axes (x, y, z, phase)."""
 DATASHEET_NAME, CHECKSUMS_NAME = "DATASHEET.md", "SHA256SUMS"

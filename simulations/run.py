@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from fedcmr.server.experiments.continuation import begin_from
 from fedcmr.server.experiments.preconditions import check_can_run
 from fedcmr.server.federation.state import StudySite, check_delta, write_study
 from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
-from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run
+from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run, copy_cases
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
@@ -28,7 +27,7 @@ from fedcmr.shared.case import fingerprint, load_case, read_index
 from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import Prior, load_prior
-from fedcmr.shared.permissions import make_private, private_folder
+from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder, public
 from fedcmr.simulations.baselines import run_baselines
@@ -293,9 +292,7 @@ def _use_prepared(run: RunFolder, root: Path) -> list[Hospital]:
     check_delta(run.config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:  # only now: what is wrong with a site leaves no copy behind
         if site.test is not None:
-            copy = private_folder(run.path / "test" / "hospitals") / site.name
-            shutil.copytree(site.test, copy, dirs_exist_ok=True)
-            make_private(copy)
+            copy_cases(site.test, private_folder(run.path / "test" / "hospitals") / site.name)
     return sites
 
 

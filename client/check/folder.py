@@ -13,6 +13,7 @@ from fedcmr.client.check.html_report import render_html
 from fedcmr.client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
 from fedcmr.client.ingest.destination import DETAILS_NAME, REFUSED_NAME
 from fedcmr.client.ingest.normalise import MAX_EF_DIFFERENCE
+from fedcmr.client.ingest.refused_list import LIST_NAME
 from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names, trains_the_generator
 from fedcmr.shared.case import (
     CASE_SIZE,
@@ -59,7 +60,8 @@ def write_report(folder: Path, report: CheckReport) -> None:
     """Write `folder/check.json` and the report `folder/check.html`, each whole or not at all."""
     text = json.dumps(as_json(report), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / JSON_NAME, text.encode())
-    write_atomically(folder / HTML_NAME, render_html(report).encode())
+    has_list = (folder / LIST_NAME).is_file()
+    write_atomically(folder / HTML_NAME, render_html(report, LIST_NAME if has_list else None).encode())
 
 
 def complain(folder: Path, report: CheckReport) -> None:

@@ -23,8 +23,13 @@ CONTOURS = {
 }
 
 
-def render_html(report: CheckReport) -> str:
-    """The report as HTML."""
+def render_html(report: CheckReport, refused_list: str | None = None) -> str:
+    """The report as HTML.
+
+    Args:
+        report: What it shows.
+        refused_list: The path within the folder of the list of what was refused; None where there is none.
+    """
     environment = Environment(
         loader=FileSystemLoader(resource(TEMPLATE).parent),
         autoescape=True,
@@ -39,6 +44,7 @@ def render_html(report: CheckReport) -> str:
     shown = {id(case) for case in [*flagged, *others][:MAX_IMAGES]}
     return environment.get_template(TEMPLATE.rpartition("/")[2]).render(
         report=report,
+        refused_list=refused_list,
         headline=headline(report),
         key_figures=_key_figures(report),
         facts=facts(report),

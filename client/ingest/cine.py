@@ -1,7 +1,6 @@
 """What every reader returns: a short-axis stack over time on the scanner's own grid."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.client.ingest.identity import Identity
+from fedcmr.client.ingest.places import Place, Tally
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Study:
         is_synthetic: Whether every file says that this project's generator made it, so that it shows no patient.
         identity: What the files say about the patient, for a comparison with other studies; None where they say
             nothing but a number.
+        place: Where it lies; for the site's own list of what was refused, and nowhere else.
     """
 
     patient: str = field(repr=False)
@@ -67,6 +68,7 @@ class Study:
     warnings: tuple[str, ...] = ()
     is_synthetic: bool = False
     identity: Identity | None = field(default=None, repr=False)
+    place: Place = field(default=Place(), repr=False)
 
     @property
     def spelt(self) -> str:
@@ -80,10 +82,10 @@ class Findings:
 
     Attributes:
         studies: In a fixed order.
-        refused: Number of studies refused, by reason code.
-        left_out: Number of files, or series of a usable study, that are no part of a short-axis cine, by reason code.
+        refused: Studies refused, by reason code.
+        left_out: Files, or series of a usable study, that are no part of a short-axis cine, by reason code.
     """
 
     studies: list[Study]
-    refused: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    refused: Tally = field(default_factory=Tally)
+    left_out: Tally = field(default_factory=Tally)

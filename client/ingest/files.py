@@ -3,9 +3,10 @@
 import filecmp
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+
+from fedcmr.client.ingest.places import Place, Tally, common_folder
 
 SYSTEM_FOLDERS = frozenset(
     {
@@ -31,7 +32,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".ta
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
-def plain_files(source: Path, left_out: Counter[str]) -> Iterator[str]:
+def plain_files(source: Path, left_out: Tally) -> Iterator[str]:
     """Paths of the files below a folder, folder by folder and in the order of their names.
 
     A link to a file counts as that file, under the link's own name: git-annex and many studies' scripts make folders of
@@ -48,29 +49,29 @@ def plain_files(source: Path, left_out: Counter[str]) -> Iterator[str]:
         try:
             status = Path(folder).stat()
             if (status.st_dev, status.st_ino) in seen:
-                left_out["no-regular-file"] += 1
+                left_out.add("no-regular-file", folder)
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError:
-            left_out["unreadable"] += 1
+            left_out.add("unreadable", folder)
             continue
         below: list[str] = []
         for entry in found:
             try:
                 if is_system(entry.name):
-                    left_out["system-file"] += 1
+                    left_out.add("system-file", entry.path)
                 elif entry.is_dir():
                     (linked if entry.is_symlink() else below).append(entry.path)
                 elif not entry.is_file():
-                    left_out["no-regular-file"] += 1
+                    left_out.add("no-regular-file", entry.path)
                 elif entry.name.lower().endswith(ARCHIVES):
-                    left_out["archive"] += 1
+                    left_out.add("archive", entry.path)
                 else:
                     yield entry.path
             except OSError:
-                left_out["unreadable"] += 1
+                left_out.add("unreadable", entry.path)
         folders += reversed(below)
 
 
@@ -94,8 +95,8 @@ def same_name(name: str) -> str:
 def nifti_files(
     source: Path,
     named: Callable[[str], str | None],
-    left_out: Counter[str],
-    refused: Counter[str],
+    left_out: Tally,
+    refused: Tally,
     known: Collection[str] = (),
 ) -> dict[str, Path]:
     """The NIfTI files that a layout reads, wherever below the folder they lie.
@@ -118,7 +119,7 @@ def nifti_files(
         if name:
             found.setdefault(name, []).append(path)
         elif name is None and path.suffix.lower() not in known:
-            left_out["other-file"] += 1
+            left_out.add("other-file", path)
     chosen = {}
     for name, paths in found.items():
         by_folder: dict[Path, Path] = {}
@@ -128,9 +129,11 @@ def nifti_files(
         first, *others = by_folder.values()
         if all(_same_bytes(first, other) for other in others):
             chosen[name] = first
-            left_out["duplicate"] += len(paths) - 1
+            for path in paths:
+                if path != first:
+                    left_out.add("duplicate", path)
         else:
-            refused["same-name"] += 1
+            refused.add("same-name", Place(common_folder(paths), name))
     return chosen
 
 

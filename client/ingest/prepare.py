@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedcmr.client.deidentify import pseudonym, read_or_make_key
+from fedcmr.client.deidentify import KEY_CHECK, pseudonym, read_or_make_key
 from fedcmr.client.ingest.burned_in import SUSPECTED, suspect
 from fedcmr.client.ingest.cine import Study
 from fedcmr.client.ingest.destination import FROM_FILES, REFUSED_NAME, Destination, write_json
@@ -21,8 +21,10 @@ from fedcmr.client.ingest.layouts.ef_table import names_of, read_ef_table, with_
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.layout import Options
 from fedcmr.client.ingest.normalise import normalise
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.plausibility import check_masks
 from fedcmr.client.ingest.reasons import REASONS, Unusable
+from fedcmr.client.ingest.refused_list import LIST_NAME, remember_source, write_list
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.shared.case import UNKNOWN, Case, CaseInfo, contours_of, save_case
 from fedcmr.shared.errors import UserError
@@ -98,10 +100,11 @@ def prepare(
     A case that is already there is kept, so an interrupted call resumes when it is repeated, and new scans can be
     added. What was refused is tried again. Besides the cases the folder gets `refused.json`, counts by reason code,
     `details.json`, what a case does not hold of its scan, and `prepared.json`, the settings and where the scans come
-    from.
+    from. `private/refused.csv` lists which studies of `source` were refused or passed over in part.
 
-    Guarantees: no name, number, date, UID or path of the source gets into the destination, a message or a log.
-    Not covered: what the pixels show.
+    Guarantees: no name, number, date, UID or path of the source gets into the destination, a message or a log, but for
+    the folder `private`, which is for the site's account alone and holds no pseudonym. Not covered: what the pixels
+    show.
 
     Args:
         source: The scans; only read.
@@ -145,10 +148,15 @@ def prepare(
         axes=axes,
     )
     with Preparation(destination, choices, key, num_processes) as preparation:
+        with _readable(destination):
+            remember_source(destination, source)
         added = preparation.add(source)
-        summary = preparation.finish(added.refused, added.left_out, added.num_unused_rows)
+        summary = preparation.finish(added.refused, added.left_out, added.unused_rows.total())
+        with _readable(destination):
+            write_list(destination, source, added.refused, added.left_out, added.unused_rows)
     if not summary.num_cases:
-        raise UserError(f"{source} holds no usable {layout} patient ({why_none(summary, destination)})")
+        which = f"; which ones: {destination / LIST_NAME}" if summary.refused or summary.left_out else ""
+        raise UserError(f"{source} holds no usable {layout} patient ({why_none(summary, destination)}){which}")
     return summary
 
 
@@ -213,7 +221,7 @@ class Choices:
             else {str(number): self.labels[number] for number in sorted(self.labels)},
             # With the key: a table of a few patients could be guessed from a plain hash.
             "ef_table": None if table is None else pseudonym(key, json.dumps(sorted(table.items()))),
-            "key_check": pseudonym(key, "key check"),
+            "key_check": pseudonym(key, KEY_CHECK),
             "provenance": (implied if self.provenance is None else self.provenance).as_json(),
             "one_study_one_patient": self.one_study_one_patient or None,
             "issuers_differ": self.issuers_differ or None,
@@ -235,14 +243,14 @@ class Added:
         refused: Studies refused, by reason code.
         left_out: As in `Summary`.
         identities: What its usable studies say about their patients, by pseudonym of the case.
-        num_unused_rows: Rows of the table of ejection fractions without a study.
+        unused_rows: Rows of the table of ejection fractions without a study.
     """
 
     cases: list[str]
-    refused: Counter[str]
-    left_out: Counter[str]
+    refused: Tally = field(repr=False)
+    left_out: Tally = field(repr=False)
     identities: dict[str, Identity]
-    num_unused_rows: int
+    unused_rows: Tally = field(repr=False)
 
 
 class Preparation:
@@ -302,7 +310,7 @@ class Preparation:
                 if job.pseudonym in known:
                     known[job.pseudonym] = replace(known[job.pseudonym], group=job.group)
             jobs = [job for job in found if job.pseudonym not in known or self._lacks_vendor(known[job.pseudonym])]
-            refused = Counter(findings.refused)
+            refused = findings.refused
             segmenter = self.choices.segmenter
             one = partial(
                 prepare_one,
@@ -315,9 +323,10 @@ class Preparation:
             )
             saved_at = time.monotonic()
             try:
-                for result in track(self.workers.map(one, jobs, ordered=False), "preparing cases", total=len(jobs)):
+                results = self.workers.as_finished(one, jobs)
+                for number, result in track(results, "preparing cases", total=len(jobs)):
                     if isinstance(result, Unusable):
-                        refused[result.code] += 1
+                        refused.add(result.code, jobs[number].study.place)
                         continue
                     known[result.info.pseudonym] = result.info
                     details[result.info.pseudonym] = result.details
@@ -326,12 +335,15 @@ class Preparation:
                         saved_at = time.monotonic()
             finally:
                 self.destination.save()
+        unused = Tally()
+        for patient in sorted(set(self.table or {}) - {name for study in studies for name in names_of(study)}):
+            unused.add("unused-row", Place(patient=patient))
         return Added(
             [job.pseudonym for job in found if job.pseudonym in known],
             refused,
-            Counter(findings.left_out),
+            findings.left_out,
             {job.pseudonym: job.study.identity for job in found if job.study.identity is not None},
-            0 if self.table is None else len(set(self.table) - {name for study in studies for name in names_of(study)}),
+            unused,
         )
 
     def _lacks_vendor(self, info: CaseInfo) -> bool:
@@ -344,7 +356,7 @@ class Preparation:
         Args:
             refused: Studies refused by all that was added, by reason code.
             left_out: As in `Summary`.
-            num_unused_rows: As in `Added`.
+            num_unused_rows: Number of rows of the table of ejection fractions without a study.
         """
         known, details, record = self.destination.known, self.destination.details, self.destination.record
         warnings = Counter(code for name in known for code in details.get(name, {}).get("warnings", []))

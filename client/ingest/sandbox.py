@@ -3,7 +3,7 @@
     with Workers(num_processes=2) as workers:
         for result in workers.map(read_file, paths, batch_size=64):      # in the order of the items
             if isinstance(result, Unusable): ...                         # its code
-        for result in workers.map(prepare_one, studies, ordered=False):  # as they are finished
+        for number, result in workers.as_finished(prepare_one, studies):  # the item's number, from 0
 
 Whatever a file makes of its child, the parent continues: an item whose child dies gets the code "parser-crashed", one
 that takes longer than `seconds` "too-slow", one that needs more than `memory_bytes` "too-large"; `Unusable` keeps its
@@ -65,21 +65,26 @@ class Workers:
         items: Iterable[Item],
         *,
         batch_size: int = 1,
-        ordered: bool = True,
     ) -> Iterator[Result | Unusable]:
-        """What `function` returns for each item, or why there is nothing.
+        """What `function` returns for each item, or why there is nothing, in the order of the items.
 
         Args:
             function: Pickles, as do its items and results. Must be free to run twice for an item where `batch_size`
                 is above 1: items that shared a batch with a deadly one are given out again, one by one.
             items: Consumed as the children get on.
             batch_size: Items per message; more cost less where an item takes a millisecond.
-            ordered: Results in the order of the items, or as they are finished.
 
         Raises:
             OSError: The function met one, for example a full disk: number and text as there, without the file.
         """
-        return _Job(self, pickle.dumps(function), _module_of(function), _batches(items, batch_size)).run(ordered)
+        return _Job(self, pickle.dumps(function), _module_of(function), _batches(items, batch_size)).in_order()
+
+    def as_finished(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[int, Result | Unusable]]:
+        """The number of each item, from 0, and what `map` would return for it, as the children finish them."""
+        job = _Job(self, pickle.dumps(function), _module_of(function), _batches(items, 1))
+        return ((number, results[0]) for number, results in job.as_finished())
 
     def close(self) -> None:
         """End the children."""
@@ -123,18 +128,19 @@ class _Job:
         self.parts: dict[int, dict[int, Any]] = {}
         """Results of a batch whose items were given out again, by their place in it."""
 
-    def run(self, ordered: bool) -> Iterator[Any]:
+    def in_order(self) -> Iterator[Any]:
         turn = 0
+        for number, results in self.as_finished():
+            self.finished[number] = results
+            while turn in self.finished:
+                yield from self.finished.pop(turn)
+                turn += 1
+
+    def as_finished(self) -> Iterator[tuple[int, list[Any]]]:
+        """Batches by their number."""
         try:
             while self._send() or self.busy:
-                for number, results in self._receive():
-                    if not ordered:
-                        yield from results
-                        continue
-                    self.finished[number] = results
-                while turn in self.finished:
-                    yield from self.finished.pop(turn)
-                    turn += 1
+                yield from self._receive()
         finally:
             # After an interruption children are still at work: they are ended, not waited for.
             _fork_server.end([child for child, _ in self.busy.values()])

@@ -29,12 +29,12 @@ from fedcmr.server.experiments.preconditions import check_can_run
 from fedcmr.server.federation.participation import participation
 from fedcmr.server.federation.senders import write_nodes
 from fedcmr.server.federation.state import check_delta, quorum, read_study, write_study
-from fedcmr.server.run_folder import RunFolder, load_run, open_run
+from fedcmr.server.run_folder import RunFolder, copy_cases, load_run, open_run
 from fedcmr.server.settings import load
 from fedcmr.shared.case import read_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.permissions import make_private, private_folder
+from fedcmr.shared.permissions import private_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_ROUNDS = 3
@@ -74,9 +74,7 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     run = open_run(out, settings)
     try:
         for path in tests:
-            copy = private_folder(run.path / "test") / path.resolve().name
-            shutil.copytree(path, copy, dirs_exist_ok=True)
-            make_private(copy)
+            copy_cases(path, private_folder(run.path / "test") / path.resolve().name)
         write_study(run, sites)
     except BaseException:  # also an interruption: a run without its test patients could not be resumed
         shutil.rmtree(out)

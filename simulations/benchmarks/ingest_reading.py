@@ -46,7 +46,7 @@ def files_per_second(source: Path, num_processes: int, repeats: int) -> dict[str
 def read_as_prepare(source: Path, workers: Workers) -> int:
     """Find and read every study as `prepare` does, to the pixels; returns the number of images."""
     total = 0
-    for result in workers.map(read_study, find_dicom(source, workers).studies, ordered=False):
+    for _, result in workers.as_finished(read_study, find_dicom(source, workers).studies):
         if isinstance(result, Unusable):
             raise result
         total += result

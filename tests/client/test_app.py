@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -457,3 +458,23 @@ def test_every_code_of_policy_and_ledger_may_leave():
     assert len(codes) >= 7
     assert codes <= CODES
     assert json.dumps(sorted(codes))
+
+
+OPENED: list[str] | None = None
+
+
+def watch(event, arguments):
+    if OPENED is not None and event in ("open", "os.scandir", "os.listdir"):
+        OPENED.append(str(arguments[0]))
+
+
+@pytest.mark.parametrize("task", ["statistics", "gradients"])
+def test_the_sites_list_of_refused_studies_is_never_opened_for_an_answer(site, arrays, request_of, monkeypatch, task):
+    private = site / "train" / "private"
+    private.mkdir()
+    (private / "refused.csv").write_text(CANARY)
+    sys.addaudithook(watch)  # for good: Python takes none away
+    monkeypatch.setitem(globals(), "OPENED", [])
+    reply = ask(site, pack_request(arrays, request_of(task=task)))
+    assert code_of(reply) == OK
+    assert any("cases" in path for path in OPENED) and not any(str(private) in path for path in OPENED)

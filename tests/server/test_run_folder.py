@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fedcmr.server.run_folder import load_run, open_run
+from fedcmr.server.run_folder import copy_cases, load_run, open_run
 from fedcmr.server.settings import load
 from fedcmr.shared.errors import UserError
+from fedcmr.shared.permissions import open_to_others
 
 
 @pytest.fixture
@@ -79,3 +80,16 @@ def test_a_second_process_is_kept_out(tmp_path, config):
     process.start()
     assert "in use by another process" in answers.get(timeout=60)
     process.join()
+
+
+def test_a_copy_of_prepared_cases_is_private_and_without_the_sites_own_list(tmp_path):
+    for name in ("cases.csv", "cases/p.npz", "private/refused.csv"):
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).touch(mode=0o644)
+    copy_cases(tmp_path / "from", tmp_path / "to")
+    assert {path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*")} == {
+        "cases.csv",
+        "cases",
+        "cases/p.npz",
+    }
+    assert open_to_others([tmp_path / "to"]) == []

@@ -8,6 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.dicom.pixels import read_pixels
@@ -25,12 +26,12 @@ class Distinct:
 
     Attributes:
         images: Those that are left, in the order they came.
-        num_copies: Files of which an image was left out.
+        copies: Files of which an image was left out.
         conflicting: Groups in which two different images claim one SOPInstanceUID, place and time.
     """
 
     images: list[Header]
-    num_copies: int
+    copies: tuple[Path, ...]
     conflicting: frozenset[str]
 
 
@@ -73,7 +74,7 @@ def without_copies(
             else:
                 kept.append(index)
     left = [image for index, image in enumerate(images) if index not in copies]
-    return Distinct(left, len({images[index].path for index in copies}), frozenset(conflicting))
+    return Distinct(left, tuple(sorted({images[index].path for index in copies})), frozenset(conflicting))
 
 
 def _place(image: Header) -> tuple[object, ...]:

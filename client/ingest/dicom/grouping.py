@@ -1,13 +1,14 @@
 """Images -> studies: who belongs together when headers are incomplete or contradict each other."""
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedcmr.client.deidentify import same_patient
 from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.identity import Identity, identity_of, identity_warnings, of_one_person
 from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.places import Place, Tally, common_folder
 from fedcmr.client.ingest.reasons import Unusable
 
 StudyKey = tuple[str, str]
@@ -23,14 +24,14 @@ class Grouped:
         spellings: How the files spell each study's PatientID, where that is not the key's own spelling; else empty.
         warnings: What is uncertain about each study's patient, as reason codes.
         identities: What each study says about its patient.
-        refused: Number of studies refused, by reason code.
+        refused: Studies refused, by reason code.
     """
 
     studies: dict[StudyKey, list[Header]] = field(repr=False)
     spellings: dict[StudyKey, str] = field(repr=False)
     warnings: dict[StudyKey, tuple[str, ...]] = field(repr=False)
     identities: dict[StudyKey, Identity] = field(repr=False)
-    refused: Counter[str]
+    refused: Tally
 
 
 def group_studies(
@@ -89,7 +90,19 @@ def group_studies(
             refused_studies[key[1]] = "issuers-of-one-person"
             del studies[key], spellings[key], identities[key]
     warnings = identity_warnings(identities, issuers_differ)
-    return Grouped(studies, spellings, warnings, identities, Counter(refused_studies.values()))
+    refused = Tally()
+    for study_uid, code in refused_studies.items():
+        refused.add(code, place_of(groups[study_uid]))
+    return Grouped(studies, spellings, warnings, identities, refused)
+
+
+def place_of(images: Sequence[Header]) -> Place:
+    """Where a study lies, and what its files call it; of several numbers all."""
+    patients, accessions, studies = (
+        ", ".join(sorted({getattr(image, keyword).strip() for image in images} - {""}))
+        for keyword in ("PatientID", "AccessionNumber", "StudyInstanceUID")
+    )
+    return Place(common_folder(image.path for image in images), patients, accessions, studies)
 
 
 def _spelling(images: Iterable[Header]) -> str:

@@ -40,6 +40,7 @@ class Header:
             keyed hash where the site says that issuers differ.
         order: InstanceNumber of an Enhanced file that holds one phase, where InstanceNumber is the temporal position.
         AcquisitionTime: HHMMSS as one number, or SeriesTime's where it is missing; tells which of two scans was later.
+        AccessionNumber: For the site's own list of what was refused, and nowhere else.
         pixel_format: How to read the pixels; None in a header that is not from a file.
         pixel_offset: Byte of the file at which the value of PixelData starts, all frames together.
     """
@@ -74,6 +75,7 @@ class Header:
     pixel_offset: int = 0
     order: float = math.nan
     AcquisitionTime: float = math.nan
+    AccessionNumber: str = field(default="", repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain values: thousands of headers travel between processes."""

@@ -7,7 +7,7 @@ Every file is parsed in a child process; what is no usable MR image is counted b
 import hashlib
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from fedcmr.client.ingest.cine import Cine, Findings, Study
 from fedcmr.client.ingest.dicom.copies import without_copies
 from fedcmr.client.ingest.dicom.elements import Elements, wanted
 from fedcmr.client.ingest.dicom.enhanced import FRAME_ELEMENTS, frame_headers
-from fedcmr.client.ingest.dicom.grouping import StudyKey, group_studies
+from fedcmr.client.ingest.dicom.grouping import StudyKey, group_studies, place_of
 from fedcmr.client.ingest.dicom.header import Header, shared_value
 from fedcmr.client.ingest.dicom.parser import Parsed, parse
 from fedcmr.client.ingest.dicom.pixels import FORMAT_ELEMENTS, MAX_ROWS, pixel_format, read_grid
@@ -37,6 +37,7 @@ from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_nifti, relabel
 from fedcmr.client.ingest.patient import agreed_sex
 from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
@@ -92,6 +93,8 @@ HEADER_ELEMENTS = {
 """The allow-list: nothing else of a file is ever kept."""
 PERSON_ELEMENTS = wanted("PatientName", "PatientBirthDate", "IssuerOfPatientID")
 """Become digests where they are read."""
+PLACE_ELEMENTS = wanted("AccessionNumber")
+"""For the site's own list of what was refused, and nowhere else."""
 
 
 def find_dicom(
@@ -108,40 +111,47 @@ def find_dicom(
     if workers is None:
         with Workers() as one:
             return find_dicom(source, one, one_study_one_patient, issuers_differ)
-    left_out: Counter[str] = Counter()
+    left_out = Tally()
     files = list(plain_files(source, left_out))
     mask_files = [Path(path) for path in files if _is_mask_file(path)]
     files = [path for path in files if not _is_mask_file(path)]
     packed = {path.parent for path in mask_files if path.name.lower().endswith(".gz")}
-    left_out["duplicate"] += sum(path.parent in packed for path in mask_files) - len(packed)
-    mask_files = [path for path in mask_files if path.parent not in packed or path.name.lower().endswith(".gz")]
+    # Of masks that somebody unpacked next to themselves the compressed file counts.
+    unpacked = [path for path in mask_files if path.parent in packed and not path.name.lower().endswith(".gz")]
+    for path in unpacked:
+        left_out.add("duplicate", path)
+    mask_files = [path for path in mask_files if path not in unpacked]
     images: list[Header] = []
     segmentations: dict[str, list[Segmentation]] = defaultdict(list)
-    for found in track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)):
+    found_in = track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files))
+    for file, found in zip(files, found_in, strict=True):
         if isinstance(found, Unusable):
-            left_out[found.code] += 1
+            left_out.add(found.code, file)
         elif isinstance(found, Segmentation):
             segmentations[found.StudyInstanceUID].append(found)
         else:
             images += found
     distinct = without_copies(images, workers)
-    left_out["duplicate"] += distinct.num_copies
+    for copy in distinct.copies:
+        left_out.add("duplicate", copy)
     grouped = group_studies(distinct.images, one_study_one_patient, issuers_differ, distinct.conflicting)
     masks = _masks_by_study(mask_files, grouped.studies)
-    studies, refused = [], Counter(grouped.refused)
+    studies, refused = [], grouped.refused
     for (patient, study), members in sorted(grouped.studies.items()):
+        place = place_of(members)
         try:
             stack, other_series = find_stack(members)
             if is_annotated(image for position in stack.images for image in position):
                 raise Unusable("burned-in-annotation")
-            chosen, num_others = choose(segmentations.pop(study, []), stack)
+            chosen, others = choose(segmentations.pop(study, []), stack)
             if len(masks[patient, study]) + bool(chosen) > 1:
                 raise Unusable("ambiguous-masks")
         except Unusable as unusable:
-            refused[unusable.code] += 1
+            refused.add(unusable.code, place)
             continue
-        left_out += other_series
-        left_out["other-segmentation"] += num_others
+        left_out.add_all(other_series, place)
+        for other in others:
+            left_out.add("other-segmentation", replace(place, path=str(other)))
         mask_file = next(iter(masks[patient, study]), None)
         key, warnings = (patient, study), grouped.warnings[patient, study]
         read = partial(read_stack, stack, mask_file, chosen)
@@ -150,10 +160,12 @@ def find_dicom(
         is_ours = all(image.Manufacturer == EXPORTER for image in members)
         if says_so and not is_ours:
             warnings += ("synthetic-data",)
-        ours = says_so and is_ours
-        studies.append(Study(patient, study, read, grouped.spellings[key], warnings, ours, grouped.identities[key]))
-    left_out["other-segmentation"] += sum(map(len, segmentations.values()))
-    return Findings(studies, +refused, +left_out)
+        identity, ours = grouped.identities[key], says_so and is_ours
+        studies.append(Study(patient, study, read, grouped.spellings[key], warnings, ours, identity, place))
+    for unused in segmentations.values():
+        for segmentation in unused:
+            left_out.add("other-segmentation", Place(str(segmentation.path), study=segmentation.StudyInstanceUID))
+    return Findings(studies, refused, left_out)
 
 
 def _is_mask_file(path: str) -> bool:
@@ -168,7 +180,7 @@ def read_file(path: Path | str) -> list[Header] | Segmentation:
     Raises:
         Unusable: The file is something else, is damaged, or says too little.
     """
-    parsed = parse(path, {**HEADER_ELEMENTS, **PERSON_ELEMENTS})
+    parsed = parse(path, {**HEADER_ELEMENTS, **PERSON_ELEMENTS, **PLACE_ELEMENTS})
     elements = parsed.elements
     sop_class = elements.text("SOPClassUID") or parsed.media_class
     if sop_class in SEGMENTATION_CLASSES:
@@ -235,6 +247,7 @@ def _file_header(path: Path, parsed: Parsed) -> Header:
         pixel_format=shared_value(pixel_format(parsed, int(rows), int(columns))),
         pixel_offset=parsed.pixel_offset,
         AcquisitionTime=_first_number(elements, "AcquisitionTime", "SeriesTime"),
+        AccessionNumber=shared_value(elements.text("AccessionNumber")),
     )
 
 

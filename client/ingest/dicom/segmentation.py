@@ -102,11 +102,11 @@ def read_segmentation_header(path: Path) -> Segmentation:
     return Segmentation(path, study, instance, frozenset(series))
 
 
-def choose(segmentations: Sequence[Segmentation], stack: Stack) -> tuple[tuple[Path, ...], int]:
-    """Those of a study's segmentations that may be of the stack, and how many are of other images."""
+def choose(segmentations: Sequence[Segmentation], stack: Stack) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Those of a study's segmentations that may be of the stack, and those of other images."""
     series = {image.SeriesInstanceUID for position in stack.images for image in position}
-    chosen = [one.path for one in segmentations if not one.SeriesInstanceUIDs or one.SeriesInstanceUIDs & series]
-    return tuple(chosen), len(segmentations) - len(chosen)
+    chosen = [one for one in segmentations if not one.SeriesInstanceUIDs or one.SeriesInstanceUIDs & series]
+    return tuple(one.path for one in chosen), tuple(one.path for one in segmentations if one not in chosen)
 
 
 def read_segmentations(paths: Sequence[Path], stack: Stack) -> NDArray[np.uint8] | None:

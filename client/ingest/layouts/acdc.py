@@ -5,8 +5,9 @@ the spacing may be nominal, and neither the field strength (1.5 T or 3 T) nor th
 """
 
 import math
+import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedcmr.client.ingest.files import find_named, is_system, nifti_stem, plain_
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import read_phases, spacing_of
 from fedcmr.client.ingest.patient import pathology_code
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
 from fedcmr.shared.plain_files import read_plain
@@ -38,14 +40,14 @@ def find_acdc(source: Path, folds: Collection[int] | None = None) -> Findings:
         source: The folder that holds the patients' folders, or one above it.
         folds: Keep patients NNN with (NNN - 1) % 5 in this; None keeps all.
     """
-    left_out, refused = Counter[str](), Counter[str]()
+    left_out, refused = Tally(), Tally()
     folders: dict[str, set[Path]] = defaultdict(set)
     for path in map(Path, plain_files(source, left_out)):
         match, stem = PATIENT.fullmatch(path.parent.name), nifti_stem(path.name)
         if match is not None and (stem is None or stem.lower().startswith("patient")):
             folders[match[1]].add(path.parent)
         elif path.suffix.lower() not in OTHER_SUFFIXES:
-            left_out["other-file"] += 1
+            left_out.add("other-file", path)
     for folder in {*source.glob("*"), *source.glob("*/*")}:  # also an empty one: its patient is missing
         if (match := PATIENT.fullmatch(folder.name)) and not is_system(folder.parent.name) and folder.is_dir():
             folders[match[1]] = folders[match[1]] or {folder}
@@ -54,10 +56,11 @@ def find_acdc(source: Path, folds: Collection[int] | None = None) -> Findings:
         if folds is not None and (int(number) - 1) % NUM_FOLDS not in folds:
             continue
         if len(places) > 1:
-            refused["same-name"] += 1
+            refused.add("same-name", Place(os.path.commonpath(places), number))
         else:
-            studies.append(Study(number, number, partial(read_acdc, places.pop())))
-    return Findings(studies, +refused, +left_out)
+            folder = places.pop()
+            studies.append(Study(number, number, partial(read_acdc, folder), place=Place(str(folder), number)))
+    return Findings(studies, refused, left_out)
 
 
 def read_acdc(folder: Path) -> Cine:

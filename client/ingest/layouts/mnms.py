@@ -5,7 +5,7 @@ Campello et al., IEEE TMI 2021, https://doi.org/10.1109/TMI.2021.3090082. Its ma
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.nifti import on_grid, patient_axes, read_nifti, relabel, spacing_of
 from fedcmr.client.ingest.layouts.tables import read_rows, whole_number
 from fedcmr.client.ingest.patient import agreed, pathology_code, sex_code
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.vendor import says_vendor, vendor_name
 from fedcmr.shared.case import BACKGROUND, LV, MYO, RV
@@ -34,7 +35,7 @@ def find_mnms(source: Path) -> Findings:
     Raises:
         UserError: There is no such CSV, or more than one.
     """
-    left_out, refused = Counter[str](), Counter[str]()
+    left_out, refused = Tally(), Tally()
     images = nifti_files(source, _code, left_out, refused, known=(".csv",))
     described: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in _read_table(source):
@@ -46,19 +47,21 @@ def find_mnms(source: Path) -> Findings:
         phases = whole_number(row["ED"]), whole_number(row["ES"])
         image = lookup(code, images)
         named.add(image)
+        place = Place(str(images[image]) if image else "", code)
         if len({tuple(one[column] for column in COLUMNS) for one in rows}) > 1:
-            refused["conflicting-rows"] += 1
+            refused.add("conflicting-rows", place)
         elif phases[0] is None or phases[1] is None:
-            refused["no-phases-in-table"] += 1
+            refused.add("no-phases-in-table", place)
         elif image is None:
-            refused["missing-file"] += 1
+            refused.add("missing-file", place)
         else:
             sex = agreed(sex_code(one.get("Sex", "")) for one in rows)
             pathology = agreed(pathology_code(one.get("Pathology", "")) for one in rows)
             read = partial(read_mnms, images[image], row["VendorName"], (phases[0], phases[1]), sex, pathology)
-            studies.append(Study(code, code, read))
-    left_out["not-in-table"] += len(set(images) - named)
-    return Findings(studies, +refused, +left_out)
+            studies.append(Study(code, code, read, place=place))
+    for image in sorted(set(images) - named):
+        left_out.add("not-in-table", images[image])
+    return Findings(studies, refused, left_out)
 
 
 def read_mnms(path: Path, vendor: str, phases: tuple[int, int], sex: str = "", pathology: str = "") -> Cine:

@@ -7,8 +7,9 @@ and FIELD; codes stand there without the zeros that the folders' names begin wit
 """
 
 import math
+import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fedcmr.client.ingest.layouts.mnms import LABELS, sibling
 from fedcmr.client.ingest.layouts.nifti import patient_axes, read_phases, spacing_of
 from fedcmr.client.ingest.layouts.tables import read_rows, whole_number
 from fedcmr.client.ingest.patient import agreed, pathology_code
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
 
 TABLE_NAME = "dataset_information.csv"
@@ -37,7 +39,7 @@ def find_mnms2(source: Path) -> Findings:
         UserError: There is no such table, or a column is missing.
     """
     rows = read_rows(find_named(source, TABLE_NAME), COLUMNS | PATHOLOGY_COLUMN, list(COLUMNS))
-    left_out, refused = Counter[str](), Counter[str]()
+    left_out, refused = Tally(), Tally()
     files = nifti_files(source, _frame, left_out, refused, known=(".csv",))
     folders: dict[str, set[Path]] = defaultdict(set)
     for name, path in files.items():
@@ -53,18 +55,20 @@ def find_mnms2(source: Path) -> Findings:
     studies = []
     for code, descriptions in sorted(described.items()):
         places = folders.pop(code, set())
+        place = Place(os.path.commonpath(places) if places else "", code)
         if len(descriptions) > 1:
-            refused["conflicting-rows"] += 1
+            refused.add("conflicting-rows", place)
         elif not places:
-            refused["missing-file"] += 1
+            refused.add("missing-file", place)
         elif len(places) > 1:
-            refused["same-name"] += 1
+            refused.add("same-name", place)
         else:
             vendor, field = descriptions.pop()
             read = partial(read_mnms2, places.pop(), vendor, field, agreed(pathologies[code]), code)
-            studies.append(Study(code, code, read))
-    left_out["not-in-table"] += len(folders)
-    return Findings(studies, +refused, +left_out)
+            studies.append(Study(code, code, read, place=place))
+    for code, places in sorted(folders.items()):
+        left_out.add("not-in-table", Place(os.path.commonpath(places), code))
+    return Findings(studies, refused, left_out)
 
 
 def read_mnms2(folder: Path, vendor: str, field: str, pathology: str = "", code: str = "") -> Cine:

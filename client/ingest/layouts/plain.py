@@ -16,7 +16,6 @@ nothing is known. What nobody drew is unknown and not background: see `fedcmr.cl
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,9 +31,10 @@ from fedcmr.client.ingest.layouts.layout import SHORT_AXIS, Layout
 from fedcmr.client.ingest.layouts.nifti import Volume, axes_of, on_grid, read_nifti, relabel, spacing_of
 from fedcmr.client.ingest.layouts.tables import ejection_fraction, plain_number, read_rows
 from fedcmr.client.ingest.placeholders import is_placeholder
+from fedcmr.client.ingest.places import Place, Tally, common_folder
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.vendor import field_strength, says_vendor, vendor_name
-from fedcmr.shared.case import BACKGROUND, LV, MYO, NOT_DRAWN, RV, UNKNOWN, is_heart
+from fedcmr.shared.case import BACKGROUND, LV, MYO, NOT_DRAWN, PHASE_NAMES, RV, UNKNOWN, is_heart
 from fedcmr.shared.errors import UserError
 
 TABLE_NAME = "cases.csv"
@@ -47,7 +47,6 @@ COLUMNS = {
     "ef_percent": ("ef_percent",),
 }
 STRUCTURES = {"background": BACKGROUND, "rv": RV, "myo": MYO, "lv": LV, "undrawn": NOT_DRAWN}
-PHASES = ("ed", "es")
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,10 @@ def find_plain(source: Path, labels: Mapping[int, int] | None = None, axes: str 
     Raises:
         UserError: There are no frames, masks without `labels`, or the table has a mistake.
     """
-    refused, left_out = Counter[str](), Counter[str]()
+    refused, left_out = Tally(), Tally()
     frames = _files(find_named(source, "frames"), left_out)
     if not frames and not left_out:
-        left_out += _others(source)
+        left_out.add_all(_others(source))
         if not left_out:
             raise UserError(f"{source / 'frames'} holds no NIfTI file: expected NAME.nii.gz, or NAME_ed and NAME_es")
     masks = _files(find_named(source, "masks"), left_out)
@@ -123,14 +122,16 @@ def find_plain(source: Path, labels: Mapping[int, int] | None = None, axes: str 
         unused.discard(row or "")
         undrawn.discard(drawn or "")
         own = {} if drawn is None else masks[drawn]
+        described = Described(name) if table is None or row is None else table[row]
+        paths = [path for phase in phases.values() for path in phase]
+        place = Place(common_folder(paths), described.spelling or described.patient)
         if row is None:
-            refused["not-in-table"] += 1
+            refused.add("not-in-table", place)
         elif _twice(phases) or _twice(own):
-            refused["same-name"] += 1
-        elif set(phases) not in ({""}, set(PHASES)) or not set(own) <= set(phases):
-            refused["missing-file"] += 1
+            refused.add("same-name", place)
+        elif set(phases) not in ({""}, set(PHASE_NAMES)) or not set(own) <= set(phases):
+            refused.add("missing-file", place)
         else:
-            described = Described(name) if table is None else table[row]
             read = partial(
                 read_plain,
                 {phase: paths[0] for phase, paths in phases.items()},
@@ -139,10 +140,13 @@ def find_plain(source: Path, labels: Mapping[int, int] | None = None, axes: str 
                 described,
                 axes,
             )
-            studies.append(Study(described.patient, name, read, described.spelling))
-    refused["missing-file"] += len(unused)
-    left_out["masks-without-frames"] += sum(len(masks[name]) for name in undrawn)
-    return Findings(studies, +refused, +left_out)
+            studies.append(Study(described.patient, name, read, described.spelling, place=place))
+    for row in sorted(unused):
+        refused.add("missing-file", Place("", row))
+    for name in sorted(undrawn):
+        for phase in masks[name].values():
+            left_out.add("masks-without-frames", Place(common_folder(phase), name))
+    return Findings(studies, refused, left_out)
 
 
 def read_plain(
@@ -171,7 +175,7 @@ def read_plain(
     labelled = None
     if masks is not None:
         numbers = _stacked([_fitted(mask, image, axes) for mask in _volumes(masks, labels=True)], "" in masks)
-        drawn = [phase in masks for phase in PHASES] if "ed" in frames else slice(None)
+        drawn = [phase in masks for phase in PHASE_NAMES] if "ed" in frames else slice(None)
         labelled = np.zeros(images.shape, np.uint8)
         if numbers.shape != labelled[drawn].shape:
             raise Unusable("masks-differ")
@@ -226,7 +230,7 @@ def _stacked(arrays: Sequence[Volume | NDArray[np.generic]], is_cine: bool) -> N
     return np.stack([array.T for array in (first, *others)])
 
 
-def _files(folder: Path, left_out: Counter[str]) -> dict[str, dict[str, list[Path]]]:
+def _files(folder: Path, left_out: Tally) -> dict[str, dict[str, list[Path]]]:
     """NIfTI files by name and phase, wherever below the folder; one that stands for a name twice is in the list.
 
     A name is the file's; where two folders hold files of one name, it is the path below `folder`.
@@ -235,9 +239,9 @@ def _files(folder: Path, left_out: Counter[str]) -> dict[str, dict[str, list[Pat
     for path in map(Path, plain_files(folder, left_out)) if folder.is_dir() else ():
         name, phase = nifti_stem(path.name), ""
         if name is None:
-            left_out["other-file"] += 1
+            left_out.add("other-file", path)
             continue
-        for ending in PHASES:
+        for ending in PHASE_NAMES:
             if name.lower().endswith("_" + ending):
                 name, phase = name[:-3], ending
         found.setdefault((name, phase), []).append(path)
@@ -255,11 +259,12 @@ def _twice(phases: Mapping[str, Sequence[Path]]) -> bool:
     return any(len(paths) > 1 for paths in phases.values())
 
 
-def _others(source: Path) -> Counter[str]:
+def _others(source: Path) -> Tally:
     """What lies in a folder without frames."""
-    left_out = Counter[str]()
-    left_out["other-file"] += sum(1 for _ in plain_files(source, left_out))
-    return +left_out
+    left_out = Tally()
+    for path in plain_files(source, left_out):
+        left_out.add("other-file", path)
+    return left_out
 
 
 def _read_table(path: Path) -> dict[str, Described]:

@@ -17,7 +17,7 @@ challenge's. The group in the name (HF-I, HF-NI, HYP, N) is the pathology.
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +37,7 @@ from fedcmr.client.ingest.files import plain_files
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.tables import read_rows
 from fedcmr.client.ingest.patient import pathology_code, sex_code
+from fedcmr.client.ingest.places import Place, Tally, common_folder
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.client.ingest.stack.short_axis import Stack, find_stack
@@ -65,7 +66,7 @@ def find_sunnybrook(source: Path, workers: Workers) -> Findings:
     Raises:
         UserError: The table cannot be read, or a column is missing.
     """
-    left_out, refused = Counter[str](), Counter[str]()
+    left_out, refused = Tally(), Tally()
     contours: dict[str, dict[tuple[int, str], Path]] = defaultdict(dict)
     images: dict[str, str] = {}
     tables = []
@@ -80,27 +81,30 @@ def find_sunnybrook(source: Path, workers: Workers) -> Findings:
         elif patient := _patient_of(folders):
             images[str(path)] = patient
         else:
-            left_out["not-mr-image"] += 1
+            left_out.add("not-mr-image", path)
     originals, sexes = _read_tables(tables)
     headers: list[Header] = []
     files = list(images)
-    for found in track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files)):
+    found_in = track(workers.map(read_file, files, batch_size=FILES_PER_BATCH), "reading headers", total=len(files))
+    for file, found in zip(files, found_in, strict=True):
         if isinstance(found, Unusable):
-            left_out[found.code] += 1
+            left_out.add(found.code, file)
         elif isinstance(found, Segmentation):
-            left_out["other-segmentation"] += 1
+            left_out.add("other-segmentation", file)
         else:
             headers += found
     distinct = without_copies(headers, workers, lambda header: images[str(header.path)])
-    left_out["duplicate"] += distinct.num_copies
+    for copy in distinct.copies:
+        left_out.add("duplicate", copy)
     members: dict[str, list[Header]] = defaultdict(list)
     for header in distinct.images:
         members[images[str(header.path)]].append(header)
     studies = []
     for folder, own in sorted(members.items()):
         patient = originals.get(folder, folder)
+        place = Place(common_folder(header.path for header in own), patient)
         if not PATIENT.fullmatch(patient):
-            refused["not-in-table"] += 1
+            refused.add("not-in-table", place)
             continue
         try:
             if folder in distinct.conflicting:
@@ -109,13 +113,15 @@ def find_sunnybrook(source: Path, workers: Workers) -> Findings:
             if is_annotated(image for position in stack.images for image in position):
                 raise Unusable("burned-in-annotation")
         except Unusable as unusable:
-            refused[unusable.code] += 1
+            refused.add(unusable.code, place)
             continue
-        left_out += other_series
+        left_out.add_all(other_series, place)
         read = partial(read_sunnybrook, stack, contours.pop(patient, {}), patient, sexes.get(folder, ""))
-        studies.append(Study(patient, patient, read))
-    left_out["masks-without-frames"] += sum(map(len, contours.values()))
-    return Findings(studies, +refused, +left_out)
+        studies.append(Study(patient, patient, read, place=place))
+    for patient, files_of in contours.items():
+        for path in files_of.values():
+            left_out.add("masks-without-frames", Place(str(path), patient))
+    return Findings(studies, refused, left_out)
 
 
 def read_sunnybrook(stack: Stack, contours: Contours, patient: str, sex: str = "") -> Cine:

@@ -9,15 +9,17 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.client.ingest.dicom.header import Header
+from fedcmr.client.ingest.places import Tally, common_folder
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.stack.even_stack import even_run, is_complete
 from fedcmr.client.ingest.stack.phases import MAX_NUM_CUT, equal_in_number, in_time
-from fedcmr.client.ingest.stack.slices import SAME_POSITION_MM, Slice, cine_slices, parallel
+from fedcmr.client.ingest.stack.slices import SAME_POSITION_MM, Slice, cine_slices, parallel, series_of
 from fedcmr.shared.orientation import BASE_TO_APEX
 
 MIN_SLICES = 3
@@ -73,7 +75,7 @@ class _Candidate:
         return max(map(_when, self.slices))
 
 
-def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
+def find_stack(images: Sequence[Header]) -> tuple[Stack, Tally]:
     """Pick the short-axis cine among the MR images of one study.
 
     A stack may be one series, one series per slice, or anything between. Images are grouped by orientation and matrix,
@@ -81,7 +83,7 @@ def find_stack(images: Sequence[Header]) -> tuple[Stack, Counter[str]]:
     for who reads the study: it was repeated because the first had failed.
 
     Returns:
-        The stack, and the number of other series by reason code.
+        The stack, and the other series by reason code, each where it lies.
 
     Raises:
         Unusable: There is no such stack, or more than one reading of it.
@@ -111,9 +113,9 @@ def _candidates(slices: Sequence[Slice]) -> list[_Candidate]:
     Raises:
         Unusable: There are enough slices, and yet no stack.
     """
-    series: dict[str, list[Slice]] = defaultdict(list)
+    series: dict[frozenset[str], list[Slice]] = defaultdict(list)
     for one in slices:
-        series[one.first.SeriesInstanceUID].append(one)
+        series[one.series].append(one)
     echoes: list[list[Slice]] = []
     for one in sorted(slices, key=lambda one: (math.isnan(one.first.EchoTime), one.first.EchoTime)):
         before = echoes[-1][0].first.EchoTime if echoes else math.inf
@@ -219,7 +221,7 @@ def _refuse_a_part(chosen: _Candidate, planes: Sequence[Sequence[Slice]]) -> Non
 
 def _same_plan(plane: Sequence[Slice], chosen: _Candidate, spacing: float) -> bool:
     """Whether slices of another orientation were planned with the stack: in its series, or alike."""
-    if {one.first.SeriesInstanceUID for one in plane} & {one.first.SeriesInstanceUID for one in chosen.slices}:
+    if series_of(plane) & series_of(chosen.slices):
         return True
     gaps = np.diff(sorted({round(one.depth, 1) for one in plane}))
     num_phases = len(chosen.slices[0].images)
@@ -227,15 +229,20 @@ def _same_plan(plane: Sequence[Slice], chosen: _Candidate, spacing: float) -> bo
     return even and all(abs(len(one.images) - num_phases) <= MAX_NUM_CUT for one in plane)
 
 
-def _others(images: Sequence[Header], planes: Sequence[Sequence[Slice]], chosen: _Candidate) -> Counter[str]:
-    """Number of series that are no part of the stack, by reason code."""
-    used = {one.first.SeriesInstanceUID for one in chosen.slices}
-    parallel = {
-        one.first.SeriesInstanceUID for slices in planes if set(slices) & set(chosen.slices) for one in slices
-    } - used
-    cine = {one.first.SeriesInstanceUID for slices in planes for one in slices} - used - parallel
-    still = {image.SeriesInstanceUID for image in images} - used - parallel - cine
-    return +Counter({"repeated-slices": len(parallel), "other-orientation": len(cine), "not-cine": len(still)})
+def _others(images: Sequence[Header], planes: Sequence[Sequence[Slice]], chosen: _Candidate) -> Tally:
+    """The series that are no part of the stack, by reason code."""
+    used = series_of(chosen.slices)
+    repeated = series_of(one for slices in planes if set(slices) & set(chosen.slices) for one in slices) - used
+    cine = series_of(one for slices in planes for one in slices) - used - repeated
+    still = {image.SeriesInstanceUID for image in images} - used - repeated - cine
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for image in images:
+        paths[image.SeriesInstanceUID].append(image.path)
+    others = Tally()
+    for code, series in (("repeated-slices", repeated), ("other-orientation", cine), ("not-cine", still)):
+        for uid in sorted(series):
+            others.add(code, common_folder(paths[uid]))
+    return others
 
 
 def _sorted_stack(positions: Sequence[Sequence[Header]]) -> Stack:
@@ -264,5 +271,5 @@ def _when(one: Slice) -> tuple[float, float]:
     """SeriesNumber (0020,0011), which scanners count up, then the time of day; before all others what is missing."""
     images = one.images
     times = [image.AcquisitionTime for image in images if math.isfinite(image.AcquisitionTime)]
-    number = one.first.SeriesNumber
-    return number if math.isfinite(number) else -math.inf, max(times, default=-math.inf)
+    numbers = [image.SeriesNumber for image in images if math.isfinite(image.SeriesNumber)]
+    return max(numbers, default=-math.inf), max(times, default=-math.inf)

@@ -5,15 +5,15 @@ one heartbeat; those of a map, a perfusion or a real-time series do not.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcmr.client.ingest.dicom.header import Header
-from fedcmr.client.ingest.stack.phases import MIN_PHASES, is_one_beat
+from fedcmr.client.ingest.stack.phases import ED_AND_ES, MIN_PHASES, is_one_beat
 
 SAME_DIRECTION = math.cos(math.radians(1.0))
 SAME_CHORD = 2 * math.sin(math.radians(0.5))
@@ -49,7 +49,7 @@ NOT_CINE = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """The cine images of one series at one position, in any order."""
+    """The cine images at one position, in any order: of one series, or of one series for each of two phases."""
 
     images: list[Header]
     depth: float
@@ -58,6 +58,11 @@ class Slice:
     def first(self) -> Header:
         """Any one of its images."""
         return self.images[0]
+
+    @property
+    def series(self) -> frozenset[str]:
+        """Its SeriesInstanceUIDs."""
+        return frozenset(image.SeriesInstanceUID for image in self.images)
 
     @property
     def is_whole(self) -> bool:
@@ -119,14 +124,23 @@ def cine_slices(group: Sequence[Header]) -> list[Slice]:
     slices: list[Slice] = []
     for position in positions:
         series: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+        num_images = Counter(image.SeriesInstanceUID for image in position)
         for image in position:
             kinds = {kind.upper().replace("_", " ") for kind in image.ImageType}
             if not kinds & NOT_CINE and "IR" not in image.ScanningSequence:
+                # A series a phase, so that every series is one volume, as synthetic data sets have it.
+                alone = image.CardiacNumberOfImages == ED_AND_ES and num_images[image.SeriesInstanceUID] == 1
+                one = "" if alone else image.SeriesInstanceUID
                 # An echo or an inversion of its own each: the images of a map, not the phases of a cine.
-                series[image.SeriesInstanceUID, _rounded(image.EchoTime), _rounded(image.InversionTime)].append(image)
+                series[one, _rounded(image.EchoTime), _rounded(image.InversionTime)].append(image)
         depth = depths[position[0].ImagePositionPatient]
         slices += [Slice(phases, depth) for phases in series.values() if is_one_beat(phases)]
     return slices
+
+
+def series_of(slices: Iterable[Slice]) -> set[str]:
+    """The SeriesInstanceUIDs of several slices."""
+    return {uid for one in slices for uid in one.series}
 
 
 def _rounded(milliseconds: float) -> float | None:

@@ -83,7 +83,7 @@ def test_results_come_in_the_order_of_the_items_or_as_they_are_finished():
     items = [("sleep", 0.5), ("value", 1), ("value", 2)]
     with Workers(2) as workers:
         assert list(workers.map(work, items)) == [0.5, 1, 2]
-        assert list(workers.map(work, items, ordered=False)) == [1, 2, 0.5]
+        assert list(workers.as_finished(work, items)) == [(1, 1), (2, 2), (0, 0.5)]
         many = [("value", number) for number in range(1000)]
         assert list(workers.map(work, many, batch_size=7)) == list(range(1000))
         assert list(workers.map(work, [])) == []
@@ -153,7 +153,7 @@ def test_no_child_outlives_its_parent(tmp_path, end):
         "from fedcmr.client.ingest.sandbox import Workers\n"
         "from tests.client.ingest.test_sandbox import announce\n"
         "with Workers(2) as workers:\n"
-        "    list(workers.map(announce, sys.argv[1:], ordered=False))\n"
+        "    list(workers.as_finished(announce, sys.argv[1:]))\n"
     )
     marks = [tmp_path / "a", tmp_path / "b"]
     root = Path(__file__).resolve().parents[3]

@@ -7,7 +7,6 @@ import pickle
 import socket
 import struct
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from fedcmr.client.ingest.dicom.header import Header
 from fedcmr.client.ingest.dicom.parser import parse
 from fedcmr.client.ingest.dicom.reader import HEADER_ELEMENTS, find_dicom, read_file
 from fedcmr.client.ingest.files import plain_files
+from fedcmr.client.ingest.places import Tally
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
 from tests.client.ingest.dicom_files import image_dataset, write_image, write_study
@@ -94,7 +94,7 @@ def test_plain_files_are_found_in_order_and_nothing_else(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind(str(tmp_path / "s"))
-        left_out = Counter()
+        left_out = Tally()
         found = [os.path.relpath(path, tmp_path) for path in plain_files(tmp_path, left_out)]
     assert found == ["z", "b/1", "b/2", "b/deep/3", "folder.dcm/in"]
     assert left_out == {"no-regular-file": 2, "system-file": 3, "archive": 1}
@@ -117,7 +117,7 @@ def test_links_lead_to_files_and_folders_once_and_never_in_circles(tmp_path):
     }
     for name, target in targets.items():
         (tmp_path / "scans" / name).symlink_to(tmp_path / target)
-    left_out = Counter()
+    left_out = Tally()
     found = [os.path.relpath(path, tmp_path / "scans") for path in plain_files(tmp_path / "scans", left_out)]
     assert found == ["a", "b", "folder/1"]
     assert left_out == {"no-regular-file": 4}
@@ -135,7 +135,7 @@ def test_folders_and_files_that_may_not_be_read_are_counted(tmp_path, monkeypatc
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)  # root may read everything
-    left_out = Counter()
+    left_out = Tally()
     assert list(plain_files(tmp_path, left_out)) == [str(tmp_path / "b")]
     assert left_out == {"unreadable": 1}
 

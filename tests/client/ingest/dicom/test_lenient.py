@@ -248,7 +248,7 @@ def test_repeats_with_other_pixels_stay_and_copies_of_a_multi_frame_file_count_o
     with Workers() as workers:
         distinct = without_copies(headers, workers)
     assert [header.path.name for header in distinct.images[:2]] == ["a", "b"]
-    assert (len(distinct.images), distinct.num_copies, distinct.conflicting) == (
+    assert (len(distinct.images), len(distinct.copies), distinct.conflicting) == (
         2 + NUM_SLICES * NUM_PHASES,
         1,
         frozenset(),
