@@ -97,6 +97,9 @@ def _parser() -> SettingsParser:
     sub.add_argument("--seed", type=_whole, help="of shapes and noise (default: the run's, which repeats its hearts)")
     sub.add_argument("--dicom", action="store_true", help="also write DICOM that is marked as synthetic")
     sub.add_argument("--nifti", action="store_true", help="also write NIfTI, as 'prepare --format plain' reads it")
+    sub.add_argument(
+        "--nnunet", action="store_true", help="also write raw data of nnU-Net v2, and datalist.json for MONAI"
+    )
 
     sub = add(
         "train",
@@ -178,7 +181,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     run = load_run(options.run)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists: give a new or empty folder as --out")
-    synthesis = replace(run.config.synthesis, dicom=options.dicom, nifti=options.nifti)
+    synthesis = replace(run.config.synthesis, dicom=options.dicom, nifti=options.nifti, nnunet=options.nnunet)
     if options.cases:
         synthesis = replace(synthesis, num_cases=options.cases)
     if options.vendor:
@@ -191,7 +194,8 @@ def _synthesize(options: argparse.Namespace) -> None:
     made = synthesize(prior, shared, config.synthesis, sorted(shared.styles), config.seed, config.device)
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), made.cases)
     facts = study_facts(run.path.resolve().name, config, prior, generator, privacy_spent(run), *origin(run))
-    write_release(options.out, made.cases, made.requested_efs, measured, facts, options.dicom, options.nifti)
+    exports = (synthesis.dicom, synthesis.nifti, synthesis.nnunet)
+    write_release(options.out, made.cases, made.requested_efs, measured, facts, *exports)
     print(f"wrote {len(made.cases)} cases to {options.out}; read its DATASHEET.md before giving it away")
 
 

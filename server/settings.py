@@ -280,6 +280,7 @@ class SynthesisConfig:
     vendor_shares: dict[str, float] = field(default_factory=dict)
     dicom: bool = False
     nifti: bool = False
+    nnunet: bool = False
 
     def __post_init__(self) -> None:
         _check(self.num_cases >= 2, "synthesis.num_cases", ">= 2", self.num_cases)

@@ -173,6 +173,7 @@ def _synthesis(study: Study) -> None:
         facts,
         config.synthesis.dicom,
         config.synthesis.nifti,
+        config.synthesis.nnunet,
     )
 
 

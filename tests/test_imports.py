@@ -16,7 +16,7 @@ MAY_IMPORT = {
 }
 FLOWER_FILES = {"clientapp.py", "app.py", "strategy.py", "records.py", "grid.py"}
 SERVER_FLOORS = (
-    ("settings", "formatting", "command_line"),
+    ("settings", "formatting", "front_matter", "command_line"),
     ("run_folder",),
     ("training", "evaluation"),
     ("generation", "dataset", "federation"),

@@ -298,7 +298,13 @@ def _datasheet(described: Description, query: Query, total: int) -> str:
         )
     else:
         return text
-    return f"{note}\n\n{text}"
+    return f"{note}\n\n{_without_front_matter(text)}"
+
+
+def _without_front_matter(text: str) -> str:
+    """A card without the YAML at its head, which would no longer stand there and tells of the whole set."""
+    _, end, rest = text.partition("\n---\n")
+    return rest.lstrip("\n") if text.startswith("---\n") and end else text
 
 
 def check_ef(low: float, high: float) -> tuple[float, float]:

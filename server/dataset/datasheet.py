@@ -17,9 +17,12 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from fedcmr.server.dataset.nifti import LABELS
+from fedcmr.server.dataset.nnunet import DATASET_NAME
 from fedcmr.server.evaluation.score import score
+from fedcmr.server.front_matter import front_matter
 from fedcmr.server.settings import Config
 from fedcmr.shared.case import Case
+from fedcmr.shared.file_names import DATASHEET_NAME
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.provenance import Provenance
 
@@ -34,18 +37,33 @@ FILES = {
     "contours (`drawn`: the masks are whole)",
     "labels.csv": "`ef` of the masks, `ef_requested`, `ef_measured` on the image; cavity: `lv_ed_ml`, `lv_es_ml`",
     "DATASHEET.md": "this file",
+    "croissant.json": "the same in short for programs: Croissant 1.0 of MLCommons, and its RAI vocabulary",
     "SHA256SUMS": "check with `sha256sum --check SHA256SUMS`",
 }
 DICOM_FILES = {
-    "dicom/<pseudonym>/<phase>_<slice>.dcm": "MR Image Storage, `ed_00` to `es_NN`, SyntheticData (0008,001C) = YES",
-    "dicom/<pseudonym>/masks.nii.gz": "the masks, axes (x, y, z, phase); `prepare --format dicom dicom` reads both "
-    "(from 3 slices on)",
+    "dicom/<pseudonym>/<phase>_<slice>.dcm": "MR Image Storage, `ed_00` to `es_NN`, a series per phase, SyntheticData "
+    "(0008,001C) = YES",
+    "dicom/<pseudonym>/masks/<phase>.dcm": "the masks, Segmentation Storage with SNOMED CT codes; "
+    "`prepare --format dicom dicom` reads both (from 3 slices on)",
 }
 NIFTI_FILES = {
     "nifti/frames/<pseudonym>.nii.gz": "float32 in [0, 1], axes (x, y, z, phase), RAS+ millimetres",
     "nifti/masks/<pseudonym>.nii.gz": "uint8, the same axes",
     "nifti/cases.csv": f"name, vendor, ef_fraction; `prepare --format plain --labels {LABELS} nifti` reads the folder",
 }
+NNUNET_FILES = {
+    f"nnunet/{DATASET_NAME}/imagesTr/<pseudonym>_<phase>_0000.nii.gz": "nnU-Net v2, one image per phase, `ed` and "
+    "`es`: float32 in [0, 1], axes (x, y, z)",
+    f"nnunet/{DATASET_NAME}/labelsTr/<pseudonym>_<phase>.nii.gz": "their labels, uint8",
+    f"nnunet/{DATASET_NAME}/dataset.json": "channel and labels, for nnU-Net",
+    f"nnunet/{DATASET_NAME}/splits_final.json": "five folds by patient: copy it to nnU-Net's folder of preprocessed "
+    "data, otherwise a patient's phases are split over training and validation",
+    f"nnunet/{DATASET_NAME}/cases.csv": "name, patient, phase, vendor, ef_fraction; `prepare --format nnunet nnunet` "
+    "reads the folder",
+    "datalist.json": "MONAI: image, label, ef and fold of each phase; paths from this folder",
+}
+SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (math.inf, "100K<n<1M"))
+"""Hugging Face's names for the number of patients."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Content:
         cases: The synthetic cases.
         requested_efs: Shape (len(cases),), as fractions.
         measured_efs: Shape (len(cases),), measured on the images; NaN where no LV was found.
-        dicom: Whether there is `dicom/`; likewise `nifti`.
+        dicom: Whether there is `dicom/`; likewise `nifti` and `nnunet`.
     """
 
     cases: Sequence[Case]
@@ -64,6 +82,7 @@ class Content:
     measured_efs: Sequence[float]
     dicom: bool = False
     nifti: bool = False
+    nnunet: bool = False
 
 
 def study_facts(
@@ -168,7 +187,8 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
     pixels = ", ".join(sorted({f"{case.frames.shape[2]} x {case.frames.shape[3]}" for case in cases}))
     in_plane = ", ".join(sorted({f"{case.spacing_mm[1]:g} x {case.spacing_mm[2]:g}" for case in cases}))
     apart = _span({round(float(case.spacing_mm[0]), 1) for case in cases})
-    return f"""# Datasheet: synthetic cardiac MRI of "{facts["study"]}"
+    return f"""{front_matter(_card(content, facts))}
+# Datasheet: synthetic cardiac MRI of "{facts["study"]}"
 
 {_opening(facts["privacy"])}
 
@@ -186,7 +206,8 @@ trained and tested on images in the style of several vendors' scanners, with lab
   nobody has drawn them afterwards.
 - Ejection fraction, from the masks, spread evenly on purpose: low and high values are more frequent than among
   patients.
-- Patients are independent of each other; there is no recommended split. No identity, age, sex or date: there is none.
+- Patients are independent of each other; there is no recommended split, but a patient's two phases belong together.
+- No identity, age, sex or date: there is none.
 
 {_by_vendor(content)}
 
@@ -238,6 +259,23 @@ same versions, settings and generator make the same hearts again. Mistakes and q
 - The exports' position in the body is nominal, the same for all; `SliceThickness` is the distance of slices.
 - A method that works on these images must be tested on real scans before anybody relies on it.
 """
+
+
+def _card(content: Content, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the head of the datasheet tells the Hub; the licence is the section "Distribution"."""
+    num_cases = len(content.cases)
+    private = [] if facts["privacy"].get("epsilon") is None else ["differential-privacy"]
+    return {
+        "license": "other",
+        "license_name": "see-distribution",
+        "license_link": DATASHEET_NAME,
+        "pretty_name": f"Synthetic cardiac MRI of {facts['study']}",
+        "task_categories": ["image-segmentation"],
+        "size_categories": [next(name for limit, name in SIZES if num_cases < limit)],
+        "annotations_creators": ["machine-generated"],
+        "tags": ["medical", "cardiac-mri", "synthetic", "ejection-fraction", *private],
+        "configs": [{"config_name": "labels", "data_files": "labels.csv"}],
+    }
 
 
 def _opening(privacy: Mapping[str, Any]) -> str:
@@ -312,7 +350,8 @@ def _with_interval(values: Mapping[str, Any], name: str, digits: int) -> str:
 
 def _files(content: Content) -> str:
     """A table of every kind of file in the folder."""
-    files = FILES | (DICOM_FILES if content.dicom else {}) | (NIFTI_FILES if content.nifti else {})
+    exports = ((content.dicom, DICOM_FILES), (content.nifti, NIFTI_FILES), (content.nnunet, NNUNET_FILES))
+    files = FILES | {name: text for there, own in exports if there for name, text in own.items()}
     return "\n".join(["| file | content |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in files.items())])
 
 

@@ -1,8 +1,11 @@
 """Synthetic cases as DICOM; every file states that it is synthetic.
 
-MR Image Storage (PS3.3 A.4, C.8.3), one file per slice and phase, one series per case, and next to them the masks as
-NIfTI, as `fedcmr-client prepare --format dicom` reads them. The files contain no invented facts: no scanner's name,
-serial number, date, echo time or trigger time.
+    <pseudonym>/ed_<slice>.dcm, es_<slice>.dcm      MR Image Storage (PS3.3 A.4, C.8.3), a series per phase
+    <pseudonym>/masks/ed.dcm, es.dcm                their masks: see `dicom_segmentation`
+
+A series per phase, because readers such as SimpleITK take a series for one volume: with both phases in one they find
+twice the slices at half the distance. The files contain no invented facts: no scanner's name, serial number, date, echo
+time or trigger time. `fedcmr-client prepare --format dicom` reads the folder as it is.
 """
 
 import hashlib
@@ -15,28 +18,31 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from fedcmr.server.dataset.dicom_segmentation import export_masks
 from fedcmr.server.dataset.geometry import lps_affine
-from fedcmr.server.dataset.nifti import write_nifti
-from fedcmr.shared.case import Case
-from fedcmr.shared.file_names import MASKS_NAME
+from fedcmr.shared.case import PHASE_NAMES, Case
 from fedcmr.shared.provenance import EXPORTER
 
+TITLES = ("end-diastole", "end-systole")
 MAX_STORED = 4095
 """Stored pixel value of a frame's 1.0: 12 bits, as scanners write."""
 
 
 def export_case(folder: Path, case: Case) -> list[Path]:
-    """Write `folder/<pseudonym>/{ed,es}_<slice>.dcm` and `masks.nii.gz`, axes (x, y, z, phase).
+    """Write `folder/<pseudonym>/{ed,es}_<slice>.dcm` and `masks/{ed,es}.dcm`.
 
     Returns:
-        The DICOM files, ED then ES, slices in the case's order.
+        The images, ED then ES, slices in the case's order.
     """
     name = case.info.pseudonym
     (folder / name).mkdir(parents=True, exist_ok=True)
     content = hashlib.sha256(case.frames.tobytes() + name.encode()).hexdigest()
-    uids = {level: generate_uid(entropy_srcs=[content, level]) for level in ("study", "series", "frame of reference")}
-    paths = []
-    for phase, phase_name in enumerate(("ed", "es")):
+    levels = ("study", "frame of reference", *(f"series of {phase_name}" for phase_name in PHASE_NAMES))
+    uids = {level: generate_uid(entropy_srcs=[content, level]) for level in levels}
+    paths: list[Path] = []
+    phases: list[list[FileDataset]] = []
+    for phase, phase_name in enumerate(PHASE_NAMES):
+        phases.append([])
         for index, frame in enumerate(case.frames[phase]):
             dataset = _image(case, frame, phase, index, uids)
             dataset.SOPInstanceUID = generate_uid(entropy_srcs=[content, phase_name, str(index)])
@@ -44,7 +50,8 @@ def export_case(folder: Path, case: Case) -> list[Path]:
             path = folder / name / f"{phase_name}_{index:02d}.dcm"
             dataset.save_as(path, enforce_file_format=True)
             paths.append(path)
-    write_nifti(folder / name / MASKS_NAME, case.masks, case)
+            phases[phase].append(dataset)
+    export_masks(folder / name / "masks", case, phases)
     return paths
 
 
@@ -69,9 +76,9 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.StudyID = "1"
     dataset.StudyDescription = "Synthetic cardiac MR"
     dataset.Modality = "MR"
-    dataset.SeriesInstanceUID = uids["series"]
-    dataset.SeriesNumber = 1
-    dataset.SeriesDescription = f"Synthetic short axis, style of {case.info.vendor}"
+    dataset.SeriesInstanceUID = uids[f"series of {PHASE_NAMES[phase]}"]
+    dataset.SeriesNumber = phase + 1
+    dataset.SeriesDescription = f"Synthetic {TITLES[phase]}, short axis, style of {case.info.vendor}"
     dataset.BodyPartExamined = "HEART"
     dataset.PatientPosition = "HFS"
 
@@ -84,11 +91,11 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
 
     num_slices = case.frames.shape[1]
     dataset.ContentDate = dataset.ContentTime = ""  # the series is ordered in time (C.7.6.1), at no time of any day
-    dataset.InstanceNumber = phase * num_slices + index + 1
+    dataset.InstanceNumber = phase * num_slices + index + 1  # counts on: it tells which phase was first
     dataset.AcquisitionNumber = 1
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
     dataset.DerivationDescription = "Rendered by a generative model over a parametric heart"
-    dataset.ImageComments = f"{('End-diastole', 'End-systole')[phase]}; synthetic"
+    dataset.ImageComments = f"{TITLES[phase].capitalize()}; synthetic"
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"
 

@@ -1,4 +1,4 @@
-"""The synthetic data set as it leaves the study: cases, labels, datasheet, checksums, DICOM and NIfTI on request.
+"""The synthetic data set as it leaves the study: cases, labels, datasheet, checksums; DICOM, NIfTI, nnU-Net on request.
 
 The folder appears whole or not at all: everything is written next to it and renamed at the end. `SHA256SUMS` is
 checked with `sha256sum --check SHA256SUMS`, and `cases.csv` makes the folder a data set like any other one.
@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from fedcmr.server.dataset.croissant import one_line, write_croissant
+from fedcmr.server.dataset.datalist import write_datalist
 from fedcmr.server.dataset.datasheet import Content, datasheet
-from fedcmr.server.dataset.dicom import export_case
 from fedcmr.server.dataset.nifti import export_nifti
+from fedcmr.server.dataset.nnunet import export_nnunet
 from fedcmr.shared.case import ED, ES, LV, Case, save_case, write_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.file_names import CHECKSUMS_NAME, DATASHEET_NAME
@@ -34,6 +36,7 @@ def write_release(
     facts: Mapping[str, Any],
     dicom: bool = False,
     nifti: bool = False,
+    nnunet: bool = False,
 ) -> None:
     """Write `folder`, replacing an earlier release there.
 
@@ -46,6 +49,7 @@ def write_release(
         facts: Facts for `datasheet`; see `study_facts`.
         dicom: Also write `dicom/`.
         nifti: Also write `nifti/`.
+        nnunet: Also write `nnunet/` and `datalist.json`.
 
     Raises:
         UserError: `folder` holds something that is not a release.
@@ -55,17 +59,23 @@ def write_release(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    if dicom:
+        from fedcmr.server.dataset.dicom import export_case  # with highdicom, which takes seconds
     for case in track(cases, "writing synthetic cases"):
         save_case(partial, case, private=False)
         if dicom:
             export_case(partial / "dicom", case)
     if nifti:
         export_nifti(partial / "nifti", cases)
+    if nnunet:
+        export_nnunet(partial / "nnunet", cases, one_line(facts["terms"]))
+        write_datalist(partial, cases)
     write_index(partial, [case.info for case in cases], private=False)
     requested = [case.info.ef for case in cases] if requested_efs is None else requested_efs
     _write_labels(partial / LABELS_NAME, cases, requested, measured_efs)
-    text = datasheet(Content(cases, requested, measured_efs, dicom, nifti), facts)
+    text = datasheet(Content(cases, requested, measured_efs, dicom, nifti, nnunet), facts)
     (partial / DATASHEET_NAME).write_text(text, encoding="utf-8")
+    write_croissant(partial, LABEL_COLUMNS, facts)
     (partial / CHECKSUMS_NAME).write_text(checksums(partial), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

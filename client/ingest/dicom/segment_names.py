@@ -66,6 +66,7 @@ NAMES = {
             "myo",
             "myocardium",
             "lvm",
+            "mlv",
             "lv m",
             "lv myo",
             "lvmyo",
@@ -83,12 +84,17 @@ NAMES = {
 code for the wall, both cavity and wall are filed under "left ventricle"."""
 
 
+def structure_named(label: str) -> int | None:
+    """The label of `fedcmr.shared.case` that a structure's name stands for; None where it is another structure's."""
+    letters = (letter if letter.isalnum() else " " for letter in label.lower())
+    return NAMES.get(" ".join("".join(letters).split()))
+
+
 def structures_of(elements: Dataset) -> dict[int, int]:
     """Labels of `fedcmr.shared.case` by SegmentNumber, for the segments that are a ventricle or its wall."""
     known = {}
     for segment in elements.get("SegmentSequence") or []:
-        letters = (letter if letter.isalnum() else " " for letter in str(segment.get("SegmentLabel") or "").lower())
-        structure = NAMES.get(" ".join("".join(letters).split()))
+        structure = structure_named(str(segment.get("SegmentLabel") or ""))
         for code in segment.get("SegmentedPropertyTypeCodeSequence") or []:
             scheme, value = str(code.get("CodingSchemeDesignator")), str(code.get("CodeValue"))
             structure = CODES.get((scheme, value)) if structure is None else structure

@@ -5,6 +5,7 @@ from fedcmr.client.ingest.layouts.acdc import ACDC
 from fedcmr.client.ingest.layouts.layout import Layout
 from fedcmr.client.ingest.layouts.mnms import MNMS
 from fedcmr.client.ingest.layouts.mnms2 import MNMS2
+from fedcmr.client.ingest.layouts.nnunet import NNUNET
 from fedcmr.client.ingest.layouts.plain import PLAIN
 from fedcmr.client.ingest.layouts.sunnybrook import SUNNYBROOK
 
@@ -15,4 +16,5 @@ LAYOUTS: dict[str, Layout] = {
     "mnms2": MNMS2,
     "sunnybrook": SUNNYBROOK,
     "plain": PLAIN,
+    "nnunet": NNUNET,
 }

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from fedcmr.server.evaluation.categories import CATEGORIES, category_of
 from fedcmr.server.formatting import describe_scans
+from fedcmr.server.front_matter import front_matter
 from fedcmr.server.settings import RegressionConfig
 from fedcmr.server.tasks.facts import versions
 from fedcmr.shared import checkpoint
@@ -26,6 +27,13 @@ from fedcmr.shared.tasks.ejection_fraction.network import load_regressor
 from fedcmr.shared.tasks.ejection_fraction.stack import patient_ef
 
 NOT_TESTED = "Not tested yet: `fedcmr-server evaluate --model {name} --test DIR...` measures its errors."
+HEAD = {
+    "license": "other",
+    "license_name": "see-training-data",
+    "tags": ["medical", "cardiac-mri", "ejection-fraction", "regression", "resnet50", "monai", "synthetic-data"],
+    "metrics": ["mae", "r_squared"],
+}
+"""For Hugging Face's Hub; the terms of the weights are those of what they were trained on."""
 COLUMNS = {
     "patients": ("n_patients", "{:d}"),
     "MAE, points": ("mae_points", "{:.1f}"),
@@ -97,7 +105,8 @@ def _card(
 ) -> str:
     """The card's text."""
     model = load_regressor(weights)
-    return f"""# Model card: {weights.name}
+    return f"""{front_matter(HEAD)}
+# Model card: {weights.name}
 
 A ResNet50 (MONAI) that predicts the left ventricle's ejection fraction from pairs of end-diastolic and end-systolic
 short-axis slices. Research software, not a medical device.

@@ -4,10 +4,12 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import highdicom
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 
 from fedcmr.client.cli import main
 from fedcmr.client.deidentify import pseudonym
@@ -17,9 +19,10 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.server.dataset.dicom import MAX_STORED, export_case
 from fedcmr.server.dataset.nifti import LABELS, export_nifti
+from fedcmr.server.dataset.nnunet import export_nnunet
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
-from fedcmr.shared.case import LV, RV, Case, load_cases
+from fedcmr.shared.case import LV, MYO, RV, Case, load_cases
 from fedcmr.shared.orientation import BASE_TO_APEX
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, of_folder, public
 from tests.client.ingest.dicom_files import write_study
@@ -62,6 +65,69 @@ def test_dicom_says_that_it_is_synthetic_and_holds_the_pixels(cases, tmp_path):
         assert dataset.SpacingBetweenSlices == pytest.approx(case.spacing_mm[0], abs=1e-4)
 
 
+def test_simpleitk_reads_each_phase_as_one_volume_with_its_spacing_and_place(cases, tmp_path):
+    """As 3D Slicer does: a series is a volume. Both phases in one series were twice the slices at half the distance."""
+    case = cases[0]
+    paths = export_case(tmp_path, case)
+    affine = dicom_affine([pydicom.dcmread(path) for path in paths[: case.frames.shape[1]]])
+    folder = str(tmp_path / case.info.pseudonym)
+    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(folder)
+    assert len(series) == 2
+    seen = []
+    for uid in series:
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(folder, uid))
+        image = reader.Execute()
+        assert image.GetSize() == case.frames.shape[:0:-1]
+        np.testing.assert_allclose(image.GetSpacing(), case.spacing_mm[::-1], rtol=1e-5)
+        direction = np.array(image.GetDirection()).reshape(3, 3)
+        np.testing.assert_allclose(direction[:, 0], affine[:3, 0] / case.spacing_mm[2], atol=1e-5)
+        np.testing.assert_allclose(direction[:, 1], affine[:3, 1] / case.spacing_mm[1], atol=1e-5)
+        pixels = SimpleITK.GetArrayFromImage(image) / MAX_STORED
+        for index in range(case.frames.shape[1]):
+            # Where the pixel of array index (0, 0, index) lies, whichever end the reader began at.
+            place = image.TransformIndexToPhysicalPoint((0, 0, index))
+            ours = int(np.rint((np.linalg.inv(affine) @ [*place, 1])[2]))
+            np.testing.assert_allclose(affine[:3] @ [0, 0, ours, 1], place, atol=1e-3)
+            seen += [(p, ours) for p in (0, 1) if np.allclose(pixels[index], case.frames[p, ours], atol=1e-3)]
+    assert sorted(seen) == [(p, z) for p in (0, 1) for z in range(case.frames.shape[1])]
+
+
+def test_segmentations_hold_the_masks_their_codes_and_their_images(cases, tmp_path):
+    """Read back by highdicom, which other programs than ours wrote."""
+    case = cases[0]
+    datasets = [pydicom.dcmread(path) for path in export_case(tmp_path, case)]
+    num_slices = case.frames.shape[1]
+    for phase, name in enumerate(("ed", "es")):
+        path = tmp_path / case.info.pseudonym / "masks" / f"{name}.dcm"
+        assert pydicom.dcmread(path)[SYNTHETIC_DATA].value == "YES"
+        masks = highdicom.seg.segread(path)
+        images = datasets[phase * num_slices : (phase + 1) * num_slices]
+        assert masks.segmentation_type.value == "BINARY" and masks.StudyInstanceUID == images[0].StudyInstanceUID
+        assert [one.SeriesInstanceUID for one in masks.ReferencedSeriesSequence] == [images[0].SeriesInstanceUID]
+        found = {
+            masks.get_segment_description(number).segmented_property_type.value: number
+            for number in masks.segment_numbers
+        }
+        assert found.keys() == {"87878005", "49848007", "53085002"}
+        assert {masks.get_segment_description(n).segmented_property_type.scheme_designator for n in found.values()} == {
+            "SCT"
+        }
+        planes = masks.get_pixels_by_source_instance(
+            [image.SOPInstanceUID for image in images], assert_missing_frames_are_empty=True
+        )
+        for code, label in (("87878005", LV), ("49848007", MYO), ("53085002", RV)):
+            np.testing.assert_array_equal(planes[..., found[code] - 1], case.masks[phase] == label)
+        assert {masks.ContentDate, masks.StudyDate} == {"19000101", ""} and "InstanceCreationDate" not in masks
+
+
+def test_a_phase_without_labels_has_no_segmentation(cases, tmp_path):
+    masks = cases[0].masks.copy()
+    masks[1] = 0
+    export_case(tmp_path, replace(cases[0], masks=masks))
+    assert [path.name for path in (tmp_path / cases[0].info.pseudonym / "masks").iterdir()] == ["ed.dcm"]
+
+
 def test_dicom_names_no_scanner(cases, tmp_path):
     case = cases[1]
     dataset = pydicom.dcmread(export_case(tmp_path, case)[0])
@@ -100,7 +166,6 @@ def test_dicom_and_nifti_lie_in_the_same_place(cases, tmp_path):
         for path in (
             tmp_path / "nifti" / "frames" / f"{case.info.pseudonym}.nii.gz",
             tmp_path / "nifti" / "masks" / f"{case.info.pseudonym}.nii.gz",
-            tmp_path / "dicom" / case.info.pseudonym / "masks.nii.gz",
         ):
             np.testing.assert_allclose(nibabel.load(path).affine, expected, atol=1e-4)
 
@@ -118,11 +183,13 @@ def test_the_heart_lies_as_in_a_body(cases, tmp_path):
     np.testing.assert_allclose(np.add(*corners)[:3], 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["dicom", "plain"])
+@pytest.mark.parametrize("layout", ["dicom", "plain", "nnunet"])
 def test_an_export_comes_back_through_prepare_with_its_labels(cases, tmp_path, layout):
     if layout == "dicom":
         for case in cases:
             export_case(tmp_path / layout, case)
+    elif layout == "nnunet":
+        export_nnunet(tmp_path / layout, cases, "no terms")
     else:
         export_nifti(tmp_path / layout, cases)
     labels = parse_labels(LABELS) if layout == "plain" else None
@@ -132,8 +199,8 @@ def test_an_export_comes_back_through_prepare_with_its_labels(cases, tmp_path, l
     for case in cases:
         back = prepared[pseudonym(KEY, case.info.pseudonym)]
         assert back.info.ef == pytest.approx(case.info.ef, abs=1e-5)
-        # The style is no scanner's name: only the table of the plain layout tells it.
-        assert back.info.vendor == (case.info.vendor if layout == "plain" else "unknown")
+        # The style is no scanner's name: only a table tells it.
+        assert back.info.vendor == ("unknown" if layout == "dicom" else case.info.vendor)
         voxels = np.count_nonzero(back.masks == LV, axis=(1, 2, 3))
         assert 1 - voxels[1] / voxels[0] == pytest.approx(case.info.ef, abs=0.01)
         areas_mm2 = [
@@ -255,7 +322,8 @@ def findings_of(path: Path) -> list[str]:
 
 @pytest.mark.tool("dciodvfy")
 def test_dciodvfy_finds_no_error(cases, tmp_path):
-    for path in export_case(tmp_path, cases[0]):
+    export_case(tmp_path, cases[0])
+    for path in tmp_path.rglob("*.dcm"):
         # A study of no day belongs in no DICOMDIR; StudyDate is type 2 and may be empty.
         assert {line.split("> - ")[1] for line in findings_of(path)} <= {
             "Missing attribute or value that would be needed to build DICOMDIR"
@@ -291,7 +359,7 @@ def test_dciodvfy_would_have_found_it(cases, tmp_path, keyword, value):
 @pytest.mark.tool("dciodvfy")
 def test_dcentvfy_finds_patients_studies_and_series_consistent(cases, tmp_path):
     paths = [path for case in cases[:2] for path in export_case(tmp_path, case)]
-    assert complaints("dcentvfy", *paths) == []
+    assert complaints("dcentvfy", *tmp_path.rglob("*.dcm")) == []
     dataset = pydicom.dcmread(paths[0])
     dataset.SeriesNumber = 7
     dataset.save_as(paths[0])

@@ -128,9 +128,9 @@ def test_cavity_volume_counts_voxels():
     assert cavity_ml(case, 1) == pytest.approx((case.masks[1] == LV).sum() * 9.5 * 2 * 2 / 1000)
 
 
-@pytest.mark.parametrize("dicom, nifti", [(False, False), (True, False), (False, True), (True, True)])
-def test_datasheet_names_every_file_and_no_other(cases, tmp_path, dicom, nifti):
-    write_release(tmp_path / "s", cases, None, SEEN, FACTS, dicom, nifti)
+@pytest.mark.parametrize("exports", [(), (True,), (False, True), (False, False, True), (True, True, True)])
+def test_datasheet_names_every_file_and_no_other(cases, tmp_path, exports):
+    write_release(tmp_path / "s", cases, None, SEEN, FACTS, *exports)
     text = (tmp_path / "s" / DATASHEET_NAME).read_text()
     patterns = [re.sub("<[a-z]+>", "*", name) for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)]
     files = [path.relative_to(tmp_path / "s").as_posix() for path in (tmp_path / "s").rglob("*") if path.is_file()]
@@ -221,6 +221,6 @@ def test_a_broken_release_leaves_the_earlier_one(cases, tmp_path, monkeypatch):
 
 def test_equal_cases_make_equal_files(cases, tmp_path):
     for name in ("a", "b"):
-        write_release(tmp_path / name, cases, None, SEEN, FACTS, dicom=True, nifti=True)
+        write_release(tmp_path / name, cases, None, SEEN, FACTS, dicom=True, nifti=True, nnunet=True)
         time.sleep(1.1)  # a file that holds its time differs
     assert (tmp_path / "a" / "SHA256SUMS").read_text() == (tmp_path / "b" / "SHA256SUMS").read_text()
