@@ -81,12 +81,16 @@ def _generator(site: SiteSettings, request: Request) -> Subject:
     def update(invented: bool, arrays: Arrays, mechanism: Mechanism, *how: Any) -> Arrays:
         chosen = invented_patients(site, prior.grid) if invented else patients
         numbers = [site.vendors[vendor] for vendor in site.vendor_names]
-        return private_update(prior, chosen, request.task, arrays, mechanism, numbers, *how)
+        return private_update(
+            prior, chosen, request.task, arrays, mechanism, numbers, *how, with_shape=request.with_shape
+        )
 
     return Subject(
         sha256=prior.sha256,
         part=part,
-        shapes=update_shapes(request.task, _shapes_of(part), len(site.vendors), len(prior.style_mean)),
+        shapes=update_shapes(
+            request.task, _shapes_of(part), len(site.vendors), len(prior.style_mean), request.shape_size
+        ),
         num_patients=sum(is_statistics or len(patient.images) > 0 for patient in patients),
         learner=None if is_statistics else learner,
         update=update,

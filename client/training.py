@@ -28,7 +28,8 @@ from fedcmr.shared.device import autocast, one_core_each
 from fedcmr.shared.models.base import Condition, GenerativeModel
 from fedcmr.shared.models.prior import Prior, load_prior
 from fedcmr.shared.privacy import Mechanism, Rng, os_generator, poisson_sample, private_mean_gradient
-from fedcmr.shared.records import STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
+from fedcmr.shared.records import SHAPE_MEAN, SHAPE_SQUARE, STATISTICS, STYLE_MEAN, STYLE_SQUARE, Request
+from fedcmr.shared.shape import SHAPE_NAMES, case_shape
 from fedcmr.shared.style import STYLE_NAMES, style_vector
 from fedcmr.shared.style_statistics import two_step_mean
 from fedcmr.shared.views import MAX_SHIFT_MM, Grid, augment_in_equal_time, drawn_whole, slice_pairs, with_heart
@@ -49,6 +50,8 @@ class Patient:
         vendors: Shape (Z,), int64: which row of `styles` each slice belongs to.
         measured: Shape (V, K), bool: which entries of `styles` are the patient's own; None for all of the vendors that
             the slices are of.
+        shapes: Shape (V, `len(SHAPE_NAMES)`), the standardised shape vectors by vendor; NaN where they could not be
+            measured. None where nothing could.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Patient:
     styles: Tensor
     vendors: Tensor
     measured: Tensor | None = None
+    shapes: Tensor | None = None
 
     def __post_init__(self) -> None:
         # Otherwise slices would be trained in the style of others.
@@ -144,7 +148,13 @@ class Execution:
 
 
 def patient_of(
-    name: str, images: Tensor, masks: Tensor, prior: Prior, vendors: Tensor | None = None, num_vendors: int = 1
+    name: str,
+    images: Tensor,
+    masks: Tensor,
+    prior: Prior,
+    vendors: Tensor | None = None,
+    num_vendors: int = 1,
+    shapes: Tensor | None = None,
 ) -> Patient:
     """A patient from whole stacks on the prior's grid, (Z, 2, H, W) each, of which at least one slice shows the heart.
 
@@ -155,6 +165,7 @@ def patient_of(
         prior: Says the grid, and standardises the style vectors.
         vendors: As in `Patient`; None where the site has one vendor.
         num_vendors: Number of vendors at the site.
+        shapes: As in `Patient`.
     """
     keep = with_heart(masks)
     images, masks = images[keep], masks[keep]
@@ -168,7 +179,7 @@ def patient_of(
         measured[number] = raw.isfinite() | drawn_whole(masks[own]).all()  # a region that is not there has no style
     # What is not known must not be rendered as background, but by a generator that is told where nobody drew.
     whole = drawn_whole(masks) | prior.generator.architecture.unknown_labels
-    return Patient(name, images[whole], masks[whole], styles, vendors[whole], measured)
+    return Patient(name, images[whole], masks[whole], styles, vendors[whole], measured, shapes)
 
 
 def load_patients(
@@ -187,15 +198,20 @@ def load_patients(
     Raises:
         UserError: The folder is no folder of cases, or its index is damaged.
     """
-    slices: dict[str, list[tuple[Tensor, Tensor, str]]] = {}
+    scans: dict[str, list[tuple[Tensor, Tensor, Tensor, str]]] = {}
     for case in usable_cases(folder, vendors, Counter(), contours):
-        slices.setdefault(group_of(case.info), []).append((*slice_pairs(case, prior.grid), case.info.vendor))
-    names = sorted({vendor for parts in slices.values() for *_, vendor in parts}) if vendors is None else list(vendors)
+        scan = (*slice_pairs(case, prior.grid), case_shape(case), case.info.vendor)
+        scans.setdefault(group_of(case.info), []).append(scan)
+    names = sorted({vendor for parts in scans.values() for *_, vendor in parts}) if vendors is None else list(vendors)
     patients = []
-    for name, parts in slices.items():
+    for name, parts in scans.items():
         images, masks = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        numbers = torch.tensor([names.index(vendor) for own, _, vendor in parts for _ in own])
-        patients.append(patient_of(name, images, masks, prior, numbers, len(names)))
+        numbers = torch.tensor([names.index(vendor) for own, *_, vendor in parts for _ in own])
+        shapes = torch.full((len(names), len(SHAPE_NAMES)), math.nan)
+        for number, vendor in enumerate(names):
+            if own_shapes := [shape for *_, shape, scanner in parts if scanner == vendor]:
+                shapes[number] = torch.stack(own_shapes).nanmean(dim=0)
+        patients.append(patient_of(name, images, masks, prior, numbers, len(names), shapes))
     return patients
 
 
@@ -222,8 +238,10 @@ def private_update(
     steps: LocalSteps,
     execution: Execution,
     tell_failure: Callable[[], None] | None = None,
+    *,
+    with_shape: bool = False,
 ) -> Arrays:
-    """The update that answers a request: the style statistics, or the gradient steps' change of the trainable part.
+    """The update that answers a request: the statistics, or the gradient steps' change of the trainable part.
 
     Args:
         prior: Whose generator is trained; left as it was.
@@ -235,57 +253,65 @@ def private_update(
         steps: What a gradient step does.
         execution: Where and how fast.
         tell_failure: As in `fine_tune`.
+        with_shape: As in `statistics`.
     """
     if task == STATISTICS:
-        mean, square = style_statistics(patients, mechanism, nominal_patients)
-        return {STYLE_MEAN: mean, STYLE_SQUARE: square}
+        return statistics(patients, mechanism, nominal_patients, with_shape)
     return fine_tune(prior.generator, patients, arrays, mechanism, steps, execution, tell_failure)
 
 
-def style_statistics(
-    patients: list[Patient], mechanism: Mechanism, nominal_patients: Sequence[int]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and mean square of the patients' standardised style vectors by vendor, each of shape (V, K).
+def statistics(
+    patients: list[Patient], mechanism: Mechanism, nominal_patients: Sequence[int], with_shape: bool = False
+) -> Arrays:
+    """Mean and mean square by vendor of the patients' style vectors, and of their shape vectors, each of shape (V, K).
 
-    Guarantees: those of `fedcmr.shared.style_statistics.two_step_mean`, once for all vendors together; without privacy
-        none.
+    Guarantees: those of `fedcmr.shared.style_statistics.two_step_mean`, once for all vendors, style and shape together;
+        without privacy none.
 
     Args:
         patients: All of the site's usable patients.
         mechanism: What makes the release private; its nominal number of patients is not used.
         nominal_patients: The site's public constant for each of its V vendors.
+        with_shape: Whether a patient's row has the shape vector behind the style vector, under one clip.
     """
-    num_vendors, size = len(nominal_patients), len(STYLE_NAMES)
+    num_vendors, style_size = len(nominal_patients), len(STYLE_NAMES)
+    size = style_size + (len(SHAPE_NAMES) if with_shape else 0)
     # Where nobody is left, noise alone is released.
-    styles = np.array([_complete_styles(patient).numpy() for patient in patients]).reshape(-1, num_vendors * size)
+    rows = np.array([_complete(patient, with_shape).numpy() for patient in patients]).reshape(-1, num_vendors * size)
     known = np.array([patient.known.numpy() for patient in patients], bool).reshape(-1, num_vendors)
     known = known.repeat(size, axis=1)
     if mechanism.private:
         divisors = np.array(nominal_patients).repeat(size)
         mean, square = two_step_mean(
-            styles, mechanism.max_grad_norm, mechanism.noise_multiplier, divisors, os_generator(), known
+            rows, mechanism.max_grad_norm, mechanism.noise_multiplier, divisors, os_generator(), known
         )
     else:
         number = known.sum(axis=0).clip(1)
-        mean, square = styles.sum(axis=0) / number, (styles**2).sum(axis=0) / number
-    return (
-        mean.astype(np.float32).reshape(num_vendors, size),
-        square.astype(np.float32).reshape(num_vendors, size),
-    )
+        mean, square = rows.sum(axis=0) / number, (rows**2).sum(axis=0) / number
+    means, squares = (values.astype(np.float32).reshape(num_vendors, size) for values in (mean, square))
+    found = {STYLE_MEAN: means[:, :style_size], STYLE_SQUARE: squares[:, :style_size]}
+    return found | ({SHAPE_MEAN: means[:, style_size:], SHAPE_SQUARE: squares[:, style_size:]} if with_shape else {})
 
 
-def _complete_styles(patient: Patient) -> Tensor:
-    """The patient's style vectors, with 1 or -1 by chance in entries that could not be measured; shape (V, K), float64.
+def _complete(patient: Patient, with_shape: bool) -> Tensor:
+    """The patient's vectors, with 1 or -1 by chance in entries that could not be measured; shape (V, K), float64.
 
-    Their mean and spread are the public prior's: a region that nobody at a site draws is released as the public knows
-    it, and not as one in which all patients are alike. The chance follows from the patient's name.
+    Their mean and spread are those of the public hearts: a region that nobody at a site draws is released as the public
+    knows it, and not as one in which all patients are alike. The chance follows from the patient's name.
     """
-    styles = patient.styles.double()
-    if patient.measured is None or (missing := patient.known[:, None] & ~patient.measured).sum() == 0:
-        return styles
+    values = patient.styles.double()
+    measured = torch.ones(values.shape, dtype=torch.bool) if patient.measured is None else patient.measured
+    if with_shape:
+        unknown = torch.full((len(values), len(SHAPE_NAMES)), math.nan)
+        shapes = unknown if patient.shapes is None else patient.shapes
+        values = torch.cat([values, shapes.double().nan_to_num()], dim=1)
+        measured = torch.cat([measured, shapes.isfinite()], dim=1)
+    missing = patient.known[:, None] & ~measured
+    if not missing.any():
+        return values
     rng = torch.Generator().manual_seed(view_seed(0, 0, 0, patient.name))
-    signs = torch.randint(2, styles.shape, generator=rng).double() * 2 - 1
-    return torch.where(missing, signs, styles)
+    signs = torch.randint(2, values.shape, generator=rng).double() * 2 - 1
+    return torch.where(missing, signs, values)
 
 
 def fine_tune(

@@ -194,6 +194,7 @@ class PrivacyConfig:
     statistics_clip: float = 4.0
     segmenter_share: float = 0.5
     segmenter_clip: float = 0.03
+    shape_clip: float = 5.0
 
     def __post_init__(self) -> None:
         _check(
@@ -213,6 +214,9 @@ class PrivacyConfig:
         _check(0 < self.statistics_share < 1, "privacy.statistics_share", "in (0, 1)", self.statistics_share)
         _check(self.statistics_clip > 0, "privacy.statistics_clip", "> 0", self.statistics_clip)
         _check(0 < self.segmenter_share < 1, "privacy.segmenter_share", "in (0, 1)", self.segmenter_share)
+        _check(
+            self.shape_clip > 0 and math.isfinite(self.shape_clip), "privacy.shape_clip", "positive", self.shape_clip
+        )
         _check(
             self.segmenter_clip > 0 and math.isfinite(self.segmenter_clip),
             "privacy.segmenter_clip",
@@ -236,6 +240,7 @@ class FederationConfig:
     trim: int = 0
     reply_timeout_s: float = 3600.0
     segmenter_rounds: int = 0
+    shape: bool = False
     segmenter_learning_rate: float = 10.0
 
     def __post_init__(self) -> None:

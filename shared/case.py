@@ -40,10 +40,11 @@ CONTOURS = ("drawn", "partial", "auto")
 """Where a case's masks come from: everything is drawn in both frames (or known, in a synthetic heart), a part of it is
 drawn, or a program found it. Empty where there are no masks."""
 
-CASE_SIZE = 96
+CASE_SIZE = 128
 """Height and width of a case's frames in pixels."""
-CASE_PIXEL_MM = 1.5
-"""In-plane pixel of a case: 96 pixels show 144 mm, a dilated heart with its right ventricle."""
+CASE_PIXEL_MM = 1.25
+"""In-plane pixel of a case: 128 pixels show 160 mm, a dilated heart with its right ventricle and some
+of the chest wall. Folders of earlier versions have 96 pixels of 1.5 mm, and are read as they are."""
 
 INDEX_NAME = "cases.csv"
 MAX_INDEX_BYTES = 64 * MIB

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from fedcmr.shared.adapters import ADAPTERS
 from fedcmr.shared.privacy import Mechanism, Release
+from fedcmr.shared.shape import SHAPE_NAMES
 from fedcmr.shared.style_statistics import NUM_STEPS
 
 ARRAYS, CONFIG, REPLY = "arrays", "config", "reply"
@@ -40,8 +41,10 @@ MAX_PLANNED = 16
 """Different releases that a study plans; equal ones are one release of more steps."""
 
 STATISTICS, GRADIENTS, SEGMENTER = "statistics", "gradients", "segmenter"
-"""Tasks of a round: statistics of the style vectors, gradient steps on the generator, and on the public segmenter."""
+"""Tasks of a round: statistics of the style vectors, and perhaps of the shape vectors; gradient steps on the generator;
+gradient steps on the public segmenter."""
 STYLE_MEAN, STYLE_SQUARE = "style_mean", "style_square"
+SHAPE_MEAN, SHAPE_SQUARE = "shape_mean", "shape_square"
 
 EJECTION_FRACTION = "ejection_fraction"
 PRIVATE, PLAIN = "private", "table"
@@ -124,12 +127,14 @@ class Request(_Wire):
         prior_sha256: The public prior that the trainable part belongs to; in a "segmenter" round the public segmenter.
         adapter: Which part of the generator is trainable, names and shapes; of the segmenter it is always the same.
         private: False only in a study without privacy, which each site's policy must allow.
-        max_grad_norm: L2 clip of a patient's gradient; of a patient's style vector in the statistics task.
+        max_grad_norm: L2 clip of a patient's gradient; in the statistics task that of a patient's style vector, behind
+            which comes the shape vector where `with_shape` says so.
         sample_rate: Poisson sampling over patients; 1 in the statistics task.
         local_steps: Private gradient steps; the steps of the two-step private mean in the statistics task.
         seed: Seed of the views, never of sampling or noise when private.
         sites: The study's sites, a `fedcmr.shared.site_facts.facts_line` each: a site whose own facts are not among
             them refuses before it is charged for an answer that could not be used. Empty where the server does not say.
+        with_shape: Whether the statistics are of the patients' shapes too, under the same clip and the same noise.
     """
 
     task: str
@@ -147,6 +152,7 @@ class Request(_Wire):
     num_views: int
     seed: int
     sites: str = ""
+    with_shape: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -156,6 +162,7 @@ class Request(_Wire):
             all(map(math.isfinite, numbers))
             and self.task in (STATISTICS, GRADIENTS, SEGMENTER)
             and (self.task != STATISTICS or as_statistics)
+            and (self.task == STATISTICS or not self.with_shape)
             and self.adapter in ADAPTERS
             and re.fullmatch(r"[0-9a-f]{8,64}", self.run_id)
             and self.server_round >= 1
@@ -169,6 +176,11 @@ class Request(_Wire):
             and self.seed >= 0
         ):
             raise ValueError(f"Expected a request within its ranges, got {self}.")
+
+    @property
+    def shape_size(self) -> int:
+        """Columns of the statistics of shape; 0 where they are not asked for."""
+        return len(SHAPE_NAMES) if self.with_shape else 0
 
     @property
     def mechanism(self) -> Mechanism:
@@ -298,17 +310,23 @@ def arrays_sha256(arrays: Mapping[str, NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
-def update_shapes(task: str, trainable: Shapes, num_vendors: int, style_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a task's update: the style statistics by vendor, or one delta per trainable array.
+def update_shapes(
+    task: str, trainable: Shapes, num_vendors: int, style_size: int, shape_size: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a task's update: the statistics by vendor, or one delta per trainable array.
 
     Args:
         task: One of `STATISTICS`, `GRADIENTS` and `SEGMENTER`.
         trainable: Names and shapes of the trainable part.
         num_vendors: Number of vendors that the site declares; rows of the statistics, by the vendors' names.
-        style_size: K, columns of the statistics.
+        style_size: Columns of the statistics of style.
+        shape_size: Columns of those of shape; 0 where they are not asked for.
     """
-    shape = (num_vendors, style_size)
-    return {STYLE_MEAN: shape, STYLE_SQUARE: shape} if task == STATISTICS else dict(trainable)
+    if task != STATISTICS:
+        return dict(trainable)
+    of_style, of_shape = (num_vendors, style_size), (num_vendors, shape_size)
+    shapes: dict[str, tuple[int, ...]] = {STYLE_MEAN: of_style, STYLE_SQUARE: of_style}
+    return shapes | ({SHAPE_MEAN: of_shape, SHAPE_SQUARE: of_shape} if shape_size else {})
 
 
 def pack_rehearsal(

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binom, chisquare, kstest
 
 from fedcmr.client import training
-from fedcmr.client.training import Execution, LocalSteps, Patient, fine_tune, style_statistics
+from fedcmr.client.training import Execution, LocalSteps, Patient, fine_tune, statistics
 from fedcmr.shared import privacy
 from fedcmr.shared import style_statistics as shared_statistics
 from fedcmr.shared.privacy import Mechanism
@@ -59,7 +59,7 @@ def test_a_patient_moves_the_sum_of_gradients_by_at_most_the_clip(prior, arrays,
 
 @pytest.mark.parametrize("num_slices", [1, 10, 500])
 def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch, patient_of, num_slices):
-    """The sums before noise, as `style_statistics` asks for them; the second step's centre is public and held fixed."""
+    """The sums before noise, as `statistics` asks for them; the second step's centre is public and held fixed."""
     clip = 0.5
     sums = []
 
@@ -71,8 +71,8 @@ def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch,
     monkeypatch.setattr(privacy, "private_sum", spy)
     others = [patient_of(f"p{number}", 3) for number in range(3)]
     mechanism = replace(SILENT, max_grad_norm=clip, noise_multiplier=1.0)
-    style_statistics([*others, patient_of("extra", num_slices)], mechanism, [8])
-    style_statistics(others, mechanism, [8])
+    statistics([*others, patient_of("extra", num_slices)], mechanism, [8])
+    statistics(others, mechanism, [8])
     assert len(sums) == 2 * shared_statistics.NUM_STEPS
     for (with_patient, look_clip), (without, _) in zip(sums[:2], sums[2:], strict=True):
         assert 0 < np.linalg.norm(with_patient - without) <= look_clip * (1 + 1e-9)
@@ -103,7 +103,7 @@ def test_two_sites_of_equal_seeds_and_data_differ_in_their_noise(prior, arrays, 
         updates.append(
             (
                 flat(fine_tune(prior.generator, patients, arrays, noisy, STEP, CPU)),
-                *style_statistics(patients, noisy, [8]),
+                *statistics(patients, noisy, [8]).values(),
             )
         )
     for first, second in zip(*updates, strict=True):
@@ -151,4 +151,4 @@ def test_images_without_a_number_release_finite_updates(prior, arrays, patient_o
     broken = replace(broken, images=torch.full_like(broken.images, value), styles=torch.full_like(broken.styles, value))
     noisy = replace(SILENT, noise_multiplier=1.0)
     assert np.isfinite(flat(fine_tune(prior.generator, [broken], arrays, noisy, STEP, CPU))).all()
-    assert all(np.isfinite(array).all() for array in style_statistics([broken], noisy, [8]))
+    assert all(np.isfinite(array).all() for array in statistics([broken], noisy, [8]).values())

@@ -14,7 +14,7 @@ from fedcmr.client.app import app
 from fedcmr.client.ledger import Ledger
 from fedcmr.client.policy import load_site
 from fedcmr.client.trainable import trainable
-from fedcmr.client.training import Patient, load_patients, patient_gradient, style_statistics
+from fedcmr.client.training import Patient, load_patients, patient_gradient, statistics
 from fedcmr.server.federation.federate import federate
 from fedcmr.shared import checkpoint, privacy
 from fedcmr.shared.case import Case, save_case, write_index
@@ -168,7 +168,7 @@ def invented(name: str, vendors: tuple[int, ...], seed: int, scale: float = 3.0)
 @pytest.mark.parametrize("vendors", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("scale", [0.5, 3.0, 1e30, math.nan])
 def test_a_patient_moves_each_look_by_at_most_its_clip_whatever_its_vendors(monkeypatch, vendors, scale):
-    """The sums before noise, as `style_statistics` asks for them; the second step's centre is public and held fixed."""
+    """The sums before noise, as `statistics` asks for them; the second step's centre is public and held fixed."""
     sums = []
     centre = np.random.default_rng(5).normal(size=2 * SIZE) * 5
 
@@ -180,8 +180,8 @@ def test_a_patient_moves_each_look_by_at_most_its_clip_whatever_its_vendors(monk
     monkeypatch.setattr(privacy, "private_sum", spy)
     others = [invented(f"p{number}", vendors, number) for number, vendors in enumerate([(0,), (1,), (0, 1)])]
     mechanism = Mechanism(1.0, 1.0, 1, 0.7, 1e-3, private=True, nominal_patients=3)
-    style_statistics([*others, invented("extra", vendors, 9, scale)], mechanism, [2, 3])
-    style_statistics(others, mechanism, [2, 3])
+    statistics([*others, invented("extra", vendors, 9, scale)], mechanism, [2, 3])
+    statistics(others, mechanism, [2, 3])
     assert [clip for _, clip in sums] == [0.7, 1.0] * 2
     for (with_patient, clip), (without, _) in zip(sums[:2], sums[2:], strict=True):
         moved = with_patient - without

@@ -10,13 +10,12 @@ import numpy as np
 from fedcmr.client.check.contact_sheet import image_of
 from fedcmr.client.check.flags import flags_of
 from fedcmr.client.check.html_report import render_html
-from fedcmr.client.check.report import TROUBLES, CheckedCase, CheckReport, as_json
+from fedcmr.client.check.report import MIN_FIELD_MM, TROUBLES, CheckedCase, CheckReport, as_json
 from fedcmr.client.ingest.destination import DETAILS_NAME, REFUSED_NAME
 from fedcmr.client.ingest.normalise import MAX_EF_DIFFERENCE
 from fedcmr.client.ingest.refused_list import LIST_NAME
 from fedcmr.client.trainable import LEFT_OUT, reason_of, repeated_names, trains_the_generator
 from fedcmr.shared.case import (
-    CASE_SIZE,
     INDEX_NAME,
     LV,
     UNKNOWN,
@@ -32,6 +31,7 @@ from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import track
+from fedcmr.shared.views import grid_of
 
 JSON_NAME, HTML_NAME = "check.json", "check.html"
 REMEDY = "remove the files of these cases and prepare the folder again"
@@ -124,7 +124,7 @@ def _trouble(case: Case) -> str | None:
     """What is wrong with a case, a code of `TROUBLES`."""
     if case.info.vendor not in (*VENDORS, UNKNOWN):
         return "other-vendor"
-    if case.frames.shape[2:] != (CASE_SIZE, CASE_SIZE):
+    if (np.array(case.frames.shape[2:]) * grid_of(case)).min() < MIN_FIELD_MM:
         return "wrong-size"
     if any(float(np.ptp(frame)) == 0 for frame in case.frames):
         return "no-contrast"

@@ -11,14 +11,17 @@ from fedcmr.client.check.contact_sheet import CaseImage
 from fedcmr.client.check.flags import FLAGS
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.client.trainable import EF_TEST, GRADIENT, LEFT_OUT, STYLE
-from fedcmr.shared.case import CASE_SIZE, CONTOURS, INDEX_NAME, UNKNOWN, VENDORS
+from fedcmr.shared.case import CONTOURS, INDEX_NAME, UNKNOWN, VENDORS
+
+MIN_FIELD_MM = 120.0
+"""A dilated heart with its right ventricle just fits into this; earlier versions prepared 144 mm."""
 
 TROUBLES = {
     "named-twice": f"{INDEX_NAME} names it twice",
     "case-missing": "its file is missing",
     "case-unreadable": "its file is not a readable case",
     "other-vendor": f"its vendor is none of {', '.join(VENDORS)} or {UNKNOWN}",
-    "wrong-size": f"its frames are not {CASE_SIZE} x {CASE_SIZE} pixels",
+    "wrong-size": f"its frames show less than {MIN_FIELD_MM:.0f} mm",
     "no-contrast": "a frame without contrast",
     "no-left-ventricle": "masks without a left ventricle",
     "ef-differs": f"the ejection fraction of {INDEX_NAME} is not that of the masks",

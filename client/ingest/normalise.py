@@ -173,7 +173,7 @@ def _crop(
 
 
 def _resampling(size: int, pixel_mm: float, centre: float) -> csr_array:
-    """Linear resampling of one axis to a case's grid around `centre`, as a matrix of shape (96, size).
+    """Linear resampling of one axis to a case's grid around `centre`, as a matrix of shape (`CASE_SIZE`, size).
 
     The triangle kernel is as wide as the coarser of both grids, so that fine pixels are averaged, not skipped.
     """

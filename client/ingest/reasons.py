@@ -34,7 +34,7 @@ REASONS = {
     "labels-too-wide": "labels spread wider than a heart: a stray label, or a wrong pixel spacing",
     "ef-implausible": "the masks' ejection fraction is 95 % or more: slices are missing at end-systole",
     "burned-in-annotation": "images marked as holding burned-in text, which may name the patient: export them without",
-    "heart-beyond-crop": "the left ventricle reaches beyond a case's 144 mm: the pixel spacing may be wrong",
+    "heart-beyond-crop": "the left ventricle reaches beyond a case's 160 mm: the pixel spacing may be wrong",
     "ambiguous-masks": "one mask file for several studies: keep each next to its own scans",
     "no-orientation": "a NIfTI file that does not know the patient's axes: convert it again from DICOM; or give "
     "--axes short-axis, if you know that all such files are short-axis stacks seen from the apex",

@@ -120,7 +120,10 @@ def requested_shapes(request: Request, state: FederationState, sites: Mapping[st
     """Site -> names and shapes of the update that answers a request."""
     trainable = {name: array.shape for name, array in state.arrays_of(request.task).items()}
     style_size = len(next(iter(state.style_mean.values())))
-    return {name: update_shapes(request.task, trainable, len(site.vendors), style_size) for name, site in sites.items()}
+    return {
+        name: update_shapes(request.task, trainable, len(site.vendors), style_size, request.shape_size)
+        for name, site in sites.items()
+    }
 
 
 def describe(line: Mapping[str, Any], num_rounds: int, num_sites: int) -> str:

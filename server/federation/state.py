@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ import torch
 
 from fedcmr.server.federation.adapters import Plan, choose_adapter, plan_adapter
 from fedcmr.server.federation.noise_plan import SegmenterPart
-from fedcmr.server.federation.vendor_styles import vendor_styles
+from fedcmr.server.federation.vendor_styles import vendor_shapes, vendor_styles
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.server.settings import Config, FederationConfig, PrivacyConfig
 from fedcmr.shared import checkpoint
@@ -24,7 +25,8 @@ from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.privacy import MAX_DELTA_TIMES_PATIENTS, Release, largest_delta
 from fedcmr.shared.privacy_filter import PrivacyFilter, filter_of
 from fedcmr.shared.provenance import PRIVATE_REAL, Provenance, from_json
-from fedcmr.shared.records import GRADIENTS, SEGMENTER, STATISTICS, Request
+from fedcmr.shared.records import GRADIENTS, SEGMENTER, SHAPE_MEAN, STATISTICS, Request
+from fedcmr.shared.shape import SHAPE_STD
 from fedcmr.shared.site_facts import facts_line, read_facts
 from fedcmr.shared.style import MEAN_KEY, STD_KEY
 from fedcmr.shared.style_statistics import NUM_STEPS
@@ -73,6 +75,8 @@ class FederationState:
         ema: Exponential moving average of the trainable part over rounds; this is published.
         style_mean: Vendor -> shape (K,), mean of the standardised style vectors; zeros until a site has replied.
         style_std: Vendor -> shape (K,), their standard deviation; ones until a site has replied.
+        shape_mean: Vendor -> mean of the standardised shape vectors; a vendor is there once a site has released them.
+        shape_std: Vendor -> their standard deviation.
         releases: Site -> one entry per request: its round, task, release, the site's code and whether it was charged.
         rounds: One entry per round, as in `metrics.jsonl`.
     """
@@ -93,11 +97,14 @@ class FederationState:
     segmenter: Arrays = field(default_factory=dict)
     segmenter_ema: Arrays = field(default_factory=dict)
     segmenter_sha256: str = ""
+    shape_mean: Arrays = field(default_factory=dict)
+    shape_std: Arrays = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of the last finished round."""
         groups = {"arrays": self.arrays, "ema": self.ema, MEAN_KEY: self.style_mean, STD_KEY: self.style_std}
         groups |= {"segmenter": self.segmenter, "segmenter_ema": self.segmenter_ema}
+        groups |= {SHAPE_MEAN: self.shape_mean, SHAPE_STD: self.shape_std}
         metadata = {
             "run_id": self.run_id,
             "prior_sha256": self.prior_sha256,
@@ -123,7 +130,7 @@ class FederationState:
         if newest is None:
             return None
         arrays, metadata = newest
-        names = ("arrays", "ema", MEAN_KEY, STD_KEY, "segmenter", "segmenter_ema")
+        names = ("arrays", "ema", MEAN_KEY, STD_KEY, "segmenter", "segmenter_ema", SHAPE_MEAN, SHAPE_STD)
         groups: dict[str, Arrays] = {name: {} for name in names}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
@@ -138,6 +145,8 @@ class FederationState:
             style_std=groups[STD_KEY],
             segmenter=groups["segmenter"],
             segmenter_ema=groups["segmenter_ema"],
+            shape_mean=groups[SHAPE_MEAN],
+            shape_std=groups[SHAPE_STD],
             **values,
         )
 
@@ -172,13 +181,19 @@ class FederationState:
     def after_statistics(
         self, updates: Mapping[str, Arrays], sites: Mapping[str, StudySite], request: Request
     ) -> "FederationState":
-        """This state with each vendor's style distribution; a vendor whose sites have not replied keeps the prior's."""
+        """This state with each vendor's distribution of styles, and of shapes where these were asked for.
+
+        A vendor whose sites have not replied keeps the prior's styles and the usual hearts.
+        """
         vendors = {site: facts.vendors for site, facts in sites.items()}
         found = vendor_styles(updates, vendors, request)
+        shapes = vendor_shapes(updates, vendors, request) if request.with_shape else {}
         return replace(
             self,
             style_mean=self.style_mean | {vendor: mean for vendor, (mean, _) in found.items()},
             style_std=self.style_std | {vendor: std for vendor, (_, std) in found.items()},
+            shape_mean=self.shape_mean | {vendor: mean for vendor, (mean, _) in shapes.items()},
+            shape_std=self.shape_std | {vendor: std for vendor, (_, std) in shapes.items()},
         )
 
     def after_gradients(
@@ -228,7 +243,10 @@ class FederationState:
             save_segmenter(path, segmenter, facts)
 
     def publish(self, path: Path, vendors: Mapping[str, Collection[str]], delta: float) -> Arrays:
-        """Write the shared generator: `trainable/<name>`, and under `MEAN_KEY` and `STD_KEY` each vendor's style.
+        """Write the shared generator: `trainable/<name>`, and each vendor's styles and released shapes.
+
+        The styles' means and standard deviations are under `MEAN_KEY` and `STD_KEY`, those of the shapes under
+        `SHAPE_MEAN` and `SHAPE_STD`.
 
         Returns:
             The arrays in the file.
@@ -260,6 +278,7 @@ class FederationState:
             "sites": sites,
         }
         groups = {"trainable": self.ema, MEAN_KEY: self.style_mean, STD_KEY: self.style_std}
+        groups |= {SHAPE_MEAN: self.shape_mean, SHAPE_STD: self.shape_std}
         arrays = _flat(groups)
         checkpoint.save(path, arrays, metadata)
         return arrays
@@ -339,8 +358,9 @@ def make_request(
     privacy, federation = config.privacy, config.federation
     task = state.task_of(server_round, config)
     is_statistics, is_segmenter = task == STATISTICS, task == SEGMENTER
+    with_shape = is_statistics and federation.shape
     clips = {
-        STATISTICS: privacy.statistics_clip,
+        STATISTICS: math.hypot(privacy.statistics_clip, privacy.shape_clip) if with_shape else privacy.statistics_clip,
         GRADIENTS: privacy.max_grad_norm,
         SEGMENTER: privacy.segmenter_clip,
     }
@@ -360,6 +380,7 @@ def make_request(
         num_views=federation.num_views,
         seed=config.seed,
         sites="\n".join(facts_line(name, s.vendors, s.nominal_patients) for name, s in sorted((sites or {}).items())),
+        with_shape=with_shape,
     )
 
 

@@ -19,6 +19,9 @@ NUM_HARMONICS = 3
 """In-plane shape deviates from a circle by angular harmonics of order 2, 3 and 4."""
 APICAL_GAIN = 0.15
 _NUM_ANGLES = 48
+WALL_TAPER = 0.25
+RV_END = 0.95
+"""How hearts usually are: how much of the wall thins towards the apex, and where the right ventricle has faded out."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Hearts:
         radius: Endocardial radius at ED, widest level.
         length: Base to endocardial apex at ED.
         wall: Wall thickness at ED.
+        wall_taper: How much of the wall thins with the cavity's radius towards the apex, as a share.
         septal_bulge: Extra septal thickness as a share of `wall` (asymmetric hypertrophy).
         taper: Exponent of the profile along the long axis: 2 an ellipsoid, larger a bullet.
         harmonics: Shape (N, 3, 2): cosine and sine amplitudes of the radius, orders 2..4, as shares of it.
@@ -37,6 +41,7 @@ class Hearts:
         rv_reach: How far the RV reaches out from the LV's outer wall, as a share of the LV's outer radius.
         rv_width: Tangential half width of the RV, as a share of the LV's outer radius.
         rv_shrink: RV size at ES as a share of ED.
+        rv_end: Where the RV has faded out, as a share of the long axis.
         scar_angle: Centre of the badly moving territory.
         scar_width: Half width of that territory.
         scar_severity: 0 none, 1 the territory does not move.
@@ -52,6 +57,7 @@ class Hearts:
     radius: Tensor
     length: Tensor
     wall: Tensor
+    wall_taper: Tensor
     septal_bulge: Tensor
     taper: Tensor
     harmonics: Tensor
@@ -60,6 +66,7 @@ class Hearts:
     rv_reach: Tensor
     rv_width: Tensor
     rv_shrink: Tensor
+    rv_end: Tensor
     scar_angle: Tensor
     scar_width: Tensor
     scar_severity: Tensor
@@ -98,7 +105,9 @@ class Distances:
     pixel_mm: float
 
 
-def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tensor | None = None) -> Hearts:
+def draw_hearts(
+    num: int, generator: torch.Generator, num_slices: int, ef: Tensor | None = None, wide: bool = False
+) -> Hearts:
     """Random hearts over the range of healthy and diseased shapes (Kawel-Boehm et al. 2020, widened).
 
     Args:
@@ -106,10 +115,15 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
         generator: Source of the draws.
         num_slices: Slices of the stack in which the ejection fraction will be measured.
         ef: Shape (num,), the ejection fractions requested; None draws them uniformly from 0.08 to 0.80.
+        wide: Whether hearts also differ as hospitals and their readers do: how slender the apex is drawn and how far it
+            reaches, where the contours begin, how much of the muscle's growth at end-systole is drawn as muscle.
     """
 
     def uniform(low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(num, *shape, generator=generator)
+
+    def either(usual: tuple[float, float], widely: tuple[float, float]) -> Tensor:
+        return uniform(*(widely if wide else usual))
 
     ef = uniform(0.08, 0.80) if ef is None else ef
     # Dilated hearts eject little, thick ones much; the overlap stays wide so that size alone does not determine the EF.
@@ -118,31 +132,33 @@ def draw_hearts(num: int, generator: torch.Generator, num_slices: int, ef: Tenso
     hypertrophic = uniform(0, 1) < 0.2
     wall = torch.where(hypertrophic, uniform(10, 18), uniform(5, 10)) - 1.0 * (radius - 30) / 8
     radius = torch.where(hypertrophic, radius * 0.9, radius)
-    harmonic_size = torch.tensor([0.06, 0.035, 0.02])[:, None] * uniform(0, 1)[:, None, None]
+    harmonic_size = torch.tensor([0.12 if wide else 0.06, 0.035, 0.02])[:, None] * uniform(0, 1)[:, None, None]
     infarcted = uniform(0, 1) < 0.35
-    length = 40 + radius * uniform(1.3, 2.1)
+    length = 40 + radius * either((1.3, 2.1), (0.8, 2.4))
     hearts = Hearts(
         radius=radius,
         length=length,
         wall=wall.clamp(4.5, 20),
+        wall_taper=uniform(-0.6, 0.8) if wide else torch.full((num,), WALL_TAPER),
         septal_bulge=torch.where(hypertrophic, uniform(0, 0.8), uniform(-0.1, 0.15)),
-        taper=uniform(1.8, 3.0),
+        taper=either((1.8, 3.0), (1.0, 3.5)),
         harmonics=torch.randn(num, NUM_HARMONICS, 2, generator=generator) * harmonic_size,
         axis_tilt=uniform(-8, 8, 2),
         rv_angle=math.pi + 0.3 + uniform(-0.8, 0.8),
         rv_reach=torch.where(uniform(0, 1) < 0.25, uniform(0.7, 1.2), uniform(0.35, 0.8)),
         rv_width=uniform(0.8, 1.15),
-        rv_shrink=uniform(0.57, 0.92),
+        rv_shrink=either((0.57, 0.92), (0.45, 0.95)),
+        rv_end=uniform(0.6, 1.0) if wide else torch.full((num,), RV_END),
         scar_angle=uniform(-math.pi, math.pi),
         scar_width=uniform(0.5, 1.4),
         scar_severity=torch.where(infarcted, uniform(0.3, 1.0), torch.zeros(num)),
-        descent=(3 + 12 * ef) * uniform(0.45, 1.2),
-        thickening=uniform(0.1, 0.9),
+        descent=(3 + 12 * ef) * either((0.45, 1.2), (0.2, 2.2)),
+        thickening=either((0.1, 0.9), (-0.4, 1.4)),
         contraction=torch.ones(num),
         centre=torch.stack([uniform(0, 21), uniform(-12, 7)], dim=1),
         # Stacks are planned by eye: some begin in the atrium or end in the fat below the apex, some miss a slice.
-        stack_start=uniform(-12, 4),
-        stack_end=length + uniform(-4, 12),
+        stack_start=either((-12, 4), (-14, 24)),
+        stack_end=length + either((-4, 12), (-12, 14)),
     )
     return solve_contraction(hearts, ef, num_slices)
 
@@ -230,7 +246,7 @@ def _radii(hearts: Hearts, positions: Tensor, angle: Tensor, phase: int) -> tupl
         shape = shape + cos * torch.cos((order + 2) * angle) + sin * torch.sin((order + 2) * angle)
     endo_ed = wide(hearts.radius) * profile * shape
     septal = torch.exp(2.0 * (torch.cos(angle - wide(hearts.rv_angle)) - 1))
-    wall = wide(hearts.wall) * (1 + wide(hearts.septal_bulge) * septal) * (0.75 + 0.25 * profile)
+    wall = wide(hearts.wall) * (1 + wide(hearts.septal_bulge) * septal) * (1 + wide(hearts.wall_taper) * (profile - 1))
     away = torch.remainder(angle - wide(hearts.scar_angle) + math.pi, 2 * math.pi) - math.pi
     territory = torch.sigmoid((wide(hearts.scar_width) - away.abs()) / 0.15) * wide(hearts.scar_severity)
     wall = wall * (1 - 0.35 * territory)
@@ -279,7 +295,8 @@ def _phase_distances(
     # The RV is an ellipse whose far side lies `rv_reach` beyond the LV's wall and which fades out before the apex.
     outer = (hearts.radius + hearts.wall)[:, None, None, None]
     size = hearts.rv_shrink[:, None, None, None] if phase == ES else torch.ones(())
-    fade = (1 - (level / 0.95).clamp(0, 1) ** 3).sqrt() * (1 + 0.1 * (1 - level.clamp(0, 1)))
+    end = hearts.rv_end[:, None, None, None]
+    fade = (1 - (level / end).clamp(0, 1) ** 3).sqrt() * (1 + 0.1 * (1 - level.clamp(0, 1)))
     reach = hearts.rv_reach[:, None, None, None] * outer * fade * size
     radial = (reach + outer * 0.9 * fade) / 2
     offset = epi.mean(dim=(2, 3), keepdim=True) * 0.98 + reach - radial

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ AUTOENCODER_SHARE = 0.25
 """Share of the training for the autoencoder, in models that have one; the U-Net is trained after it."""
 NUM_SCALE_IMAGES = 512
 """Number of images from whose latents the standardisation of latents is computed."""
+OF_THE_GRID = ("patch", "size_px", "pixel_mm", "unknown_labels")
+"""In these a prior may differ from the one that it starts from: only the layers that read and write pixels depend on
+them, and begin anew."""
 WARM_UP_STEPS, MAX_GRAD_NORM, WEIGHT_DECAY = 200, 1.0, 0.01
 
 
@@ -164,9 +167,16 @@ def _first_model(config: Config) -> tuple[GenerativeModel, str | None]:
         raise UserError(
             f"pretrain.start: {start} is of kind {kind_of(prior.generator)}, expected {kind} as in generator.kind"
         )
-    if prior.generator.architecture != architecture:
-        raise UserError(f"pretrain.start: {start} has other sizes or another grid than the settings of 'generator'")
-    return prior.generator, prior.sha256
+    earlier = prior.generator.architecture
+    if replace(architecture, **{name: getattr(earlier, name) for name in OF_THE_GRID}) != earlier:
+        raise UserError(f"pretrain.start: {start} has other sizes than the settings of 'generator'")
+    if architecture == earlier:
+        return prior.generator, prior.sha256
+    model = make(kind, architecture)
+    weights = model.state_dict()
+    learnt = prior.generator.state_dict().items()
+    model.load_state_dict({**weights, **{name: w for name, w in learnt if w.shape == weights[name].shape}})
+    return model, prior.sha256
 
 
 def architecture_of(settings: GeneratorConfig) -> Architecture:

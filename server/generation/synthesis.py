@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedcmr.server.generation.heart_shapes import Hearts, distances, draw_hearts, masks_from, slice_positions
+from fedcmr.server.generation.heart_shapes import Hearts, distances, masks_from, slice_positions
 from fedcmr.server.generation.intensity_matching import match_intensities, match_noise
+from fedcmr.server.generation.population import draw_population
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared import checkpoint
@@ -21,6 +22,8 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.base import Condition, GenerativeModel, Sampler
 from fedcmr.shared.models.prior import Prior
 from fedcmr.shared.progress import track_parts
+from fedcmr.shared.records import SHAPE_MEAN
+from fedcmr.shared.shape import SHAPE_STD, ShapeDistribution
 from fedcmr.shared.style import MEAN_KEY, STD_KEY, StyleDistribution, style_vectors
 from fedcmr.shared.views import Grid
 
@@ -36,10 +39,12 @@ class SharedGenerator:
     Attributes:
         trainable: The fine-tuned parameters by name.
         styles: Vendor -> its distribution of style vectors.
+        shapes: Vendor -> its population of hearts; empty where no site released its shapes.
     """
 
     trainable: Mapping[str, Tensor]
     styles: Mapping[str, StyleDistribution]
+    shapes: Mapping[str, ShapeDistribution] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
     arrays, metadata = checkpoint.load(path)
     if metadata.get("prior_sha256") != prior.sha256:
         raise UserError(f"{path} was trained on another prior: give that one as 'prior'")
-    groups: dict[str, dict[str, Tensor]] = {"trainable": {}, MEAN_KEY: {}, STD_KEY: {}}
+    names = ("trainable", MEAN_KEY, STD_KEY, SHAPE_MEAN, SHAPE_STD)
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = torch.from_numpy(array)
@@ -74,7 +80,8 @@ def load_shared_generator(path: Path, prior: Prior) -> SharedGenerator:
         vendor: StyleDistribution(mean, groups[STD_KEY][vendor], prior.style_correlation)
         for vendor, mean in groups[MEAN_KEY].items()
     }
-    return SharedGenerator(groups["trainable"], styles)
+    shapes = {vendor: ShapeDistribution(mean, groups[SHAPE_STD][vendor]) for vendor, mean in groups[SHAPE_MEAN].items()}
+    return SharedGenerator(groups["trainable"], styles, shapes)
 
 
 def synthesize(
@@ -150,7 +157,8 @@ def _make(
     """A case for each name and ejection fraction; None as `description` shows no progress."""
     device = pick_device(device_name)
     # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
-    hearts = draw_hearts(len(names), rng, config.num_slices, requested)
+    populations = shared.shapes if shared else {}
+    hearts = draw_population(populations, names, config.num_slices, requested, rng)
     wanted = _draw_styles(shared, names, seed)
     cases: list[Case] = []
     styles: list[Tensor] = []

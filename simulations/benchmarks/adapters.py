@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from fedcmr.client.training import Patient, load_patients, style_statistics, view_seed
+from fedcmr.client.training import Patient, load_patients, statistics, view_seed
 from fedcmr.server.command_line import SettingsParser
 from fedcmr.server.federation.adapters import plan_adapter, signal_to_noise
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state
@@ -222,12 +222,13 @@ def style_errors(
         for prefix, squared in errors.items():
             updates: dict[str, Arrays] = {}
             for name, site, style in zip(names, sites, styles, strict=True):
-                mean, square = style_statistics(site.patients, request.mechanism.at(len(site.patients)), [len(style)])
+                update = statistics(site.patients, request.mechanism.at(len(site.patients)), [len(style)])
                 if prefix:
                     noise = request.noise_multiplier / math.sqrt(NUM_STEPS)
                     wide = private_moments(style, request.max_grad_norm, noise, len(style), os_generator())
                     mean, square = (value.astype(np.float32)[None] for value in wide)
-                updates[name] = {STYLE_MEAN: mean, STYLE_SQUARE: square}
+                    update = {STYLE_MEAN: mean, STYLE_SQUARE: square}
+                updates[name] = update
             # A single step is taken as it is: no noise is known that could draw the vendors together.
             found = vendor_styles(updates, vendors, request if not prefix else _statistics_request(settings, 0.0))
             squared.append((np.stack([found[name] for name in names]) - truth) ** 2)

@@ -14,13 +14,14 @@ from fedcmr.client.training import (
     fine_tune,
     load_patients,
     patient_gradient,
-    style_statistics,
+    statistics,
     view_seed,
 )
 from fedcmr.shared.case import read_index, write_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import Mechanism, clip_to_norm
+from fedcmr.shared.records import STYLE_MEAN
 from fedcmr.shared.style_statistics import noise_std
 
 CPU = Execution(torch.device("cpu"))
@@ -188,17 +189,17 @@ def test_private_statistics_are_a_two_step_mean_with_the_sites_own_noise(patient
     """The noise is the ledger's: its spread over releases is that of `fedcmr.shared.style_statistics.noise_std`."""
     # Little enough that the second step is not clipped for the first one's noise.
     mechanism = replace(NOISY, max_grad_norm=20.0, noise_multiplier=0.05)
-    released = np.array([style_statistics(patients, mechanism, [4])[0] for _ in range(200)])
+    released = np.array([statistics(patients, mechanism, [4])[STYLE_MEAN] for _ in range(200)])
     assert released.std(axis=0).mean() == pytest.approx(noise_std(20.0, 0.05, 4)[0], rel=0.1)
 
 
 def test_statistics_of_nobody_are_noise():
-    mean, square = style_statistics([], replace(NOISY, max_grad_norm=4.0), [4])
+    mean, square = statistics([], replace(NOISY, max_grad_norm=4.0), [4]).values()
     assert mean.shape == square.shape == (1, 11) and np.isfinite(mean).all() and np.abs(mean).min() > 0
 
 
 def test_statistics_without_privacy_are_numpys(patients):
-    mean, square = style_statistics(patients, OPEN, [4])
+    mean, square = statistics(patients, OPEN, [4]).values()
     styles = torch.stack([patient.styles for patient in patients]).numpy()
     np.testing.assert_allclose(mean, styles.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(square, (styles**2).mean(axis=0), atol=1e-6)
@@ -322,7 +323,7 @@ def test_patients_drawn_in_part_add_nothing_to_the_gradients(prior, patients, ar
 
 def test_what_a_site_does_not_draw_is_released_as_the_public_prior_has_it():
     """Mean 0 and mean square 1, in standardised units; what is drawn is released as it is."""
-    mean, square = style_statistics([drawn_in_part(index) for index in range(400)], OPEN, [400])
+    mean, square = statistics([drawn_in_part(index) for index in range(400)], OPEN, [400]).values()
     np.testing.assert_allclose(mean[0, :4], 0.5)
     np.testing.assert_allclose(square[0], [0.25] * 4 + [1.0] * 7)
     assert np.abs(mean[0, 4:]).max() < 4 / np.sqrt(400) and np.unique(mean[0, 4:]).size > 1

@@ -181,7 +181,7 @@ def test_every_trouble_is_counted_and_the_report_is_written_all_the_same(tmp_pat
         ("cut", "case-unreadable", case),
         ("junk", "case-unreadable", case),
         ("nikon", "other-vendor", replace(case, info=replace(case.info, vendor="Nikon"))),
-        ("small", "wrong-size", replace(case, frames=case.frames[..., 8:88, 8:88], masks=case.masks[..., 8:88, 8:88])),
+        ("small", "wrong-size", replace(case, frames=case.frames[..., 9:87, 9:87], masks=case.masks[..., 9:87, 9:87])),
         ("blank", "no-contrast", replace(case, frames=np.stack([case.frames[0], blank[0]]))),
         ("hollow", "no-left-ventricle", replace(case, masks=hollow)),
         ("wrong", "ef-differs", replace(case, info=replace(case.info, ef=0.9))),

@@ -20,7 +20,7 @@ from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.trainable import described, trainable
 from fedcmr.client.training import load_patients
-from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, contours_of, load_cases, read_index
+from fedcmr.shared.case import CASE_SIZE, ED, ES, LV, MYO, NOT_DRAWN, RV, contours_of, load_cases, read_index
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from tests.client.ingest.layouts.test_labels import AXES, LABELS, beat, loop_ef, write_csv, write_nifti, write_plain
 
@@ -110,10 +110,10 @@ def test_slices_that_were_passed_over_are_unknown_and_leave_no_ejection_fraction
 
 def test_beyond_the_image_is_background_only_where_all_is_drawn():
     images, labels = beat()
-    corner = (..., slice(20, 90), slice(20, 90))  # 105 mm: a case shows 144
+    corner = (..., slice(20, 90), slice(20, 90))  # 105 mm: a case shows 160
     images, masks = images[corner], only(labels, (0, 2))[corner]
-    outside = np.ones((96, 96), bool)
-    outside[9:-9, 9:-9] = False
+    outside = np.ones((CASE_SIZE, CASE_SIZE), bool)
+    outside[20:-20, 20:-20] = False
     whole = normalise(cine_of(masks, images))
     assert not whole.masks[:, :, outside].any()
     masks = masks.copy()

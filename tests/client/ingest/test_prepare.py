@@ -19,7 +19,7 @@ from fedcmr.client.ingest.layouts.mnms import read_mnms
 from fedcmr.client.ingest.normalise import normalise, orient
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import REASONS, Unusable
-from fedcmr.shared.case import LV, NOT_DRAWN, RV, load_cases, read_index
+from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, NOT_DRAWN, RV, load_cases, read_index
 from fedcmr.shared.errors import UserError
 from tests.client.ingest.test_burned_in import slanted
 
@@ -240,7 +240,7 @@ def test_pseudonyms_depend_on_the_key_and_keep_parts_apart():
     assert pseudonym(KEY, "a") == pseudonym(KEY, "a")
 
 
-def cine(images, masks=None, spacing=(10.0, 1.5, 1.5)) -> Cine:
+def cine(images, masks=None, spacing=(10.0, CASE_PIXEL_MM, CASE_PIXEL_MM)) -> Cine:
     return Cine(images.astype(np.float32), masks, spacing, None, "GE", 1.5)
 
 
@@ -251,8 +251,8 @@ def test_resampling_keeps_millimetres_and_follows_linear_interpolation():
     masks[0, :, 40:81, 35:56] = 3
     masks[1, :, 59:62, 44:47] = 3
     result = normalise(cine(images, masks, (8.0, 1.0, 2.0)))
-    # Centroid (60, 45); a row is 1 mm, a column 2 mm, a case's pixel 1.5 mm.
-    steps = (np.arange(96) - 47.5) * 1.5
+    # Centroid (60, 45); a row is 1 mm, a column 2 mm, a case's pixel 1.25 mm.
+    steps = (np.arange(CASE_SIZE) - (CASE_SIZE - 1) / 2) * CASE_PIXEL_MM
     expected = (60 + steps)[:, None] + 2.0 * (45 + steps / 2)[None]
     inside = np.ix_(abs(steps) < 55, abs(steps) < 85)
     low, high = (result.frames[0, 0][47, 47], result.frames[0, 0][47, 60])
@@ -260,20 +260,20 @@ def test_resampling_keeps_millimetres_and_follows_linear_interpolation():
     unclipped = (result.frames[0, 0] > 0) & (result.frames[0, 0] < 1)
     error = np.abs(result.frames[0, 0] - (low + (expected - expected[47, 47]) * scale))
     assert error[inside][unclipped[inside]].max() < 2e-3
-    assert result.spacing_mm.tolist() == [8.0, 1.5, 1.5]
+    assert result.spacing_mm.tolist() == [8.0, CASE_PIXEL_MM, CASE_PIXEL_MM]
 
 
 def test_pixels_that_already_fit_are_not_blurred():
-    images = np.random.default_rng(0).uniform(0, 1, (2, 1, 130, 130))
-    masks = np.zeros((2, 1, 130, 130), np.uint8)
-    masks[:, :, 60:68, 50:58] = 3  # centroid (63.5, 53.5): the case's pixels fall on the image's
-    masks[1, :, 60, 50], masks[1, :, 67, 57] = 2, 2
+    images = np.random.default_rng(0).uniform(0, 1, (2, 1, 160, 160))
+    masks = np.zeros((2, 1, 160, 160), np.uint8)
+    masks[:, :, 70:78, 70:78] = 3  # centroid (73.5, 73.5): the case's pixels fall on the image's
+    masks[1, :, 70, 70], masks[1, :, 77, 77] = 2, 2
     result = normalise(cine(images, masks))
-    crop = images[:, :, 16:112, 6:102]
+    crop = images[:, :, 10:138, 10:138]
     low, high = np.percentile(crop, (1, 99))
     assert np.abs(result.frames - ((crop - low) / (high - low)).clip(0, 1)).max() < 1e-5
     drawn = np.where(masks == 0, NOT_DRAWN, masks)  # nobody drew a right ventricle
-    assert np.array_equal(result.masks, drawn[:, :, 16:112, 6:102])
+    assert np.array_equal(result.masks, drawn[:, :, 10:138, 10:138])
 
 
 @pytest.mark.parametrize("pixel_mm", [0.7, 1.1, 1.5, 2.0])

@@ -12,7 +12,7 @@ from fedcmr.client.deidentify import pseudonym
 from fedcmr.client.ingest.centring import find_centre, find_frames
 from fedcmr.client.ingest.dicom.reader import find_dicom
 from fedcmr.client.ingest.prepare import prepare
-from fedcmr.shared.case import LV, RV, load_case, load_cases, read_index
+from fedcmr.shared.case import CASE_SIZE, LV, RV, load_case, load_cases, read_index
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "real"
 KEY = bytes(32)
@@ -89,4 +89,8 @@ def test_a_siemens_study_with_one_series_per_slice_gives_one_case(tmp_path):
     summary = prepare(source, tmp_path / "out", "dicom", key=KEY)
     (case,) = load_cases(tmp_path / "out")
     assert summary.num_cases == 1
-    assert (case.info.vendor, case.info.field_strength_t, case.frames.shape) == ("Siemens", 3.0, (2, 6, 96, 96))
+    assert (case.info.vendor, case.info.field_strength_t, case.frames.shape) == (
+        "Siemens",
+        3.0,
+        (2, 6, CASE_SIZE, CASE_SIZE),
+    )

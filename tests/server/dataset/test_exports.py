@@ -22,7 +22,7 @@ from fedcmr.server.dataset.nifti import LABELS, export_nifti
 from fedcmr.server.dataset.nnunet import export_nnunet
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import SynthesisConfig
-from fedcmr.shared.case import LV, MYO, RV, Case, load_cases
+from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, LV, MYO, RV, Case, load_cases
 from fedcmr.shared.orientation import BASE_TO_APEX
 from fedcmr.shared.provenance import PRIVATE_REAL, SIMULATED_SCANS, of_folder, public
 from tests.client.ingest.dicom_files import write_study
@@ -288,14 +288,14 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def resampled(case: Case) -> np.ndarray:
-    """Masks on 96 pixels of 1.5 mm around the labels' centroid, nearest neighbour: neither turned nor mirrored."""
+    """Masks on a prepared case's pixels around the labels' centroid, nearest neighbour: neither turned nor mirrored."""
     rows, columns = (
         np.average(np.arange(64), weights=case.masks.astype(bool).sum(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2))
     )
-    places = (np.arange(96) - 47.5) * 1.5 / case.spacing_mm[1]
+    places = (np.arange(CASE_SIZE) - (CASE_SIZE - 1) / 2) * CASE_PIXEL_MM / case.spacing_mm[1]
     rows, columns = (np.rint(centre + places).astype(int) for centre in (rows, columns))
     inside = np.ix_((rows >= 0) & (rows < 64), (columns >= 0) & (columns < 64))
-    masks = np.zeros((*case.masks.shape[:2], 96, 96), np.uint8)
+    masks = np.zeros((*case.masks.shape[:2], CASE_SIZE, CASE_SIZE), np.uint8)
     grid = np.ix_(rows.clip(0, 63), columns.clip(0, 63))
     for plane in np.ndindex(masks.shape[:2]):
         masks[plane][inside] = case.masks[plane][grid][inside]
