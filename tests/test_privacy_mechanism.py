@@ -13,6 +13,7 @@ from fedcmr.client.training import Execution, LocalSteps, Patient, fine_tune, st
 from fedcmr.shared import privacy
 from fedcmr.shared import style_statistics as shared_statistics
 from fedcmr.shared.privacy import Mechanism
+from fedcmr.shared.shape import SHAPE_NAMES
 from fedcmr.shared.style import style_vector
 
 CPU = Execution(torch.device("cpu"))
@@ -57,8 +58,9 @@ def test_a_patient_moves_the_sum_of_gradients_by_at_most_the_clip(prior, arrays,
     assert moved > 0.99 * CLIP, "nothing was clipped: the bound was not put to the test"
 
 
+@pytest.mark.parametrize("with_shape", [False, True], ids=["style", "style and shape"])
 @pytest.mark.parametrize("num_slices", [1, 10, 500])
-def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch, patient_of, num_slices):
+def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch, patient_of, num_slices, with_shape):
     """The sums before noise, as `statistics` asks for them; the second step's centre is public and held fixed."""
     clip = 0.5
     sums = []
@@ -71,8 +73,9 @@ def test_a_patient_moves_each_look_at_the_codes_by_at_most_its_clip(monkeypatch,
     monkeypatch.setattr(privacy, "private_sum", spy)
     others = [patient_of(f"p{number}", 3) for number in range(3)]
     mechanism = replace(SILENT, max_grad_norm=clip, noise_multiplier=1.0)
-    statistics([*others, patient_of("extra", num_slices)], mechanism, [8])
-    statistics(others, mechanism, [8])
+    extra = replace(patient_of("extra", num_slices), shapes=torch.full((1, len(SHAPE_NAMES)), 3.0))
+    statistics([*others, extra], mechanism, [8], with_shape)
+    statistics(others, mechanism, [8], with_shape)
     assert len(sums) == 2 * shared_statistics.NUM_STEPS
     for (with_patient, look_clip), (without, _) in zip(sums[:2], sums[2:], strict=True):
         assert 0 < np.linalg.norm(with_patient - without) <= look_clip * (1 + 1e-9)

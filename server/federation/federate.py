@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fedcmr.server.federation.expectation import expected
 from fedcmr.server.federation.participation import participation, prior_styles, sentences
 from fedcmr.server.federation.round import describe, run_round
 from fedcmr.server.federation.senders import read_nodes
@@ -60,6 +61,8 @@ def federate(grid: Grid, run: RunFolder, prior: Prior) -> None:
         state = initial_state(config, prior, sites)
         state.save(folder)
         run.log(state.described(config))
+        for sentence in expected(state, config, sites):
+            run.log(sentence)
     if state.prior_sha256 != prior.sha256:
         raise UserError(f"{folder} belongs to another prior: give that one as 'prior', or a new run folder")
     if settings.segmenter_rounds and state.segmenter_sha256 != public_sha256():

@@ -115,13 +115,14 @@ def weights_for(pool: Pool, wanted: ShapeDistribution) -> Tensor:
     """
     mean, std = wanted.mean.double().numpy(), wanted.std.double().numpy()
     shapes = pool.shapes.numpy()
-    bins = np.minimum((pool.efs.numpy().clip(0, 1 - 1e-9) * NUM_EF_BINS).astype(int), NUM_EF_BINS - 1)
+    efs = pool.efs.numpy()
+    bins = ((efs - efs.min()) / (np.ptp(efs) + 1e-9) * NUM_EF_BINS).astype(int)
     present = np.unique(bins)
     in_bin = (bins[:, None] == present).astype(np.float64)
     # Around the wanted mean, in units of the wanted spread: first and second moments are then of one size.
     away = (shapes - mean) / std
     # What was released does not depend on the ejection fraction, and no more shall the shapes.
-    slope = away * ((pool.efs.numpy() - 0.5) / 0.2)[:, None]
+    slope = away * ((efs - efs.mean()) / efs.std())[:, None]
     features = np.concatenate([away, (away**2 - 1) / 2, slope, in_bin - 1 / len(present)], axis=1)
 
     def dual(exponents: np.ndarray) -> tuple[float, np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from fedcmr.server.experiments.models import test_sets
+from fedcmr.server.federation.expectation import expected
 from fedcmr.server.federation.round import requested_shapes
 from fedcmr.server.federation.senders import read_nodes
 from fedcmr.server.federation.state import FederationState, StudySite, initial_state, make_request, quorum, read_study
@@ -73,6 +74,7 @@ def rehearse(grid: Grid, run: RunFolder, prior: Prior) -> dict[str, Any]:
         "round_s": {},
         "delta": config.privacy.target_delta if state.plan else None,
         "adapter": state.described(config),
+        "expected": expected(state, config, sites),
     }
     connected = SitesByFlower(grid, config.federation, len(sites), read_nodes(run))
     node_ids = connected.wait(len(sites), 0)
@@ -165,7 +167,7 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     rounds_s = sum(facts["rounds"][task] * seconds for task, seconds in facts["round_s"].items())
     coordinator = facts["coordinator"]
     lines = [f"a site refused without its name: {code}; see errors.log at each site" for code in facts["unnamed"]]
-    lines.append(facts["adapter"])
+    lines += [facts["adapter"], *facts["expected"]]
     lines.append(f"{sum(facts['rounds'].values())} rounds would take about {_time(rounds_s)}, as the slowest site")
     if "synthesis_s" in coordinator:
         lines.append(

@@ -17,11 +17,12 @@ from fedcmr.client.training import (
     statistics,
     view_seed,
 )
-from fedcmr.shared.case import read_index, write_index
+from fedcmr.shared.case import load_cases, read_index, write_index
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.privacy import Mechanism, clip_to_norm
-from fedcmr.shared.records import STYLE_MEAN
+from fedcmr.shared.records import SHAPE_MEAN, SHAPE_SQUARE, STYLE_MEAN, STYLE_SQUARE
+from fedcmr.shared.shape import SHAPE_NAMES, case_shape
 from fedcmr.shared.style_statistics import noise_std
 
 CPU = Execution(torch.device("cpu"))
@@ -319,6 +320,41 @@ def test_patients_drawn_in_part_add_nothing_to_the_gradients(prior, patients, ar
     everybody = replace(NOISY, sample_rate=1.0)
     fine_tune(prior.generator, mixed, arrays, everybody, STEPS, CPU, lambda: failures.append(1))
     assert not failures
+
+
+def with_shape_of(patient: Patient, value: float) -> Patient:
+    """A patient whose last two entries of the shape could not be measured."""
+    shapes = torch.full((1, len(SHAPE_NAMES)), value)
+    shapes[0, -2:] = math.nan
+    return replace(patient, shapes=shapes)
+
+
+def test_the_shape_is_released_behind_the_style_and_only_where_it_is_asked_for(patients):
+    shaped = [with_shape_of(patient, 0.5 * number) for number, patient in enumerate(patients)]
+    plain, found = statistics(shaped, OPEN, [4]), statistics(shaped, OPEN, [4], with_shape=True)
+    assert set(plain) == {STYLE_MEAN, STYLE_SQUARE} and set(found) == {*plain, SHAPE_MEAN, SHAPE_SQUARE}
+    np.testing.assert_allclose(found[STYLE_MEAN], plain[STYLE_MEAN], atol=1e-6)
+    values = 0.5 * np.arange(len(patients))
+    np.testing.assert_allclose(found[SHAPE_MEAN][0, :-2], values.mean(), atol=1e-6)
+    np.testing.assert_allclose(found[SHAPE_SQUARE][0, :-2], (values**2).mean(), atol=1e-6)
+    np.testing.assert_allclose(found[SHAPE_SQUARE][0, -2:], 1.0)  # as the public hearts are
+    noisy = statistics(shaped, replace(NOISY, max_grad_norm=6.4), [4], with_shape=True)
+    assert all(np.isfinite(array).all() for array in noisy.values())
+    assert {name: array.shape for name, array in noisy.items()} == {
+        STYLE_MEAN: (1, 11),
+        STYLE_SQUARE: (1, 11),
+        SHAPE_MEAN: (1, len(SHAPE_NAMES)),
+        SHAPE_SQUARE: (1, len(SHAPE_NAMES)),
+    }
+
+
+def test_a_patients_shape_is_that_of_the_cases_masks(tmp_path, prior, write_cases):
+    write_cases(tmp_path, "GE", 2, seed=3)
+    loaded = load_patients(tmp_path, prior)
+    for patient, case in zip(loaded, load_cases(tmp_path), strict=True):
+        assert patient.name == case.info.group
+        torch.testing.assert_close(patient.shapes[0], case_shape(case), equal_nan=True)
+    assert any(patient.shapes.isfinite().any() for patient in loaded)
 
 
 def test_what_a_site_does_not_draw_is_released_as_the_public_prior_has_it():

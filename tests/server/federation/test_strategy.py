@@ -50,7 +50,8 @@ class ScriptedGrid:
 
 def update_of(request, arrays, value):
     """An update of which every entry is `value`."""
-    shapes = update_shapes(request.task, {name: array.shape for name, array in arrays.items()}, 1, 11)
+    trainable = {name: array.shape for name, array in arrays.items()}
+    shapes = update_shapes(request.task, trainable, 1, 11, request.shape_size)
     return {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, shapes
 
 
