@@ -6,7 +6,6 @@ https://doi.org/10.1103/PhysRev.106.620). They are exponential in the moments, a
 function. It costs no privacy: nothing but what was released is used.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -25,6 +24,7 @@ from fedcmr.server.generation.heart_shapes import (
     solve_contraction,
 )
 from fedcmr.shared.case import LV
+from fedcmr.shared.progress import track_parts
 from fedcmr.shared.shape import ShapeDistribution, shape_vectors, standardise_shapes
 from fedcmr.shared.views import NETWORK_GRID
 
@@ -71,24 +71,32 @@ class Pool:
     efs: Tensor
 
 
-@functools.lru_cache(maxsize=2)
-def pool_of(num_slices: int) -> Pool:
+_pools: dict[int, Pool] = {}
+"""Slices of a stack -> the pool: a process that makes one set after another draws it once."""
+
+
+def pool_of(num_slices: int, description: str | None = None) -> Pool:
     """Widely drawn hearts, the same for everybody.
 
     Args:
         num_slices: Slices of the stack in which shapes and ejection fractions are measured.
+        description: Text next to the progress bar; None shows none.
     """
-    rng = torch.Generator().manual_seed(POOL_SEED)
-    return _pool([draw_hearts(CHUNK, rng, num_slices, wide=True) for _ in range(POOL_SIZE // CHUNK)], num_slices)
+    if num_slices not in _pools:
+        rng = torch.Generator().manual_seed(POOL_SEED)
+        hearts = joined([draw_hearts(CHUNK, rng, num_slices, wide=True) for _ in range(POOL_SIZE // CHUNK)])
+        _pools[num_slices] = _measured_pool(hearts, num_slices, description)
+    return _pools[num_slices]
 
 
-def _pool(parts: Sequence[Hearts], num_slices: int) -> Pool:
+def _measured_pool(hearts: Hearts, num_slices: int, description: str | None) -> Pool:
     """Hearts with what is measured on them; those in which something cannot be measured are left out."""
     kept, shapes, efs = [], [], []
-    for part in parts:
-        own_shapes, own_efs = measured(part, num_slices)
+    for part in track_parts(len(hearts), CHUNK, description):
+        own = hearts[part]
+        own_shapes, own_efs = measured(own, num_slices)
         whole = own_shapes.isfinite().all(dim=1) & own_efs.isfinite()
-        kept.append(part[whole])
+        kept.append(own[whole])
         shapes.append(own_shapes[whole])
         efs.append(own_efs[whole])
     return Pool(joined(kept), torch.cat(shapes), torch.cat(efs))
@@ -138,7 +146,9 @@ def weights_for(pool: Pool, wanted: ShapeDistribution) -> Tensor:
     return torch.from_numpy(np.exp(scores - logsumexp(scores)))
 
 
-def refined(pool: Pool, wanted: ShapeDistribution, num_slices: int, rng: torch.Generator) -> tuple[Pool, Tensor]:
+def refined(
+    pool: Pool, wanted: ShapeDistribution, num_slices: int, rng: torch.Generator, description: str | None = None
+) -> tuple[Pool, Tensor]:
     """A pool of new hearts about those that weigh most, and its weights: many hearts instead of a handful.
 
     Args:
@@ -146,13 +156,14 @@ def refined(pool: Pool, wanted: ShapeDistribution, num_slices: int, rng: torch.G
         wanted: The population.
         num_slices: As for `pool_of`.
         rng: Source of the draws.
+        description: As for `pool_of`.
     """
     weights = weights_for(pool, wanted)
     for _ in range(NUM_REFINEMENTS):
         low, high = float(pool.efs.min()), float(pool.efs.max())
         efs = low + (high - low) * torch.rand(REFINED_SIZE, generator=rng)
         hearts = solve_contraction(_moved(pool, weights, efs, rng), efs, num_slices)
-        pool = _pool([hearts[start : start + CHUNK] for start in range(0, REFINED_SIZE, CHUNK)], num_slices)
+        pool = _measured_pool(hearts, num_slices, description)
         weights = weights_for(pool, wanted)
     return pool, weights
 
@@ -163,6 +174,7 @@ def draw_population(
     num_slices: int,
     efs: Tensor,
     generator: torch.Generator,
+    show_progress: bool = False,
 ) -> Hearts:
     """Hearts of the ejection fractions requested, each of its vendor's population; else as hearts usually are.
 
@@ -172,6 +184,7 @@ def draw_population(
         num_slices: Slices of their stacks.
         efs: Shape (N,), as for `draw_hearts`.
         generator: Source of the draws.
+        show_progress: Whether the drawing of pools, seconds a vendor, is shown.
     """
     usual = draw_hearts(len(names), generator, num_slices, efs)
     released = sorted(set(names) & set(populations))
@@ -182,7 +195,9 @@ def draw_population(
     for name in released:
         own = torch.tensor([index for index, other in enumerate(names) if other == name])
         rng = torch.Generator().manual_seed(POOL_SEED)
-        pool, weights = refined(pool_of(num_slices), populations[name], num_slices, rng)
+        text = f"hearts of the population of {name}" if show_progress else None
+        pool = pool_of(num_slices, "widely drawn hearts" if show_progress else None)
+        pool, weights = refined(pool, populations[name], num_slices, rng, text)
         parts.append(_moved(pool, weights, efs[own], generator))
         order.append(own)
     hearts = joined(parts)[torch.cat(order).argsort()]

@@ -158,7 +158,7 @@ def _make(
     device = pick_device(device_name)
     # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
     populations = shared.shapes if shared else {}
-    hearts = draw_population(populations, names, config.num_slices, requested, rng)
+    hearts = draw_population(populations, names, config.num_slices, requested, rng, description is not None)
     wanted = _draw_styles(shared, names, seed)
     cases: list[Case] = []
     styles: list[Tensor] = []

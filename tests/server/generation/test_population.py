@@ -18,9 +18,8 @@ def small_pools():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(population, "POOL_SIZE", 250)
         patch.setattr(population, "REFINED_SIZE", 150)
-        pool_of.cache_clear()
+        patch.setattr(population, "_pools", {})
         yield
-    pool_of.cache_clear()
 
 
 def wanted(**means: float) -> ShapeDistribution:
