@@ -176,7 +176,7 @@ def test_noise_has_no_contours_and_half_a_heart_no_plausible_ones(drawn):
 @pytest.mark.slow
 def test_less_sure_means_a_person_looks(drawn):
     assert all(MIN_DICE[label] < SURE_DICE[label] for label in STRUCTURES)
-    blurred = [replace(blind(c), frames=ndimage.gaussian_filter(c.frames, (0, 0, 2.5, 2.5))) for c in drawn]
+    blurred = [replace(blind(c), frames=ndimage.gaussian_filter(c.frames, (0, 0, 3.0, 3.0))) for c in drawn]
     before, after = ([find_contours(c) for c in cases] for cases in (map(blind, drawn), blurred))
     sureness = [min(found.dice.values(), default=0.0) for found in before]
     assert all(a < b for a, b in zip([min(f.dice.values(), default=0.0) for f in after], sureness, strict=True))
