@@ -20,7 +20,19 @@ from fedcmr.client.ingest.normalise import normalise
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.trainable import described, trainable
 from fedcmr.client.training import load_patients
-from fedcmr.shared.case import CASE_SIZE, ED, ES, LV, MYO, NOT_DRAWN, RV, contours_of, load_cases, read_index
+from fedcmr.shared.case import (
+    CASE_PIXEL_MM,
+    CASE_SIZE,
+    ED,
+    ES,
+    LV,
+    MYO,
+    NOT_DRAWN,
+    RV,
+    contours_of,
+    load_cases,
+    read_index,
+)
 from fedcmr.shared.ejection_fraction import ejection_fraction
 from tests.client.ingest.layouts.test_labels import AXES, LABELS, beat, loop_ef, write_csv, write_nifti, write_plain
 
@@ -140,7 +152,7 @@ def test_one_drawn_phase_is_what_its_file_is_called_and_a_table_gives_the_ejecti
     here, there = (ED, ES) if drawn == "ed" else (ES, ED)
     assert (case.masks[there] == NOT_DRAWN).all() and set(np.unique(case.masks[here])) == {LV, NOT_DRAWN}
     area_mm2 = 1.5**2 * (labels[phases[drawn]] == LV).sum()
-    assert (case.masks[here] == LV).sum() * 1.5**2 == pytest.approx(area_mm2, rel=0.01)
+    assert (case.masks[here] == LV).sum() * CASE_PIXEL_MM**2 == pytest.approx(area_mm2, rel=0.01)
 
 
 def test_one_drawn_phase_of_a_cine_is_the_end_that_its_blood_is_nearer_to():

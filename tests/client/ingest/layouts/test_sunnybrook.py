@@ -7,7 +7,7 @@ from fedcmr.client.ingest.layouts.sunnybrook import find_sunnybrook, read_contou
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
-from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, load_cases
+from fedcmr.shared.case import CASE_PIXEL_MM, ED, ES, LV, MYO, NOT_DRAWN, load_cases
 from tests.client.ingest.dicom_files import (
     CENTRE,
     COLUMN_AXIS,
@@ -104,9 +104,9 @@ def test_contours_become_labels_and_the_rest_is_unknown(source, tmp_path):
     for kind in ("HF-I", "N"):
         case = cases[kind]
         assert case.info.vendor == "GE" and case.info.ef == pytest.approx(1 - areas[1].sum() / areas[0].sum(), abs=5e-3)
-        cavity_mm2 = (case.masks == LV).sum(axis=(1, 2, 3)) * 1.5**2
+        cavity_mm2 = (case.masks == LV).sum(axis=(1, 2, 3)) * CASE_PIXEL_MM**2
         np.testing.assert_allclose(cavity_mm2, areas.sum(axis=1) * PIXEL_MM**2, rtol=0.01)
-        assert (case.masks[ED] == MYO).sum() * 1.5**2 == pytest.approx(walls.sum() * PIXEL_MM**2, rel=0.03)
+        assert (case.masks[ED] == MYO).sum() * CASE_PIXEL_MM**2 == pytest.approx(walls.sum() * PIXEL_MM**2, rel=0.03)
         assert set(np.unique(case.masks[ED])) == {MYO, LV, NOT_DRAWN}
         assert set(np.unique(case.masks[ES])) == {LV, NOT_DRAWN}
         rows, columns = np.nonzero((case.masks == LV).any(axis=(0, 1)))
