@@ -294,7 +294,7 @@ def test_resampled_masks_keep_the_ejection_fraction(pixel_mm):
 def test_a_ventricle_larger_than_the_crop_is_refused():
     rows, columns = np.mgrid[:200, :200]
     masks = np.zeros((2, 3, 200, 200), np.uint8)
-    for phase, radius in enumerate((60, 40)):
+    for phase, radius in enumerate((84, 60)):
         masks[phase, :, np.hypot(rows - 100, columns - 100) < radius] = 3
     with pytest.raises(Unusable, match="heart-beyond-crop"):
         normalise(cine(masks * 10.0, masks))

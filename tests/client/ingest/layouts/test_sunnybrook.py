@@ -7,7 +7,7 @@ from fedcmr.client.ingest.layouts.sunnybrook import find_sunnybrook, read_contou
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
-from fedcmr.shared.case import CASE_PIXEL_MM, ED, ES, LV, MYO, NOT_DRAWN, load_cases
+from fedcmr.shared.case import CASE_PIXEL_MM, CASE_SIZE, ED, ES, LV, MYO, NOT_DRAWN, load_cases
 from tests.client.ingest.dicom_files import (
     CENTRE,
     COLUMN_AXIS,
@@ -110,7 +110,9 @@ def test_contours_become_labels_and_the_rest_is_unknown(source, tmp_path):
         assert set(np.unique(case.masks[ED])) == {MYO, LV, NOT_DRAWN}
         assert set(np.unique(case.masks[ES])) == {LV, NOT_DRAWN}
         rows, columns = np.nonzero((case.masks == LV).any(axis=(0, 1)))
-        assert abs(rows.mean() - 47.5) < 1 and abs(columns.mean() - 47.5) < 1  # the crop's centre
+        assert (
+            abs(rows.mean() - (CASE_SIZE - 1) / 2) < 1 and abs(columns.mean() - (CASE_SIZE - 1) / 2) < 1
+        )  # the crop's centre
 
 
 def test_a_contour_holds_the_pixels_whose_middles_it_surrounds(tmp_path):
