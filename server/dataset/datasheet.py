@@ -4,6 +4,7 @@ https://arxiv.org/abs/1803.09010; "Collection" and "Preprocessing" are one here,
 """
 
 import hashlib
+import json
 import math
 import platform
 from collections import Counter
@@ -93,6 +94,7 @@ def study_facts(
     privacy: Mapping[str, Any],
     sites: Sequence[Provenance],
     prior_styles: Sequence[str],
+    populations: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A study's facts for `datasheet`.
 
@@ -104,6 +106,7 @@ def study_facts(
         privacy: As in report.json.
         sites: Provenance of the scans of each site that took part.
         prior_styles: The vendors whose style comes from no site.
+        populations: The vendors whose sites released the shapes of their hearts.
     """
     settings = asdict(config)
     return {
@@ -118,16 +121,26 @@ def study_facts(
         "settings": OmegaConf.to_yaml(OmegaConf.create({name: settings[name] for name in SETTINGS})),
         "prior": prior_sentence(prior.made_by),
         "real_data": real_data(sites),
-        "terms": terms(sites),
+        "terms": terms(sites, prior.made_by),
         "prior_styles": prior_styles,
+        "populations": list(populations),
     }
 
 
 def prior_sentence(made_by: Mapping[str, str]) -> str:
     """What the generator was trained on before the sites adapted it, as far as the prior's file states it."""
-    if made_by.get("num_hearts", "").isdecimal():  # written by `fedcmr-server pretrain`: simulated hearts only
-        return "The generator was trained beforehand on simulated hearts alone, then tuned at the sites."
+    if made_by.get("num_hearts", "").isdecimal():  # written by `fedcmr-server pretrain`
+        scans = public_scans(made_by)
+        of_whom = (
+            f"on simulated hearts and public scans of patients ({scans})" if scans else "on simulated hearts alone"
+        )
+        return f"The generator was trained beforehand {of_whom}, then tuned at the sites."
     return "The generator was trained beforehand, on what its file does not say, then tuned at the sites."
+
+
+def public_scans(made_by: Mapping[str, str]) -> str:
+    """The public scans that a prior has seen, "ACDC: 79"; empty where it has seen none."""
+    return ", ".join(f"{name}: {number}" for name, number in json.loads(made_by.get("public_scans", "{}")).items())
 
 
 def real_data(sites: Sequence[Provenance]) -> str:
@@ -150,12 +163,14 @@ def real_data(sites: Sequence[Provenance]) -> str:
     return "\n".join(sentences) or "Nobody has recorded whose scans the sites had: take them for real patients'."
 
 
-def terms(sites: Sequence[Provenance]) -> str:
-    """Terms of use for everything that was made from the sites' scans."""
-    if sites and all(site.is_simulated for site in sites):
+def terms(sites: Sequence[Provenance], made_by: Mapping[str, str]) -> str:
+    """Terms of use for everything that was made from the sites' scans, and from those that the prior has seen."""
+    if sites and all(site.is_simulated for site in sites) and not public_scans(made_by):
         return "No third party's scan is behind this folder: whoever made it may choose its licence."
     sentences = [
-        f"{text}. Keep to these terms here too." for text in dict.fromkeys(site.terms for site in sites) if text
+        f"{text}. Keep to these terms here too."
+        for text in dict.fromkeys([*(site.terms for site in sites), *json.loads(made_by.get("terms", "[]"))])
+        if text
     ]
     if not sites or any(site.kind == "private" for site in sites):
         sentences.append(
@@ -233,7 +248,7 @@ Nothing was sorted out afterwards: every heart that was drawn is in the folder.
 
 {_privacy(facts["privacy"])}
 
-Shapes and labels are drawn from a public model and cost no privacy. No image's file names a person, site or scanner.
+{_shapes(facts.get("populations", ()), facts["privacy"])} No image's file names a person, site or scanner.
 
 ## Uses
 
@@ -286,6 +301,18 @@ def _opening(privacy: Mapping[str, Any]) -> str:
             "differential privacy, and may have learnt images of its training by heart."
         )
     return "No image in this folder shows a person. Every heart was drawn by a shape model and rendered by a generator."
+
+
+def _shapes(populations: Sequence[str], privacy: Mapping[str, Any]) -> str:
+    """Where the shapes of the hearts come from, and whether that has cost privacy."""
+    if not populations:
+        return "Shapes and labels are drawn from a public model and cost no privacy."
+    cost = "without privacy" if privacy.get("epsilon") is None else "within the privacy stated here"
+    return (
+        "Hearts are drawn from a public model, so that their shapes have the mean and the spread that the sites of\n"
+        f"{', '.join(populations)} released, {cost}. Their ejection fractions are spread evenly and say nothing about\n"
+        "anybody; labels are exact."
+    )
 
 
 def _style(prior_styles: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from fedcmr.server.federation.state import read_study
 from fedcmr.server.run_folder import RunFolder
 from fedcmr.shared import checkpoint
 from fedcmr.shared.provenance import Provenance
-from fedcmr.shared.records import SEGMENTER
+from fedcmr.shared.records import SEGMENTER, SHAPE_MEAN
 
 
 def privacy_spent(run: RunFolder) -> dict[str, Any]:
@@ -53,19 +53,29 @@ def releases(run: RunFolder) -> dict[str, Any]:
     return {"run_id": metadata["run_id"], "releases": releases if metadata["private"] else None}
 
 
-def origin(run: RunFolder) -> tuple[list[Provenance], list[str]]:
+def origin(run: RunFolder) -> tuple[list[Provenance], list[str], list[str]]:
     """For the datasheet: the provenance of the participating sites' scans, and the vendors without a site's style.
+
+    Behind them the vendors whose sites released the shapes of their hearts.
 
     Where no round is on record, every site counts as participating.
     """
     sites = read_study(run)
     part = participants(run, sites)
     names = part["took_part"] if part["num_rounds"] else list(sites)
-    return [sites[name].provenance for name in names], part["styles_of_the_prior"]
+    return [sites[name].provenance for name in names], part["styles_of_the_prior"], part["populations"]
 
 
 def participants(run: RunFolder, sites: Iterable[str]) -> dict[str, Any]:
-    """`participation` and `styles_of_the_prior`; the generator's own record takes precedence over the run's log."""
+    """`participation`, `styles_of_the_prior` and `populations`: vendors whose hearts are drawn as sites released them.
+
+    The generator's own record takes precedence over the run's log.
+    """
     arrays, metadata = checkpoint.load(run.path / "generator.safetensors")
     rounds = metadata.get("rounds") or run.rounds()
-    return {**participation(rounds, sites), "styles_of_the_prior": prior_styles(arrays)}
+    populations = sorted(name.partition("/")[2] for name in arrays if name.startswith(f"{SHAPE_MEAN}/"))
+    return {
+        **participation(rounds, sites),
+        "styles_of_the_prior": prior_styles(arrays),
+        "populations": populations,
+    }

@@ -175,11 +175,11 @@ NOBODY = "no patient was involved"
 
 
 def test_only_sites_that_are_all_simulated_involve_no_patient():
-    assert NOBODY in real_data([SIMULATED_SCANS] * 3) and FREE in terms([SIMULATED_SCANS] * 3)
+    assert NOBODY in real_data([SIMULATED_SCANS] * 3) and FREE in terms([SIMULATED_SCANS] * 3, {})
     for others in ([], [PRIVATE_REAL], [public("ACDC")]):
         sites = [SIMULATED_SCANS] * 2 + others if others else []
-        assert NOBODY not in real_data(sites) and FREE not in terms(sites)
-    assert "Nobody has recorded" in real_data([]) and "ask its coordinator" in terms([])
+        assert NOBODY not in real_data(sites) and FREE not in terms(sites, {})
+    assert "Nobody has recorded" in real_data([]) and "ask its coordinator" in terms([], {})
 
 
 def test_a_mixed_study_tells_each_kind_of_site_and_the_terms_of_its_public_data():
@@ -188,13 +188,30 @@ def test_a_mixed_study_tells_each_kind_of_site_and_the_terms_of_its_public_data(
         "The scans of 2 of the 3 sites were those of real patients, and private.",
         "The scans of 1 of the 3 sites were those of real patients, from the public data set ACDC.",
     ]
-    assert "CC BY-NC-SA 4.0" in terms(sites) and "the sites'\nagreement" in terms(sites)
-    assert "agreement" not in terms([public("ACDC")])
+    assert "CC BY-NC-SA 4.0" in terms(sites, {}) and "the sites'\nagreement" in terms(sites, {})
+    assert "agreement" not in terms([public("ACDC")], {})
 
 
 def test_the_priors_own_file_says_what_it_learnt():
     assert "simulated hearts alone" in prior_sentence(load_prior(None).made_by)
     assert "does not say" in prior_sentence({}) and "simulated" not in prior_sentence({})
+
+
+def test_a_prior_that_has_seen_patients_says_so_and_passes_their_terms_on():
+    seen = {"num_hearts": "6000", "public_scans": '{"ACDC": 79}', "terms": '["ACDC: CC BY-NC-SA 4.0"]'}
+    assert "simulated hearts and public scans of patients (ACDC: 79)" in prior_sentence(seen)
+    assert FREE not in terms([SIMULATED_SCANS], seen) and "ACDC: CC BY-NC-SA 4.0. Keep" in terms(
+        [SIMULATED_SCANS], seen
+    )
+    assert FREE in terms([SIMULATED_SCANS], {"num_hearts": "6000", "public_scans": "{}", "terms": "[]"})
+
+
+def test_where_the_shapes_come_from_is_told(cases, tmp_path):
+    write_release(tmp_path / "plain", cases, [0.7] * 3, SEEN, FACTS)
+    assert "a public model and cost no privacy" in (tmp_path / "plain" / DATASHEET_NAME).read_text()
+    write_release(tmp_path / "own", cases, [0.7] * 3, SEEN, {**FACTS, "populations": ["GE", "Siemens"]})
+    text = (tmp_path / "own" / DATASHEET_NAME).read_text()
+    assert "cost no privacy" not in text and "GE, Siemens released, within the privacy stated here" in text
 
 
 def test_without_privacy_the_datasheet_does_not_say_that_no_image_shows_a_person(cases, tmp_path):
