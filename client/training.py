@@ -200,7 +200,8 @@ def load_patients(
     """
     scans: dict[str, list[tuple[Tensor, Tensor, Tensor, str]]] = {}
     for case in usable_cases(folder, vendors, Counter(), contours):
-        scan = (*slice_pairs(case, prior.grid), case_shape(case), case.info.vendor)
+        pairs = slice_pairs(case, prior.grid)
+        scan = (*pairs, case_shape(case, *pairs), case.info.vendor)
         scans.setdefault(group_of(case.info), []).append(scan)
     names = sorted({vendor for parts in scans.values() for *_, vendor in parts}) if vendors is None else list(vendors)
     patients = []

@@ -6,6 +6,7 @@ https://doi.org/10.1103/PhysRev.106.620). They are exponential in the moments, a
 function. It costs no privacy: nothing but what was released is used.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -25,7 +26,14 @@ from fedcmr.server.generation.heart_shapes import (
 )
 from fedcmr.shared.case import LV
 from fedcmr.shared.progress import track_parts
-from fedcmr.shared.shape import ShapeDistribution, shape_vectors, standardise_shapes
+from fedcmr.shared.shape import (
+    GEOMETRY_NAMES,
+    SPREAD,
+    ShapeDistribution,
+    expected_shapes,
+    geometry_vectors,
+    standardise_shapes,
+)
 from fedcmr.shared.views import NETWORK_GRID
 
 POOL_SIZE = 1000
@@ -41,6 +49,8 @@ NEAR_EF = 0.04
 SPREADING = 0.4
 """How far a new heart moves from the one that it comes from, in units of the population's spread. It also moves towards
 the mean, so that the spread stays as it was (West 1993, https://doi.org/10.1111/j.2517-6161.1993.tb01911.x)."""
+DARK_RANGE = (0.05, 0.85)
+"""A cavity has some trabeculae, and some blood."""
 RANGES = {
     "wall": (3.0, 25.0),
     "wall_taper": (-0.8, 0.9),
@@ -62,7 +72,7 @@ class Pool:
 
     Attributes:
         hearts: N hearts.
-        shapes: Shape (N, K), standardised, float64.
+        shapes: Shape (N, 13), standardised geometry, float64.
         efs: Shape (N,).
     """
 
@@ -103,12 +113,12 @@ def _measured_pool(hearts: Hearts, num_slices: int, description: str | None) -> 
 
 
 def measured(hearts: Hearts, num_slices: int) -> tuple[Tensor, Tensor]:
-    """Standardised shapes (N, K) and ejection fractions (N,) of simulated hearts, from their masks."""
+    """Standardised geometry (N, 13) and ejection fractions (N,) of simulated hearts, from their masks."""
     grid = NETWORK_GRID
     masks = masks_from(distances(hearts, slice_positions(hearts, num_slices), grid)).transpose(1, 2)
     slice_mm = (hearts.stack_end - hearts.stack_start) / num_slices
     pixel_mm = torch.full_like(slice_mm, grid.pixel_mm)
-    raw = shape_vectors(masks, torch.stack([slice_mm, pixel_mm, pixel_mm], dim=1))
+    raw = geometry_vectors(masks, torch.stack([slice_mm, pixel_mm, pixel_mm], dim=1))
     volumes = (masks == LV).sum(dim=(2, 3, 4)).double()
     efs = 1 - volumes[:, 1] / volumes[:, 0]
     return standardise_shapes(raw, efs), efs
@@ -121,7 +131,8 @@ def weights_for(pool: Pool, wanted: ShapeDistribution) -> Tensor:
         pool: Hearts.
         wanted: The population's means and spreads.
     """
-    mean, std = wanted.mean.double().numpy(), wanted.std.double().numpy()
+    size = len(GEOMETRY_NAMES)
+    mean, std = wanted.mean[:size].double().numpy(), wanted.std[:size].double().numpy()
     shapes = pool.shapes.numpy()
     efs = pool.efs.numpy()
     bins = ((efs - efs.min()) / (np.ptp(efs) + 1e-9) * NUM_EF_BINS).astype(int)
@@ -203,6 +214,33 @@ def draw_population(
     hearts = joined(parts)[torch.cat(order).argsort()]
     # Where a heart lies is no part of its shape.
     return solve_contraction(replace(hearts, centre=usual.centre), efs, num_slices)
+
+
+def draw_dark_shares(
+    populations: Mapping[str, ShapeDistribution], names: Sequence[str], efs: Tensor, generator: torch.Generator
+) -> Tensor | None:
+    """For each heart how much of its cavity is dark at ED and ES, as its vendor's sites released it; shape (N, 2).
+
+    Args:
+        populations: As for `draw_population`.
+        names: Likewise.
+        efs: Likewise.
+        generator: Source of the draws.
+
+    Returns:
+        NaN for vendors without a population; None where none has one, and nothing is drawn.
+    """
+    if not set(names) & set(populations):
+        return None
+    size = len(GEOMETRY_NAMES)
+    unknown = torch.full((2,), math.nan)
+    mean, std = (
+        torch.stack([getattr(populations[name], kind)[size:] if name in populations else unknown for name in names])
+        for kind in ("mean", "std")
+    )
+    away = mean + std * torch.randn(len(names), 2, generator=generator)
+    shares = expected_shapes(efs)[:, size:] + torch.tensor(SPREAD, dtype=torch.float64)[size:] * away
+    return shares.float().clamp(*DARK_RANGE)
 
 
 def _moved(pool: Pool, weights: Tensor, efs: Tensor, rng: torch.Generator) -> Hearts:

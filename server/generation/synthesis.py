@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedcmr.server.generation.heart_shapes import Hearts, distances, masks_from, slice_positions
-from fedcmr.server.generation.intensity_matching import match_intensities, match_noise
-from fedcmr.server.generation.population import draw_population
+from fedcmr.server.generation.intensity_matching import match_dark_shares, match_intensities, match_noise
+from fedcmr.server.generation.population import draw_dark_shares, draw_population
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.settings import SynthesisConfig
 from fedcmr.shared import checkpoint
@@ -159,6 +159,7 @@ def _make(
     # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
     populations = shared.shapes if shared else {}
     hearts = draw_population(populations, names, config.num_slices, requested, rng, description is not None)
+    dark = draw_dark_shares(populations, names, requested, rng)
     wanted = _draw_styles(shared, names, seed)
     cases: list[Case] = []
     styles: list[Tensor] = []
@@ -176,6 +177,8 @@ def _make(
             guide, condition = _guides(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
             images = _generate(generator, guide, condition, config, rng, device)
             masks, raw, pixel_mm = condition.masks, prior.raw(condition.style), prior.grid.pixel_mm
+            if dark is not None:
+                images = match_dark_shares(images, masks, dark[part], rng, pixel_mm)
             images = match_noise(match_intensities(images, masks, raw, pixel_mm), masks, raw, rng, pixel_mm)
             styles.append(condition.style)
             cases += [
@@ -228,7 +231,11 @@ def _draw_styles(shared: SharedGenerator | None, names: Sequence[str], seed: int
 
 
 def _guides(
-    prior: Prior, hearts: Hearts, styles: Tensor | None, config: SynthesisConfig, rng: torch.Generator
+    prior: Prior,
+    hearts: Hearts,
+    styles: Tensor | None,
+    config: SynthesisConfig,
+    rng: torch.Generator,
 ) -> tuple[Tensor, Condition]:
     """Rough images (N, S, 2, H, W) of the hearts in the intensities of their styles.
 

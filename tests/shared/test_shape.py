@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV
-from fedcmr.shared.shape import EXPECTED, MAX_SHAPE, SHAPE_NAMES, SPREAD, shape_vectors, standardise_shapes
+from fedcmr.shared.case import ED, ES, LV, MYO, NOT_DRAWN, RV, load_cases
+from fedcmr.shared.ejection_fraction import ejection_fraction
+from fedcmr.shared.shape import (
+    EXPECTED,
+    GEOMETRY_NAMES,
+    MAX_SHAPE,
+    SHAPE_NAMES,
+    SPREAD,
+    case_shape,
+    geometry_vectors,
+    standardise_shapes,
+)
+from fedcmr.shared.trabeculae import dark_shares
+from fedcmr.shared.views import slice_pairs
 
 SIZE, PIXEL_MM, SLICE_MM = 128, 1.0, 8.0
 RADII = {ED: (22, 24, 24, 22, 20, 16), ES: (16, 17, 17, 14, 10, 0)}
@@ -38,8 +50,8 @@ def stack(pixel_mm: float = PIXEL_MM, axes: tuple[float, float] = (1.0, 1.0), th
 
 
 def vector(masks: np.ndarray, spacing=(SLICE_MM, PIXEL_MM, PIXEL_MM)) -> dict[str, float]:
-    raw = shape_vectors(torch.from_numpy(np.ascontiguousarray(masks))[None], torch.tensor([spacing]))[0]
-    return dict(zip(SHAPE_NAMES, raw.tolist(), strict=True))
+    raw = geometry_vectors(torch.from_numpy(np.ascontiguousarray(masks))[None], torch.tensor([spacing]))[0]
+    return dict(zip(GEOMETRY_NAMES, raw.tolist(), strict=True))
 
 
 def test_entries_are_what_geometry_says():
@@ -112,7 +124,7 @@ def test_what_nobody_drew_is_not_known_and_the_rest_is():
     found, whole = vector(partial), vector(masks)
     lost = {"septum", "thickening", "rv_size", "rv_emptying", "rv_extent"}
     assert {name for name, value in found.items() if math.isnan(value)} == lost
-    assert all(found[name] == pytest.approx(whole[name]) for name in set(SHAPE_NAMES) - lost)
+    assert all(found[name] == pytest.approx(whole[name]) for name in set(GEOMETRY_NAMES) - lost)
 
 
 def test_too_few_slices_have_no_shape():
@@ -131,3 +143,15 @@ def test_a_standardised_vector_is_relative_to_the_ejection_fraction():
     far = raw + 50 * torch.tensor(SPREAD, dtype=torch.float64)
     assert standardise_shapes(far[None], torch.tensor([0.7])).max() == MAX_SHAPE
     assert standardise_shapes(raw[None], torch.tensor([math.nan])).isnan().all()
+
+
+def test_a_case_has_its_geometry_and_its_trabeculae(write_cases, tmp_path):
+    write_cases(tmp_path, "GE", 1, seed=1)
+    (case,) = load_cases(tmp_path)
+    images, masks = slice_pairs(case)
+    raw = geometry_vectors(torch.from_numpy(case.masks)[None], torch.from_numpy(case.spacing_mm)[None])
+    raw = torch.cat([raw, dark_shares(images[None], masks[None]).double()], dim=1)
+    found = case_shape(case, images, masks)
+    assert found.shape == (len(SHAPE_NAMES),)
+    expected = standardise_shapes(raw, torch.tensor([ejection_fraction(case.masks)]))[0].float()
+    torch.testing.assert_close(found, expected, equal_nan=True)

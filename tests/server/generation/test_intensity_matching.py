@@ -1,13 +1,16 @@
 """A matched image has the style vector that was requested, and keeps its shapes; and it has its noise level."""
 
+import math
+
 import numpy as np
 import torch
 
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
-from fedcmr.server.generation.intensity_matching import match_intensities, match_noise
+from fedcmr.server.generation.intensity_matching import match_dark_shares, match_intensities, match_noise
 from fedcmr.server.generation.rendering import render
 from fedcmr.shared.case import LV, MYO, RV
 from fedcmr.shared.style import STYLE_NAMES, style_vectors
+from fedcmr.shared.trabeculae import dark_shares
 
 
 def rendered_hearts(num: int = 12):
@@ -80,3 +83,14 @@ def test_noise_follows_from_its_seed():
         match_noise(images, masks, requested, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_share_of_the_cavity_becomes_dark_and_nothing_else_changes():
+    images, masks = rendered_hearts()
+    wanted = torch.tensor([[0.3, 0.5]] * len(images))
+    wanted[0] = math.nan
+    found = match_dark_shares(images, masks, wanted, torch.Generator().manual_seed(0))
+    assert torch.equal(found[0], images[0]) and torch.equal(found[masks != LV], images[masks != LV])
+    np.testing.assert_allclose(dark_shares(found, masks)[1:], wanted[1:], atol=0.03)
+    again = match_dark_shares(found, masks, wanted * 0.6, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(dark_shares(again, masks)[1:], 0.6 * wanted[1:], atol=0.03)

@@ -6,8 +6,8 @@ import torch
 
 from fedcmr.server.generation import population
 from fedcmr.server.generation.heart_shapes import draw_hearts
-from fedcmr.server.generation.population import draw_population, measured, pool_of, weights_for
-from fedcmr.shared.shape import SHAPE_NAMES, ShapeDistribution
+from fedcmr.server.generation.population import draw_dark_shares, draw_population, measured, pool_of, weights_for
+from fedcmr.shared.shape import GEOMETRY_NAMES, SHAPE_NAMES, ShapeDistribution, standardise_shapes
 
 SLICES = 6
 
@@ -39,11 +39,12 @@ def test_the_weighted_pool_has_the_released_moments_and_even_ejection_fractions(
     weights = weights_for(pool, target).numpy()
     assert weights.min() > 0 and weights.sum() == pytest.approx(1)
     mean = weights @ pool.shapes.numpy()
-    np.testing.assert_allclose(mean, target.mean, atol=0.12)
+    geometry = slice(len(GEOMETRY_NAMES))
+    np.testing.assert_allclose(mean, target.mean[geometry], atol=0.12)
     std = np.sqrt(weights @ (pool.shapes.numpy() - mean) ** 2)
-    np.testing.assert_allclose(std, target.std, atol=0.15)
-    before = pool.shapes.mean(dim=0).numpy()
-    assert np.abs(mean - target.mean.numpy()).max() < 0.3 * np.abs(before - target.mean.numpy()).max()
+    np.testing.assert_allclose(std, target.std[geometry], atol=0.15)
+    before, after = (np.abs(m - target.mean[geometry].numpy()).max() for m in (pool.shapes.mean(dim=0).numpy(), mean))
+    assert after < 0.3 * before
     efs = pool.efs.numpy()
     assert weights[efs < np.median([efs.min(), efs.max()])].sum() == pytest.approx(0.5, abs=0.05)
 
@@ -66,7 +67,7 @@ def test_drawn_hearts_are_of_the_population_and_of_the_ejection_fractions_reques
     np.testing.assert_allclose(found, efs, atol=0.03)
     usual, _ = measured(draw_hearts(120, torch.Generator().manual_seed(1), SLICES, efs), SLICES)
     for start, vendor in enumerate(["GE", "Philips"]):
-        target = targets[vendor].mean
+        target = targets[vendor].mean[: len(GEOMETRY_NAMES)]
         near, far = (np.abs(np.nanmean(s[start::2], axis=0) - target.numpy()) for s in (shapes.numpy(), usual.numpy()))
         assert near.mean() < 0.5 * far.mean()
     assert len(hearts.radius.unique()) == 120  # no heart twice
@@ -80,3 +81,16 @@ def test_vendors_that_released_no_shapes_have_the_usual_hearts():
     names = ["GE", "Siemens"] * 4
     mixed = draw_population({"GE": wanted()}, names, SLICES, efs, torch.Generator().manual_seed(3))
     assert torch.equal(mixed.wall[1::2], plain.wall[1::2]) and not torch.equal(mixed.wall[::2], plain.wall[::2])
+
+
+def test_trabeculae_are_drawn_as_released_and_by_nobody_else():
+    efs = torch.full((4000,), 0.6)
+    names = ["GE", "Siemens"] * 2000
+    target = {"GE": wanted(dark_ed=-0.5, dark_es=1.0)}
+    shares = draw_dark_shares(target, names, efs, torch.Generator().manual_seed(0))
+    assert shares[1::2].isnan().all()
+    padded = torch.cat([torch.zeros(2000, len(GEOMETRY_NAMES)), shares[::2]], dim=1)
+    away = standardise_shapes(padded.double(), efs[:2000])[:, len(GEOMETRY_NAMES) :]
+    np.testing.assert_allclose(away.mean(dim=0), [-0.5, 1.0], atol=0.1)
+    np.testing.assert_allclose(away.std(dim=0), [0.9, 0.9], atol=0.1)
+    assert draw_dark_shares({}, names, efs, torch.Generator()) is None
