@@ -1,6 +1,5 @@
 """The whole path on one machine: hospitals, prepared cases, the federation, the study, a summary."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -23,10 +22,10 @@ from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run, copy_cases
 from fedcmr.server.settings import Config, HospitalsConfig
 from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
-from fedcmr.shared.case import fingerprint, load_case, read_index
 from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.models.prior import Prior, load_prior
+from fedcmr.shared.models.prior import load_prior
+from fedcmr.shared.models.seen import check_unseen
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder, public
@@ -200,9 +199,9 @@ def _prepare(study: Study) -> None:
     }[source](run, root)
     prior = load_prior(None if config.prior is None else Path(config.prior))
     for site in sites:
-        _check_unseen(prior, site.train)
+        check_unseen(prior, site.train)
     for index in sorted((run.path / "test").glob("**/cases.csv")):
-        _check_unseen(prior, index.parent)
+        check_unseen(prior, index.parent)
     check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
         policy = SitePolicy(
@@ -231,21 +230,6 @@ def _prepare(study: Study) -> None:
             ),
         )
     write_study(run, {site.name: StudySite(site.vendors, site.nominal_patients, site.provenance) for site in sites})
-
-
-def _check_unseen(prior: Prior, folder: Path) -> None:
-    """Raise where the public prior has learnt from a patient of a folder, who then is neither private nor a test."""
-    if not prior.has_seen:
-        return
-    num_seen = 0
-    for info in read_index(folder):
-        with contextlib.suppress(UserError):  # a case that cannot be read takes no part
-            num_seen += fingerprint(load_case(folder, info)) in prior.has_seen
-    if num_seen:
-        raise UserError(
-            f"the public prior has learnt from {num_seen} patients of {folder}, who cannot be private or test patients "
-            "of a study with it: leave them out, or take another prior"
-        )
 
 
 def _prepare_phantom(run: RunFolder, root: Path) -> list[Hospital]:

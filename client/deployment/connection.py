@@ -64,6 +64,7 @@ def examine(site: SiteSettings) -> list[Finding]:
     steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
         ("cases", _cases),
         ("test patients", _test),
+        ("prior", _prior),
         ("permissions", _permissions),
         ("ledger", _ledger),
         ("key", lambda site: str(checked_node_key(site.folder))),
@@ -145,6 +146,20 @@ def replica_of(site: SiteSettings) -> Path:
 def _test_replica_of(site: SiteSettings) -> Path:
     """The same for the ledger of the test patients."""
     return site.test_replica_path or default_replica(site.test_ledger_path)
+
+
+def _prior(site: SiteSettings) -> str:
+    """That the public prior is readable, and that nobody whom it has seen is taken for a private or test patient."""
+    if site.prior_path is None:
+        return "the one that ships, which has learnt from no patient"
+    from fedcmr.shared.models.prior import load_prior  # with torch: seconds that other checks need not wait for
+    from fedcmr.shared.models.seen import check_unseen
+
+    prior = load_prior(site.prior_path)
+    for folder in (site.data_path, site.test_path):
+        if folder is not None:
+            check_unseen(prior, folder)
+    return f"{site.prior_path}, has learnt from {len(prior.has_seen)} public patients, and from none of the site's"
 
 
 def _cases(site: SiteSettings) -> str:

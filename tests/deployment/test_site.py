@@ -1,5 +1,6 @@
 """What a site looks at before it joins: each thing that is wrong is named, with its remedy."""
 
+import json
 import select
 import shlex
 import shutil
@@ -27,6 +28,8 @@ from fedcmr.client.deployment.supernode import _environment
 from fedcmr.client.ledger import Ledger, dataset_of
 from fedcmr.client.policy import SitePolicy, load_site
 from fedcmr.server.deployment import authority
+from fedcmr.shared.case import fingerprint, load_cases
+from fedcmr.shared.models.prior import save_prior
 from fedcmr.shared.privacy import Release
 from tests.deployment.conftest import change_site, free_port, server
 
@@ -175,6 +178,19 @@ def test_the_way_through_a_proxy_is_the_one_that_is_looked_at(site, proxy, monke
     assert texts["coordinator"] == f"{UNRESOLVED}:443 is reached through the proxy 127.0.0.1:{port}"
     monkeypatch.setenv("no_proxy", UNRESOLVED)
     assert "is not reached" in troubles(site)["coordinator"], "what is asked directly is looked at directly"
+
+
+def test_a_site_whose_patients_have_taught_the_prior_cannot_join(site, prior, tmp_path):
+    """Whoever the public prior has learnt from is public: no study with it can protect them."""
+    cases = load_cases(load_site(site).data_path)
+    scale = (prior.style_mean, prior.style_std, prior.style_correlation)
+    for name, seen in (("others", ["0" * 64]), ("own", [fingerprint(case) for case in cases[:2]])):
+        save_prior(tmp_path / f"{name}.safetensors", prior.generator, *scale, {"has_seen": json.dumps(seen)})
+    change_site(site, prior=str(tmp_path / "others.safetensors"))
+    texts = {found.name: found.text for found in examine(load_site(site))}
+    assert "prior" not in troubles(site) and "from 1 public patients, and from none of the site's" in texts["prior"]
+    change_site(site, prior=str(tmp_path / "own.safetensors"))
+    assert "has learnt from 2 patients" in troubles(site)["prior"]
 
 
 @pytest.mark.parametrize("value", ["https://proxy.example:3128", "proxy.example", "socks5://proxy.example:1080"])
