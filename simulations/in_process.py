@@ -67,6 +67,7 @@ class SitesInProcess:
                 [self.sites[name].vendors[vendor] for vendor in sorted(self.sites[name].vendors)],
                 LocalSteps.of(request),
                 self.execution,
+                with_shape=request.with_shape,
             )
             for name, there in self.patients.items()
         }
