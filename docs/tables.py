@@ -226,6 +226,14 @@ def federated_segmenter() -> str:
     return markdown(heading, rows)
 
 
+def shapes() -> str:
+    """How far drawn hearts are from held-out patients, with and without the released shapes."""
+    rows = figures("shapes")["rows"]
+    names = list(next(iter(rows.values())))
+    cells = [[vendor, *(f"{of_vendor[name]['mean']:.2f}" for name in names)] for vendor, of_vendor in rows.items()]
+    return markdown(["vendor", *names], cells)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "utility": utility,
@@ -236,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "segmentation_then_real": segmentation_then_real,
     "segmentation_networks": segmentation_networks,
     "federated_segmenter": federated_segmenter,
+    "shapes": shapes,
 }
 
 
