@@ -83,6 +83,8 @@ class Pool:
 
 _pools: dict[int, Pool] = {}
 """Slices of a stack -> the pool: a process that makes one set after another draws it once."""
+_populations: dict[tuple[int, bytes, bytes], tuple[Pool, Tensor]] = {}
+"""Slices, mean and spread -> what `population_of` found."""
 
 
 def pool_of(num_slices: int, description: str | None = None) -> Pool:
@@ -157,26 +159,29 @@ def weights_for(pool: Pool, wanted: ShapeDistribution) -> Tensor:
     return torch.from_numpy(np.exp(scores - logsumexp(scores)))
 
 
-def refined(
-    pool: Pool, wanted: ShapeDistribution, num_slices: int, rng: torch.Generator, description: str | None = None
-) -> tuple[Pool, Tensor]:
-    """A pool of new hearts about those that weigh most, and its weights: many hearts instead of a handful.
+def population_of(wanted: ShapeDistribution, num_slices: int, description: str | None = None) -> tuple[Pool, Tensor]:
+    """A pool of hearts about those that weigh most among the widely drawn, and their weights, shape (N,).
+
+    Many hearts instead of a handful: these are moved a little, measured and weighted anew. Drawn once in a process.
 
     Args:
-        pool: Hearts.
         wanted: The population.
         num_slices: As for `pool_of`.
-        rng: Source of the draws.
-        description: As for `pool_of`.
+        description: Likewise.
     """
-    weights = weights_for(pool, wanted)
-    for _ in range(NUM_REFINEMENTS):
-        low, high = float(pool.efs.min()), float(pool.efs.max())
-        efs = low + (high - low) * torch.rand(REFINED_SIZE, generator=rng)
-        hearts = solve_contraction(_moved(pool, weights, efs, rng), efs, num_slices)
-        pool = _measured_pool(hearts, num_slices, description)
+    key = (num_slices, wanted.mean.numpy().tobytes(), wanted.std.numpy().tobytes())
+    if key not in _populations:
+        pool, rng = pool_of(num_slices, description and "widely drawn hearts"), torch.Generator().manual_seed(POOL_SEED)
         weights = weights_for(pool, wanted)
-    return pool, weights
+        for _ in range(NUM_REFINEMENTS):
+            low, high = float(pool.efs.min()), float(pool.efs.max())
+            efs = low + (high - low) * torch.rand(REFINED_SIZE, generator=rng)
+            pool = _measured_pool(
+                solve_contraction(_moved(pool, weights, efs, rng), efs, num_slices), num_slices, description
+            )
+            weights = weights_for(pool, wanted)
+        _populations[key] = pool, weights
+    return _populations[key]
 
 
 def draw_population(
@@ -205,10 +210,8 @@ def draw_population(
     parts, order = [usual[others]], [others]
     for name in released:
         own = torch.tensor([index for index, other in enumerate(names) if other == name])
-        rng = torch.Generator().manual_seed(POOL_SEED)
-        text = f"hearts of the population of {name}" if show_progress else None
-        pool = pool_of(num_slices, "widely drawn hearts" if show_progress else None)
-        pool, weights = refined(pool, populations[name], num_slices, rng, text)
+        description = f"hearts of the population of {name}" if show_progress else None
+        pool, weights = population_of(populations[name], num_slices, description)
         parts.append(_moved(pool, weights, efs[own], generator))
         order.append(own)
     hearts = joined(parts)[torch.cat(order).argsort()]

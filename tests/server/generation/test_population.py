@@ -19,6 +19,7 @@ def small_pools():
         patch.setattr(population, "POOL_SIZE", 250)
         patch.setattr(population, "REFINED_SIZE", 150)
         patch.setattr(population, "_pools", {})
+        patch.setattr(population, "_populations", {})
         yield
 
 

@@ -16,6 +16,7 @@ def small_pools(monkeypatch):
     monkeypatch.setattr(population, "POOL_SIZE", 150)
     monkeypatch.setattr(population, "REFINED_SIZE", 100)
     monkeypatch.setattr(population, "_pools", {})
+    monkeypatch.setattr(population, "_populations", {})
     monkeypatch.setattr(shapes, "NUM_HEARTS", 40)
 
 
