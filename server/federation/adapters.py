@@ -1,9 +1,9 @@
 """The choice of adapter: which one the sites' numbers of patients can pay for, and how much noise it takes.
 
-Every adapter begins with the private statistics of the sites' style vectors, 22 numbers in one round. "statistics"
-ends there and spends the whole budget on them. "norm_affine" continues with private gradient steps on some hundred
-affine parameters of the generator's normalisation layers. "lora" (LoRA) does so on some thousand parameters of low-rank
-updates of the layers that take the style vector.
+Every adapter begins with the private statistics of the sites' style vectors, 22 numbers in one round (52 with those of
+the shape vectors). "statistics" ends there and spends the whole budget on them. "norm_affine" continues with private
+gradient steps on some hundred affine parameters of the generator's normalisation layers. "lora" (LoRA) does so on some
+thousand parameters of low-rank updates of the layers that take the style vector.
 """
 
 import math
