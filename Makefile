@@ -5,8 +5,8 @@ TORCH := torch==2.13.0
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-# Two processes more than there are cores: many tests wait, for Flower's engine or for processes of their own.
-PROCESSES = --numprocesses $$($(PYTHON) -c 'import os; print(2 + os.cpu_count())') --maxprocesses 5
+# One process more than there are cores: many tests wait, for Flower's engine or for processes of their own.
+PROCESSES = --numprocesses $$($(PYTHON) -c 'import os; print(1 + os.cpu_count())') --maxprocesses 4
 
 .PHONY: venv lock sbom simulate quick test check tools proto clean
 

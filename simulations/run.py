@@ -25,10 +25,10 @@ from fedcmr.server.study import Stage, Study, run_stages
 from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.models.prior import load_prior
-from fedcmr.shared.models.seen import check_unseen
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder, public
+from fedcmr.shared.seen import check_unseen
 from fedcmr.simulations.baselines import run_baselines
 from fedcmr.simulations.flower_engine import simulating_superlink
 from fedcmr.simulations.grid import make_grid, run_server_app
@@ -199,9 +199,9 @@ def _prepare(study: Study) -> None:
     }[source](run, root)
     prior = load_prior(None if config.prior is None else Path(config.prior))
     for site in sites:
-        check_unseen(prior, site.train)
+        check_unseen(prior.has_seen, site.train)
     for index in sorted((run.path / "test").glob("**/cases.csv")):
-        check_unseen(prior, index.parent)
+        check_unseen(prior.has_seen, index.parent)
     check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
         policy = SitePolicy(

@@ -24,6 +24,7 @@ from fedcmr.client.policy import SITE_FILE, SiteSettings
 from fedcmr.client.trainable import GRADIENT, LEFT_OUT, STYLE, trainable
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import OTHERS, open_to_others, private_folder
+from fedcmr.shared.seen import check_unseen, seen_by
 
 TIMEOUT_S = 10.0
 AHEAD_S, BEHIND_S = 6.0, 240.0
@@ -152,14 +153,11 @@ def _prior(site: SiteSettings) -> str:
     """That the public prior is readable, and that nobody whom it has seen is taken for a private or test patient."""
     if site.prior_path is None:
         return "the one that ships, which has learnt from no patient"
-    from fedcmr.shared.models.prior import load_prior  # with torch: seconds that other checks need not wait for
-    from fedcmr.shared.models.seen import check_unseen
-
-    prior = load_prior(site.prior_path)
+    has_seen = seen_by(site.prior_path)
     for folder in (site.data_path, site.test_path):
         if folder is not None:
-            check_unseen(prior, folder)
-    return f"{site.prior_path}, has learnt from {len(prior.has_seen)} public patients, and from none of the site's"
+            check_unseen(has_seen, folder)
+    return f"{site.prior_path}, has learnt from {len(has_seen)} public patients, and from none of the site's"
 
 
 def _cases(site: SiteSettings) -> str:

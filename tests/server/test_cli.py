@@ -97,7 +97,8 @@ def test_synthesize_writes_a_data_set_of_its_own(finished_run, tmp_path, capsys)
     assert main([*command, "--nifti", "--seed", "5"]) == 0
     cases = load_cases(out)
     assert [case.info.vendor for case in cases] == ["GE"] * 3
-    assert len(list((out / "dicom").rglob("*.dcm"))) == 3 * 2 * 2
+    assert len(list((out / "dicom").rglob("masks/*.dcm"))) == 3 * 2  # a segmentation of each phase
+    assert len(list((out / "dicom").rglob("*.dcm"))) == 3 * 2 * 2 + 3 * 2
     assert len(list((out / "nifti" / "frames").iterdir())) == 3
     assert "epsilon = 7.90" in (out / "DATASHEET.md").read_text() and "- seed: 5" in (out / "DATASHEET.md").read_text()
     assert main(command) == 2

@@ -1,5 +1,7 @@
 """A generator's grid is that of its file: what it is trained on, told, and makes is on it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 
 from fedcmr.client.training import Execution, LocalSteps, fine_tune, load_patients
 from fedcmr.server.generation.heart_shapes import distances, draw_hearts, masks_from, slice_positions
-from fedcmr.server.generation.pretraining import pretrain
+from fedcmr.server.generation.pretraining import _first_model, pretrain
 from fedcmr.server.generation.rendering import render
 from fedcmr.server.generation.synthesis import synthesize
 from fedcmr.server.settings import Config, GeneratorConfig, PretrainConfig, SynthesisConfig, load
@@ -112,5 +114,20 @@ def test_sizes_that_no_network_has_are_refused(setting, message):
 
 def test_a_prior_of_other_sizes_is_no_start(tmp_path, tiny_prior):
     settings = PretrainConfig(num_hearts=8, num_steps=1, batch_size=2, start=str(tiny_prior))
-    with pytest.raises(UserError, match="other sizes or another grid"):
+    with pytest.raises(UserError, match="other sizes than the settings"):
         pretrain(Config(device="cpu", pretrain=settings), tmp_path / "prior.safetensors")
+
+
+@pytest.mark.slow
+def test_a_prior_of_another_grid_is_a_start_but_for_the_layers_that_read_and_write_pixels(tmp_path):
+    training, sizes, path = PretrainConfig(None, 8, 1, 2), {"channels": [16, 16, 16]}, tmp_path / "first.safetensors"
+    pretrain(Config(device="cpu", generator=GeneratorConfig(**sizes), pretrain=training), path)
+    first = load_prior(path)
+    generator = GeneratorConfig(size_px=96, pixel_mm=1.5, patch=4, unknown_labels=True, **sizes)
+    again = replace(training, start=str(path))
+    model, sha256 = _first_model(Config(device="cpu", generator=generator, pretrain=again))
+    assert sha256 == first.sha256 and model.architecture.grid == FINE
+    learnt, weights = first.generator.state_dict(), model.state_dict()
+    differ = {name for name in weights if learnt[name].shape != weights[name].shape}
+    assert differ == {"unet.conv_in.conv.weight", "unet.out.2.conv.weight", "unet.out.2.conv.bias"}
+    assert all(torch.equal(learnt[name], weights[name]) for name in weights if name not in differ)

@@ -16,7 +16,7 @@ from fedcmr.client.ingest.normalise import normalise, orient
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.vendor import field_strength, vendor_name
-from fedcmr.shared.case import LV, NOT_DRAWN, RV, load_cases
+from fedcmr.shared.case import CASE_PIXEL_MM, LV, NOT_DRAWN, RV, load_cases
 from fedcmr.shared.file_names import PRIVATE_NAME
 from tests.client.ingest.dicom_files import (
     CENTRE,
@@ -59,7 +59,7 @@ def test_a_study_becomes_one_case_with_the_ejection_fraction_of_its_masks(tmp_pa
     (case,) = load_cases(tmp_path / "out")
     assert case.info.ef == pytest.approx(true_ef(), abs=1e-5)
     assert (case.info.vendor, case.info.field_strength_t) == ("Philips", 1.5)
-    assert case.spacing_mm == pytest.approx([SLICE_MM, 1.5, 1.5])
+    assert case.spacing_mm == pytest.approx([SLICE_MM, CASE_PIXEL_MM, CASE_PIXEL_MM])
     cavity = (case.masks == LV).sum(axis=(2, 3))
     assert (np.diff(cavity[0]) < 0).all(), "slices run from base to apex"
     assert 1 - cavity[1].sum() / cavity[0].sum() == pytest.approx(true_ef(), abs=0.002)

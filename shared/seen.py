@@ -1,0 +1,51 @@
+"""Whether a public prior has learnt from a folder's patients, who are then neither private nor a test of it.
+
+Read from the header of the prior's file, without a network: a site asks before it joins.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fedcmr.shared.case import fingerprint, load_case, read_index
+from fedcmr.shared.checkpoint import check_header
+from fedcmr.shared.errors import UserError
+
+
+def seen_by(prior: Path) -> frozenset[str]:
+    """Fingerprints of the public patients whom a prior has learnt from; see `fedcmr.shared.case.fingerprint`.
+
+    Raises:
+        UserError: The file is missing, or no prior of this version.
+    """
+    try:
+        check_header(prior)
+        with safe_open(prior, framework="numpy") as file:
+            return frozenset(json.loads((file.metadata() or {}).get("has_seen", "[]")))
+    except OSError:
+        raise UserError(f"{prior} cannot be read: give a prior made by 'fedcmr-server pretrain'") from None
+    except (SafetensorError, TypeError, ValueError):
+        raise UserError(f"{prior} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
+
+
+def check_unseen(has_seen: frozenset[str], folder: Path) -> None:
+    """Raise where patients of a folder of cases are among those whom a prior has learnt from.
+
+    Patients are known again by their arrays: a scan that was prepared otherwise is not.
+
+    Raises:
+        UserError: So many are; or the folder's index is damaged.
+    """
+    if not has_seen:
+        return
+    num_seen = 0
+    for info in read_index(folder):
+        with contextlib.suppress(UserError):  # a case that cannot be read takes no part
+            num_seen += fingerprint(load_case(folder, info)) in has_seen
+    if num_seen:
+        raise UserError(
+            f"the public prior has learnt from {num_seen} patients of {folder}, who cannot be private or test patients "
+            "of a study with it: leave them out, or take another prior"
+        )
