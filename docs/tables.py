@@ -177,6 +177,20 @@ def segmentation_then_real() -> str:
     return markdown(heading, sorted(rows, key=lambda row: row[0]))
 
 
+def segmentation_losses() -> str:
+    """Small segmenters by their loss, each patient tested by one that has not seen it."""
+    rows = []
+    for row in figures("segmentation_losses")["rows"]:
+        scores = row["test"]["held out"]
+        dice, (low, high) = scores["dice"], (100 * bound for bound in scores["difference_ci95"])
+        change = f"{100 * scores['difference']:+.1f} ({low:+.1f} to {high:+.1f})" if rows else "-"
+        values = [f"{dice[name]:.3f}" for name in ("lv", "myo", "rv", "mean")]
+        distance = scores["hd95_mm"]["lv"]
+        rows.append([row["name"], *values, change, "-" if distance is None else f"{distance:.1f}"])
+    heading = ["loss", "Dice LV", "myocardium", "RV", "mean", "points over the first (95 %)", "HD95 LV, mm"]
+    return markdown(heading, rows)
+
+
 def segmentation_networks() -> str:
     """Segmenters by their network, trained on the same real patients."""
     facts = {
@@ -242,6 +256,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "contours": contours,
     "segmentation": segmentation,
     "segmentation_then_real": segmentation_then_real,
+    "segmentation_losses": segmentation_losses,
     "segmentation_networks": segmentation_networks,
     "federated_segmenter": federated_segmenter,
     "shapes": shapes,
