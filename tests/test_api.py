@@ -1,15 +1,19 @@
 """`import fedcmr` as a user's script has it: nothing is guarded, and no folder but the user's own is there."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from flwr.cli.build import build_fab_from_disk
 
 import fedcmr
 from fedcmr.client.code_hash import IMPORT_NAME
@@ -167,3 +171,38 @@ def test_a_bundle_at_a_site_has_no_study_and_its_packages_are_found(tmp_path):
     )
     done = run(code, tmp_path)
     assert done.stdout == "none\n", done.stderr
+
+
+def test_flower_finds_one_app_while_it_still_imports_the_other(tmp_path):
+    """Its simulation does both at once, in two threads; the package's first import is held here for a second."""
+    components = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
+    bundle = str(tmp_path / "bundle")
+    zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))).extractall(bundle)
+    code = f"""
+import threading, time
+from importlib.machinery import SourceFileLoader
+from flwr.supercore.object_ref import load_app, validate
+
+get_code, begun = SourceFileLoader.get_code, threading.Event()
+
+def get_code_late(self, name):
+    if name == "fedcmr":
+        begun.set()
+        time.sleep(1)
+    return get_code(self, name)
+
+SourceFileLoader.get_code = get_code_late
+found = {{}}
+def load(part, reference):
+    found[part] = type(load_app(reference, ValueError, {bundle!r})).__name__
+other = threading.Thread(target=load, args=("server", {components["serverapp"]!r}))
+other.start()
+begun.wait()
+print(validate({components["clientapp"]!r}, project_dir={bundle!r}))
+other.join()
+load("client", {components["clientapp"]!r})
+print(found)
+"""
+    done = run(code, tmp_path)
+    expected = "(True, None)\n{'server': 'ServerApp', 'client': 'ClientApp'}\n"
+    assert done.stdout == expected, done.stdout + done.stderr
