@@ -7,7 +7,7 @@ names every key with its unit; a misspelt key or a value out of range is a `User
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -282,6 +282,7 @@ class SynthesisConfig:
     num_steps: int = 4
     t_start: float = 0.5
     batch_size: int = 64
+    guides: list[str] = field(default_factory=list)
     vendor_shares: dict[str, float] = field(default_factory=dict)
     dicom: bool = False
     nifti: bool = False
@@ -290,7 +291,8 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         _check(self.num_cases >= 2, "synthesis.num_cases", ">= 2", self.num_cases)
         _check(1 <= self.num_slices <= 16, "synthesis.num_slices", "in 1..16", self.num_slices)
-        _check(self.num_steps >= 1, "synthesis.num_steps", ">= 1", self.num_steps)
+        least = 0 if self.guides else 1
+        _check(self.num_steps >= least, "synthesis.num_steps", ">= 1, or 0 with synthesis.guides", self.num_steps)
         _check(0 <= self.t_start < 1, "synthesis.t_start", "in [0, 1)", self.t_start)
         _check(self.batch_size >= 1, "synthesis.batch_size", ">= 1", self.batch_size)
         self.vendor_shares = {known_vendor(vendor): share for vendor, share in self.vendor_shares.items()}
@@ -587,3 +589,18 @@ def _find(config: str | Path) -> Path:
             return path
     names = ", ".join(sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml")))
     raise UserError(f"no config {str(config)!r}: give a YAML file's path or one of {names}")
+
+
+def with_absolute_paths(settings: Config) -> Config:
+    """The settings, with paths that hold in any working directory: a run is gone on with from other ones too."""
+
+    def absolute(path: str | None) -> str | None:
+        return path and str(Path(path).resolve())
+
+    guides = [str(Path(folder).resolve()) for folder in settings.synthesis.guides]
+    return replace(
+        settings,
+        prior=absolute(settings.prior),
+        data_root=absolute(settings.data_root),
+        synthesis=replace(settings.synthesis, guides=guides),
+    )

@@ -1,4 +1,4 @@
-"""Whether a public prior has learnt from a folder's patients, who are then neither private nor a test of it.
+"""Whether a study's public part knows a folder's patients, who are then neither private nor a test of it.
 
 Read from the header of the prior's file, without a network: a site asks before it joins.
 """
@@ -30,10 +30,21 @@ def seen_by(prior: Path) -> frozenset[str]:
         raise UserError(f"{prior} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
 
 
-def check_unseen(has_seen: frozenset[str], folder: Path) -> None:
-    """Raise where patients of a folder of cases are among those whom a prior has learnt from.
+def check_unseen(
+    has_seen: frozenset[str],
+    folder: Path,
+    who: str = "the public prior has learnt from",
+    instead: str = "another prior",
+) -> None:
+    """Raise where patients of a folder of cases are known to a study's public part.
 
     Patients are known again by their arrays: a scan that was prepared otherwise is not.
+
+    Args:
+        has_seen: Fingerprints of those who are known.
+        folder: The folder.
+        who: Who knows them, in words that their number follows.
+        instead: What to take in its place, for the remedy.
 
     Raises:
         UserError: So many are; or the folder's index is damaged.
@@ -46,6 +57,6 @@ def check_unseen(has_seen: frozenset[str], folder: Path) -> None:
             num_seen += fingerprint(load_case(folder, info)) in has_seen
     if num_seen:
         raise UserError(
-            f"the public prior has learnt from {num_seen} patients of {folder}, who cannot be private or test patients "
-            "of a study with it: leave them out, or take another prior"
+            f"{who} {num_seen} patients of {folder}, who cannot be private or test patients of a study with it: leave "
+            f"them out, or take {instead}"
         )

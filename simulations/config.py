@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedcmr.server.settings import Config, load
+from fedcmr.server.settings import Config, load, with_absolute_paths
 
 
 def load_study(config: str | Path, overrides: Sequence[str]) -> Config:
@@ -14,10 +14,7 @@ def load_study(config: str | Path, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: See there.
     """
-    settings = load(config, overrides)
-    settings.prior = settings.prior and str(Path(settings.prior).resolve())
-    settings.data_root = settings.data_root and str(Path(settings.data_root).resolve())
-    return settings
+    return with_absolute_paths(load(config, overrides))
 
 
 def default_folder(config: str | Path) -> Path:

@@ -15,7 +15,7 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.policy import SitePolicy, SiteSettings, load_site, write_site
 from fedcmr.client.trainable import trainable
 from fedcmr.server.experiments.continuation import begin_from
-from fedcmr.server.experiments.preconditions import check_can_run
+from fedcmr.server.experiments.preconditions import check_can_run, check_patients_unseen
 from fedcmr.server.federation.state import StudySite, check_delta, write_study
 from fedcmr.server.rehearsal.rehearsal import FILE_NAME, show
 from fedcmr.server.run_folder import LOG_NAME, RunFolder, begun_run, copy_cases
@@ -24,11 +24,9 @@ from fedcmr.server.study import STAGES as SERVER_STAGES
 from fedcmr.server.study import Stage, Study, run_stages
 from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError
-from fedcmr.shared.models.prior import load_prior
 from fedcmr.shared.permissions import private_folder
 from fedcmr.shared.privacy import largest_delta
 from fedcmr.shared.provenance import SIMULATED_SCANS, Provenance, of_folder, public
-from fedcmr.shared.seen import check_unseen
 from fedcmr.simulations.baselines import run_baselines
 from fedcmr.simulations.flower_engine import simulating_superlink
 from fedcmr.simulations.grid import make_grid, run_server_app
@@ -197,11 +195,8 @@ def _prepare(study: Study) -> None:
         "prepared": _use_prepared,
         "layouts": _prepare_layouts,
     }[source](run, root)
-    prior = load_prior(None if config.prior is None else Path(config.prior))
-    for site in sites:
-        check_unseen(prior.has_seen, site.train)
-    for index in sorted((run.path / "test").glob("**/cases.csv")):
-        check_unseen(prior.has_seen, index.parent)
+    tests = [index.parent for index in sorted((run.path / "test").glob("**/cases.csv"))]
+    check_patients_unseen(config, [*(site.train for site in sites), *tests])
     check_delta(config.privacy, {site.name: site.nominal_patients for site in sites})
     for site in sites:
         policy = SitePolicy(

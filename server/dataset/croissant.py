@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedcmr.server.dataset.making import making_of
 from fedcmr.server.dataset.nnunet import DATASET_NAME
 from fedcmr.shared.case import INDEX_NAME
 from fedcmr.shared.file_names import DATASHEET_NAME
@@ -97,7 +98,7 @@ def write_croissant(folder: Path, columns: Sequence[str], facts: Mapping[str, An
         "conformsTo": list(CONFORMS_TO),
         "name": "synthetic-cardiac-mri",
         "description": f'Synthetic short-axis cardiac MRI of the study "{facts["study"]}", at end-diastole and '
-        "end-systole. Masks and ejection fraction are exact by construction.",
+        "end-systole, with masks and the ejection fraction that follows from them.",
         "license": one_line(facts["terms"]),
         "keywords": ["cardiac MRI", "synthetic data", "segmentation", "ejection fraction", "differential privacy"],
         "isLiveDataset": False,
@@ -123,11 +124,8 @@ def _responsible_ai(facts: Mapping[str, Any]) -> dict[str, Any]:
         else f"The generator is differentially private: epsilon {epsilon:.2f} at delta {delta:g}, per patient and site."
     )
     return {
-        "rai:dataCollection": one_line(
-            "A parametric heart gives the masks and a generator renders the image. "
-            f"{facts['prior']} {facts['real_data']}"
-        ),
-        "rai:dataAnnotationProtocol": "None: the image was rendered over its masks, nobody has drawn them afterwards.",
+        "rai:dataCollection": one_line(f"{making_of(facts).sentence()} {facts['prior']} {facts['real_data']}"),
+        "rai:dataAnnotationProtocol": making_of(facts).annotation(),
         "rai:dataUseCases": [
             "Training and testing of methods that measure the left ventricle; teaching; software tests.",
             "Not for diagnosis, evidence about patients, vendors or diseases, or in place of a test on real scans.",

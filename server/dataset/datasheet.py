@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from fedcmr.server.dataset.making import from_guides, making_of
 from fedcmr.server.dataset.nifti import LABELS
 from fedcmr.server.dataset.nnunet import DATASET_NAME
 from fedcmr.server.evaluation.score import score
 from fedcmr.server.front_matter import front_matter
+from fedcmr.server.generation.guide_scans import read_guides
 from fedcmr.server.settings import Config
 from fedcmr.shared.case import Case
 from fedcmr.shared.file_names import DATASHEET_NAME
@@ -108,7 +110,8 @@ def study_facts(
         prior_styles: The vendors whose style comes from no site.
         populations: The vendors whose sites released the shapes of their hearts.
     """
-    settings = asdict(config)
+    settings, guides = asdict(config), read_guides(config.synthesis.guides)
+    settings["synthesis"]["guides"] = sorted(guides.sets) if guides else []  # paths are this machine's
     return {
         "study": study,
         "privacy": privacy,
@@ -119,9 +122,10 @@ def study_facts(
             "seed": config.seed,
         },
         "settings": OmegaConf.to_yaml(OmegaConf.create({name: settings[name] for name in SETTINGS})),
+        "making": from_guides(guides, config.synthesis.num_steps).facts(),
         "prior": prior_sentence(prior.made_by),
         "real_data": real_data(sites),
-        "terms": terms(sites, prior.made_by),
+        "terms": terms(sites, prior.made_by, guides.terms if guides else ()),
         "prior_styles": prior_styles,
         "populations": list(populations),
     }
@@ -163,13 +167,14 @@ def real_data(sites: Sequence[Provenance]) -> str:
     return "\n".join(sentences) or "Nobody has recorded whose scans the sites had: take them for real patients'."
 
 
-def terms(sites: Sequence[Provenance], made_by: Mapping[str, str]) -> str:
-    """Terms of use for everything that was made from the sites' scans, and from those that the prior has seen."""
-    if sites and all(site.is_simulated for site in sites) and not public_scans(made_by):
+def terms(sites: Sequence[Provenance], made_by: Mapping[str, str], of_guides: Sequence[str] = ()) -> str:
+    """Terms of use for everything that was made from the sites' scans, those that the prior has seen and the guides."""
+    if sites and all(site.is_simulated for site in sites) and not public_scans(made_by) and not of_guides:
         return "No third party's scan is behind this folder: whoever made it may choose its licence."
+    of_prior = json.loads(made_by.get("terms", "[]"))
     sentences = [
         f"{text}. Keep to these terms here too."
-        for text in dict.fromkeys([*(site.terms for site in sites), *json.loads(made_by.get("terms", "[]"))])
+        for text in dict.fromkeys([*(site.terms for site in sites), *of_prior, *of_guides])
         if text
     ]
     if not sites or any(site.kind == "private" for site in sites):
@@ -197,7 +202,7 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
             (provenance of the sites' scans), `terms` (terms of use), `prior_styles` (vendors whose style comes from no
             site).
     """
-    cases = content.cases
+    cases, making = content.cases, making_of(facts)
     slices = _span({case.frames.shape[1] for case in cases})
     pixels = ", ".join(sorted({f"{case.frames.shape[2]} x {case.frames.shape[3]}" for case in cases}))
     in_plane = ", ".join(sorted({f"{case.spacing_mm[1]:g} x {case.spacing_mm[2]:g}" for case in cases}))
@@ -205,23 +210,22 @@ def datasheet(content: Content, facts: Mapping[str, Any]) -> str:
     return f"""{front_matter(_card(content, facts))}
 # Datasheet: synthetic cardiac MRI of "{facts["study"]}"
 
-{_opening(facts["privacy"])}
+{making.opening(facts["privacy"].get("epsilon") is not None)}
 
 ## Motivation
 
 Scans of patients cannot be given away. This set was made so that methods that measure the left ventricle can be
-trained and tested on images in the style of several vendors' scanners, with labels that are exact by construction.
+trained and tested on images in the style of several vendors' scanners, with the labels that belong to them.
 
 ## Composition
 
 - {len(cases)} synthetic patients: {_styles(cases)}.
 - Per patient: end-diastole and end-systole, short axis, {slices} slices {apart} mm apart, of {pixels} pixels of
   {in_plane} mm.
-- Masks: 0 background, 1 right ventricle, 2 myocardium, 3 left-ventricular cavity. The image was rendered over them;
-  nobody has drawn them afterwards.
+- Masks: 0 background, 1 right ventricle, 2 myocardium, 3 left-ventricular cavity. {making.masks()}
 - Ejection fraction, from the masks, spread evenly on purpose: low and high values are more frequent than among
   patients.
-- Patients are independent of each other; there is no recommended split, but a patient's two phases belong together.
+- {making.independence()}
 - No identity, age, sex or date: there is none.
 
 {_by_vendor(content)}
@@ -232,7 +236,7 @@ trained and tested on images in the style of several vendors' scanners, with lab
 
 ## How it was made
 
-A parametric heart gives the masks, the masks give the ejection fraction, and a generator renders the image.
+{making.sentence()}
 {facts["prior"]}
 {facts["real_data"]}
 Nothing was sorted out afterwards: every heart that was drawn is in the folder.
@@ -293,16 +297,6 @@ def _card(content: Content, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _opening(privacy: Mapping[str, Any]) -> str:
-    """The first paragraph: what the images are, and how far that protects anybody."""
-    if privacy.get("epsilon") is None:
-        return (
-            "Every heart was drawn by a shape model and rendered by a generator. The generator was trained without\n"
-            "differential privacy, and may have learnt images of its training by heart."
-        )
-    return "No image in this folder shows a person. Every heart was drawn by a shape model and rendered by a generator."
-
-
 def _shapes(populations: Sequence[str], privacy: Mapping[str, Any]) -> str:
     """Where the shapes of the hearts come from, and whether that has cost privacy."""
     if not populations:
@@ -311,7 +305,7 @@ def _shapes(populations: Sequence[str], privacy: Mapping[str, Any]) -> str:
     return (
         "Hearts are drawn from a public model, so that their shapes have the mean and the spread that the sites of\n"
         f"{', '.join(populations)} released, {cost}. Their ejection fractions are spread evenly and say nothing about\n"
-        "anybody; labels are exact."
+        "anybody."
     )
 
 

@@ -1,6 +1,7 @@
-"""Five folds of a synthetic data set: a patient's images are in one, so that no tool tests on what it trained on.
+"""Five folds of a synthetic data set, so that no tool tests on what it trained on.
 
-Patients are independent and their order says nothing, so they go to the folds in turn.
+What belongs together is in one fold: a patient's images, and the patients who were made from one scan. Otherwise they
+are independent and their order says nothing, so they go to the folds in turn.
 """
 
 from collections.abc import Sequence
@@ -12,4 +13,6 @@ NUM_FOLDS = 5
 
 def folds(cases: Sequence[Case]) -> dict[str, int]:
     """The fold of each patient, 0 to 4, by pseudonym."""
-    return {case.info.pseudonym: number % NUM_FOLDS for number, case in enumerate(cases)}
+    groups = dict.fromkeys(case.info.group for case in cases)
+    fold_of = {group: number % NUM_FOLDS for number, group in enumerate(groups)}
+    return {case.info.pseudonym: fold_of[case.info.group] for case in cases}

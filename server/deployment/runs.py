@@ -25,12 +25,12 @@ from fedcmr.server.deployment.services import (
     running_pid,
     serverapp_runs,
 )
-from fedcmr.server.experiments.preconditions import check_can_run
+from fedcmr.server.experiments.preconditions import check_can_run, check_patients_unseen
 from fedcmr.server.federation.participation import participation
 from fedcmr.server.federation.senders import write_nodes
 from fedcmr.server.federation.state import check_delta, quorum, read_study, write_study
 from fedcmr.server.run_folder import RunFolder, copy_cases, load_run, open_run
-from fedcmr.server.settings import load
+from fedcmr.server.settings import load, with_absolute_paths
 from fedcmr.shared.case import read_index
 from fedcmr.shared.checkpoint import write_atomically
 from fedcmr.shared.errors import UserError
@@ -62,8 +62,9 @@ def make_run(coordinator: Coordinator, out: Path, config: str, overrides: Sequen
     for path in tests:
         if not read_index(path):
             raise UserError(f"--test {path} holds no case: prepare one with 'fedcmr-client prepare'")
-    settings = load(config, overrides)
+    settings = with_absolute_paths(load(config, overrides))
     check_can_run(settings)
+    check_patients_unseen(settings, tests)
     if not tests and not settings.evaluation.federated:
         raise UserError(
             "a new run needs --test: folders of prepared cases that the trained model is evaluated on; or, where the "

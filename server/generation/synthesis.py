@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcmr.server.generation.guide_scans import GuideScans, bend, read_guides
 from fedcmr.server.generation.heart_shapes import Hearts, distances, masks_from, slice_positions
 from fedcmr.server.generation.intensity_matching import match_dark_shares, match_intensities, match_noise
 from fedcmr.server.generation.population import draw_dark_shares, draw_population
@@ -159,7 +160,9 @@ def _make(
     # All at once: the bisection of the contractions is many small steps, whatever the number of hearts.
     populations = shared.shapes if shared else {}
     hearts = draw_population(populations, names, config.num_slices, requested, rng, description is not None)
-    dark = draw_dark_shares(populations, names, requested, rng)
+    guides = read_guides(config.guides)
+    # A scan has trabeculae of its own.
+    dark = None if guides else draw_dark_shares(populations, names, requested, rng)
     wanted = _draw_styles(shared, names, seed)
     cases: list[Case] = []
     styles: list[Tensor] = []
@@ -174,7 +177,8 @@ def _make(
                 ) from None
         for part in track_parts(len(names), _HEARTS_PER_CHUNK, description):
             start = part.start
-            guide, condition = _guides(prior, hearts[part], None if wanted is None else wanted[part], config, rng)
+            own_styles = None if wanted is None else wanted[part]
+            guide, condition, groups = _guides(prior, hearts[part], requested[part], own_styles, config, guides, rng)
             images = _generate(generator, guide, condition, config, rng, device)
             masks, raw, pixel_mm = condition.masks, prior.raw(condition.style), prior.grid.pixel_mm
             if dark is not None:
@@ -189,6 +193,7 @@ def _make(
                     masks[i],
                     hearts[start + i : start + i + 1],
                     prior.grid,
+                    groups[i] if groups else None,
                 )
                 for i in range(part.stop - start)
             ]
@@ -233,19 +238,29 @@ def _draw_styles(shared: SharedGenerator | None, names: Sequence[str], seed: int
 def _guides(
     prior: Prior,
     hearts: Hearts,
+    efs: Tensor,
     styles: Tensor | None,
     config: SynthesisConfig,
+    guides: GuideScans | None,
     rng: torch.Generator,
-) -> tuple[Tensor, Condition]:
-    """Rough images (N, S, 2, H, W) of the hearts in the intensities of their styles.
+) -> tuple[Tensor, Condition, list[str] | None]:
+    """Images (N, S, 2, H, W) of the hearts in the intensities of their styles: public scans, or rough drawings.
 
-    With them the condition of the hearts: masks (N, S, 2, H, W), and one style vector for all slices, (N, K).
+    With them the condition of the hearts: masks (N, S, 2, H, W), and one style vector for all slices, (N, K); and of
+    scans the name of each heart's one, None of drawings.
     """
-    d = distances(hearts, slice_positions(hearts, config.num_slices), prior.grid)
-    masks, guide, pixel_mm = masks_from(d), render(hearts, d, rng), prior.grid.pixel_mm
+    groups = None
+    if guides:
+        bent = bend(guides, hearts, efs, config.num_slices, prior.grid, rng)
+        guide, masks = bent.images, bent.masks
+        groups = [f"scan-{number:04d}" for number in bent.numbers]
+    else:
+        d = distances(hearts, slice_positions(hearts, config.num_slices), prior.grid)
+        masks, guide = masks_from(d), render(hearts, d, rng)
+    pixel_mm = prior.grid.pixel_mm
     if styles is None:
-        return guide, Condition(masks, prior.standardise(style_vectors(guide, masks, pixel_mm)))
-    return match_intensities(guide, masks, prior.raw(styles), pixel_mm), Condition(masks, styles)
+        return guide, Condition(masks, prior.standardise(style_vectors(guide, masks, pixel_mm))), groups
+    return match_intensities(guide, masks, prior.raw(styles), pixel_mm), Condition(masks, styles), groups
 
 
 def _generate(
@@ -256,7 +271,9 @@ def _generate(
     rng: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """Images (N, S, 2, H, W) in [-1, 1], each heart in its own style."""
+    """Images (N, S, 2, H, W) in [-1, 1], each heart in its own style; the guides themselves where there is no step."""
+    if config.num_steps == 0:
+        return guide
     sampler = Sampler(config.num_steps, config.t_start)
     flat = Condition(condition.masks.flatten(0, 1), condition.style.repeat_interleave(config.num_slices, dim=0))
     images = []
@@ -267,12 +284,14 @@ def _generate(
     return torch.cat(images).reshape(guide.shape)
 
 
-def _case(pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts, grid: Grid) -> Case:
-    """One heart's (S, 2, H, W) images as a case."""
+def _case(
+    pseudonym: str, vendor: str, images: Tensor, masks: Tensor, heart: Hearts, grid: Grid, group: str | None
+) -> Case:
+    """One heart's (S, 2, H, W) images as a case; the heart is its own group where none is given."""
     num_slices = images.shape[0]
     frames = ((images + 1) / 2).clamp(0, 1).transpose(0, 1).numpy().astype(np.float32)
     labels = masks.transpose(0, 1).numpy()
     spacing_z = float(heart.stack_end - heart.stack_start) / num_slices
-    info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), pseudonym, contours="drawn")
+    info = CaseInfo(pseudonym, vendor, float("nan"), ejection_fraction(labels), group or pseudonym, contours="drawn")
     spacing_mm = np.array([spacing_z, grid.pixel_mm, grid.pixel_mm], np.float32)
     return Case(info, np.ascontiguousarray(frames), np.ascontiguousarray(labels), spacing_mm)
