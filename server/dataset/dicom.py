@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from fedcmr.server.dataset.dicom_segmentation import export_masks
 from fedcmr.server.dataset.geometry import lps_affine
+from fedcmr.server.dataset.making import DRAWN, Making
 from fedcmr.shared.case import PHASE_NAMES, Case
 from fedcmr.shared.provenance import EXPORTER
 
@@ -28,8 +29,13 @@ MAX_STORED = 4095
 """Stored pixel value of a frame's 1.0: 12 bits, as scanners write."""
 
 
-def export_case(folder: Path, case: Case) -> list[Path]:
+def export_case(folder: Path, case: Case, making: Making = DRAWN) -> list[Path]:
     """Write `folder/<pseudonym>/{ed,es}_<slice>.dcm` and `masks/{ed,es}.dcm`.
+
+    Args:
+        folder: Of all cases' files.
+        case: A synthetic case.
+        making: How it was made, which its files say.
 
     Returns:
         The images, ED then ES, slices in the case's order.
@@ -44,7 +50,7 @@ def export_case(folder: Path, case: Case) -> list[Path]:
     for phase, phase_name in enumerate(PHASE_NAMES):
         phases.append([])
         for index, frame in enumerate(case.frames[phase]):
-            dataset = _image(case, frame, phase, index, uids)
+            dataset = _image(case, making, frame, phase, index, uids)
             dataset.SOPInstanceUID = generate_uid(entropy_srcs=[content, phase_name, str(index)])
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
             path = folder / name / f"{phase_name}_{index:02d}.dcm"
@@ -55,7 +61,9 @@ def export_case(folder: Path, case: Case) -> list[Path]:
     return paths
 
 
-def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids: Mapping[str, str]) -> FileDataset:
+def _image(
+    case: Case, making: Making, frame: NDArray[np.float32], phase: int, index: int, uids: Mapping[str, str]
+) -> FileDataset:
     """One slice of one phase; attributes in the order of PS3.3's modules."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = MRImageStorage
@@ -69,7 +77,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.PatientName = f"SYNTHETIC^{case.info.pseudonym}"
     dataset.PatientID = case.info.pseudonym
     dataset.PatientBirthDate = dataset.PatientSex = ""
-    dataset.PatientComments = "Synthetic image, not a person"
+    dataset.PatientComments = making.comment()
 
     dataset.StudyInstanceUID = uids["study"]
     dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
@@ -94,7 +102,7 @@ def _image(case: Case, frame: NDArray[np.float32], phase: int, index: int, uids:
     dataset.InstanceNumber = phase * num_slices + index + 1  # counts on: it tells which phase was first
     dataset.AcquisitionNumber = 1
     dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
-    dataset.DerivationDescription = "Rendered by a generative model over a parametric heart"
+    dataset.DerivationDescription = making.derivation()
     dataset.ImageComments = f"{TITLES[phase].capitalize()}; synthetic"
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"

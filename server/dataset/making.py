@@ -89,9 +89,22 @@ class Making:
             return "Contours that the makers of the public sets drew on their scans, bent with the images."
         return "None: the image was rendered over its masks, nobody has drawn them afterwards."
 
+    def derivation(self) -> str:
+        """How an image came to be, for DICOM (Derivation Description, PS3.3 C.7.6.1)."""
+        if self.scans:
+            return f"Bent from a scan of a public data set ({self.scans}), grey values changed"
+        return "Rendered by a generative model over a parametric heart"
+
+    def comment(self) -> str:
+        """Whom it shows, for DICOM (Patient Comments, PS3.3 C.7.1.1)."""
+        return "Synthetic: a public scan, bent" if self.scans else "Synthetic image, not a person"
+
     def facts(self) -> dict[str, Any]:
         """As the facts of a release keep it."""
         return {"scans": self.scans, "num_scans": self.num_scans, "is_refined": self.is_refined}
+
+
+DRAWN = Making()
 
 
 def making_of(facts: Mapping[str, Any]) -> Making:
@@ -102,6 +115,6 @@ def making_of(facts: Mapping[str, Any]) -> Making:
 def from_guides(guides: GuideScans | None, num_steps: int) -> Making:
     """The making of a study with these guides, and so many steps of its sampler."""
     if guides is None:
-        return Making()
+        return DRAWN
     scans = ", ".join(f"{name}: {number}" for name, number in guides.sets.items())
     return Making(scans, len(guides.scans), num_steps > 0)

@@ -17,6 +17,7 @@ import numpy as np
 from fedcmr.server.dataset.croissant import one_line, write_croissant
 from fedcmr.server.dataset.datalist import write_datalist
 from fedcmr.server.dataset.datasheet import Content, datasheet
+from fedcmr.server.dataset.making import making_of
 from fedcmr.server.dataset.nifti import export_nifti
 from fedcmr.server.dataset.nnunet import export_nnunet
 from fedcmr.shared.case import ED, ES, LV, Case, save_case, write_index
@@ -64,7 +65,7 @@ def write_release(
     for case in track(cases, "writing synthetic cases"):
         save_case(partial, case, private=False)
         if dicom:
-            export_case(partial / "dicom", case)
+            export_case(partial / "dicom", case, making_of(facts))
     if nifti:
         export_nifti(partial / "nifti", cases)
     if nnunet:

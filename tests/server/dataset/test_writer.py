@@ -1,18 +1,22 @@
 import csv
 import hashlib
+import json
 import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib.metadata import version
 
 import numpy as np
+import pydicom
 import pytest
 import yaml
 
 from fedcmr.server.dataset import writer as release
 from fedcmr.server.dataset.datasheet import prior_sentence, real_data, study_facts, terms
+from fedcmr.server.dataset.making import Making
 from fedcmr.server.dataset.writer import cavity_ml, write_release
 from fedcmr.server.settings import load
 from fedcmr.shared.case import LV, MYO, Case, CaseInfo, load_cases
@@ -218,6 +222,35 @@ def test_without_privacy_the_datasheet_does_not_say_that_no_image_shows_a_person
     for epsilon, promised in ((7.98, True), (None, False)):
         write_release(tmp_path / "s", cases, None, SEEN, {**FACTS, "privacy": {**PRIVACY, "epsilon": epsilon}})
         assert ("No image in this folder shows a person" in (tmp_path / "s" / DATASHEET_NAME).read_text()) == promised
+
+
+def test_a_set_bent_from_public_scans_says_whom_it_shows_and_splits_by_scan(cases, tmp_path):
+    making = Making("ACDC: 79", 75, is_refined=False)
+    grouped = [replace(case, info=replace(case.info, group=f"scan-{n // 2}")) for n, case in enumerate(cases)]
+    facts = {**FACTS, "making": making.facts()}
+    write_release(tmp_path / "s", grouped, None, SEEN, facts, dicom=True, nnunet=True)
+    text = " ".join((tmp_path / "s" / DATASHEET_NAME).read_text().split())
+    assert "shows a person, if out of shape" in text and "No image in this folder shows a person" not in text
+    assert "75 scans are behind the patients" in text and "no network went over it" in text
+    assert "was rendered" not in text and "independent of each other" not in text
+    entries = json.loads((tmp_path / "s" / "datalist.json").read_text())["training"]
+    fold_of = {entry["patient"]: entry["fold"] for entry in entries}
+    assert [fold_of[case.info.pseudonym] for case in cases] == [0, 0, 1]
+    image = pydicom.dcmread(next((tmp_path / "s" / "dicom").rglob("ed_00.dcm")))
+    assert "public data set (ACDC: 79)" in image.DerivationDescription and "person" not in image.PatientComments
+    croissant = json.loads((tmp_path / "s" / "croissant.json").read_text())
+    assert "makers of the public sets" in croissant["rai:dataAnnotationProtocol"]
+
+
+def test_guides_are_named_by_their_sets_and_their_terms_bind(tmp_path, prior, write_cases):
+    write_cases(tmp_path / "secret", "GE", 2, seed=3)
+    (tmp_path / "secret" / "prepared.json").write_text(json.dumps({"provenance": public("ACDC").as_json()}))
+    config = load("default", [f"synthesis.guides=[{tmp_path / 'secret'}]", "synthesis.num_steps=0"])
+    (tmp_path / "generator").write_bytes(b"weights")
+    facts = study_facts("study", config, prior, tmp_path / "generator", PRIVACY, [SIMULATED_SCANS], [])
+    assert yaml.safe_load(facts["settings"])["synthesis"]["guides"] == ["ACDC"]
+    assert "CC BY-NC-SA" in facts["terms"] and FREE not in facts["terms"]
+    assert facts["making"] == {"scans": "ACDC: 2", "num_scans": 2, "is_refined": False}
 
 
 def test_a_broken_release_leaves_the_earlier_one(cases, tmp_path, monkeypatch):
