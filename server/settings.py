@@ -465,6 +465,12 @@ class Config:
             "to hold segmentation, for federation.segmenter_rounds above 0",
             self.tasks,
         )
+        _check(
+            self.synthesis.num_steps > 0 or self.federation.adapter == "statistics",
+            "federation.adapter",
+            "to be statistics where synthesis.num_steps is 0: no network would use what an adapter learns",
+            self.federation.adapter,
+        )
         _check(self.device in ("auto", "cpu", "cuda"), "device", "in ('auto', 'cpu', 'cuda')", self.device)
         if self.hospitals.source != "phantom":
             _check(

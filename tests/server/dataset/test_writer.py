@@ -245,7 +245,8 @@ def test_a_set_bent_from_public_scans_says_whom_it_shows_and_splits_by_scan(case
 def test_guides_are_named_by_their_sets_and_their_terms_bind(tmp_path, prior, write_cases):
     write_cases(tmp_path / "secret", "GE", 2, seed=3)
     (tmp_path / "secret" / "prepared.json").write_text(json.dumps({"provenance": public("ACDC").as_json()}))
-    config = load("default", [f"synthesis.guides=[{tmp_path / 'secret'}]", "synthesis.num_steps=0"])
+    guided = [f"synthesis.guides=[{tmp_path / 'secret'}]", "synthesis.num_steps=0"]
+    config = load("default", [*guided, "federation.adapter=statistics"])
     (tmp_path / "generator").write_bytes(b"weights")
     facts = study_facts("study", config, prior, tmp_path / "generator", PRIVACY, [SIMULATED_SCANS], [])
     assert yaml.safe_load(facts["settings"])["synthesis"]["guides"] == ["ACDC"]

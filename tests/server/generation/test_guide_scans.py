@@ -129,9 +129,13 @@ def test_without_a_step_no_network_takes_part_and_with_steps_it_does(prior, scan
     assert not np.array_equal(plain.frames, refined.frames)
 
 
-def test_no_step_needs_guides():
+def test_no_step_needs_guides_and_trains_no_adapter_in_vain():
     with pytest.raises(UserError, match=r"synthesis\.num_steps"):
         load("default", ["synthesis.num_steps=0"])
+    guided = ["synthesis.num_steps=0", "synthesis.guides=[somewhere]"]
+    with pytest.raises(UserError, match=r"federation\.adapter to be statistics"):
+        load("default", guided)
+    assert load("default", [*guided, "federation.adapter=statistics"]).synthesis.guides == ["somewhere"]
 
 
 def test_only_public_scans_that_are_drawn_whole_are_guides(tmp_path, scans, write_cases):
