@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fedcmr.server.dataset.datasheet import study_facts
+from fedcmr.server.dataset.making import keep_making
 from fedcmr.server.dataset.writer import write_release
 from fedcmr.server.evaluation.tables import predict_the_mean
 from fedcmr.server.experiments import combined_ef, federated_segmenter, fidelity
@@ -165,6 +166,7 @@ def _synthesis(study: Study) -> None:
     measured = measured_ef(load_segmenter().to(pick_device(config.device)), synthetic.cases)
     generator = run.path / "generator.safetensors"
     facts = study_facts(run.path.resolve().name, config, study.prior, generator, privacy_spent(run), *origin(run))
+    keep_making(facts, run.path)
     write_release(
         run.path / "synthetic",
         synthetic.cases,

@@ -4,11 +4,16 @@ What is a picture of nobody and what is a picture of somebody bent out of shape 
 they show, who drew the labels, and whether patients of the set are independent of each other.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fedcmr.server.generation.guide_scans import GuideScans
+from fedcmr.shared.checkpoint import write_atomically
+
+NAME = "making.json"
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,13 @@ class Making:
         scans: The public scans that were bent, "ACDC: 79"; empty where every heart was drawn and rendered.
         num_scans: How many of them could be used.
         is_refined: Whether the generator went over the bent scans.
+        terms: What may be done with what is made from them.
     """
 
     scans: str = ""
     num_scans: int = 0
     is_refined: bool = True
+    terms: Sequence[str] = ()
 
     def opening(self, private: bool) -> str:
         """Whom the images show."""
@@ -101,7 +108,7 @@ class Making:
 
     def facts(self) -> dict[str, Any]:
         """As the facts of a release keep it."""
-        return {"scans": self.scans, "num_scans": self.num_scans, "is_refined": self.is_refined}
+        return {**asdict(self), "terms": list(self.terms)}
 
 
 DRAWN = Making()
@@ -117,4 +124,15 @@ def from_guides(guides: GuideScans | None, num_steps: int) -> Making:
     if guides is None:
         return DRAWN
     scans = ", ".join(f"{name}: {number}" for name, number in guides.sets.items())
-    return Making(scans, len(guides.scans), num_steps > 0)
+    return Making(scans, len(guides.scans), num_steps > 0, guides.terms)
+
+
+def keep_making(facts: Mapping[str, Any], run: Path) -> None:
+    """Write how a study's set was made into its run folder, for the report."""
+    write_atomically(run / NAME, (json.dumps(facts["making"], indent=1) + "\n").encode())
+
+
+def kept_making(run: Path) -> Making:
+    """What `keep_making` wrote; hearts were drawn where it wrote nothing."""
+    path = run / NAME
+    return Making(**json.loads(path.read_bytes())) if path.is_file() else DRAWN

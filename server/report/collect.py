@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fedcmr.server.dataset.making import kept_making
 from fedcmr.server.dataset.writer import LABELS_NAME
 from fedcmr.server.evaluation.coverage import coverage
 from fedcmr.server.evaluation.disclosure import joined, published
@@ -104,6 +105,7 @@ def write_report(
         "synthetic": {
             "n_cases": len(synthetic),
             "per_vendor": {vendor: vendors.count(vendor) for vendor in sorted(set(vendors))},
+            "making": kept_making(run.path).facts(),
             **labels,
             "agreement": _agreement(labels, config),
         },

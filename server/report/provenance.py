@@ -85,7 +85,9 @@ def site_rows(report: Report) -> list[SiteRow]:
 
 
 def terms_of(report: Report) -> Sequence[str]:
-    """The terms of the public data sets behind the sites and the test sets, once each."""
+    """The terms of the public data sets behind the sites, the test sets and the guides, once each."""
     part = report["provenance"]
     entries = [*part["sites"].values(), *part["test_sets"].values()]
-    return list(dict.fromkeys(text for entry in entries for text in entry["terms"].split("; ") if text))
+    of_guides = (report["synthetic"].get("making") or {}).get("terms", [])
+    texts = [text for entry in entries for text in entry["terms"].split("; ") if text]
+    return list(dict.fromkeys([*texts, *of_guides]))

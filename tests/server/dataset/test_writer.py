@@ -16,7 +16,7 @@ import yaml
 
 from fedcmr.server.dataset import writer as release
 from fedcmr.server.dataset.datasheet import prior_sentence, real_data, study_facts, terms
-from fedcmr.server.dataset.making import Making
+from fedcmr.server.dataset.making import DRAWN, Making, keep_making, kept_making, making_of
 from fedcmr.server.dataset.writer import cavity_ml, write_release
 from fedcmr.server.settings import load
 from fedcmr.shared.case import LV, MYO, Case, CaseInfo, load_cases
@@ -251,7 +251,9 @@ def test_guides_are_named_by_their_sets_and_their_terms_bind(tmp_path, prior, wr
     facts = study_facts("study", config, prior, tmp_path / "generator", PRIVACY, [SIMULATED_SCANS], [])
     assert yaml.safe_load(facts["settings"])["synthesis"]["guides"] == ["ACDC"]
     assert "CC BY-NC-SA" in facts["terms"] and FREE not in facts["terms"]
-    assert facts["making"] == {"scans": "ACDC: 2", "num_scans": 2, "is_refined": False}
+    assert facts["making"].items() >= {"scans": "ACDC: 2", "num_scans": 2, "is_refined": False}.items()
+    keep_making(facts, tmp_path)
+    assert kept_making(tmp_path) == making_of(facts) and kept_making(tmp_path / "secret") == DRAWN
 
 
 def test_a_broken_release_leaves_the_earlier_one(cases, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedcmr.server.dataset.making import DRAWN, Making
 from fedcmr.server.evaluation.score import score
 from fedcmr.server.evaluation.tables import table
 from fedcmr.server.experiments.names import model_name, model_rank
@@ -245,3 +246,15 @@ def test_page_of_a_run_without_results_or_privacy(tmp_path):
     build_report(empty, ReportInputs(), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "has no result" in page and "None was guaranteed" in page
+
+
+def test_hearts_bent_from_public_scans_are_called_that_and_their_terms_are_there(tmp_path):
+    report, inputs = study()
+    making = Making("ACDC: 79", 75, is_refined=False, terms=("ACDC is CC BY-NC-SA 4.0",))
+    for made, said in ((DRAWN, "the generator rendered it"), (making, "one of 75 public scans (ACDC: 79)")):
+        report["synthetic"]["making"] = made.facts()
+        build_report(report, inputs, tmp_path)
+        text = " ".join((tmp_path / "report.html").read_text().split())
+        assert said in text
+    assert "the generator rendered it" not in text and "gone over by the generator" not in text
+    assert "ACDC is CC BY-NC-SA 4.0" in text
