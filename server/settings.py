@@ -369,7 +369,7 @@ class SegmentationConfig:
     size_px: int = 128
     pixel_mm: float = 1.25
     crop_px: int = 96
-    loss: str = "moving"
+    loss: str = "fixed"
     num_steps: int = 3000
     batch_size: int = 16
     learning_rate: float = 3e-3

@@ -5,6 +5,7 @@ Read from the header of the prior's file, without a network: a site asks before 
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,11 +24,16 @@ def seen_by(prior: Path) -> frozenset[str]:
     try:
         check_header(prior)
         with safe_open(prior, framework="numpy") as file:
-            return frozenset(json.loads((file.metadata() or {}).get("has_seen", "[]")))
+            return fingerprints_in(file.metadata() or {})
     except OSError:
         raise UserError(f"{prior} cannot be read: give a prior made by 'fedcmr-server pretrain'") from None
     except (SafetensorError, TypeError, ValueError):
         raise UserError(f"{prior} is not a prior of this version: make one with 'fedcmr-server pretrain'") from None
+
+
+def fingerprints_in(made_by: Mapping[str, str]) -> frozenset[str]:
+    """The same, of what the header of a prior's file says."""
+    return frozenset(json.loads(made_by.get("has_seen", "[]")))
 
 
 def check_unseen(

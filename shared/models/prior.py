@@ -18,6 +18,7 @@ from fedcmr.shared.models.base import GenerativeModel
 from fedcmr.shared.models.kinds import KINDS, kind_of, make
 from fedcmr.shared.models.networks.unet import Architecture
 from fedcmr.shared.resources import resource
+from fedcmr.shared.seen import fingerprints_in
 from fedcmr.shared.style import MAX_STYLE, MEAN_KEY, STD_KEY, STYLE_NAMES, StyleDistribution
 from fedcmr.shared.views import Grid
 
@@ -57,7 +58,7 @@ class Prior:
     @property
     def has_seen(self) -> frozenset[str]:
         """Fingerprints of the public patients whom it has learnt from; see `fedcmr.shared.case.fingerprint`."""
-        return frozenset(json.loads(self.made_by.get("has_seen", "[]")))
+        return fingerprints_in(self.made_by)
 
     @property
     def styles(self) -> StyleDistribution:

@@ -32,7 +32,9 @@ from fedcmr.shared.views import Grid
 NUM_HEARTS, NUM_HELD_OUT = 3000, 100
 WARM_UP_STEPS, MAX_GRAD_NORM = 100, 1.0
 CHECKPOINT_STEPS = 250
-PUBLIC = SegmentationConfig(width=16, size_px=64, crop_px=64, pixel_mm=2.0, num_steps=3000, batch_size=32)
+PUBLIC = SegmentationConfig(
+    width=16, size_px=64, crop_px=64, pixel_mm=2.0, loss="moving", num_steps=3000, batch_size=32
+)
 """The public segmenter's training is one and the same, whatever a study's settings are."""
 HELD_OUT_OFFSET = 500
 """Added to the seed for hearts that are not in the training set."""

@@ -1,6 +1,7 @@
 """Losses of a segmenter. A pixel that nobody drew may be anything that is not drawn in its image.
 
-`moving` is the default. Its weights change with the share s of the training that is done:
+`fixed`, half of each, is the default: on development patients it is the best (docs/results.md). The weights of `moving`
+change with the share s of the training that is done:
 
     w(s) = 1 - FINAL (1 - cos(pi s)) / 2,    loss = w(s) cross-entropy + (1 - w(s)) Dice
 
