@@ -5,7 +5,8 @@ segmenter per network on the same cases and tests all of them on the same patien
 loss, and `sources` with real cases, synthetic ones, synthetic and then real ones, and none at all (the public
 segmenter, which has seen rendered hearts only). The last row of `networks` is the mean of all networks' probabilities.
 `--minutes` gives each training the same time, else all take `segmentation.num_steps` steps. Trained segmenters stay in
-`--out`: the same command resumes where it was interrupted. `--only` names some of the rows, so that several machines
+`--out`: the same command resumes where it was interrupted. `--start` goes on from the segmenters of an earlier `--out`,
+with a learning rate that begins anew; their minutes count. `--only` names some of the rows, so that several machines
 or cores can share the trainings.
 
 Without `--test` the training patients are divided into `--folds`: each is tested by a segmenter that has not seen it.
@@ -112,12 +113,23 @@ def candidates(
     config: Config,
     device: torch.device,
     minutes: float | None,
+    start: Path | None = None,
 ) -> Iterator[Candidate]:
-    """The rows of a comparison, the first of which the others are compared with."""
+    """The rows of a comparison, the first of which the others are compared with.
+
+    Args:
+        what: "networks", "losses" or "sources".
+        fold: Who trains.
+        synthetic: Synthetic cases, for "sources".
+        config: Settings.
+        device: Where to train.
+        minutes: Of each training; None takes `segmentation.num_steps` steps.
+        start: The folder of an earlier comparison, from whose segmenters of the same names the trainings go on.
+    """
     real = fold.train
 
     def trained(
-        name: str, cases: Sequence[Case], start: Callable[[], Segmenter] | None = None, **changes: object
+        name: str, cases: Sequence[Case], first: Callable[[], Segmenter] | None = None, **changes: object
     ) -> Candidate:
         settings = replace(config.segmentation, **changes)  # type: ignore[arg-type]
         path = fold.out / f"{name.replace(' ', '_')}.safetensors"
@@ -126,12 +138,21 @@ def candidates(
             if path.is_file():
                 return load_segmenter(path)
             unfinished = path.with_suffix(".checkpoint")
-            first = start() if start else None
+            begun = start / path.name if start else None
+            earlier_min = 0.0
+            if begun is not None and begun.is_file():
+                earlier_min = float(checkpoint.load_metadata(begun).get("minutes", 0))
+                initial: Segmenter | None = load_segmenter(begun)
+            else:
+                initial = first() if first else None
+            # Another seed than the earlier training's, whose views it would see again otherwise.
+            seed = config.seed + (earlier_min > 0)
             model = train_on_cases(
-                cases, settings, config.seed, device, unfinished, f"training {name}", None, first, minutes
+                cases, settings, seed, device, unfinished, f"training {name}", None, initial, minutes
             )
             assert model.elapsed_s is not None, "it was trained here"
-            save_segmenter(path, model, {"minutes": model.elapsed_s / 60, "settings": asdict(settings)})
+            taken_min = earlier_min + model.elapsed_s / 60
+            save_segmenter(path, model, {"minutes": taken_min, "settings": asdict(settings)})
             return load_segmenter(path)
 
         return Candidate(name, make, path)
@@ -295,7 +316,10 @@ def _run(options: argparse.Namespace) -> None:
     for fold in folds:
         fold.out.mkdir(parents=True, exist_ok=True)
     rows = [
-        _only(list(candidates(options.what, fold, synthetic, config, device, options.minutes)), options.only)
+        _only(
+            list(candidates(options.what, fold, synthetic, config, device, options.minutes, options.start)),
+            options.only,
+        )
         for fold in folds
     ]
     results = compare(rows, [fold.tests for fold in folds], config)
@@ -337,6 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="trained segmenters and the figures")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows to make (default: all)")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on from the segmenters there")
     parser.add_argument("--minutes", type=float, help="of each training (default: segmentation.num_steps)")
     parser.add_argument("--config", default="default", help="name or path of a config")
     parser.add_settings()

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from fedcmr.shared import checkpoint
 from fedcmr.shared.case import load_cases
 from fedcmr.shared.provenance import SIMULATED_SCANS
 from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
@@ -57,6 +59,18 @@ def test_some_rows_alone_can_be_made(folders, capsys):
     arguments = ["--train", str(folders / "real"), "--out", str(folders / "out"), "--only", "vnet"]
     assert main(["networks", *arguments]) == 2
     assert "--only: expected some of unet, mednext, mmnet, mean of all, got vnet" in capsys.readouterr().err
+
+
+def test_a_training_goes_on_from_an_earlier_one_and_its_minutes_count(folders):
+    first = run(folders, "networks", "--only", "unet")[0]
+    (folders / "out").rename(folders / "earlier")
+    there = checkpoint.load(folders / "earlier" / "unet.safetensors")[0]
+    still = ["--set", "segmentation.learning_rate=1e-12", "--start", str(folders / "earlier")]
+    second = run(folders, "networks", "--only", "unet", *still)[0]
+    assert second["minutes"] > first["minutes"]
+    after = checkpoint.load(folders / "out" / "unet.safetensors")[0]
+    weights = [name for name in there if "running" not in name and "num_batches" not in name]
+    assert all(np.allclose(there[name], after[name], atol=1e-3) for name in weights)
 
 
 @pytest.mark.slow
