@@ -399,7 +399,25 @@ def prepare_one(
     contours: str = "drawn",
     segmenter: Path | None = None,
 ) -> Prepared:
-    """Read, check, normalise and save one study; runs in a child process.
+    """Make a study's case and save it; runs in a child process.
+
+    Raises:
+        Unusable: The study cannot become a case.
+    """
+    case, details = make_case(job, expects_ef, vendor, keep_suspected, contours, segmenter)
+    save_case(destination, case)
+    return Prepared(case.info, details)
+
+
+def make_case(
+    job: Job,
+    expects_ef: bool = False,
+    vendor: str | None = None,
+    keep_suspected: bool = False,
+    contours: str = "drawn",
+    segmenter: Path | None = None,
+) -> tuple[Case, dict[str, Any]]:
+    """Read, check and normalise one study: its case, and the entry of `details.json`.
 
     Raises:
         Unusable: The study cannot become a case.
@@ -433,7 +451,6 @@ def prepare_one(
 
         case, code = with_contours(case, segmenter)
         warnings += [code] if code else []
-    save_case(destination, case)
     phases = {"num_phases": len(cine.images), "ed_phase": arrays.ed, "es_phase": arrays.es}
     synthetic = {"synthetic": True} if job.study.is_synthetic else {}
-    return Prepared(case.info, {**phases, **synthetic, "warnings": warnings})
+    return case, {**phases, **synthetic, "warnings": warnings}

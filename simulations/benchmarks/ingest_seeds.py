@@ -24,10 +24,10 @@ from pydicom.uid import (
 
 from fedcmr.shared.case import LV, MYO, RV
 
-NUM_PHASES, NUM_SLICES, SIZE, PIXEL_MM, SLICE_MM = 6, 4, 40, 3.5, 10.0
+NUM_PHASES, NUM_SLICES, SIZE, PIXEL_MM, SLICE_MM = 6, 3, 40, 3.5, 10.0
 COLUMN_AXIS, ROW_AXIS = np.array([0.8, 0.0, 0.6]), np.array([0.36, 0.8, -0.48])
 NORMAL = np.cross(COLUMN_AXIS, ROW_AXIS)
-STUDY_NUMBER = "1000000"
+STUDY_NUMBER = "7391846"
 """Part of every identifier, so that replacing it in the bytes makes another patient's study of the same length."""
 UID = f"1.2.826.0.1.3680043.10.{STUDY_NUMBER}"
 COMPRESSED = {"rle": RLELossless, "jpeg-ls": JPEGLSLossless, "jpeg-2000": JPEG2000Lossless}

@@ -93,9 +93,10 @@ def read_nifti(path: Path, *, labels: bool = False) -> Volume:
         raise Unusable("unreadable-nifti") from None
     if array.dtype.kind not in "biuf":
         raise Unusable("unreadable-nifti")
-    array = array.reshape((*shape[:3], *(size for size in shape[3:] if size != 1)))
-    if array.ndim not in (3, 4) or array.size == 0:
+    shape = (*shape[:3], *(size for size in shape[3:] if size != 1))
+    if len(shape) not in (3, 4) or array.size == 0:
         raise Unusable("not-a-stack")
+    array = array.reshape(shape)
     affine, knows_axes = _geometry(header)
     array, affine = _slices_last(_finite(array, labels), affine)
     return Volume(array, affine, knows_axes)

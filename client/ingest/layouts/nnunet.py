@@ -145,7 +145,7 @@ def _labels(root: Path) -> dict[int, int]:
     try:
         named = json.loads(read_bytes(path, MAX_DESCRIPTION_BYTES).decode())["labels"]
         numbers = {str(name): int(number) for name, number in named.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} holds no labels of the form name: number: {ask}") from None
     known = {0: BACKGROUND}
     for name, number in numbers.items():

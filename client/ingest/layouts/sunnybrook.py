@@ -47,7 +47,7 @@ from fedcmr.shared.progress import track
 
 TABLE_NAME = "scd_patientdata.csv"
 COLUMNS = {"patient": ("patientid",), "original": ("originalid",), "sex": ("gender",)}
-PATIENT = re.compile(r"SC-(HF-I|HF-NI|HYP|N)-0*(\d+)", re.IGNORECASE)
+PATIENT = re.compile(r"SC-(HF-I|HF-NI|HYP|N)-0*([0-9]{1,9})", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(r"SCD\d+", re.IGNORECASE)
 CONTOUR_FOLDER = "contours-manual"
 CONTOUR = re.compile(r"IM-\d+-(\d+)-([io])contour-manual\.txt", re.IGNORECASE)

@@ -1,97 +1,135 @@
-"""A thousand damaged files: each ends as a case of the declared shape and finite values, or with a code."""
+"""A thousand damaged files of all layouts: each ends as a case, with a code, or with one line."""
 
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 
+from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.reasons import REASONS, Unusable
+from fedcmr.shared.errors import UserError
 from fedcmr.simulations.benchmarks import ingest_fuzz
-from fedcmr.simulations.benchmarks.ingest_fuzz import CASE, FAILURES, Job, damage, fuzz, outcome
-from fedcmr.simulations.benchmarks.ingest_seeds import write_seeds
+from fedcmr.simulations.benchmarks.ingest_damage import damage, is_text
+from fedcmr.simulations.benchmarks.ingest_folders import forms
+from fedcmr.simulations.benchmarks.ingest_fuzz import (
+    CASE,
+    FAILED_NAME,
+    FAILURES,
+    ONE_LINE,
+    WHOLE_EVERY,
+    Job,
+    fuzz,
+    outcome,
+    write_forms,
+)
 from tests.client.ingest.dicom_files import compress
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory):
-    return write_seeds(tmp_path_factory.mktemp("seeds"))
+def kinds():
+    return forms()
 
 
-def job(seeds, path) -> Job:
-    return Job(str(path), str(seeds.study), path.name.startswith("masks"))
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, kinds):
+    folder = tmp_path_factory.mktemp("fuzz") / "forms"
+    write_forms(folder, kinds)
+    return folder
+
+
+def index_of(kinds, layout, name) -> int:
+    return next(index for index, form in enumerate(kinds) if (form.layout, form.name) == (layout, name))
+
+
+def job(good, kinds, layout, name, content, number=1) -> Job:
+    return Job(str(good), index_of(kinds, layout, name), number, content=content)
 
 
 @pytest.mark.slow
-def test_a_thousand_damaged_files_end_as_cases_or_codes(tmp_path, seeds):
+def test_a_thousand_damaged_files_end_as_cases_or_codes_or_one_line(tmp_path, kinds):
     counts = fuzz(tmp_path, 1000, seed=1)
     outcomes: Counter[str] = Counter()
-    for (_, code), number in counts.items():
+    for (_, _, code), number in counts.items():
         outcomes[code] += number
     assert sum(outcomes.values()) == 1000
-    assert not set(outcomes) & FAILURES, f"kept in {tmp_path}: {outcomes}"
-    assert set(outcomes) <= set(REASONS) | {CASE}
+    assert not set(outcomes) & FAILURES, f"kept in {tmp_path / FAILED_NAME}: {outcomes}"
+    assert set(outcomes) <= set(REASONS) | {CASE, ONE_LINE}
     # Damage of every depth, or the test says little: many still become a case, and the others end in many ways.
-    assert 50 < outcomes[CASE] < 700
+    assert 100 < outcomes[CASE] < 700
+    assert outcomes[ONE_LINE] > 20
     assert len(outcomes) > 15
-    assert {form for form, _ in counts} == set(seeds.all())
+    assert {(layout, name) for layout, name, _ in counts} == {(form.layout, form.name) for form in kinds}
+
+
+def test_every_layout_has_a_form_for_each_kind_of_file_that_it_reads(kinds):
+    assert {form.layout for form in kinds} == set(LAYOUTS)
+    with_table = {form.layout for form in kinds if is_text(form.files[form.damaged])}
+    assert with_table == set(LAYOUTS)
+    for layout in set(LAYOUTS) - {"sunnybrook"}:  # whose masks are lists of points
+        suffixes = {form.damaged.rpartition(".")[2] for form in kinds if form.layout == layout}
+        assert "gz" in suffixes, layout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1"])
-def test_damaged_lossless_jpeg_ends_as_an_image_or_a_code(tmp_path, seeds, syntax):
+def test_damaged_lossless_jpeg_ends_as_an_image_or_a_code(tmp_path, good, kinds, syntax):
     """What only GDCM writes; in this process, so that a decoder that dies is seen."""
-    compress(seeds.study / "1-2.dcm", tmp_path / "good.dcm", syntax)
-    good = (tmp_path / "good.dcm").read_bytes()
-    assert outcome(job(seeds, tmp_path / "good.dcm")) == CASE
+    form = kinds[index_of(kinds, "dicom", "explicit")]
+    (tmp_path / "plain.dcm").write_bytes(form.files[form.damaged])
+    compress(tmp_path / "plain.dcm", tmp_path / "good.dcm", syntax)
+    content = (tmp_path / "good.dcm").read_bytes()
+    assert outcome(job(good, kinds, "dicom", "explicit", content)) == CASE
     for number in range(40):
-        path = tmp_path / f"{number}.dcm"
-        path.write_bytes(damage(good, [good], random.Random(number)))
+        changed = damage(content, [content], random.Random(number))
         try:
-            assert outcome(job(seeds, path)) == CASE
+            assert outcome(job(good, kinds, "dicom", "explicit", changed)) == CASE
         except Unusable as unusable:
             assert unusable.code in REASONS
 
 
 @pytest.mark.slow
-def test_undamaged_every_seed_is_a_case(tmp_path, seeds):
-    for name, content in seeds.all().items():
-        path = tmp_path / name.replace(" ", "-")
-        path.write_bytes(content)
-        assert outcome(job(seeds, path)) == CASE, name
+def test_undamaged_every_form_is_a_case(good, kinds):
+    for number in (1, WHOLE_EVERY):
+        for form in kinds:
+            assert outcome(job(good, kinds, form.layout, form.name, form.files[form.damaged], number)) == CASE, form
 
 
-def test_what_the_reader_must_hold_is_looked_at(tmp_path, seeds, monkeypatch):
-    """A reader that lets NaN through, or fails in a way of its own, is found."""
-    path = tmp_path / "one.dcm"
-    path.write_bytes(seeds.classic["explicit"])
-    good = ingest_fuzz.read_stack
+def test_what_the_reader_must_hold_is_looked_at(good, kinds, monkeypatch):
+    """A reader that fails in a way of its own, would end `prepare`, or quotes the patient is found."""
+    form = kinds[index_of(kinds, "acdc", "frame.nii")]
+    one = job(good, kinds, "acdc", "frame.nii", form.files[form.damaged])
 
-    def with_nan(*arguments):
-        cine = good(*arguments)
-        cine.images[0, 0, 3, 3] = np.nan
-        return cine
+    def raising(error):
+        def make_case(*_, **__):
+            raise error
 
-    monkeypatch.setattr(ingest_fuzz, "read_stack", with_nan)
-    with pytest.raises(AssertionError):
-        outcome(job(seeds, path))
-    monkeypatch.setattr(ingest_fuzz, "read_stack", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        outcome(job(seeds, path))
+        monkeypatch.setattr(ingest_fuzz, "make_case", make_case)
 
-
-def test_a_seed_decides_every_byte(seeds):
-    others = list(seeds.all().values())
-    twice = [damage(seeds.classic["rle"], others, random.Random("7/3")) for _ in range(2)]
-    assert twice[0] == twice[1] != seeds.classic["rle"]
-    changed = sum(damage(others[0], others, random.Random(number)) != others[0] for number in range(200))
-    assert changed > 180
+    for error, found in (
+        (ZeroDivisionError(), ZeroDivisionError),
+        (OSError(5, "Input/output error"), AssertionError),
+        (UserError("a table is damaged"), AssertionError),
+        (UserError(f"{good.parent} holds patient7391846"), AssertionError),
+    ):
+        raising(error)
+        with pytest.raises(found):
+            outcome(one)
 
 
-def test_masks_with_an_empty_axis_are_no_stack(tmp_path, seeds):
+def test_a_seed_decides_every_byte(kinds):
+    assert kinds == forms()
+    others = [form.files[form.damaged] for form in kinds]
+    for content in others:
+        twice = [damage(content, others, random.Random("7/3")) for _ in range(2)]
+        assert twice[0] == twice[1]
+        changed = sum(damage(content, others, random.Random(number)) != content for number in range(20))
+        assert changed >= 10
+
+
+def test_masks_with_an_empty_axis_are_no_stack(good, kinds):
     """Found by the benchmark's longer run."""
-    content = bytearray(seeds.masks["masks.nii"])
+    form = kinds[index_of(kinds, "dicom", "masks.nii")]
+    content = bytearray(form.files[form.damaged])
     content[44:46] = bytes(2)  # the second of the axes' lengths
-    (tmp_path / "masks.nii").write_bytes(content)
     with pytest.raises(Unusable, match="not-a-stack"):
-        outcome(job(seeds, tmp_path / "masks.nii"))
+        outcome(job(good, kinds, "dicom", "masks.nii", bytes(content)))

@@ -24,7 +24,7 @@ from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.whois import PSEUDONYM
 from fedcmr.shared.case import load_cases
 from fedcmr.shared.file_names import PRIVATE_NAME
-from fedcmr.simulations.benchmarks.ingest_fuzz import damage
+from fedcmr.simulations.benchmarks.ingest_damage import damage
 from tests.client.ingest.dicom_files import (
     COLUMN_AXIS,
     NORMAL,

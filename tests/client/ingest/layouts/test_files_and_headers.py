@@ -441,3 +441,13 @@ def test_counts_of_what_is_passed_over_reach_the_summary(tmp_path):
     (tmp_path / "scans" / "frames" / "._A.nii.gz").write_bytes(MAC_TWIN)
     summary = prepare(tmp_path / "scans", tmp_path / "out", "plain", labels=LABELS, key=KEY)
     assert Counter(summary.left_out) == {"system-file": 1}
+
+
+def test_a_header_without_axes_is_no_stack(tmp_path):
+    """Found by the fuzzer."""
+    write_nifti(tmp_path / "one.nii", beat()[0].T)
+    content = bytearray((tmp_path / "one.nii").read_bytes())
+    content[40:42] = bytes(2)  # the number of axes
+    (tmp_path / "one.nii").write_bytes(content)
+    with pytest.raises(Unusable, match="not-a-stack"):
+        read_nifti(tmp_path / "one.nii")
