@@ -23,7 +23,7 @@ from fedcmr.client.ingest.layouts.layout import SHORT_AXIS
 from fedcmr.client.ingest.layouts.plain import parse_labels
 from fedcmr.client.ingest.options import add_case_options
 from fedcmr.client.ingest.prepare import prepare
-from fedcmr.client.ingest.refused_list import LIST_NAME, printable
+from fedcmr.client.ingest.refused_list import printable
 from fedcmr.client.whois import trace
 from fedcmr.shared.case import VENDORS
 from fedcmr.shared.console import plain_console
@@ -112,10 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser(
         "whois",
         help="which patient and scans are behind a pseudonym, for who holds the key",
-        description="Reads the scans again and computes their pseudonyms with the site's key: no file links the two. "
-        "What it prints names patients.",
+        description="Computes the pseudonyms anew with the site's key, for no file links them with patients: from the "
+        "scans, which are read again, and of studies that 'import' fetched from what it noted, which that key alone "
+        "opens. What it prints names patients.",
     )
-    sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' made")
+    sub.add_argument("destination", type=Path, metavar="DST", help="folder that 'prepare' or 'import' made")
     sub.add_argument(
         "pseudonyms",
         nargs="+",
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="SRC",
-        help="folders of the scans (default: those that 'prepare' was called with)",
+        help="folders of the scans (default: those that 'prepare' was called with; after 'import' none is needed)",
     )
     sub.add_argument(
         "--num-processes",
@@ -262,8 +263,6 @@ def _prepare(options: argparse.Namespace) -> None:
         axes=options.axes,
     )
     print_account(summary, options.destination, console)
-    if summary.refused or summary.left_out:
-        console.print(f"which ones: {options.destination / LIST_NAME}, which names patients", soft_wrap=True)
 
 
 def _whois(options: argparse.Namespace) -> None:
@@ -280,8 +279,8 @@ def _whois(options: argparse.Namespace) -> None:
     missing = len(set(options.pseudonyms) - {one.pseudonym for one in found})
     if missing:
         raise UserError(
-            f"{missing} of the pseudonyms {'is' if missing == 1 else 'are'} of no study in these scans: give the "
-            "folder that it was prepared from with --source"
+            f"{missing} of the pseudonyms {'is' if missing == 1 else 'are'} of no study in these scans, and of none "
+            "that was imported: give the folder that it was prepared from with --source"
         )
 
 

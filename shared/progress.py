@@ -43,7 +43,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - last > LOG_INTERVAL_S:
+        # What is finished needs no line: an import prepares studies one by one, each "1 of 1".
+        if time.monotonic() - last > LOG_INTERVAL_S and done != total:
             last = time.monotonic()
             print(f"{description}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True)
 

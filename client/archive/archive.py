@@ -51,6 +51,10 @@ class Archive(Protocol):
         """
         ...
 
+    def where(self, study_uid: str, series_uid: str = "") -> str:
+        """How somebody finds a study, or one of its series, in the archive; for the site's own eyes."""
+        ...
+
     def close(self) -> None:
         """End what is open."""
         ...

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.ingest.options import add_case_options
+from fedcmr.client.ingest.refused_list import LIST_NAME
 from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import LOG_INTERVAL_S
@@ -30,8 +31,8 @@ PATIENCE_S, TIMEOUT_S = 300.0, 120.0
 OWN_AET = "FEDCMR"
 AE_TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 """One to sixteen characters, none of them a backslash or a blank at an end (PS3.5, 6.2)."""
-TALKATIVE = ("pynetdicom", "pydicom", "dicomweb_client", "urllib3")
-"""Loggers whose messages may quote what an archive sends."""
+TALKATIVE = ("pynetdicom", "pydicom", "dicomweb_client", "urllib3", "retrying")
+"""Loggers whose messages may quote what an archive sends, or hide the one line of an error behind many."""
 
 
 def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", positive: Callable[[str], int]) -> None:
@@ -65,7 +66,9 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
         "date or list has to be there",
     )
     sub.add_argument(
-        "--dry-run", action="store_true", help="only count what would be fetched, by vendor and year; fetch nothing"
+        "--dry-run",
+        action="store_true",
+        help="only count what would be fetched, by vendor and year; fetch and write nothing",
     )
     sub.add_argument("--keep", type=Path, metavar="DIR", help="keep the originals, with all that names the patients")
     sub.add_argument(
@@ -219,6 +222,8 @@ def _print_done(found: "Found", destination: Path, key: bytes | None) -> None:
         key = read_key(key_file)
     records = ImportState(destination).records if key is not None else {}
     done = sum(key is not None and study_name(key, study.uid) in records for study in found.studies)
+    if found.skipped:
+        console.print(f"the import itself will list which ones in {destination / LIST_NAME}", soft_wrap=True)
     console.print(f"{done} of them fetched before; nothing was fetched now (--dry-run)")
 
 

@@ -1,5 +1,7 @@
 """An archive that speaks DICOMweb: QIDO-RS and WADO-RS (PS3.18, 10.6 and 10.4)."""
 
+import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,21 @@ CHUNK_BYTES = 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BUSY = (408, 429, 502, 503, 504)
 """Statuses of a server, or of a proxy before it, that may answer later."""
+TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")
+"""How `http.client` says what a proxy answers to CONNECT."""
 
 
 class _Session(requests.Session):
     """A session whose own certificates and credentials go before those that the environment names."""
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
-        return settings if self.verify is True else {**settings, "verify": self.verify}
+        settings = dict(super().merge_environment_settings(url, proxies, stream, verify, cert))
+        if self.verify is not True:
+            settings["verify"] = self.verify
+        parts = urlsplit(str(url))
+        if parts.scheme == "http" and parts.hostname in LOOPBACK:
+            settings["proxies"] = {}  # a proxy would read the secret that may go to this machine in clear
+        return settings
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -120,7 +129,7 @@ class DicomWebArchive:
         for syntax in (str(ExplicitVRLittleEndian),) if uncompressed else ("*", str(ExplicitVRLittleEndian)):
             try:
                 with self.session.get(
-                    f"{self.url}/studies/{study_uid}/series/{series_uid}",
+                    self.where(study_uid, series_uid),
                     headers={"Accept": f'multipart/related; type="application/dicom"; transfer-syntax={syntax}'},
                     stream=True,
                     timeout=self.timeout,
@@ -147,6 +156,10 @@ class DicomWebArchive:
         elif answer.status_code != 204:
             raise Answered("archive-error", "no DICOM in its answer", passing=True)
 
+    def where(self, study_uid: str, series_uid: str = "") -> str:
+        """See `Archive`."""
+        return f"{self.url}/studies/{study_uid}" + (f"/series/{series_uid}" if series_uid else "")
+
     def close(self) -> None:
         """See `Archive`."""
         self.session.close()
@@ -156,21 +169,52 @@ class DicomWebArchive:
         if isinstance(error, requests.exceptions.SSLError):
             return self._untrusted(str(error))
         if isinstance(error, requests.exceptions.ProxyError):
-            return Broken("the proxy that the environment names does not let through: set no_proxy for this host?")
+            return self._by_proxy(str(error))
         if isinstance(error, requests.exceptions.ConnectTimeout):
             return Broken("no answer to the connection")
         if isinstance(error, requests.exceptions.Timeout):
             return Broken(f"silent for {self.timeout[1]:g} s")
         if isinstance(error, requests.HTTPError) and error.response is not None:
+            if error.response.status_code == 400 and "SSL certificate" in error.response.text[:CHUNK_BYTES]:
+                return self._wants_certificate()  # as nginx says it, after the handshake
             return self._answer(error.response.status_code, level)
         if isinstance(error, (requests.exceptions.JSONDecodeError, ValueError)):
             return self._no_search("its answer is no JSON")
-        text = str(error)
-        if "certificate required" in text.lower() or "handshake failure" in text.lower():
+        text = str(error).lower()
+        if "alert" in text:
             return self._untrusted(text)
-        refused = "refused" if "refused" in text.lower() else None
-        unknown = "unknown host" if "name or service" in text.lower() or "resolve" in text.lower() else None
-        return Broken(refused or unknown or "the connection broke")
+        refused = "refused" if "refused" in text else None
+        unknown = "unknown host" if "name or service" in text or "resolve" in text else None
+        return Broken(refused or unknown or self._cut_off())
+
+    def _cut_off(self) -> str:
+        """A connection that ends without an answer."""
+        # TLS 1.3: some gateways say nothing to whoever has shown the wrong certificate.
+        asks = "; if it asks for a certificate of this site, give --client-cert and --client-key as it wants them"
+        return "the connection broke" + (asks if self.url.startswith("https") else "")
+
+    def _by_proxy(self, text: str) -> Exception:
+        """What failed on the way through the proxy that the environment names."""
+        parts = urlsplit(self.url)
+        address = urlsplit(requests.utils.select_proxy(self.url, requests.utils.get_environ_proxies(self.url)) or "")
+        # Without user and password, which its address may hold.
+        where = f"{address.hostname}:{address.port}" if address.port else address.hostname
+        given = {name.upper() for name, value in os.environ.items() if value}
+        named = "ALL_PROXY" if f"{parts.scheme}_proxy".upper() not in given else f"{parts.scheme}_proxy".upper()
+        proxy = f"the proxy {where}, which {named} names,"
+        past = f"; where {parts.hostname} is reached without it, set NO_PROXY={parts.hostname}"
+        answer = TUNNEL.search(text)
+        status = 0 if answer is None else int(answer[1])
+        if status == 407:
+            return UserError(f"{proxy} asks who you are (HTTP 407): set {named}=http://USER:PASSWORD@{where}{past}")
+        if status and status not in BUSY:
+            return UserError(f"{proxy} refuses to connect to {parts.netloc} (HTTP {status}): have it allowed{past}")
+        if status:
+            return Broken(f"{proxy} answers HTTP {status}{past}")
+        lower = text.lower()
+        if "aborted" in lower or "reset" in lower or "remote end closed" in lower or "eof occurred" in lower:
+            return Broken(f"by way of {proxy.removesuffix(',')}: {self._cut_off()}{past}")
+        return Broken(f"{proxy} does not answer{past}")
 
     def _answer(self, status: int, level: Level) -> Exception:
         """What an HTTP status means."""
@@ -179,6 +223,8 @@ class DicomWebArchive:
                 f"{self.url} asks who you are (HTTP 401): give --token-file or --login-file, or an entry in ~/.netrc; "
                 "where one is given it is wrong or has run out"
             )
+        if status == 407:
+            return self._by_proxy("Tunnel connection failed: 407")
         if status == 403:
             return UserError(f"{self.url} does not allow it (HTTP 403): ask for the right to search and retrieve")
         if status in BUSY:
@@ -195,14 +241,17 @@ class DicomWebArchive:
             "stands before /studies; or, where the archive has none, use --dimse"
         )
 
+    def _wants_certificate(self) -> UserError:
+        return UserError(
+            f"{self.url} asks for a certificate of this site, or does not take the one given: give --client-cert and "
+            "--client-key, signed by an authority that the archive trusts"
+        )
+
     def _untrusted(self, text: str) -> Exception:
         """A failed handshake."""
         lower = text.lower()
-        if "certificate required" in lower or "handshake failure" in lower or "alert" in lower:
-            return UserError(
-                f"{self.url} asks for a certificate of this site, or does not take the one given: give --client-cert "
-                "and --client-key, signed by an authority that the archive trusts"
-            )
+        if "alert" in lower:
+            return self._wants_certificate()
         if "wrong_version_number" in lower or "wrong version number" in lower or "record layer" in lower:
             return UserError(f"{self.url} speaks no TLS: is the port right, or is it http://?")
         why = "has expired" if "expired" in lower else "is of another name" if "mismatch" in lower else "is not trusted"

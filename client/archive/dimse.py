@@ -258,6 +258,10 @@ class DimseArchive:
                 "program, or have another port registered at the archive"
             ) from None
 
+    def where(self, study_uid: str, series_uid: str = "") -> str:
+        """See `Archive`."""
+        return f"{self.address} study {study_uid}" + (f" series {series_uid}" if series_uid else "")
+
     def close(self) -> None:
         """See `Archive`."""
         if self.server is not None:

@@ -1,8 +1,8 @@
 """One study of an archive, whole, in a folder of files as the archive keeps them."""
 
 import shutil
-from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedcmr.client.archive.archive import Answered, Archive, NotFetched
@@ -13,6 +13,7 @@ from fedcmr.client.ingest.dicom.parser import parse
 from fedcmr.client.ingest.dicom.pixels import DECODERS, NATIVE
 from fedcmr.client.ingest.dicom.reader import ENHANCED_MR, LEGACY_ENHANCED_MR, MR_IMAGE
 from fedcmr.client.ingest.dicom.segmentation import SEGMENTATION_CLASSES
+from fedcmr.client.ingest.places import Tally
 from fedcmr.client.ingest.reasons import Unusable
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.shared.permissions import private_folder
@@ -25,7 +26,20 @@ READABLE = NATIVE | frozenset(DECODERS)
 FILES_PER_BATCH = 64
 
 
-def fetch_study(archive: Archive, study_uid: str, folder: Path, workers: Workers, patience: Patience) -> Counter[str]:
+@dataclass(frozen=True)
+class Fetched:
+    """A study on the disk.
+
+    Attributes:
+        series: UID of each series, by the folder that holds it.
+        left_out: Images that were left in the archive, each by the folder of its series.
+    """
+
+    series: dict[Path, str] = field(default_factory=dict, repr=False)
+    left_out: Tally = field(default_factory=Tally, repr=False)
+
+
+def fetch_study(archive: Archive, study_uid: str, folder: Path, workers: Workers, patience: Patience) -> Fetched:
     """Fetch all that `prepare` reads of a study: MR images and segmentations, every one that the archive names.
 
     Args:
@@ -35,28 +49,27 @@ def fetch_study(archive: Archive, study_uid: str, folder: Path, workers: Workers
         workers: Child processes that look at the files.
         patience: With the archive.
 
-    Returns:
-        Number of images that were left in the archive, by reason code.
-
     Raises:
         NotFetched: The archive does not hand it over.
         UserError: It is not reached, or somebody has to correct something.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    left_out: Counter[str] = Counter()
+    fetched = Fetched()
     rows = list(mr_series(archive, patience, study_uid, MODALITIES))
     if not rows:
         raise NotFetched("study-vanished")
     for number, row in enumerate(rows):
-        series_uid = row["SeriesInstanceUID"]
+        series_uid, target = row["SeriesInstanceUID"], folder / f"{number:04d}"
+        fetched.series[target] = series_uid
         keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
         images = ask(archive, patience, "IMAGE", {**keys, "SOPInstanceUID": "", "SOPClassUID": ""})
         read = [one for one in images if one.get("SOPClassUID", "") in ("", *SOP_CLASSES)]
-        left_out["not-mr-image"] += len(images) - len(read)
+        for index in range(len(images) - len(read)):
+            fetched.left_out.add("not-mr-image", target / f"in the archive {index}")
         uids = {one["SOPInstanceUID"] for one in read if is_uid(one.get("SOPInstanceUID", ""))}
         if uids:
-            _fetch_series(archive, patience, study_uid, series_uid, uids, folder / f"{number:04d}", workers)
-    return left_out
+            _fetch_series(archive, patience, study_uid, series_uid, uids, target, workers)
+    return fetched
 
 
 def _fetch_series(

@@ -1,12 +1,12 @@
 """Which studies of an archive fit a query. Nothing is asked for that names a patient."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fedcmr.client.archive.archive import Archive, Level, NotFetched
 from fedcmr.client.archive.patience import Patience
 from fedcmr.client.archive.query import MAX_UID_LENGTH, Query
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.vendor import agreed_vendor
 from fedcmr.shared.case import UNKNOWN
 from fedcmr.shared.errors import UserError
@@ -24,12 +24,14 @@ class FoundStudy:
         year: Of StudyDate; empty where the archive does not say.
         vendor: One of `fedcmr.shared.case.VENDORS` or "unknown", by what the archive says.
         num_images: In its MR series; 0 where the archive does not count them.
+        accession: AccessionNumber; empty where the archive does not say.
     """
 
     uid: str = field(repr=False)
     year: str
     vendor: str
     num_images: int
+    accession: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Found:
     """
 
     studies: list[FoundStudy]
-    skipped: Counter[str]
+    skipped: Tally
 
 
 def find_studies(archive: Archive, query: Query, patience: Patience) -> Found:
@@ -52,10 +54,11 @@ def find_studies(archive: Archive, query: Query, patience: Patience) -> Found:
         UserError: It is not reached, or somebody has to correct something.
     """
     studies: list[FoundStudy] = []
-    skipped: Counter[str] = Counter()
+    skipped = Tally()
     seen: set[str] = set()
     for match in track(list(query.matches()), "asking the archive"):
-        keys = {"StudyInstanceUID": "", "StudyDate": "", "StudyDescription": "", "ModalitiesInStudy": MR, **match}
+        keys = dict.fromkeys(("StudyInstanceUID", "StudyDate", "StudyDescription", "AccessionNumber"), "")
+        keys |= {"ModalitiesInStudy": MR, **match}
         try:
             rows = ask(archive, patience, "STUDY", keys)
         except NotFetched as error:
@@ -64,7 +67,7 @@ def find_studies(archive: Archive, query: Query, patience: Patience) -> Found:
                     f"{patience.address} answers a search for the studies of a month with an error, three times in a "
                     "row: see its own log; or try a shorter --query date="
                 ) from None
-            skipped[error.code] += 1
+            skipped.add(error.code, _listed(match))
             continue
         exists = False
         for row in rows:
@@ -74,23 +77,29 @@ def find_studies(archive: Archive, query: Query, patience: Patience) -> Found:
             exists = exists or uid in seen
             if uid in seen or not query.takes(row):
                 continue
+            place = Place(archive.where(uid), accession=row.get("AccessionNumber", ""), study=uid)
             try:
-                found = _look(archive, patience, uid, row.get("StudyDate", "")[:4])
+                found = _look(archive, patience, place, row.get("StudyDate", "")[:4])
             except NotFetched as error:
                 exists = True
-                skipped[error.code] += 1
+                skipped.add(error.code, place)
                 continue
             if found is None:
                 continue
             exists = True
             seen.add(uid)
             if query.vendors and found.vendor == UNKNOWN:
-                skipped["vendor-not-said"] += 1
+                skipped.add("vendor-not-said", place)
             elif not query.vendors or found.vendor in query.vendors:
                 studies.append(found)
         if query.listed is not None and not exists:
-            skipped["not-in-archive"] += 1
+            skipped.add("not-in-archive", _listed(match))
     return Found(studies, skipped)
+
+
+def _listed(match: Mapping[str, str]) -> Place:
+    """What a line of the list says about a study that nobody has seen."""
+    return Place(accession=match.get("AccessionNumber", ""), study=match.get("StudyInstanceUID", ""))
 
 
 def is_uid(text: str) -> bool:
@@ -119,8 +128,9 @@ def mr_series(
             yield row
 
 
-def _look(archive: Archive, patience: Patience, uid: str, year: str) -> FoundStudy | None:
+def _look(archive: Archive, patience: Patience, place: Place, year: str) -> FoundStudy | None:
     """What the archive says about a study; None for one without MR images."""
+    uid = place.study
     series = list(mr_series(archive, patience, uid, (MR,)))
     if not series:
         return None
@@ -130,4 +140,5 @@ def _look(archive: Archive, patience: Patience, uid: str, year: str) -> FoundStu
         images = ask(archive, patience, "IMAGE", {**keys, "SOPInstanceUID": "", "Manufacturer": ""})
         manufacturers = [row.get("Manufacturer", "") for row in images]
     counts = [row.get("NumberOfSeriesRelatedInstances", "") for row in series]
-    return FoundStudy(uid, year, agreed_vendor(manufacturers), sum(int(one) for one in counts if one.isdecimal()))
+    num_images = sum(int(one) for one in counts if one.isdecimal())
+    return FoundStudy(uid, year, agreed_vendor(manufacturers), num_images, place.accession)

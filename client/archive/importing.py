@@ -6,19 +6,22 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedcmr.client.archive.archive import Archive, NotFetched
-from fedcmr.client.archive.fetching import fetch_study
+from fedcmr.client.archive.fetching import Fetched, fetch_study
 from fedcmr.client.archive.finding import Found, FoundStudy
+from fedcmr.client.archive.noted import Named, Noted, Seal
 from fedcmr.client.archive.patience import Patience
 from fedcmr.client.archive.state import ImportState, Record
 from fedcmr.client.deidentify import pseudonym
 from fedcmr.client.ingest.burned_in import SUSPECTED
 from fedcmr.client.ingest.destination import Destination
 from fedcmr.client.ingest.identity import IDENTITY_WARNINGS, identity_warnings
-from fedcmr.client.ingest.prepare import Choices, Preparation, Summary, why_none
+from fedcmr.client.ingest.places import Place, Tally
+from fedcmr.client.ingest.prepare import Added, Choices, Preparation, Summary, why_none
+from fedcmr.client.ingest.refused_list import LEFT_OUT, LIST_NAME, NOT_FETCHED, REFUSED, Row, rows_of, write_rows
 from fedcmr.shared.case import UNKNOWN
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.permissions import make_private, private_folder
@@ -67,8 +70,12 @@ def import_studies(
     next to `destination`, on its disk, for no longer than its case takes; what a killed call left there is removed by
     the next one.
 
-    Guarantees: no name, number, date or UID of a study gets into the destination or a message. Not covered: what the
-    pixels show; `keep`.
+    `private/refused.csv` in the destination lists what was refused or passed over of all that was ever fetched into it,
+    and which studies this call asked for in vain; it is written anew however a call ends but by `kill -9`.
+
+    Guarantees: no name, number, date or UID of a study gets into the destination or a message, but for the folder
+    `private`, which is for the site's account alone: there `refused.csv` names patients, and `import.jsonl` does to
+    whoever has the key. Not covered: what the pixels show; `keep`.
 
     Args:
         archive: Where from.
@@ -93,26 +100,31 @@ def import_studies(
         _scratch(destination) as scratch,
         Preparation(destination, choices, key, num_processes) as preparation,
     ):
-        state = ImportState(destination)
-        not_fetched = Counter(found.skipped)
+        state, seal = ImportState(destination), Seal(preparation.key)
+        not_fetched = Tally()
+        not_fetched.add_all(found.skipped)
         num_fetched = 0
-        for number, study in enumerate(found.studies, start=1):
-            name = study_name(preparation.key, study.uid)
-            if not _is_done(state.records.get(name), preparation.destination, choices, retry_refused):
-                try:
-                    record = _import_one(archive, study, name, scratch / name, preparation, patience)
-                except NotFetched as error:
-                    not_fetched[error.code] += 1
-                else:
-                    num_fetched += 1
-                    if keep is not None:
-                        _keep(scratch / name, keep / name)
-                    state.add(record)
-                shutil.rmtree(scratch / name, ignore_errors=True)
-            progress(number, len(found.studies))
-        summary = _account(preparation, state, not_fetched)
+        try:
+            for number, study in enumerate(found.studies, start=1):
+                name = study_name(preparation.key, study.uid)
+                if not _is_done(state.records.get(name), preparation.destination, choices, retry_refused):
+                    try:
+                        record = _import_one(archive, study, name, scratch / name, preparation, patience, seal)
+                    except NotFetched as error:
+                        not_fetched.add(error.code, _place_of(archive, study))
+                    else:
+                        num_fetched += 1
+                        if keep is not None:
+                            _keep(scratch / name, keep / name)
+                        state.add(record)
+                    shutil.rmtree(scratch / name, ignore_errors=True)
+                progress(number, len(found.studies))
+        finally:  # also for an archive that is gone: the site's people read the list before they try again
+            summary = _account(preparation, state, not_fetched)
+            write_rows(destination, _rows(state, seal, not_fetched))
     if not summary.num_cases:
-        raise UserError(f"the archive has no usable patient for this query ({why_none(summary, destination)})")
+        which = f"; which ones: {destination / LIST_NAME}" if summary.refused or summary.left_out else ""
+        raise UserError(f"the archive has no usable patient for this query ({why_none(summary, destination)}){which}")
     return Imported(summary, num_fetched, dict(+not_fetched))
 
 
@@ -127,14 +139,70 @@ def _is_done(record: Record | None, destination: Destination, choices: Choices, 
 
 
 def _import_one(
-    archive: Archive, study: FoundStudy, name: str, folder: Path, preparation: Preparation, patience: Patience
+    archive: Archive,
+    study: FoundStudy,
+    name: str,
+    folder: Path,
+    preparation: Preparation,
+    patience: Patience,
+    seal: Seal,
 ) -> Record:
     """Fetch one study and make its case."""
-    left_in_archive = fetch_study(archive, study.uid, folder, preparation.workers, patience)
+    fetched = fetch_study(archive, study.uid, folder, preparation.workers, patience)
     added = preparation.add(private_folder(folder))
-    left_out = added.left_out + left_in_archive
+    added.left_out.add_all(fetched.left_out)
     identities = {case: one.keyed(preparation.key) for case, one in added.identities.items() if case in added.cases}
-    return Record(name, tuple(added.cases), dict(+added.refused), dict(+left_out), identities)
+    sealed = seal.close(_noted(archive, study, fetched, added))
+    return Record(name, tuple(added.cases), dict(+added.refused), dict(+added.left_out), identities, sealed)
+
+
+def _place_of(archive: Archive, study: FoundStudy) -> Place:
+    """Where a study is, as far as the archive says it."""
+    return Place(archive.where(study.uid), accession=study.accession, study=study.uid)
+
+
+def _noted(archive: Archive, study: FoundStudy, fetched: Fetched, added: Added) -> Noted:
+    """What became of a study, by where it is in the archive and no longer by where its files were."""
+    places = [place for _, place in added.refused.places] + [one.place for one in added.studies]
+    patient = next((place.patient for place in places if place.patient), "")
+    whole = replace(_place_of(archive, study), patient=patient)
+
+    def named(place: Place) -> Place:
+        """With what a file that cannot be parsed does not say itself."""
+        return Place(
+            place.path,
+            place.patient or whole.patient,
+            place.accession or whole.accession,
+            place.study or whole.study,
+        )
+
+    def where(row: Row) -> str:
+        """The address of the series whose folder a line is about, or of the study."""
+        folders = (Path(row.place.path), *Path(row.place.path).parents)
+        series = [uid for folder, uid in fetched.series.items() if folder in folders and row.what == LEFT_OUT]
+        return archive.where(study.uid, *series)
+
+    refused, left_out = Tally(), Tally()
+    for tally, counted in ((refused, added.refused), (left_out, added.left_out)):
+        for code, place in counted.places:
+            tally.add(code, named(place))
+    rows = (row._replace(place=replace(row.place, path=where(row))) for row in rows_of(refused, left_out))
+    studies = (
+        Named(one.spelt, one.patient, one.study, replace(named(one.place), path=whole.path)) for one in added.studies
+    )
+    return Noted(tuple(studies), tuple(rows))
+
+
+def _rows(state: ImportState, seal: Seal, not_fetched: Tally) -> Iterator[Row]:
+    """The list of what was refused or passed over: as many as are counted, also where a note is damaged."""
+    for record in state.records.values():
+        noted = seal.open(record.sealed)
+        if noted is not None:
+            yield from noted.rows
+            continue
+        for what, counts in ((REFUSED, record.refused), (LEFT_OUT, record.left_out)):
+            yield from (Row(what, code, Place(), number) for code, number in counts.items())
+    yield from (Row(NOT_FETCHED, code, place) for code, place in not_fetched.places)
 
 
 def _account(preparation: Preparation, state: ImportState, not_fetched: Counter[str]) -> Summary:

@@ -1,4 +1,7 @@
-"""Which studies of an archive have been through `prepare`, and what became of them: one line each, added at the end."""
+"""Which studies of an archive have been through `prepare`, and what became of them: one line each, added at the end.
+
+All that is known of a study stands in its one line, so that a crash leaves all of it or nothing.
+"""
 
 import json
 import os
@@ -8,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedcmr.client.ingest.identity import Identity
-from fedcmr.shared.permissions import private_opener
+from fedcmr.shared.file_names import PRIVATE_NAME
+from fedcmr.shared.permissions import private_folder, private_opener
 
-STATE_NAME = "import.jsonl"
+STATE_NAME = f"{PRIVATE_NAME}/import.jsonl"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Record:
         refused: Studies refused, by reason code.
         left_out: Files, or series of a usable study, by reason code.
         identities: What it says about its patient, keyed, by pseudonym of the case.
+        sealed: What `noted.Seal` made of the names in it.
     """
 
     study: str
@@ -30,6 +35,7 @@ class Record:
     refused: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     identities: Mapping[str, Identity] = field(default_factory=dict, repr=False)
+    sealed: str = field(default="", repr=False)
 
 
 class ImportState:
@@ -55,6 +61,7 @@ class ImportState:
     def add(self, record: Record) -> None:
         """Write a record, and have it on the disk before this returns."""
         self.records[record.study] = record
+        private_folder(self.path.parent)
         with open(self.path, "ab", opener=private_opener) as file:
             file.write((b"\n" if self.is_cut else b"") + _line(record))
             file.flush()
@@ -81,6 +88,7 @@ def _line(record: Record) -> bytes:
         "refused": dict(record.refused),
         "left_out": dict(record.left_out),
         "identities": identities,
+        "sealed": record.sealed,
     }
     return json.dumps(content, sort_keys=True).encode() + b"\n"
 
@@ -105,6 +113,6 @@ def _parsed(line: bytes) -> Record | None:
             {str(code): int(number) for code, number in content[kind].items()} for kind in ("refused", "left_out")
         )
         cases = tuple(map(str, content["cases"]))
-        return Record(str(content["study"]), cases, refused, left_out, identities)
+        return Record(str(content["study"]), cases, refused, left_out, identities, str(content["sealed"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

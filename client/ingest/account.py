@@ -9,6 +9,7 @@ from rich.table import Table
 from fedcmr.client.ingest.destination import REFUSED_NAME
 from fedcmr.client.ingest.prepare import Summary
 from fedcmr.client.ingest.reasons import REASONS
+from fedcmr.client.ingest.refused_list import LIST_NAME
 from fedcmr.client.trainable import described, trainable
 
 
@@ -37,3 +38,5 @@ def print_account(summary: Summary, destination: Path, console: Console, not_fet
         console.print(table)
         console.print(f"the same counts are in {destination / REFUSED_NAME}", soft_wrap=True)
     console.print(described(trainable(destination)), soft_wrap=True)
+    if summary.refused or summary.left_out:
+        console.print(f"which ones: {destination / LIST_NAME}, which names patients", soft_wrap=True)

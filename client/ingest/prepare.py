@@ -243,6 +243,7 @@ class Added:
         refused: Studies refused, by reason code.
         left_out: As in `Summary`.
         identities: What its usable studies say about their patients, by pseudonym of the case.
+        studies: Those that looked usable from outside.
         unused_rows: Rows of the table of ejection fractions without a study.
     """
 
@@ -250,6 +251,7 @@ class Added:
     refused: Tally = field(repr=False)
     left_out: Tally = field(repr=False)
     identities: dict[str, Identity]
+    studies: list[Study] = field(repr=False)
     unused_rows: Tally = field(repr=False)
 
 
@@ -343,6 +345,7 @@ class Preparation:
             refused,
             findings.left_out,
             {job.pseudonym: job.study.identity for job in found if job.study.identity is not None},
+            studies,
             unused,
         )
 

@@ -32,7 +32,7 @@ from fedcmr.simulations.hospital import write_hospital
 from fedcmr.simulations.scanners.acquisition import SCANNERS
 
 PROTOCOLS = ("dicomweb", "get", "move")
-SAMPLE_INTERVAL_S = 0.05
+SAMPLE_INTERVAL_S = 0.2
 MIB = 2**20
 console = plain_console()
 
@@ -86,7 +86,11 @@ def _run(options: argparse.Namespace) -> None:
     measurements: list[Measurement] = []
     for num_studies in options.studies:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            measurements += measure(Path(folder), num_studies, options.protocols, options.slices, options.phases)
+            for one in measure(Path(folder), num_studies, options.protocols, options.slices, options.phases):
+                measurements.append(one)
+                if options.json:  # as they come: hundreds of studies take hours on busy cores
+                    content = json.dumps([asdict(each) for each in measurements], indent=2) + "\n"
+                    write_atomically(options.json, content.encode())
     table = Table(
         "protocol", "studies", "cases", "seconds", "memory, MiB", "disk, MiB", "a study, MiB", "as from files"
     )
@@ -95,8 +99,6 @@ def _run(options: argparse.Namespace) -> None:
         sizes += [f"{value:.1f}" for value in (one.peak_disk_mib, one.study_mib)]
         table.add_row(one.protocol, str(one.num_studies), str(one.num_cases), *sizes, str(one.is_identical))
     console.print(table)
-    if options.json:
-        write_atomically(options.json, json.dumps([asdict(one) for one in measurements], indent=2).encode())
     if not all(one.is_identical for one in measurements):
         raise UserError("an import gives other cases than the same files")
 

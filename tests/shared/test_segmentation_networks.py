@@ -13,10 +13,12 @@ from fedcmr.shared.errors import UserError
 from fedcmr.shared.tasks.segmentation.inference import one_heart, predict_masks, predict_probabilities
 from fedcmr.shared.tasks.segmentation.networks.kinds import NETWORKS
 from fedcmr.shared.tasks.segmentation.segmenter import (
+    CPU_PIXELS,
     SHIPPED_SEGMENTER,
     Architecture,
     Segmenter,
     load_segmenter,
+    probabilities,
     save_segmenter,
 )
 
@@ -44,6 +46,16 @@ def bright_is_lv(architecture: Architecture) -> Segmenter:
     segmenter.network = Bright()
     segmenter.register_parameter("place", torch.nn.Parameter(torch.zeros(1)))
     return segmenter.eval()
+
+
+def test_on_a_cpu_the_memory_of_a_prediction_is_bounded_whatever_the_number_of_slices():
+    segmenter, sizes = Segmenter(SMALL).eval(), []
+    segmenter.register_forward_pre_hook(lambda _, given: sizes.append(given[0][:, 0].numel()))
+    images = torch.randn(50, 2, 64, 96)
+    found = probabilities(segmenter, images)
+    assert max(sizes) <= CPU_PIXELS < images[:, 0].numel()
+    for number in (0, 49):
+        torch.testing.assert_close(found[number], probabilities(segmenter, images[number : number + 1])[0])
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,35 +1,21 @@
 """What goes wrong between a site and its archive: one line each, with the remedy, and no secret in it."""
 
-import asyncio
-import contextlib
-import datetime
-import ipaddress
-import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from fedcmr.client.cli import main
 from fedcmr.shared.free_ports import free_ports
 from fedcmr.simulations.benchmarks.orthanc import Orthanc
+from tests.client.archive.gateways import make_certificate, private, relay
 from tests.client.archive.studies import write_study
 
 QUERY = ("--query", "date=2020..2021")
 LOGIN = ("doctor", "s3cret-of-the-test")
 real = [pytest.mark.engine, pytest.mark.tool("Orthanc"), pytest.mark.tool("libOrthancDicomWeb.so")]
-
-
-def private(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o600)
-    return path
 
 
 def refused(capfd, *command: object) -> str:
@@ -38,57 +24,6 @@ def refused(capfd, *command: object) -> str:
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and LOGIN[1] not in line
     return line
-
-
-def make_certificate(folder: Path, name: str, issuer: tuple | None = None) -> tuple:
-    """Write `name`.crt and `name`.key; returns certificate and key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-    )
-    if issuer:
-        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    certificate = builder.sign(issuer[1] if issuer else key, hashes.SHA256())
-    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    private(folder / f"{name}.key", pem.decode())
-    return certificate, key
-
-
-def relay(certificate: Path, key: Path, target_port: int) -> tuple[int, Callable[[], None]]:
-    """TLS in front of a plain port, as a gateway has it (Debian's Orthanc crashes over HTTPS of its own).
-
-    Returns:
-        Its port, and what ends it.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    loop = asyncio.new_event_loop()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", target_port)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
-
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=context))
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    return server.sockets[0].getsockname()[1], lambda: loop.call_soon_threadsafe(loop.stop)
 
 
 @pytest.fixture(scope="module")

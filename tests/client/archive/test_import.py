@@ -13,10 +13,16 @@ from pathlib import Path
 import pytest
 
 from fedcmr.client.archive.state import STATE_NAME
+from fedcmr.client.check.folder import check, write_report
 from fedcmr.client.cli import main
+from fedcmr.client.deidentify import pseudonym
+from fedcmr.client.ingest.refused_list import LIST_NAME
+from fedcmr.client.whois import trace
 from fedcmr.shared.case import read_index
 from fedcmr.simulations.benchmarks.orthanc import CLIENT_AET
-from tests.client.archive.studies import LOCALISER, accession, leaks, same_cases, study_uid
+from tests.client.archive.conftest import KEY
+from tests.client.archive.studies import LOCALISER, MARK, accession, leaks, same_cases, study_uid
+from tests.client.ingest.test_refused_list import rows_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.tool("Orthanc"), pytest.mark.tool("libOrthancDicomWeb.so")]
 ALL = ("--query", "date=2020..2021")
@@ -29,6 +35,11 @@ def address(archive, protocol) -> list[str]:
         return ["--dicomweb", archive.url]
     own = CLIENT_AET if protocol == "get" else f"{CLIENT_AET}:{archive.receiving_port}"
     return ["--dimse", archive.dimse, "--own-aet", own]
+
+
+def told(row: dict[str, str]) -> tuple[str, ...]:
+    """A line of the list, but for where it is."""
+    return tuple(value for name, value in row.items() if name != "path")
 
 
 def lines(folder: Path) -> list[dict]:
@@ -49,11 +60,62 @@ def test_an_import_gives_the_cases_of_the_files_and_names_nobody(
     refused = [json.loads((folder / "refused.json").read_text()) for folder in (tmp_path / "train", from_files)]
     assert refused[0] == refused[1]
     assert leaks(tmp_path, printed.out, printed.err) == []
-    assert stat.S_IMODE((tmp_path / "train" / STATE_NAME).stat().st_mode) == 0o600
+    for name in (STATE_NAME, LIST_NAME):
+        assert stat.S_IMODE((tmp_path / "train" / name).stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "train" / name).parent.stat().st_mode) == 0o700
     assert not (tmp_path / "train.fetching").exists()
     assert main(command) == 0
     assert "studies fetched: 0," in capfd.readouterr().out, "nothing is fetched twice"
     assert same_cases(tmp_path / "train", from_files)
+
+
+def test_what_was_refused_is_listed_as_by_prepare_by_where_the_archive_has_it(
+    archive, from_files, key_file, tmp_path, capfd
+):
+    folder, listed = tmp_path / "train", tmp_path / "list.txt"
+    listed.write_text("\n".join([*map(study_uid, range(4)), accession(77)]))
+    for protocol, start in (("dicomweb", f"{archive.url}/studies/"), ("get", f"{archive.dimse} study ")):
+        command = ["import", str(folder), *address(archive, protocol), "--key", str(key_file), "--retry-refused"]
+        assert main([*command, "--query", f"list={listed}"]) == 0
+        printed = capfd.readouterr()
+        assert f"which ones: {folder / LIST_NAME}, which names patients" in printed.out
+        assert leaks(tmp_path / "train", printed.out, printed.err) == []
+        rows = rows_of(folder)
+        missing = [row for row in rows if row["reason"] == "not-in-archive"]
+        assert [(row["what"], row["accession"], row["path"]) for row in missing] == [("not fetched", accession(77), "")]
+        others = [row for row in rows if row not in missing]
+        assert sorted(map(told, others)) == sorted(map(told, rows_of(from_files)))
+        (refused,) = [row for row in others if row["what"] == "study refused"]
+        assert (refused["patient"], refused["accession"]) == (f"{MARK}-{LOCALISER}", accession(LOCALISER))
+        assert refused["path"] == start + study_uid(LOCALISER)
+        assert all(row["path"].startswith(start + row["study"]) for row in others if row["study"] == refused["study"])
+    write_report(folder, check(folder))
+    page = (folder / "check.html").read_text()
+    assert f'<a href="{LIST_NAME}">' in page and MARK not in page
+
+
+def test_a_case_is_traced_to_the_archive_with_the_key_alone(archive, key_file, tmp_path, capfd):
+    folder, listed = tmp_path / "train", tmp_path / "list.txt"
+    listed.write_text(accession(0))
+    command = ["import", str(folder), *address(archive, "dicomweb"), "--key", str(key_file)]
+    assert main([*command, "--query", f"list={listed}"]) == 0
+    (info,) = read_index(folder)
+    assert info.pseudonym == pseudonym(KEY, f"{MARK}-0", study_uid(0)), "as by prepare"
+    capfd.readouterr()
+    assert main(["whois", str(folder), info.pseudonym, info.group, "--key", str(key_file)]) == 0
+    printed = "".join(capfd.readouterr().out.split())
+    assert printed.count(f"{MARK}-0") == 2 and accession(0) in printed
+    for found in trace(folder, [info.pseudonym, info.group], KEY):
+        place = found.place
+        assert (place.patient, place.accession, place.study) == (f"{MARK}-0", accession(0), study_uid(0))
+        assert place.path == f"{archive.url}/studies/{study_uid(0)}"
+    other = tmp_path / "other.key"
+    other.write_text("ab" * 32)
+    assert main(["whois", str(folder), info.pseudonym, "--key", str(other)]) == 2
+    told = capfd.readouterr()
+    assert told.out == "" and "another key" in told.err and MARK not in told.err
+    assert main(["whois", str(folder), "p" + "0" * 16, "--key", str(key_file)]) == 2
+    assert "none that was imported" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS[:2])
@@ -107,6 +169,7 @@ def test_a_killed_import_resumes_and_fetches_no_study_twice(archive, from_files,
     assert after[: len(before)] == before
     assert len({line["study"] for line in after}) == len(after) == 4
     assert same_cases(folder, from_files)
+    assert sorted(map(told, rows_of(folder))) == sorted(map(told, rows_of(from_files))), "none is lost, none doubled"
     assert not (tmp_path / "train.fetching").exists()
 
 

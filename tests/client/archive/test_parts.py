@@ -2,9 +2,11 @@
 
 import datetime
 import fcntl
+import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,18 +20,22 @@ from fedcmr.client.archive.fetching import fetch_study
 from fedcmr.client.archive.finding import Found, FoundStudy, find_studies
 from fedcmr.client.archive.importing import import_studies
 from fedcmr.client.archive.multipart import boundary_of, save_parts
+from fedcmr.client.archive.noted import Named, Noted, Seal
 from fedcmr.client.archive.patience import MAX_ANSWERS, Patience
 from fedcmr.client.archive.query import parse_query
 from fedcmr.client.archive.state import ImportState, Record
 from fedcmr.client.deidentify import pseudonym
 from fedcmr.client.ingest.identity import Identity
+from fedcmr.client.ingest.places import Place, Tally
 from fedcmr.client.ingest.prepare import Choices, prepare
+from fedcmr.client.ingest.refused_list import LIST_NAME, Row
 from fedcmr.client.ingest.sandbox import Workers
 from fedcmr.shared.errors import UserError
 from tests.client.archive.conftest import KEY
-from tests.client.archive.studies import leaks, same_cases, study_uid, write_study
+from tests.client.archive.studies import LOCALISER, MARK, accession, leaks, same_cases, study_uid, write_study
 from tests.client.ingest.dicom.test_segmentation import ED, ES, NUM_PHASES, NUM_SLICES
 from tests.client.ingest.dicom_files import compress
+from tests.client.ingest.test_refused_list import rows_of
 
 
 def test_a_query_is_asked_month_by_month_and_leaves_no_day_out():
@@ -162,7 +168,7 @@ class Shelf:
 
     def find(self, level, match):
         if level == "STUDY":
-            yield from ({"StudyInstanceUID": uid} for uid in self.folders)
+            yield from ({"StudyInstanceUID": uid, "AccessionNumber": f"A{uid}"} for uid in self.folders)
         elif match["StudyInstanceUID"] in self.folders and level == "SERIES":
             yield {"SeriesInstanceUID": "1.2.3", "Modality": "MR", "NumberOfSeriesRelatedInstances": "24"}
             yield {"SeriesInstanceUID": "1.2.4", "Modality": "SR"}
@@ -191,6 +197,9 @@ class Shelf:
                 # A syntax that nobody here reads: JPEG XL lossless in the place of JPEG 2000.
                 target.write_bytes(content.replace(b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.11"))
 
+    def where(self, study_uid, series_uid=""):
+        return f"PACS {study_uid} {series_uid}".strip()
+
     def close(self) -> None:
         pass
 
@@ -200,14 +209,14 @@ def quick(seconds: float = 60.0) -> Patience:
 
 
 def found(*numbers: int) -> Found:
-    return Found([FoundStudy(study_uid(n), "2020", "Siemens", 24) for n in numbers], Counter())
+    return Found([FoundStudy(study_uid(n), "2020", "Siemens", 24, accession(n)) for n in numbers], Tally())
 
 
 @pytest.mark.slow
 def test_an_image_that_cannot_be_decoded_here_is_decoded_by_the_archive(tmp_path):
     shelf = Shelf({study_uid(0): write_study(tmp_path / "scans", 0, "JPEG2000Lossless")})
     with Workers() as workers:
-        left_out = fetch_study(shelf, study_uid(0), tmp_path / "decoded", workers, quick())
+        left_out = fetch_study(shelf, study_uid(0), tmp_path / "decoded", workers, quick()).left_out
         shelf.can_decode = False
         fetch_study(shelf, study_uid(0), tmp_path / "as-it-is", workers, quick())
     assert left_out == {"not-mr-image": 1}
@@ -229,9 +238,18 @@ def test_what_the_archive_does_not_hand_over_is_counted_and_asked_for_again(tmp_
     assert "study-vanished 1: " in str(error.value)
     assert leaks(tmp_path / "site", str(error.value)) == []
     assert shelf.fetched[study_uid(0)] == 2 * MAX_ANSWERS, "as it is, and decoded"
+    site = tmp_path / "site" / "train"
+    assert f"which ones: {site / LIST_NAME}" in str(error.value)
+    assert [(row["what"], row["reason"], row["patient"], row["accession"], row["path"]) for row in rows_of(site)] == [
+        ("not fetched", code, "", accession(n), f"PACS {study_uid(n)}")
+        for n, code in ((0, "incomplete-fetch"), (1, "study-vanished"))
+    ]
     shelf.lost, shelf.folders = 0, folders
     imported = import_studies(shelf, found(0, 1), quick(), *arguments, key=KEY)
     assert (imported.num_fetched, imported.not_fetched, imported.summary.num_cases) == (2, {}, 2)
+    assert [(row["what"], row["reason"], row["patient"], row["path"], row["files"]) for row in rows_of(site)] == [
+        ("left out", "not-mr-image", f"{MARK}-{n}", f"PACS {study_uid(n)} 1.2.3", "1") for n in (0, 1)
+    ], "what came is off the list, and what the archive has besides is on it"
     prepare(tmp_path / "scans", tmp_path / "files", "dicom", key=KEY)
     assert same_cases(tmp_path / "site" / "train", tmp_path / "files")
 
@@ -250,14 +268,56 @@ def test_two_patients_who_may_be_one_are_noted_as_by_prepare_though_they_come_on
     assert leaks(tmp_path / "site") == []
 
 
+@pytest.mark.slow
+def test_an_archive_that_is_gone_leaves_a_list_of_what_was_done_before(tmp_path):
+    folder = tmp_path / "site" / "train"
+    localiser = write_study(tmp_path / "scans", LOCALISER, phases=1)
+    names = {str(pydicom.dcmread(path).SOPInstanceUID) for path in localiser.glob("*.dcm")}
+    shelf = Shelf({study_uid(n): localiser for n in (LOCALISER, 7)})
+    find = shelf.find
+
+    def find_until_it_is_gone(level, match):
+        if match.get("StudyInstanceUID") == study_uid(7):
+            raise Broken("refused")
+        yield from (row for row in find(level, match) if level != "IMAGE" or row["SOPInstanceUID"] in names)
+
+    shelf.find = find_until_it_is_gone
+    with pytest.raises(NotReached):
+        import_studies(shelf, found(LOCALISER, 7), quick(), folder, Choices("dicom"), key=KEY)
+    rows = rows_of(folder)
+    assert ("study refused", "no-short-axis-cine", f"{MARK}-{LOCALISER}") in {
+        (row["what"], row["reason"], row["patient"]) for row in rows
+    }
+    assert json.loads((folder / "refused.json").read_text())["studies"] == {"no-short-axis-cine": 1}
+    state = ImportState(folder)
+    (record,) = state.records.values()
+    state.add(replace(record, sealed=record.sealed[:-2]))
+    with pytest.raises(NotReached):
+        import_studies(shelf, found(LOCALISER, 7), quick(), folder, Choices("dicom"), key=KEY)
+    assert sum(int(row["files"]) for row in rows_of(folder)) == sum(int(row["files"]) for row in rows)
+    assert {row["patient"] for row in rows_of(folder)} == {""}, "what a damaged note told is gone, its counts are not"
+
+
+def test_notes_of_patients_are_opened_by_their_own_key_alone():
+    place = Place("https://pacs/studies/1.2", "MRN-\udcff", "A1", "1.2")
+    noted = Noted((Named("MRN-\udcff", "MRN", "1.2", place),), (Row("left out", "not-cine", place, 3),))
+    seal = Seal(KEY)
+    assert seal.open(seal.close(noted)) == noted and "MRN" not in repr(noted)
+    assert "MRN" not in seal.close(noted) and seal.close(noted) != seal.close(noted)
+    assert Seal(bytes(32)).open(seal.close(noted)) is None
+    assert seal.open("") is seal.open("ü") is seal.open(seal.close(noted)[:-4]) is None
+
+
 def test_a_vendor_that_the_archive_does_not_say_is_not_guessed(tmp_path):
     shelf = Shelf({study_uid(0): tmp_path})
     query = parse_query(["date=2020-01", "vendor=GE"])
-    assert find_studies(shelf, query, quick()).skipped == {"vendor-not-said": 1}
+    skipped = find_studies(shelf, query, quick()).skipped
+    assert skipped == {"vendor-not-said": 1}
+    assert skipped.places == [("vendor-not-said", Place(f"PACS {study_uid(0)}", "", f"A{study_uid(0)}", study_uid(0)))]
     shelf.manufacturer = "GE MEDICAL SYSTEMS"
     assert [study.vendor for study in find_studies(shelf, query, quick()).studies] == ["GE"]
     shelf.manufacturer = "Philips"
-    assert find_studies(shelf, query, quick()) == Found([], Counter())
+    assert find_studies(shelf, query, quick()) == Found([], Tally())
 
 
 def test_the_originals_are_not_kept_among_the_cases(tmp_path):
