@@ -51,7 +51,10 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to resume")
     archive = sub.add_mutually_exclusive_group(required=True)
     archive.add_argument(
-        "--dicomweb", metavar="URL", help="the archive's DICOMweb service: what stands before /studies"
+        "--dicomweb",
+        metavar="URL",
+        help="the archive's DICOMweb service: what stands before /studies; it is reached through the proxy that "
+        "HTTPS_PROXY names, if any, unless NO_PROXY lists its host",
     )
     archive.add_argument("--dimse", metavar="AET@HOST:PORT", help="the archive's DICOM service: C-FIND with C-GET")
     sub.add_argument(
@@ -60,10 +63,10 @@ def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
         nargs="+",
         action="extend",
         metavar="KEY=VALUE",
-        help="which studies, all that are given have to fit: date=FROM..TO (2020, 2020-01 or 2020-01-31), "
+        help="which studies; they fit all keys that are given: date=FROM..TO (2020, 2020-01 or 2020-01-31), "
         "vendor=Siemens,Philips, description=cardiac,heart (one of these in the study's description), list=FILE of "
         "accession numbers or study UIDs, one a line, or a CSV with a column AccessionNumber or StudyInstanceUID; "
-        "date or list has to be there",
+        "date or list is required",
     )
     sub.add_argument(
         "--dry-run",
@@ -209,7 +212,7 @@ def _print_found(found: "Found") -> None:
     table.add_row("all", "", str(studies.total()), str(images.total()))
     console.print(table)
     for code, number in sorted(found.skipped.items()):
-        console.print(f"not to be had: {code} {number}: {REASONS[code]}", soft_wrap=True)
+        console.print(f"cannot be fetched: {number} {code}: {REASONS[code]}", soft_wrap=True)
 
 
 def _print_done(found: "Found", destination: Path, key: bytes | None) -> None:
@@ -223,8 +226,8 @@ def _print_done(found: "Found", destination: Path, key: bytes | None) -> None:
     records = ImportState(destination).records if key is not None else {}
     done = sum(key is not None and study_name(key, study.uid) in records for study in found.studies)
     if found.skipped:
-        console.print(f"the import itself will list which ones in {destination / LIST_NAME}", soft_wrap=True)
-    console.print(f"{done} of them fetched before; nothing was fetched now (--dry-run)")
+        console.print(f"the import itself lists which ones they are in {destination / LIST_NAME}", soft_wrap=True)
+    console.print(f"{done} of the studies above were fetched before; a dry run fetches and writes nothing")
 
 
 def _archive(options: argparse.Namespace) -> "Archive":

@@ -37,6 +37,6 @@ def print_account(summary: Summary, destination: Path, console: Console, not_fet
                 table.add_row(title, code, str(number), REASONS[code])
         console.print(table)
         console.print(f"the same counts are in {destination / REFUSED_NAME}", soft_wrap=True)
+        if summary.refused or summary.left_out:
+            console.print(f"which ones: {destination / LIST_NAME}, which names patients", soft_wrap=True)
     console.print(described(trainable(destination)), soft_wrap=True)
-    if summary.refused or summary.left_out:
-        console.print(f"which ones: {destination / LIST_NAME}, which names patients", soft_wrap=True)

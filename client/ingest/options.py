@@ -21,7 +21,7 @@ def add_case_options(parser: argparse.ArgumentParser, positive: Callable[[str], 
         "--vendor",
         type=vendor_argument,
         metavar="V",
-        help=f"of the scanners, one of {', '.join(VENDORS)}, for scans that name none; overrides nothing "
+        help=f"vendor of the scanners, one of {', '.join(VENDORS)}, for scans that name none; overrides nothing "
         "that scans say. Repeat the call with it to give a vendor to cases that had none",
     )
     parser.add_argument(
@@ -48,7 +48,7 @@ def add_case_options(parser: argparse.ArgumentParser, positive: Callable[[str], 
         "--segmenter",
         type=Path,
         metavar="FILE",
-        help="of a study's own segmenter, which finds the heart and the contours (default: the one that ships)",
+        help="file of a study's own segmenter, which finds the heart and the contours (default: the one that ships)",
     )
     parser.add_argument("--key", type=Path, help=f"file with the pseudonyms' secret (default: {KEY_NAME} next to DST)")
     parser.add_argument(

@@ -81,7 +81,8 @@ REASONS = {
     "repeated-slices": "cine series of the same slices that are not the last, or of another sequence: repeats, tagging",
     "other-orientation": "series of another orientation, or with too few slices: long axis, axial, outflow tract",
     # studies that an archive did not hand over
-    "not-in-archive": "accession numbers or study UIDs of the list of which the archive has no study with MR images",
+    "not-in-archive": "accession numbers or study UIDs of the list of which the archive has no study with MR images: "
+    "are they spelt as there?",
     "study-vanished": "studies that the archive named and no longer has: they were deleted or moved",
     "archive-error": "studies over which the archive answers with an error, three times in a row: see its own log; the "
     "same command asks for them again",

@@ -119,7 +119,10 @@ def site(certificates, gate, tmp_path, capfd, caplog) -> SimpleNamespace:
 
 
 def test_the_sites_certificate_opens_the_gate_and_no_other_does(site, proxy):
-    assert site.run("--dry-run") == (0, "0 of them fetched before; nothing was fetched now (--dry-run)")
+    assert site.run("--dry-run") == (
+        0,
+        "0 of the studies above were fetched before; a dry run fetches and writes nothing",
+    )
     for own in (None, "stranger"):
         code, line = site.run(own=own)
         assert code == 2 and "--client-cert" in line and "certificate of this site" in line
