@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from fedcmr.shared import progress
-from fedcmr.shared.progress import show_share, track_parts
+from fedcmr.shared.progress import show_share, track, track_parts
 
 
 @pytest.fixture
@@ -32,6 +32,13 @@ def bars(monkeypatch):
     monkeypatch.setattr(progress, "console", Console(file=StringIO(), force_terminal=True))
     monkeypatch.setattr(progress.Progress, "update", note)
     return seen
+
+
+def test_what_is_finished_needs_no_line(lines):
+    assert list(track("abc", "reading")) == ["a", "b", "c"]
+    assert lines() == ["reading: 1 of 3", "reading: 2 of 3"]
+    assert list(track("a", "reading")) == ["a"]
+    assert lines() == []
 
 
 def test_parts_cover_all_items_and_items_are_counted(lines):
