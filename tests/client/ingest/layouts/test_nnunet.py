@@ -125,7 +125,7 @@ def test_images_without_labels_and_with_labels_for_one_phase_are_cases_too(tmp_p
 
 @pytest.mark.parametrize("text", ['{"labels": {"LV": 1e999}}', "[" * 100_000, '{"labels": {"LV": [3]}}', "\0"])
 def test_a_damaged_description_is_one_line(tmp_path, text):
-    """The first two were found by the fuzzer."""
+    """The first two, which the fuzzer writes as well, were no `ValueError`."""
     folder = write_raw(tmp_path / "scans", PAIR)
     (folder / "dataset.json").write_text(text)
     with pytest.raises(UserError, match=r"dataset\.json holds no labels"):

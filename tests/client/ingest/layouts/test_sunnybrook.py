@@ -163,7 +163,7 @@ def test_contours_of_other_images_and_of_nobody_are_counted(source, tmp_path):
 
 
 def test_a_table_whose_number_is_none_is_no_reason_to_end(tmp_path):
-    """Found by the fuzzer: Python reads no whole number of more than 4,300 digits."""
+    """Python reads no whole number of more than 4,300 digits."""
     (tmp_path / "scd_patientdata.csv").write_text(f"PatientID,OriginalID\nSCD0000101,SC-N-{'1' * 5000}\n")
     with Workers() as workers:
         assert find_sunnybrook(tmp_path, workers).studies == []
