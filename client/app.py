@@ -191,11 +191,16 @@ def respond(
     if rehearsed is not None:
         charges = ledger if mechanism.private else None
         delta = mechanism.target_delta
-        return rehearsed.work(charges, update, delta=delta, cap=cap, task=request.task), shapes
+        return rehearsed.work(charges, update, delta=delta, cap=cap, task=_in_words(request)), shapes
     if not mechanism.private:
         return update(), shapes
     key = (request.run_id, request.server_round)
-    return from_bytes(charged(ledger, key, mechanism, reply, cap=cap, task=request.task)), shapes
+    return from_bytes(charged(ledger, key, mechanism, reply, cap=cap, task=_in_words(request))), shapes
+
+
+def _in_words(request: Request) -> str:
+    """What a round asks for, for the ledger's readers: that shapes leave too is said where it is charged."""
+    return f"{request.task} of style and shape" if request.with_shape else request.task
 
 
 def _teller(folder: Path) -> Callable[[], None]:

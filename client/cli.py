@@ -18,6 +18,7 @@ from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.deployment.cli import add_commands
 from fedcmr.client.fetch.cli import add_fetch
 from fedcmr.client.ingest.account import print_account
+from fedcmr.client.ingest.destination import REFUSED_NAME
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
 from fedcmr.client.ingest.layouts.layout import SHORT_AXIS
 from fedcmr.client.ingest.layouts.plain import parse_labels
@@ -25,7 +26,8 @@ from fedcmr.client.ingest.options import add_case_options
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.client.ingest.refused_list import printable
 from fedcmr.client.whois import trace
-from fedcmr.shared.case import VENDORS
+from fedcmr.shared.case import INDEX_NAME, VENDORS
+from fedcmr.shared.command_parser import CommandParser
 from fedcmr.shared.console import plain_console
 from fedcmr.shared.cores import num_cores
 from fedcmr.shared.errors import UserError, run_command
@@ -34,6 +36,16 @@ from fedcmr.shared.site_facts import parse_vendors
 from fedcmr.shared.version import add_version
 
 console = plain_console()
+STEPS = """\
+the way into a study:
+  1. prepare or import     scans become cases without identifiers
+     check CASES           what is there, and a page with an image of each; whois where one is wrong
+  2. init                  the site's settings and key, with the code that is installed
+     check SITE            whether the site can join
+  3. join or service       take part
+     status, budget        what was answered and refused, what was spent and what is left
+  4. fetch                 the study's synthetic cases
+"""
 PREPARE = """\
 Scans -> cases without identifiers. Repeat an interrupted call to resume. What --format expects in SRC:
 
@@ -49,7 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Commands and their options."""
-    parser = argparse.ArgumentParser(prog="fedcmr-client", description=__doc__.strip("`").replace("`", ""))
+    parser = CommandParser(
+        prog="fedcmr-client",
+        description=__doc__.replace("`", ""),
+        epilog=STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -62,25 +79,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", type=Path, metavar="SRC", help="folder of scans; only read")
     sub.add_argument("destination", type=Path, metavar="DST", help="folder of cases to make, or to resume")
     sub.add_argument("--format", required=True, choices=tuple(LAYOUTS), help="how the scans are stored")
-    sub.add_argument(
+    files = sub.add_argument_group("how the files are to be read")
+    files.add_argument(
         "--labels",
         metavar="rv=1,myo=2,lv=3",
         help="for --format plain and nnunet: what the masks' numbers mean; background=5 leaves one out",
     )
-    sub.add_argument(
+    files.add_argument(
         "--axes",
         choices=(SHORT_AXIS,),
         help="for --format plain and nnunet, what a header cannot say: every stack is a short axis seen from the apex, "
         "its slices along the longest voxel side; headers that show a short axis are read all the same",
     )
-    sub.add_argument(
+    files.add_argument(
         "--ef-table",
         type=Path,
         metavar="CSV",
         help="ejection fractions for scans without masks: a column patient, spelt as in the scans, and a "
         "column ef_fraction (0.55) or ef_percent (55)",
     )
-    source = sub.add_mutually_exclusive_group()
+    origin = sub.add_argument_group(
+        "where the scans come from, which the study's report says; private where nothing says so"
+    )
+    source = origin.add_mutually_exclusive_group()
     source.add_argument(
         "--public",
         metavar="NAME",
@@ -99,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format and the files say; without these three options all counts as that but a public set's own layout, "
         "and DICOM of which every file says that fedcmr-server synthesize made it",
     )
-    sub.add_argument(
+    files.add_argument(
         "--issuers-differ",
         action="store_true",
         help="for --format dicom, take a PatientID of another issuer (IssuerOfPatientID) for another "
@@ -142,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser(
         "check",
-        help="summarise a folder of cases, or say what is wrong with it",
+        help="what a folder of cases holds, or whether a site can join its study",
         description="Reads every case of DST, prints what is there and why studies were refused, "
         "and writes DST/check.json and DST/check.html, a report with images that stays at the "
         "site. Exits with 2 where a case is damaged, or nothing can be trained on.",
@@ -269,13 +290,11 @@ def _whois(options: argparse.Namespace) -> None:
     """Print which patient and scans are behind pseudonyms."""
     key = read_key(options.destination.resolve().parent / KEY_NAME if options.key is None else options.key)
     found = trace(options.destination, options.pseudonyms, key, options.source, options.num_processes)
-    if found:
-        table = Table("pseudonym", "patient", "accession", "study", "path")
-        for one in found:
-            place = one.place
-            told = (place.patient, place.accession, place.study, place.path)
-            table.add_row(one.pseudonym, *(printable(text) for text in told))
-        console.print(table)
+    # No table: a number or a path that is cut, or broken over two lines, finds no scan.
+    for one in found:
+        console.print(one.pseudonym)
+        for name in ("patient", "accession", "study", "path"):
+            console.print(f"  {name:<10}{printable(getattr(one.place, name))}", soft_wrap=True)
     missing = len(set(options.pseudonyms) - {one.pseudonym for one in found})
     if missing:
         raise UserError(
@@ -291,6 +310,13 @@ def _check(options: argparse.Namespace) -> None:
 
         check_site(options.destination, options.json, console)
         return
+    if not options.destination.is_dir():
+        raise UserError(f"{options.destination} is no folder: give a folder of cases, or a site's folder")
+    if not any((options.destination / name).exists() for name in (INDEX_NAME, REFUSED_NAME)):
+        raise UserError(
+            f"{options.destination} is neither a folder of cases, made by 'fedcmr-client prepare' or 'import', nor a "
+            "site's folder, made by 'fedcmr-client init'"
+        )
     report = check(options.destination)
     write_report(options.destination, report)
     if options.json:
@@ -313,7 +339,7 @@ def _print_marks(report: CheckReport) -> None:
         ("not trained on", report.not_trained),
         ("cases to look at", report.flags),
         ("studies refused", report.refused),
-        ("left out", report.left_out),
+        ("files and series left out", report.left_out),
         ("used all the same", report.other_warnings),
     ):
         for code, number in numbers.items():

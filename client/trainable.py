@@ -9,10 +9,11 @@ from fedcmr.shared.case import INDEX_NAME, VENDORS, Case, CaseInfo, load_case, r
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.views import drawn_whole, slice_pairs, with_heart
 
-STYLE, GRADIENT, EF_TEST = "style statistics", "generator gradients", "EF test"
-"""What a site's patients can be used for. Style statistics need the left ventricle's cavity at either phase, and take
-what is drawn. Gradients need slices in which nothing is left to draw, because the generator is told what the masks say.
-A test of the ejection fraction needs that alone: from the cavity at both phases, or from a table."""
+STYLE, GRADIENT, EF_TEST = "statistics of style and shape", "generator gradients", "EF test"
+"""What a site's patients can be used for. The statistics need the left ventricle's cavity at either phase, and take
+what is drawn; shape is among them where a study sets `federation.shape`. Gradients need slices in which nothing is left
+to draw, because the generator is told what the masks say. A test of the ejection fraction needs that alone: from the
+cavity at both phases, or from a table."""
 
 LEFT_OUT = {
     "no-masks": "cases without contours: draw left ventricle, myocardium and right ventricle at end-diastole and "
@@ -40,7 +41,7 @@ class Trainable:
         patients: Group -> its usable cases. A patient with several scans is one patient.
         left_out: Number of cases that are not used, by code of `LEFT_OUT`.
         whole: The groups with a slice that is drawn whole: those that train the generator. The others take part in the
-            style statistics alone.
+            statistics alone.
     """
 
     patients: Mapping[str, tuple[CaseInfo, ...]]
@@ -89,7 +90,7 @@ def described(found: Trainable) -> str:
     if num_in_part := found.num_patients - len(found.whole):
         sentence += f", {num_in_part} of them drawn in part: for {STYLE} only, not for {GRADIENT}"
     reasons = "; ".join(f"{code} {number}: {LEFT_OUT[code]}" for code, number in found.left_out.items())
-    sentence += f"; not: {reasons}" if reasons else ""
+    sentence += f"; left out: {reasons}" if reasons else ""
     if len(found.vendors) > 1:
         sentence += "; site.yaml must declare all of these vendors"
     return sentence

@@ -22,8 +22,6 @@ from fedcmr.shared.site_facts import vendor_argument
 from fedcmr.shared.version import add_version
 
 Command = Callable[[argparse.Namespace], None]
-WIDE = 120
-"""Columns of the printed table where the output is no terminal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,7 +235,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report, indent=2, allow_nan=False))
         return
-    console = plain_console(width=None if sys.stdout.isatty() else WIDE)
+    console = plain_console()
     for folder in options.test:
         for table in task.tables(report, str(folder)):
             console.print(table)

@@ -1,16 +1,17 @@
 """Settings on a command line: `key=value` anywhere among the words, with or without `--set` in front."""
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fedcmr.shared.command_parser import CommandParser
+
 SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.DOTALL)
 """`privacy.target_epsilon=3`; no option, and no path with a slash before the sign."""
 
 
-class SettingsParser(argparse.ArgumentParser):
+class SettingsParser(CommandParser):
     """A parser that also takes settings, once `add_settings` was called.
 
     argparse alone would give a `key=value` that follows an option of several values, such as `--data DIR DIR`, to that

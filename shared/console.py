@@ -1,8 +1,13 @@
 """Printing to a terminal."""
 
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
+
+WIDE = 120
+"""Columns where the output is no terminal: a pipe or a file, in which 80 would cut what a table says."""
 
 
 def plain_console(**options: Any) -> Console:
@@ -12,6 +17,9 @@ def plain_console(**options: Any) -> Console:
     both, so what has a colour here is a `rich.text.Text`.
 
     Args:
-        options: As for `rich.console.Console`.
+        options: As for `rich.console.Console`; `width` is by default that of the terminal, or `WIDE`.
     """
+    stream = sys.stderr if options.get("stderr") else sys.stdout
+    if options.get("width") is None and "file" not in options and not stream.isatty() and "COLUMNS" not in os.environ:
+        options["width"] = WIDE
     return Console(**{"highlight": False, **options}, markup=False, emoji=False)

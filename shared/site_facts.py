@@ -54,8 +54,10 @@ def parse_vendors(words: Sequence[str], nominal_patients: int) -> dict[str, int]
     for word in words:
         name, separator, number = word.partition("=")
         name = known_vendor(name)
-        if name not in VENDORS or name in vendors:
-            raise UserError(f"--vendor: expected each of {', '.join(VENDORS)} at most once, got {word!r}")
+        if name not in VENDORS:
+            raise UserError(f"--vendor: expected one of {', '.join(VENDORS)}, got {word!r}")
+        if name in vendors:
+            raise UserError(f"--vendor: expected each vendor at most once, got {name!r} again")
         if (separator and not number.isdecimal()) or (not separator and len(words) > 1):
             raise UserError(f"--vendor: expected VENDOR=NUMBER for each of several vendors, got {word!r}")
         vendors[name] = int(number) if separator else nominal_patients

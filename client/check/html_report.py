@@ -1,5 +1,6 @@
 """The check's HTML report: one file for the site's own eyes, without network or script."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ SHEET_SIZE = 60
 """Cases that are unfolded at a time: two screens of a desk, ten of a phone."""
 MAX_IMAGES = 1000
 """Images in the report, about 6 kB each; further cases are listed without one, unflagged cases first."""
+CONTOURS_OF = {"drawn": "drawn", "partial": "drawn in part", "auto": "found by a program", "none": "none"}
+"""A patient's contours, in words."""
+SEXES = {"F": "female", "M": "male", "O": "other"}
+"""The codes of DICOM's PatientSex (0010,0040)."""
 CONTOURS = {
     "lv": "left cavity",
     "myo": "myocardium, outer border",
@@ -86,23 +91,25 @@ def headline(report: CheckReport) -> str:
         sentence = f"{len(usable)} of {_number(report.num_cases, 'case', 'cases')}"
     sentence += " can be trained on"
     flagged = sum(bool(case.flags) for case in usable)
-    return f"{sentence}, {flagged} of them to look at." if flagged else f"{sentence}."
+    if not flagged:
+        return f"{sentence}."
+    return f"{sentence}; look at {'it' if len(usable) == 1 else f'{flagged} of them'} first."
 
 
 def facts(report: CheckReport) -> list[tuple[str, str]]:
     """Names and values of the summary, for the report and the terminal alike."""
-    strengths = {UNKNOWN if t is None else f"{t:g} T": number for t, number in report.field_strengths_t.items()}
+    strengths = {UNKNOWN if t is None else f"{t:g} T:": number for t, number in report.field_strengths_t.items()}
     return [
         ("patients", str(report.num_patients)),
         ("cases", f"{report.num_cases}, {report.num_labelled} with masks"),
-        ("contours", _patients(report.contours)),
+        ("contours", _patients({CONTOURS_OF[name]: number for name, number in report.contours.items()})),
         ("vendor", _counts(report.vendors)),
         ("can be trained on", _trained(report)),
-        ("can be used for", _patients(report.uses)),
+        ("can be used for", _uses(report.uses)),
         ("field strength", _counts(strengths)),
-        ("sex", _counts(report.sexes)),
+        ("sex", _counts({SEXES.get(name, name): number for name, number in report.sexes.items()})),
         ("pathology", _counts(report.pathologies)),
-        ("phases found", _range(report.num_phases, "d")),
+        ("phases of the scan", _range(report.num_phases, "d")),
         ("slices", _range(report.num_slices, "d")),
         ("slice spacing", _range(report.slice_spacing_mm, ".1f", " mm")),
         ("ejection fraction", _range(report.ef, ".1%") + _of_how_many(len(report.efs), report.num_cases)),
@@ -125,18 +132,23 @@ def case_line(case: CheckedCase) -> str:
 
 
 def _trained(report: CheckReport) -> str:
-    """For example "3 patients: Siemens 2, GE 1"."""
+    """For example "3 patients (GE 1, Siemens 2)"."""
     patients = _number(report.num_trainable_patients, "patient", "patients")
-    return f"{patients}: {_counts(report.trainable_vendors)}" if report.trainable else "nothing"
+    return f"{patients} ({_counts(report.trainable_vendors)})" if report.trainable else "nothing"
 
 
 def _key_figures(report: CheckReport) -> list[tuple[str, str, str]]:
     """The figures at the top: value, unit, explanation."""
     low, high = report.ef or (None, None)
-    in_part = sum(case.contours == "partial" for case in report.cases)
+    numbers = Counter(case.contours for case in report.cases)
+    kinds = [f"{numbers[name]} {CONTOURS_OF[name]}" for name in ("partial", "auto") if numbers[name]]
     return [
-        (str(report.num_cases), "cases", f"of {_number(report.num_patients, 'patient', 'patients')}"),
-        (str(report.num_labelled), "", "with masks" + (f", {in_part} of them drawn in part" if in_part else "")),
+        (
+            str(report.num_cases),
+            "case" if report.num_cases == 1 else "cases",
+            f"of {_number(report.num_patients, 'patient', 'patients')}",
+        ),
+        (str(report.num_labelled), "", "with masks" + (f": {', '.join(kinds)}" if kinds else "")),
         (str(report.num_flagged), "", "to look at before they are used"),
         (str(sum(report.refused.values())), "", "studies refused; reasons and numbers are below"),
         (
@@ -178,6 +190,13 @@ def _patients(numbers: dict[str, int]) -> str:
     (name, number), *others = numbers.items()
     first = f"{name} {_number(number, 'patient', 'patients')}"
     return ", ".join([first, *(f"{name} {number}" for name, number in others)])
+
+
+def _uses(numbers: dict[str, int]) -> str:
+    """For example "statistics of style and shape: 5 patients; EF test: 2"."""
+    (name, number), *others = numbers.items()
+    first = f"{name}: {_number(number, 'patient', 'patients')}"
+    return "; ".join([first, *(f"{name}: {number}" for name, number in others)])
 
 
 def _range(values: tuple[float, float] | None, form: str, unit: str = "") -> str:

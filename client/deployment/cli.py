@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ from rich.text import Text
 
 from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
-
-WIDE = 120
-"""Columns where the output is no terminal."""
 
 
 def add_commands(commands: Any) -> None:
@@ -138,7 +134,7 @@ def _status(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(status, indent=2, allow_nan=False))
     else:
-        print_status(status, plain_console(width=None if sys.stdout.isatty() else WIDE))
+        print_status(status, plain_console())
 
 
 def _service(options: argparse.Namespace) -> None:

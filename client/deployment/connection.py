@@ -65,6 +65,7 @@ def examine(site: SiteSettings) -> list[Finding]:
     steps: list[tuple[str, Callable[[SiteSettings], str]]] = [
         ("cases", _cases),
         ("test patients", _test),
+        ("what leaves", _what_leaves),
         ("prior", _prior),
         ("permissions", _permissions),
         ("ledger", _ledger),
@@ -79,8 +80,9 @@ def examine_way(site: SiteSettings) -> list[Finding]:
     """Look at the way to the coordinator alone; what lies behind one who is not reached is not looked at."""
     findings = [_finding(site, "coordinator", _coordinator)]
     for name, step in (("certificate", _certificate), ("clock", _clock)):
-        if findings[0].passing:
-            findings.append(Finding(name, "not known: the coordinator is not reached", ok=False, passing=True))
+        if not findings[0].ok:
+            text = "not known: the coordinator is not reached"
+            findings.append(Finding(name, text, ok=False, passing=findings[0].passing))
         else:
             findings.append(_finding(site, name, step))
     return findings
@@ -101,7 +103,10 @@ def address_of(site: SiteSettings) -> tuple[str, int]:
     """
     host, _, port = (site.coordinator or "").rpartition(":")
     if not host or not port.isdecimal():
-        raise UserError(f"{site.folder / 'site.yaml'}: expected coordinator: HOST:PORT, got {site.coordinator!r}")
+        got = "none" if site.coordinator is None else repr(site.coordinator)
+        raise UserError(
+            f"{site.folder / 'site.yaml'}: expected coordinator: HOST:PORT, as the coordinator gives it, got {got}"
+        )
     return host.strip("[]"), int(port)
 
 
@@ -112,7 +117,7 @@ def authority_of(site: SiteSettings) -> Path:
         UserError: site.yaml names none, or it holds no certificate.
     """
     if site.authority_path is None:
-        raise UserError(f"{site.folder / 'site.yaml'}: expected authority: the coordinator's ca.crt, got null")
+        raise UserError(f"{site.folder / 'site.yaml'}: expected authority: the coordinator's ca.crt, got none")
     try:
         x509.load_pem_x509_certificate(site.authority_path.read_bytes())
     except (OSError, ValueError):
@@ -273,6 +278,19 @@ def _test(site: SiteSettings) -> str:
         "private": "sums with noise leave the site, charged to test_ledger",
         "table": "PLAIN sums of groups of 5 or more leave the site, as often as requested: policy.evaluation is table",
     }[site.policy.evaluation]
+
+
+def _what_leaves(site: SiteSettings) -> str:
+    """What a study may ask for, for the reader who signs; which of it a study does ask for, its coordinator says."""
+    policy = site.policy
+    noise = f"each with noise, of epsilon {policy.max_epsilon:g} together at most (policy.max_epsilon)"
+    if policy.allow_without_privacy:
+        noise += "; and WITHOUT noise to a study that wants none: policy.allow_without_privacy"
+    return (
+        "round 1: mean and spread of the images' style by vendor and, in a study with federation.shape, of the "
+        "shapes of the hearts; later rounds: one mean gradient over all patients, of the generator or the segmenter; "
+        f"{noise}. No image and no record of a patient"
+    )
 
 
 def _code(site: SiteSettings) -> str:

@@ -93,8 +93,14 @@ def join(site: SiteSettings, preforked: bool = True, wait_minutes: float = WAIT_
 
 def _refuse(findings: Iterable[Finding]) -> None:
     troubles = [f"{found.name}: {found.text}" for found in findings if not found.ok]
+    if len(troubles) == 1:
+        raise UserError(f"the site cannot join: {troubles[0]}")
     if troubles:
-        raise UserError("the site cannot join: " + "; ".join(troubles))
+        for trouble in troubles:
+            _say(trouble)
+        raise UserError(
+            f"the site cannot join: {len(troubles)} things have to be put right first, they are listed above"
+        )
 
 
 def _wait_for_coordinator(

@@ -11,6 +11,14 @@ from fedcmr.client.ingest.prepare import Summary
 from fedcmr.client.ingest.reasons import REASONS
 from fedcmr.client.ingest.refused_list import LIST_NAME
 from fedcmr.client.trainable import described, trainable
+from fedcmr.shared.provenance import MIXED, PRIVATE, SIMULATED
+
+KINDS = {
+    PRIVATE: "private scans of real patients",
+    SIMULATED: "simulated: no patient is behind any scan",
+    MIXED: "simulated and real scans together",
+}
+"""Scans that are of no public set, in words."""
 
 
 def print_account(summary: Summary, destination: Path, console: Console, not_fetched: Collection[str] = ()) -> None:
@@ -22,12 +30,12 @@ def print_account(summary: Summary, destination: Path, console: Console, not_fet
         console: Where to.
         not_fetched: Codes among the refused of studies that an archive did not hand over.
     """
-    console.print(f"recorded as {summary.provenance.terms or summary.provenance.kind}", soft_wrap=True)
-    console.print(f"{summary.num_cases} cases, {summary.num_new} of them new")
+    console.print(f"recorded as {summary.provenance.terms or KINDS[summary.provenance.kind]}", soft_wrap=True)
+    console.print(f"{summary.num_cases} {'case' if summary.num_cases == 1 else 'cases'}, {summary.num_new} of them new")
     counts = [
         ("not fetched", {code: number for code, number in summary.refused.items() if code in not_fetched}),
         ("studies refused", {code: number for code, number in summary.refused.items() if code not in not_fetched}),
-        ("left out", summary.left_out),
+        ("files and series left out", summary.left_out),
         ("to look at", summary.warnings),
     ]
     if any(number for _, numbers in counts for number in numbers.values()):

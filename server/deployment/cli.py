@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from fedcmr.server.deployment.coordinator import Coordinator
 
 AddCommand = Callable[..., argparse.ArgumentParser]
-WIDE = 110
 
 
 def add_commands(add: AddCommand, positive: Callable[[str], int]) -> None:
@@ -353,7 +351,7 @@ def _run(options: argparse.Namespace) -> None:
     run_study(coordinator, out)
     results = federated_results(load_run(out))
     if results is not None:
-        plain_console(width=None if sys.stdout.isatty() else WIDE).print(federated_table(results))
+        plain_console().print(federated_table(results))
     for sentence in who_took_part(load_run(out)):
         print(sentence)
     print(f"finished: {out / 'report.html'}")
@@ -410,7 +408,7 @@ def _watch(look: Callable[[], tuple[dict[str, Any], Path | None]], every_s: floa
 
 
 def _console() -> Console:
-    return plain_console(width=None if sys.stdout.isatty() else WIDE)
+    return plain_console()
 
 
 def _table(facts: dict[str, Any], out: Path | None) -> Table:
@@ -433,7 +431,7 @@ def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
     from fedcmr.server.federation.participation import sentences
 
     lines = [(name, "runs" if runs else "does not run") for name, runs in facts["services"].items()]
-    lines.append(("health", "serving" if facts["healthy"] else "no answer"))
+    lines.append(("health", "the SuperLink answers" if facts["healthy"] else "the SuperLink does not answer"))
     lines += [(f"site {name}", state) for name, state in facts["sites"].items()]
     if "run" in facts:
         run = facts["run"]
@@ -442,13 +440,13 @@ def _lines(facts: dict[str, Any], out: Path | None) -> list[tuple[str, str]]:
             (
                 f"run {out}",
                 f"round {run['round']} of {run['num_rounds']}, {len(run['answered'])} of "
-                f"{run['sites']} sites answered (quorum {run['quorum']}){epsilon}",
+                f"{run['sites']} sites answered ({run['quorum']} are needed){epsilon}",
             )
         )
         if run["silent"]:
-            lines.append(("  silent", f"{run['silent']} in the last round"))
+            lines.append(("  no answer", f"of {run['silent']} in the last round"))
         if run["missing"]:
-            lines.append(("  missing", f"{run['missing']} to the quorum in the last round, which changed nothing"))
+            lines.append(("  missing", f"{run['missing']} more were needed in the last round, which changed nothing"))
         lines += [(f"  {site}", f"refused: {code}") for site, code in run["refused"].items()]
         lines += [(f"  {site}", f"dropped: {code}") for site, code in run["dropped"].items()]
         if run["round"]:

@@ -193,6 +193,7 @@ def render_html(report: Mapping[str, Any], inputs: ReportInputs) -> str:
         outlined=_outlined(inputs),
         contour_colours=(READERS, FOUND),
         took_part=provenance.took_part(report),
+        shapes_of_hearts=provenance.shapes_of_hearts(report),
         not_all_took_part=provenance.not_all_took_part(report),
         site_rows=provenance.site_rows(report),
         terms=provenance.terms_of(report),

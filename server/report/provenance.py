@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedcmr.server.federation.participation import sentences
-from fedcmr.server.formatting import describe_scans
+from fedcmr.server.formatting import describe_scans, listed
 from fedcmr.shared.provenance import MIXED, PUBLIC, SIMULATED
 
 Report = Mapping[str, Any]
@@ -62,6 +62,20 @@ def simulated_sets(report: Report) -> list[str]:
 def took_part(report: Report) -> list[str]:
     """Who took part and who did not, a sentence each."""
     return sentences(report["provenance"], report["provenance"]["styles_of_the_prior"])
+
+
+def shapes_of_hearts(report: Report) -> str:
+    """Whose hearts the synthetic ones resemble, in a sentence."""
+    released = report["provenance"].get("populations", [])  # missing in reports of earlier versions
+    if not released:
+        return "The shapes come from a public model of the heart; no site has released any."
+    others = [vendor for vendor in report["synthetic"]["per_vendor"] if vendor not in released]
+    cost = "without privacy" if report["privacy"]["epsilon"] is None else "within the privacy that is stated below"
+    sentence = (
+        f"The hearts of {listed(released)} are drawn so that their shapes have the mean and the spread that the sites "
+        f"with these scanners released of their own patients, {cost}; none is the heart of one of them."
+    )
+    return f"{sentence} Those of {listed(others)} come from the public model alone." if others else sentence
 
 
 def not_all_took_part(report: Report) -> bool:

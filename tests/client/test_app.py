@@ -81,6 +81,24 @@ def test_statistics_come_back_in_the_shape_of_the_style_vector(site, arrays, req
     decode(reply.content["arrays"], {"style_mean": shape, "style_square": shape})
 
 
+def test_the_ledger_says_that_shapes_left_too(site, arrays, request_of):
+    assert code_of(ask(site, pack_request(arrays, request_of(task="statistics", with_shape=True)))) == OK
+    assert code_of(ask(site, pack_request(arrays, request_of(task="statistics", run_id="plain")))) == OK
+    tasks = [charge["task"] for charge in Ledger(site / "ledger").charges()]
+    assert tasks == ["statistics of style and shape", "statistics"]
+
+
+def test_check_says_what_a_study_may_ask_for(site):
+    def what_leaves(**changes):
+        known = load_site(site)
+        settings = replace(known, policy=replace(known.policy, **changes))
+        return next(one.text for one in examine(settings) if one.name == "what leaves")
+
+    assert "shapes of the hearts" in what_leaves() and "style by vendor" in what_leaves()
+    assert "epsilon 3 together" in what_leaves(max_epsilon=3.0) and "WITHOUT" not in what_leaves()
+    assert "WITHOUT noise" in what_leaves(allow_without_privacy=True)
+
+
 def test_a_site_that_draws_in_part_releases_statistics_and_no_gradients(site, arrays, request_of):
     """What a gradient would be charged for and could hold nothing of is refused before the charge."""
     for case in load_cases(site / "train"):
@@ -91,7 +109,10 @@ def test_a_site_that_draws_in_part_releases_statistics_and_no_gradients(site, ar
     os.utime(index, ns=(1, 1))  # read anew by this process, which knows the folder from other tests
     least = load_site(site).policy.min_patients
     (finding,) = [one for one in examine(load_site(site)) if one.name == "cases"]
-    assert finding.ok and "for style statistics only: gradients are refused, too few are drawn whole" in finding.text
+    assert (
+        finding.ok
+        and "for statistics of style and shape only: gradients are refused, too few are drawn whole" in finding.text
+    )
     assert code_of(ask(site, pack_request(arrays, request_of(task="statistics")))) == OK
     spent = Ledger(site / "ledger").releases()
     assert code_of(ask(site, pack_request(arrays, request_of()))) == "too-few-patients"

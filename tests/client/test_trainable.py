@@ -181,7 +181,7 @@ def test_prepare_says_how_many_can_be_trained_on_and_how_to_mend_the_rest(tmp_pa
     source, out = export(tmp_path / "scans", a="SIEMENS", b=""), tmp_path / "out"
     assert run_prepare(source, out) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "1 patient can be trained on (Siemens 1); not: vendor-unknown 1:" in printed and "--vendor" in printed
+    assert "1 patient can be trained on (Siemens 1); left out: vendor-unknown 1:" in printed and "--vendor" in printed
     assert main(["check", str(out)]) == 0
     assert "1 patient: Siemens 1" in " ".join(capsys.readouterr().out.split())
     before = {info.pseudonym: info.vendor for info in read_index(out)}
@@ -205,7 +205,7 @@ def test_scans_without_contours_are_prepared_and_not_said_to_train(tmp_path, cap
     write_study(tmp_path / "scans" / "a", masks=False)
     assert run_prepare(tmp_path / "scans", tmp_path / "out") == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "nothing here can be trained on yet; not: no-masks 1: cases without contours" in printed
+    assert "nothing here can be trained on yet; left out: no-masks 1: cases without contours" in printed
     assert main(["check", str(tmp_path / "out")]) == 2
     assert "no-masks 1" in capsys.readouterr().err
 

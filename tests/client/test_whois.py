@@ -43,6 +43,7 @@ def test_a_case_and_a_patient_are_traced_to_number_accession_and_folder(folder, 
     assert main(["whois", str(folder / "cases"), one, group, "--num-processes", "1"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("0012") == 2 and "ACC-c" in printed
+    assert f"  path      {place.path}\n" in printed, "a path on one line, whole, however narrow the screen"
 
 
 def test_without_the_right_key_nothing_is_told(folder, tmp_path, capsys):

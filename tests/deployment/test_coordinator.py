@@ -195,8 +195,8 @@ def test_status_tells_how_far_a_run_is_and_who_did_not_take_part(folder, make_st
     assert facts["refused"] == {"c": "too-few-patients"}, "of an earlier round"
     assert server("status", folder, "--out", run.path) == 0
     shown = capsys.readouterr().out
-    assert "1 of 3 sites answered (quorum 2)" in shown and "refused: too-few-patients" in shown
-    assert "2 in the last round" in shown and "1 to the quorum" in shown
+    assert "1 of 3 sites answered (2 are needed)" in shown and "refused: too-few-patients" in shown
+    assert "of 2 in the last round" in shown and "1 more were needed" in shown
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])

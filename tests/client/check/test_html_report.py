@@ -94,7 +94,7 @@ def test_codes_from_a_foreign_file_are_escaped():
 
 def test_headline_counts_what_can_be_used():
     report = report_of(9)
-    assert headline(report) == "9 of 10 cases can be trained on, 2 of them to look at."
+    assert headline(report) == "9 of 10 cases can be trained on; look at 2 of them first."
     assert headline(CheckReport(report.cases[3:4], {}, {}, {})) == "1 case of 1 patient can be trained on."
     assert "2 studies refused" in headline(CheckReport((), {"uneven-phases": 2}, {}, {}))
 

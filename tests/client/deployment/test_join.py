@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,21 @@ def test_it_waits_no_longer_than_it_may_and_for_nothing_else(site, monkeypatch, 
     monkeypatch.setattr(supernode, "examine", lambda site: [down, Finding("key", "is missing", ok=False)])
     with pytest.raises(UserError, match="cannot join: key: is missing"):
         supernode.join(site, wait_minutes=60)
+
+
+def test_several_things_that_are_wrong_are_told_line_by_line(site, monkeypatch, handlers, capfd):
+    wrong = [Finding(name, f"no {name}", ok=False) for name in ("cases", "key")]
+    monkeypatch.setattr(supernode, "examine", lambda site: wrong)
+    with pytest.raises(UserError, match="2 things have to be put right first"):
+        supernode.join(site)
+    told = "".join(capfd.readouterr())
+    assert [line[20:] for line in told.splitlines()] == ["cases: no cases", "key: no key"]
+
+
+def test_without_a_coordinator_nothing_is_said_twice(site):
+    found = connection.examine_way(replace(site, coordinator=None))
+    assert [("HOST:PORT" in one.text) for one in found] == [True, False, False]
+    assert not any(one.ok or one.passing for one in found)
 
 
 def test_what_lies_behind_a_coordinator_that_is_not_reached_is_not_looked_at(site, monkeypatch):

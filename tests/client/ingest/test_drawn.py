@@ -219,15 +219,20 @@ def test_the_index_says_where_the_masks_come_from_and_an_index_without_the_colum
 def test_check_counts_what_is_drawn_and_what_each_patient_can_be_used_for(site, capsys):
     report = check(site)
     assert report.contours == {"drawn": 1, "partial": 2, "none": 1}
-    assert report.uses == {"style statistics": 3, "generator gradients": 1, "EF test": 2}
+    assert report.uses == {"statistics of style and shape": 3, "generator gradients": 1, "EF test": 2}
     assert dict(facts(report))["contours"] == "drawn 1 patient, partial 2, none 1"
     assert as_json(report)["uses"] == json.loads(json.dumps(report.uses))
     assert report.not_trained == {"no-masks": 1} and not report.num_unusable
-    assert dict(facts(report))["can be used for"] == "style statistics 3 patients, generator gradients 1, EF test 2"
+    assert dict(facts(report))["can be used for"] == (
+        "statistics of style and shape: 3 patients; generator gradients: 1; EF test: 2"
+    )
     assert main(["check", str(site), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["contours"] == report.contours
     sentence = described(trainable(site))
-    assert "3 patients can be trained on (GE 3), 2 of them drawn in part: for style statistics only" in sentence
+    assert (
+        "3 patients can be trained on (GE 3), 2 of them drawn in part: for statistics of style and shape only"
+        in sentence
+    )
 
 
 @pytest.mark.slow
