@@ -70,7 +70,7 @@ def shapes_of_hearts(report: Report) -> str:
     if not released:
         return "The shapes come from a public model of the heart; no site has released any."
     others = [vendor for vendor in report["synthetic"]["per_vendor"] if vendor not in released]
-    cost = "without privacy" if report["privacy"]["epsilon"] is None else "within the privacy that is stated below"
+    cost = "without privacy" if report["privacy"]["epsilon"] is None else "within the privacy that is stated above"
     sentence = (
         f"The hearts of {listed(released)} are drawn so that their shapes have the mean and the spread that the sites "
         f"with these scanners released of their own patients, {cost}; none is the heart of one of them."

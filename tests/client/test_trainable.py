@@ -183,7 +183,7 @@ def test_prepare_says_how_many_can_be_trained_on_and_how_to_mend_the_rest(tmp_pa
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 patient can be trained on (Siemens 1); left out: vendor-unknown 1:" in printed and "--vendor" in printed
     assert main(["check", str(out)]) == 0
-    assert "1 patient: Siemens 1" in " ".join(capsys.readouterr().out.split())
+    assert "1 patient (Siemens 1)" in " ".join(capsys.readouterr().out.split())
     before = {info.pseudonym: info.vendor for info in read_index(out)}
     assert run_prepare(source, out, "--vendor", "Siemens") == 0
     assert "2 patients can be trained on (Siemens 2)" in " ".join(capsys.readouterr().out.split())

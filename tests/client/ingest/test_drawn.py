@@ -220,7 +220,7 @@ def test_check_counts_what_is_drawn_and_what_each_patient_can_be_used_for(site, 
     report = check(site)
     assert report.contours == {"drawn": 1, "partial": 2, "none": 1}
     assert report.uses == {"statistics of style and shape": 3, "generator gradients": 1, "EF test": 2}
-    assert dict(facts(report))["contours"] == "drawn 1 patient, partial 2, none 1"
+    assert dict(facts(report))["contours"] == "drawn 1 patient, drawn in part 2, none 1"
     assert as_json(report)["uses"] == json.loads(json.dumps(report.uses))
     assert report.not_trained == {"no-masks": 1} and not report.num_unusable
     assert dict(facts(report))["can be used for"] == (

@@ -22,4 +22,4 @@ def test_the_vendors_whose_population_the_hearts_are_drawn_from_are_named():
     assert "hearts of GE and Siemens are drawn" in shapes_of_hearts(report_of(["GE", "Siemens"]))
     some = shapes_of_hearts(report_of(["GE"]))
     assert "hearts of GE are drawn" in some and "Those of Siemens come from the public model alone." in some
-    assert "privacy that is stated below" in some and "without privacy" in shapes_of_hearts(report_of(["GE"], None))
+    assert "privacy that is stated above" in some and "without privacy" in shapes_of_hearts(report_of(["GE"], None))
