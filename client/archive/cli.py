@@ -16,6 +16,7 @@ from rich.table import Table
 from fedcmr.client.deidentify import KEY_NAME, read_key
 from fedcmr.client.ingest.options import add_case_options
 from fedcmr.client.ingest.refused_list import LIST_NAME
+from fedcmr.shared.command_parser import CommandParser
 from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.progress import LOG_INTERVAL_S
@@ -35,7 +36,7 @@ TALKATIVE = ("pynetdicom", "pydicom", "dicomweb_client", "urllib3", "retrying")
 """Loggers whose messages may quote what an archive sends, or hide the one line of an error behind many."""
 
 
-def add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", positive: Callable[[str], int]) -> None:
+def add_import(commands: "argparse._SubParsersAction[CommandParser]", positive: Callable[[str], int]) -> None:
     """Add the command.
 
     Args:

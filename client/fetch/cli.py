@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcmr.shared.case import VENDORS
+from fedcmr.shared.command_parser import CommandParser
 from fedcmr.shared.console import plain_console
 from fedcmr.shared.errors import UserError
 from fedcmr.shared.site_facts import vendor_argument
@@ -17,7 +18,7 @@ PATIENCE_S = 300.0
 TOKEN_NAME = "delivery.token"  # noqa: S105 - the name of its file
 
 
-def add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", positive: Callable[[str], int]) -> None:
+def add_fetch(commands: "argparse._SubParsersAction[CommandParser]", positive: Callable[[str], int]) -> None:
     """Add the command.
 
     Args:
