@@ -44,7 +44,7 @@ PUBLIC_SETS = {
         "Martin-Isla et al. (2023), IEEE Journal of Biomedical and Health Informatics 27:3302",
         "research only: cite it, no commercial use",
     ),
-    "Sunnybrook": PublicSet("Radau et al. (2009), The MIDAS Journal", "CC0 1.0: no condition; citing it is asked for"),
+    "Sunnybrook": PublicSet("Radau et al. (2009), The MIDAS Journal", "CC0 1.0: no condition, citing it is asked for"),
 }
 """The layouts of `prepare` that are a public set's own."""
 
