@@ -47,12 +47,11 @@ WRONG_LV, WRONG_RV = 2.0, 1.0
 """So many slices further away a slice may lie to have the same ventricles as the one asked for."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class GuideScan:
     """A public scan with whole labels, its slices from base to apex.
 
     Attributes:
-        case: The scan as it was prepared.
         images: Shape (Z, 2, 128, 128), float32 in [-1, 1].
         masks: The same shape, labels 0..3.
         borders_mm: Shape (Z, 2, 3, 64, 64), signed distances to the borders of `STRUCTURES`, negative inside.
@@ -65,7 +64,6 @@ class GuideScan:
         likeness: Shape (3,), what hearts are compared by; see `SCALES`.
     """
 
-    case: Case
     images: Tensor
     masks: Tensor
     borders_mm: Tensor
@@ -78,7 +76,7 @@ class GuideScan:
     likeness: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class GuideScans:
     """All scans of some public folders that can guide.
 
@@ -205,7 +203,6 @@ def _guide_of(case: Case) -> GuideScan | None:
     x, y = (centre(RV) - middle).tolist()
     has = torch.stack([(masks == label).flatten(2).any(2) for label in (LV, RV)], dim=-1)
     return GuideScan(
-        case=case,
         images=images,
         masks=masks,
         borders_mm=_borders_of_masks(masks),

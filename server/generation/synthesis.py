@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fedcmr.server.generation.guide_scans import GuideScans, bend, read_guides
-from fedcmr.server.generation.guide_trabeculae import dark_shifts
 from fedcmr.server.generation.heart_shapes import Hearts, distances, masks_from, slice_positions
 from fedcmr.server.generation.intensity_matching import match_dark_shares, match_intensities, match_noise
 from fedcmr.server.generation.population import draw_dark_shares, draw_population
@@ -27,7 +26,6 @@ from fedcmr.shared.progress import track_parts
 from fedcmr.shared.records import SHAPE_MEAN
 from fedcmr.shared.shape import SHAPE_STD, ShapeDistribution
 from fedcmr.shared.style import MEAN_KEY, STD_KEY, StyleDistribution, style_vectors
-from fedcmr.shared.trabeculae import dark_shares
 from fedcmr.shared.views import Grid
 
 EF_RANGE = (0.08, 0.80)
@@ -163,9 +161,8 @@ def _make(
     populations = shared.shapes if shared else {}
     hearts = draw_population(populations, names, config.num_slices, requested, rng, description is not None)
     guides = read_guides(config.guides)
-    # A scan has trabeculae of its own, which its vendor's patients have more or less of.
+    # A scan has trabeculae of its own.
     dark = None if guides else draw_dark_shares(populations, names, requested, rng)
-    shifts = dark_shifts(populations, names, guides, prior.grid) if guides else None
     wanted = _draw_styles(shared, names, seed)
     cases: list[Case] = []
     styles: list[Tensor] = []
@@ -184,8 +181,6 @@ def _make(
             guide, condition, groups = _guides(prior, hearts[part], requested[part], own_styles, config, guides, rng)
             images = _generate(generator, guide, condition, config, rng, device)
             masks, raw, pixel_mm = condition.masks, prior.raw(condition.style), prior.grid.pixel_mm
-            if shifts is not None:
-                images = match_dark_shares(images, masks, dark_shares(images, masks) + shifts[part], rng, pixel_mm)
             if dark is not None:
                 images = match_dark_shares(images, masks, dark[part], rng, pixel_mm)
             images = match_noise(match_intensities(images, masks, raw, pixel_mm), masks, raw, rng, pixel_mm)
