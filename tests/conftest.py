@@ -37,6 +37,9 @@ LONGEST = (
 )
 """Files of tests that take minutes."""
 
+for guessed in ("COLUMNS", "LINES"):  # which readline leaves to the processes that share the files out
+    os.environ.pop(guessed, None)
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose programs are missing; fail it where they are required."""

@@ -63,7 +63,7 @@ def test_prepare_uses_a_given_key(scans, tmp_path):
     [
         (["prepare", "--format", "acdc", "absent", "out"], "is not a folder"),
         (["prepare", "--format", "acdc", "--key", "absent", ".", "out"], "key file"),
-        (["check", "absent"], "holds no cases.csv"),
+        (["check", "absent"], "absent is no folder"),
         (["budget", "absent"], "fedcmr-client init"),
         (["init", "site", "--name", "../x", "--vendor", "GE", "--nominal-patients", "9"], "name"),
         (
