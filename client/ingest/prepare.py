@@ -16,6 +16,7 @@ from fedcmr.client.deidentify import KEY_CHECK, pseudonym, read_or_make_key
 from fedcmr.client.ingest.burned_in import SUSPECTED, suspect
 from fedcmr.client.ingest.cine import Study
 from fedcmr.client.ingest.destination import FROM_FILES, REFUSED_NAME, Destination, write_json
+from fedcmr.client.ingest.displaced import fit_of_contours
 from fedcmr.client.ingest.identity import Identity
 from fedcmr.client.ingest.layouts.ef_table import names_of, read_ef_table, with_ejection_fractions
 from fedcmr.client.ingest.layouts.kinds import LAYOUTS
@@ -434,6 +435,9 @@ def make_case(
     warnings = [SUSPECTED] if suspected else []
     warnings += job.study.warnings
     warnings += arrays.warnings
+    fit = fit_of_contours(cine)
+    if fit is not None and fit.is_displaced:
+        warnings.append("contours-displaced")
     if vendor is not None and not cine.says_vendor:
         cine = replace(cine, vendor=vendor)
         warnings.append("vendor-given")

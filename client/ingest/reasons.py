@@ -110,6 +110,8 @@ REASONS = {
     "patient's image alone: private, unless you give --simulated because no patient is behind any",
     "heart-by-motion": "cases without masks in which the segmenter found no ventricle: they are centred on what moves, "
     "which may be centimetres off: look at them in check.html, and leave out those whose heart is cut off",
+    "contours-displaced": "cases whose drawn left cavity fits the images far better 8 mm or more away: the contours "
+    "may belong to another crop, matrix or series; look at them in check.html, and export them again",
     "auto-to-check": "cases with automatic contours of which the segmenter is less sure: look at them in check.html, "
     "and remove the line of cases.csv where they are wrong",
     "auto-not-found": "cases without automatic contours: the segmenter found no left ventricle with muscle and a right "
