@@ -144,14 +144,14 @@ def contours() -> str:
     """What is found without masks, per vendor."""
     rows = []
     for name, row in figures("contours")["rows"].items():
-        distance = [row[key] and f"{row[key]['median']:.1f} ({row[key]['max']:.1f})" for key in DISTANCES]
+        distance = [row[key] and "{median:.1f} ({p95:.1f}, {max:.1f})".format(**row[key]) for key in DISTANCES]
         codes = dict(row["contours"])
         sure, to_check = codes.pop("kept", 0), codes.pop("auto-to-check", 0)
         shares = [f"{100 * number / row['n_patients']:.0f} %" for number in (sure, to_check, sum(codes.values()))]
         errors = [row[key] for key in ("ef_mae_points", "ef_bias_points", "ef_mae_points_sure")]
         figures_of = ["-" if value is None else f"{value:.1f}" for value in errors]
         rows.append([f"{name} ({row['n_patients']})", *(text or "-" for text in distance), *shares, *figures_of])
-    heading = ["patients", "motion, mm: median (max)", "crop, mm", "ventricle, mm"]
+    heading = ["patients", "motion, mm: median (95th percentile, max)", "crop, mm", "ventricle, mm"]
     return markdown([*heading, "kept", "to look at", "left out", "EF MAE", "bias", "EF MAE, kept alone"], rows)
 
 
