@@ -2,9 +2,9 @@
 
 Guarantees:
     No file of a bundle is unpacked or imported unless its packages `client` and `shared` and its `fedcmr/__init__.py`
-    are, byte for byte, a version that `policy.allowed_code_sha256` lists, its ClientApp is the one in
-    `fedcmr.client.app`, and it holds nothing else that Python could import in place of a library: only .py files of our
-    packages, settings and texts. An empty list lets nothing in.
+    are, byte for byte, a version that `policy.allowed_code_sha256` lists, its ClientApp is the one that
+    `fedcmr/__init__.py` names, and it holds nothing else that Python could import in place of a library: only .py files
+    of our packages, settings and texts. An empty list lets nothing in.
     Not covered: the libraries installed at the site, and whoever may write to the site's own folders.
 """
 
@@ -18,7 +18,7 @@ from fedcmr.client.code_hash import IMPORT_NAME, SAFE_NAME, sha256_of_files
 
 CODE_FOLDERS = ("client", "server", "shared")
 TEXTS = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
-CLIENTAPP = "fedcmr.client.app:app"
+CLIENTAPP = "fedcmr:client_app"
 CONTENT_LIST = ".info/CONTENT"
 """Flower's own list of the files' hashes; it is not unpacked."""
 MAX_BYTES = 50_000_000

@@ -23,9 +23,9 @@ from fedcmr.simulations.flower_engine import ROOT
 
 PROJECT = (
     b'[project]\nname = "fedcmr"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "fedcmr"\n'
-    b'[tool.flwr.app.components]\nserverapp = "fedcmr.server.app:app"\nclientapp = "fedcmr.client.app:app"\n'
+    b'[tool.flwr.app.components]\nserverapp = "fedcmr:server_app"\nclientapp = "fedcmr:client_app"\n'
 )
-CONFIG = b'[tool.flwr.app.components]\nserverapp = "fedcmr.server.app:app"\nclientapp = "fedcmr.client.app:app"\n'
+CONFIG = b'[tool.flwr.app.components]\nserverapp = "fedcmr:server_app"\nclientapp = "fedcmr:client_app"\n'
 
 
 def files() -> dict[str, bytes]:
@@ -79,7 +79,7 @@ def test_a_changed_server_is_the_servers_own_business():
         ("client\\app.py", b""),
         ("configs/x/y.yaml", b""),
         ("data.npz", b""),
-        ("pyproject.toml", CONFIG.replace(b"fedcmr.client.app:app", b"fedcmr.server.app:steal")),
+        ("pyproject.toml", CONFIG.replace(b"fedcmr:client_app", b"fedcmr.server.app:steal")),
         ("pyproject.toml", b"no toml ["),
     ],
 )
