@@ -28,4 +28,4 @@ def finds_of_cavity(image: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.bool_
     for number in range(1, num + 1):
         find = finds == number
         band = ndimage.binary_dilation(find, iterations=BAND_PX) & ~find
-        yield find, float((image[band] == MYO).mean())
+        yield find, float((image[band] == MYO).mean()) if band.any() else 0.0  # without a band it fills the image

@@ -17,6 +17,7 @@ from fedcmr.client.ingest.layouts.plain import find_plain, parse_labels
 from fedcmr.client.ingest.normalise import normalise, orient
 from fedcmr.client.ingest.prepare import prepare
 from fedcmr.shared.case import LV, MYO, RV, load_cases
+from fedcmr.shared.tasks.segmentation.finds import finds_of_cavity
 from fedcmr.simulations.hospital import write_hospital
 from fedcmr.simulations.scanners.acquisition import SCANNERS
 
@@ -137,3 +138,8 @@ def test_real_hearts_are_found_within_a_centimetre(read, request):
     assert ventricle < 10 or pytest.fail("a ventricle was not found")
     if "ge" not in request.node.name:  # its masks do not know the right ventricle
         assert heart < 10
+
+
+def test_a_find_that_fills_the_image_has_no_muscle_around_it():
+    ((find, share),) = finds_of_cavity(np.full((8, 8), LV, np.uint8))
+    assert find.all() and share == 0
