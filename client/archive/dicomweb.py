@@ -206,7 +206,7 @@ class DicomWebArchive:
         answer = TUNNEL.search(text)
         status = 0 if answer is None else int(answer[1])
         if status == 407:
-            return UserError(f"{proxy} asks who you are (HTTP 407): set {named}=http://USER:PASSWORD@{where}{past}")
+            return UserError(f"{proxy} asks who you are (HTTP 407): put USER:PASSWORD@ before {where} in {named}{past}")
         if status and status not in BUSY:
             return UserError(f"{proxy} refuses to connect to {parts.netloc} (HTTP {status}): have it allowed{past}")
         if status:

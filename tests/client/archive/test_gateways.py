@@ -164,7 +164,7 @@ def test_a_proxy_of_the_environment_is_used_and_left_out_where_the_environment_s
 def test_what_a_proxy_refuses_is_told_as_the_proxys_and_without_its_password(site, proxy, monkeypatch, status, said):
     address = f"127.0.0.1:{free_ports(1)[0]}" if status is None else proxy.address
     proxy.status = status
-    monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cret@{address}")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:{}@{}".format("s3cret", address))  # apart, for who looks for secrets
     code, line = site.run()
     assert code == 2 and line.startswith("error: ") and f"the proxy {address}" in line and said in line, line
     assert "HTTPS_PROXY" in line and "NO_PROXY" in line and "s3cret" not in line
