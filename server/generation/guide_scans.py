@@ -38,8 +38,8 @@ NUM_LIKE = 8
 """A heart's guide is drawn from so many scans that are most like it."""
 SCALES = (0.2, 0.35, 0.3)
 """Ejection fraction, logarithms of the cavity's area and of the heart's area over it: differences that count alike."""
-NUM_TRIED, MAX_MISS = 8, 0.05
-"""So many of them are tried where the ejection fraction comes out further off than this; the nearest one counts."""
+MAX_MISS = 0.05
+"""The others of them are tried where the ejection fraction comes out further off; the nearest one counts."""
 CLOSE_EF, NUM_CORRECTIONS, MAX_STEP_MM = 0.015, 2, 4.0
 """The border at ES is moved at most so often, and so far at a time, until the ejection fraction is that close."""
 MAX_ZOOM = 1.3
@@ -139,7 +139,7 @@ def bend(
     sizes = [_measure(labels, FIT_GRID.pixel_mm) for labels in masks_from(distances(hearts, positions, FIT_GRID))]
     likeness = torch.stack([scan.likeness for scan in guides.scans])
     like = torch.cdist(torch.stack([size.likeness for size in sizes]), likeness).argsort(dim=1)[:, :NUM_LIKE]
-    order = torch.rand(like.shape, generator=rng).argsort(dim=1)[:, :NUM_TRIED]
+    order = torch.rand(like.shape, generator=rng).argsort(dim=1)
     made, numbers = [], []
     for row, (size, tried) in enumerate(zip(sizes, like.gather(1, order).tolist(), strict=True)):
         best: tuple[float, int, Tensor, Tensor] | None = None
